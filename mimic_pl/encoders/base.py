@@ -1,0 +1,102 @@
+"""What every encoder has: its widths, its preprocessing, and one call from tokens and pictures to features."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from mimic_pl.encoders.preprocessor import Preprocessor
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Features
+
+
+class Encoder(nn.Module, ABC):
+    """Turns the tokens and pictures of a batch of mentions, or of entities, into features (paper section 3.2).
+
+    A subclass sets :attr:`dims` in its constructor, registers its pretrained towers with :meth:`add_towers`, and
+    implements :meth:`forward` and :meth:`build_preprocessor`. The same weights serve mentions and entities.
+
+    Attributes:
+        dims: Widths of the features it returns; the units are built to them.
+    """
+
+    dims: FeatureDims
+
+    def __init__(self, freeze: bool = False) -> None:
+        super().__init__()
+        self.freeze = freeze
+        self._towers: tuple[nn.Module, ...] = ()
+
+    def add_towers(self, *towers: nn.Module) -> None:
+        """Name the pretrained parts: these alone are frozen by ``freeze``; projections on top stay trainable."""
+        self._towers = towers
+        if self.freeze:
+            for tower in towers:
+                tower.requires_grad_(False)
+        # transformers hands models out in evaluation mode and Lightning keeps the mode that it finds.
+        self.train()
+
+    def train(self, mode: bool = True) -> Encoder:
+        """Switch dropout on or off, except in frozen towers, which stay in evaluation mode."""
+        super().train(mode)
+        if self.freeze:
+            for tower in self._towers:
+                tower.eval()
+        return self
+
+    def towers_grad(self) -> torch.set_grad_enabled:
+        """Context for the towers' forward pass: no graph is recorded through frozen ones."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze)
+
+    @abstractmethod
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
+        """Encode one side.
+
+        Args:
+            input_ids: int64 ``[batch, text_tokens]``.
+            attention_mask: 1 for a token, 0 for padding, int64 ``[batch, text_tokens]``.
+            pixel_values: Normalised pictures, ``[batch, 3, image_size, image_size]``.
+        """
+
+    @abstractmethod
+    def build_preprocessor(self) -> Preprocessor:
+        """Make tokenizer and picture preprocessing from the checkpoint that the weights came from."""
+
+    @cached_property
+    def preprocessor(self) -> Preprocessor:
+        """Tokenizer and picture preprocessing, made when first asked for: scoring ready-made inputs needs none."""
+        return self.build_preprocessor()
+
+    @classmethod
+    def check_pretrained(cls, pretrained: str | None) -> None:
+        """Fail early on a checkpoint path that does not exist; hub names (``owner/name``) pass.
+
+        Raises:
+            ConfigError: ``pretrained`` looks like a path and is no folder.
+        """
+        if not pretrained:
+            return
+        path = Path(pretrained).expanduser()
+        looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
+        if looks_local and not path.is_dir():
+            raise ConfigError(
+                f"The encoder's checkpoint folder {pretrained!r} does not exist (looked in {path.resolve()}). "
+                "Give an existing folder in Hugging Face format, or a hub name such as 'openai/clip-vit-base-patch32'."
+            )
+
+
+def choose_start(pretrained: str | None, config: object | None, what: str) -> None:
+    """Check that a tower starts either from weights or from a configuration.
+
+    Raises:
+        ConfigError: Both or neither are given.
+    """
+    if (pretrained is None) == (config is None):
+        raise ConfigError(
+            f"{what} starts either from a checkpoint or from a configuration: give exactly one of "
+            f"'pretrained' and 'config' (got pretrained={pretrained!r} and {'a' if config else 'no'} config)."
+        )

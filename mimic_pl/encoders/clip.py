@@ -1,0 +1,149 @@
+"""CLIP-like dual encoders from transformers (the published model's encoder)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+from mimic_pl.encoders.base import Encoder, choose_start
+from mimic_pl.encoders.preprocessor import Preprocessor
+from mimic_pl.encoders.tokenizer import build_tokenizer, load_tokenizer
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Features
+
+
+class CLIPEncoder(Encoder):
+    """A dual encoder whose two towers yield pooled embeddings and hidden states (paper section 3.2).
+
+    Text features are the normalised text embedding and the last hidden states; picture features are linear projections
+    of the normalised picture embedding and of the last hidden states, CLS included. Any checkpoint whose model has
+    ``get_text_features`` and ``get_image_features`` works (CLIP, SigLIP, ...).
+
+    Args:
+        pretrained: Checkpoint folder or hub name, for example ``openai/clip-vit-base-patch32``.
+        config: Instead of ``pretrained``: sizes of a new :class:`transformers.CLIPConfig` (``projection_dim``,
+            ``text_config``, ``vision_config``) with random weights.
+        vocabulary: With ``config``: the words of its tokenizer (see :func:`~mimic_pl.encoders.tokenizer.build_tokenizer`).
+        text_length: Tokens per text.
+        image_dim: Width of the picture features after projection (the paper's d_V).
+        freeze: Keep the towers as they are; the projections still train.
+        gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
+
+    Raises:
+        ConfigError: Both or neither of ``pretrained`` and ``config``, or a text longer than the model can take.
+
+    Example:
+        >>> encoder = CLIPEncoder("openai/clip-vit-base-patch32")  # doctest: +SKIP
+        >>> features = encoder(input_ids=ids, attention_mask=mask, pixel_values=pixels)  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        pretrained: str | None = None,
+        config: dict[str, Any] | None = None,
+        vocabulary: list[str] | None = None,
+        text_length: int = 40,
+        image_dim: int = 96,
+        freeze: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(freeze)
+        choose_start(pretrained, config, "CLIPEncoder")
+        self.pretrained = pretrained
+        self.text_length = text_length
+        self.tokenizer: PreTrainedTokenizerBase | None = None
+        if pretrained is not None:
+            if vocabulary is not None:
+                raise ConfigError("CLIPEncoder: 'vocabulary' goes with 'config'; a checkpoint brings its tokenizer.")
+            self.check_pretrained(pretrained)
+            # float32 whatever the file holds: half-precision weights do not survive the published learning rate.
+            self.clip = AutoModel.from_pretrained(pretrained, dtype=torch.float32)
+        else:
+            self.tokenizer = build_tokenizer(vocabulary or [])
+            self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length))
+
+        text, vision = self.clip.config.text_config, self.clip.config.vision_config
+        if text_length > text.max_position_embeddings:
+            raise ConfigError(
+                f"text_length is {text_length}, but this text tower has only {text.max_position_embeddings} positions. "
+                "Lower text_length or choose another checkpoint."
+            )
+        text_dim = getattr(self.clip.config, "projection_dim", None) or text.hidden_size
+        image_global_dim = getattr(self.clip.config, "projection_dim", None) or vision.hidden_size
+        self.text_local: nn.Module = (
+            nn.Identity() if text.hidden_size == text_dim else nn.Linear(text.hidden_size, text_dim)
+        )
+        self.image_global = nn.Linear(image_global_dim, image_dim)
+        self.image_local = nn.Linear(vision.hidden_size, image_dim)
+
+        self.dims = FeatureDims(text_dim, image_dim)
+        if gradient_checkpointing:
+            self.clip.gradient_checkpointing_enable()
+        # The scale (and bias) of the contrastive logits have no part in MIMIC; DDP would wait for their gradients.
+        for name, parameter in self.clip.named_parameters():
+            if name in ("logit_scale", "logit_bias"):
+                parameter.requires_grad_(False)
+        self.add_towers(self.clip)
+
+    def build_preprocessor(self) -> Preprocessor:
+        """The checkpoint's tokenizer and picture statistics; see :meth:`Encoder.build_preprocessor`."""
+        size = self.clip.config.vision_config.image_size
+        if self.pretrained is None:
+            assert self.tokenizer is not None
+            return Preprocessor(self.tokenizer, self.text_length, size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        tokenizer = load_tokenizer(self.pretrained)
+        return Preprocessor(tokenizer, self.text_length, size, *_picture_statistics(self.pretrained))
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
+        """Encode one side; see :meth:`Encoder.forward`."""
+        with self.towers_grad():
+            text = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+            image = self.clip.get_image_features(pixel_values=pixel_values)
+        return Features(
+            text_global=nn.functional.normalize(text.pooler_output, dim=-1),
+            text_local=self.text_local(text.last_hidden_state),
+            image_global=self.image_global(nn.functional.normalize(image.pooler_output, dim=-1)),
+            image_local=self.image_local(image.last_hidden_state),
+            text_mask=attention_mask,
+        )
+
+
+def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text_length: int) -> CLIPConfig:
+    """The configuration of a new CLIP whose text tower fits the tokenizer."""
+    unknown = set(sizes) - {"projection_dim", "text_config", "vision_config"}
+    if unknown:
+        raise ConfigError(
+            f"CLIPEncoder's config has unknown keys {sorted(unknown)}; it takes projection_dim, text_config and "
+            "vision_config (the fields of transformers' CLIPTextConfig and CLIPVisionConfig)."
+        )
+    text = {"max_position_embeddings": text_length, **sizes.get("text_config", {})}
+    text |= {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    return AutoConfig.for_model("clip", **{**sizes, "text_config": text})
+
+
+def _picture_statistics(pretrained: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation that the checkpoint's pictures were normalised with."""
+    try:
+        settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
+        return settings["image_mean"], settings["image_std"]
+    except (OSError, KeyError) as error:
+        raise ConfigError(
+            f"The encoder's checkpoint {pretrained!r} does not say how its pictures are normalised: it needs a "
+            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor."
+        ) from error

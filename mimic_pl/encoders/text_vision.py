@@ -1,0 +1,143 @@
+"""A text model from transformers beside a vision model from timm (the paper's BERT + ViT)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import timm
+import torch
+from timm.data import resolve_model_data_config
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
+
+from mimic_pl.encoders.base import Encoder, choose_start
+from mimic_pl.encoders.preprocessor import Preprocessor
+from mimic_pl.encoders.tokenizer import build_tokenizer, load_tokenizer
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Features
+
+
+class TextVisionEncoder(Encoder):
+    """Two towers that were not trained together: any text model of transformers, any ViT or CNN of timm.
+
+    Args:
+        text: Checkpoint folder or hub name of the text model, for example ``bert-base-uncased``.
+        text_config: Instead of ``text``: the configuration of a new text model, with its ``model_type`` (``bert``, ...).
+        vocabulary: With ``text_config``: the words of its tokenizer.
+        text_pooling: How the text model's hidden states become the global feature: ``cls`` (first token, as BERT is
+            pooled) or ``mean`` (over the real tokens, as sentence encoders are).
+        vision: Name of the timm model, for example ``vit_base_patch16_224`` or ``resnet50``; a checkpoint folder or
+            hub name of timm is written ``local-dir:PATH`` or ``hf-hub:NAME``.
+        vision_pretrained: Load timm's weights for it; otherwise they are random.
+        vision_args: Further arguments of :func:`timm.create_model`, for example ``{img_size: 64}``.
+        text_length: Tokens per text.
+        text_dim: Project the text features to this width; as they are if not given.
+        image_dim: Width of the picture features after projection (the paper's d_V).
+        freeze: Keep both towers as they are; the projections still train.
+        gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
+
+    Raises:
+        ConfigError: Both or neither of ``text`` and ``text_config``, a text too long for the model, or a vision model
+            without local features.
+    """
+
+    def __init__(
+        self,
+        text: str | None = None,
+        text_config: dict[str, Any] | None = None,
+        vocabulary: list[str] | None = None,
+        text_pooling: Literal["cls", "mean"] = "cls",
+        vision: str = "vit_base_patch16_224",
+        vision_pretrained: bool = True,
+        vision_args: dict[str, Any] | None = None,
+        text_length: int = 40,
+        text_dim: int | None = None,
+        image_dim: int = 96,
+        freeze: bool = False,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__(freeze)
+        choose_start(text, text_config, "TextVisionEncoder's text model")
+        self.text_length = text_length
+        self.text_name = text
+        if text is not None:
+            self.check_pretrained(text)
+            self.text = AutoModel.from_pretrained(text, dtype=torch.float32)
+            self.tokenizer: PreTrainedTokenizerBase | None = None
+        else:
+            tokenizer = self.tokenizer = build_tokenizer(vocabulary or [])
+            sizes = {**(text_config or {}), "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            self.text = AutoModel.from_config(AutoConfig.for_model(**sizes))
+        positions = getattr(self.text.config, "max_position_embeddings", text_length)
+        if text_length > positions:
+            raise ConfigError(
+                f"text_length is {text_length}, but {text or 'this text model'} has only {positions} positions. "
+                "Lower text_length or choose another text model."
+            )
+        self.text_pooling = text_pooling
+        self.vision = timm.create_model(vision, pretrained=vision_pretrained, num_classes=0, **(vision_args or {}))
+        input_size = resolve_model_data_config(self.vision)["input_size"]
+        self._channels_last = _channels_last(self.vision, input_size, vision)
+
+        hidden = self.text.config.hidden_size
+        text_dim = text_dim or hidden
+        self.text_global: nn.Module = nn.Identity() if text_dim == hidden else nn.Linear(hidden, text_dim)
+        self.text_local: nn.Module = nn.Identity() if text_dim == hidden else nn.Linear(hidden, text_dim)
+        self.image_global = nn.Linear(self.vision.head_hidden_size, image_dim)
+        self.image_local = nn.Linear(self.vision.num_features, image_dim)
+        self.dims = FeatureDims(text_dim, image_dim)
+        if gradient_checkpointing:
+            self.text.gradient_checkpointing_enable()
+            self.vision.set_grad_checkpointing()
+        # BERT's pooler head is no part of either pooling; DDP would wait for its gradient.
+        for name, parameter in self.text.named_parameters():
+            if name.startswith("pooler."):
+                parameter.requires_grad_(False)
+        self.add_towers(self.text, self.vision)
+
+    def build_preprocessor(self) -> Preprocessor:
+        """The text model's tokenizer and the vision model's size, mean and deviation."""
+        tokenizer = self.tokenizer or load_tokenizer(str(self.text_name))
+        picture = resolve_model_data_config(self.vision)
+        return Preprocessor(tokenizer, self.text_length, picture["input_size"][-1], picture["mean"], picture["std"])
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
+        """Encode one side; see :meth:`Encoder.forward`."""
+        with self.towers_grad():
+            tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            feature_map = self.vision.forward_features(pixel_values)
+            pooled_image = self.vision.forward_head(feature_map, pre_logits=True)
+        if self.text_pooling == "mean":
+            weight = attention_mask.unsqueeze(-1).to(tokens.dtype)
+            pooled_text = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
+        else:
+            pooled_text = tokens[:, 0]
+        return Features(
+            text_global=self.text_global(pooled_text),
+            text_local=self.text_local(tokens),
+            image_global=self.image_global(pooled_image),
+            image_local=self.image_local(self._as_tokens(feature_map)),
+            text_mask=attention_mask,
+        )
+
+    def _as_tokens(self, feature_map: Tensor) -> Tensor:
+        """Flatten a vision model's features to ``[batch, image_tokens, width]``."""
+        if feature_map.ndim == 3:
+            return feature_map
+        return feature_map.flatten(1, 2) if self._channels_last else feature_map.flatten(2).transpose(1, 2)
+
+
+def _channels_last(vision: nn.Module, input_size: tuple[int, int, int], name: str) -> bool:
+    """Find out by one forward pass how a vision model lays its local features out."""
+    vision.eval()
+    with torch.no_grad():
+        shape = tuple(vision.forward_features(torch.zeros(1, *input_size)).shape)
+    width = vision.num_features
+    if len(shape) == 3 and shape[-1] == width:
+        return False
+    if len(shape) == 4 and width in (shape[1], shape[-1]):
+        return shape[1] != width
+    raise ConfigError(
+        f"The vision model {name!r} yields features of shape {shape}, which are no tokens or feature map of width "
+        f"{width}. Choose a ViT or CNN with local features."
+    )

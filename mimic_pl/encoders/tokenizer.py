@@ -1,0 +1,64 @@
+"""Tokenizers: a checkpoint's own, or one made from a list of words for a model that starts from a configuration."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterable
+
+from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from mimic_pl.errors import ConfigError
+
+PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[EOS]"
+
+
+def build_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
+    """Build a lower-casing WordPiece tokenizer that knows these words and spells out all others.
+
+    Every text of printable ASCII has a tokenization: a word outside the vocabulary falls apart into the longest known
+    pieces, down to single characters. Each text becomes ``[CLS] tokens [EOS]``.
+
+    Args:
+        vocabulary: Words that become one token each; order decides their ids, repeated words count once.
+    """
+    characters = sorted(set(string.printable.lower()) - set(string.whitespace))
+    pieces = [*characters, *(f"##{character}" for character in characters), *(word.lower() for word in vocabulary)]
+    ids: dict[str, int] = {}
+    for piece in [PAD, UNKNOWN, START, END, *pieces]:
+        ids.setdefault(piece, len(ids))
+
+    tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        unk_token=UNKNOWN,
+        bos_token=START,
+        eos_token=END,
+        cls_token=START,
+    )
+
+
+def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        ConfigError: The checkpoint has none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"The checkpoint {pretrained!r} has no tokenizer that transformers can load: {error}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+        # transformers makes an empty tokenizer of the model's type where the files are absent.
+        raise ConfigError(
+            f"The checkpoint {pretrained!r} comes without tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
+            "Save the tokenizer beside the weights."
+        )
+    return tokenizer

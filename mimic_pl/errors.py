@@ -1,0 +1,49 @@
+"""What can go wrong, in four kinds. Every message says what was wrong, where, and what to do about it.
+
+The command line prints the message as one paragraph and exits with :attr:`MimicError.exit_code`.
+"""
+
+
+class MimicError(Exception):
+    """Base of all errors that mimic-pl raises on purpose."""
+
+    exit_code = 1
+
+
+class ConfigError(MimicError):
+    """A configuration value that can not work (unknown name, wrong path, sizes that do not fit)."""
+
+    exit_code = 3
+
+
+class DataError(MimicError):
+    """A data set that is not as it should be (missing file, malformed JSON, unknown gold, unreadable picture)."""
+
+    exit_code = 4
+
+
+class CheckpointError(MimicError):
+    """Weights that do not fit the model (unknown or missing names, other shapes, unreadable file)."""
+
+    exit_code = 5
+
+
+class NonFiniteScoreError(MimicError):
+    """A score that is NaN or infinite, which no ranking can order.
+
+    Args:
+        message: What the user reads.
+        score: Name of the score.
+        mention: Row of the mention in its block.
+        entity: Position of the entity in the knowledge base.
+        value: What the score is.
+    """
+
+    exit_code = 6
+
+    def __init__(self, message: str, score: str = "", mention: int = -1, entity: int = -1, value: float = 0.0) -> None:
+        super().__init__(message)
+        self.score = score
+        self.mention = mention
+        self.entity = entity
+        self.value = value

@@ -1,0 +1,290 @@
+"""MIMIC as a LightningModule: encoder, units, loss and ranking wired together (Luo et al., KDD 2023)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mimic_pl.encoders import CLIPEncoder, Encoder
+from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.features import Features
+from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.metrics import rank_metrics
+from mimic_pl.published import load_weights, published_sizes, read_published
+from mimic_pl.ranking import EntityIndex, Ranker, Ranking
+from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, UnitFactory, published_units
+
+Side = dict[str, Tensor]
+"""Tokens and pictures of one side as the encoder takes them."""
+
+
+def published_optimizer(params: Any) -> torch.optim.Optimizer:
+    """AdamW with the paper's settings."""
+    return torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.999), eps=1e-4, weight_decay=1e-4)
+
+
+class MIMIC(LightningModule):
+    """Multi-grained multimodal interaction network for entity linking.
+
+    A batch's mentions and entities are encoded by the same encoder; every unit scores every pair; the overall score is
+    the units' mean. Validation and test rank the whole knowledge base of the data module, exactly.
+
+    To build on it, subclass and override the hook that holds your idea:
+
+    - :meth:`score`: from features of both sides to named scores;
+    - :meth:`compute_loss`: from the scores of a training batch to the loss;
+    - :meth:`parameter_groups`: what decays and at which rate;
+    - :meth:`configure_metrics`: what is computed from the ranks;
+    - :meth:`rank`: from a batch of mentions to ranks and top entities.
+
+    Args:
+        encoder: Turns tokens and pictures into features.
+        units: The interaction units by name; the published three by default. The names are those of the scores.
+        loss: Turns the scores of a training batch into the loss; the published one by default.
+        optimizer: Makes the optimizer from parameter groups; published settings by default.
+        lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
+        ranker: Ranks the knowledge base in evaluation.
+
+    Example:
+        >>> model = MIMIC(CLIPEncoder("openai/clip-vit-base-patch32"))  # doctest: +SKIP
+        >>> model.score(mention_features, entity_features)["overall"]  # [mentions, entities]  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        units: dict[str, UnitFactory] | None = None,
+        loss: UnitConsistentLoss | None = None,
+        optimizer: OptimizerCallable = published_optimizer,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        ranker: Ranker | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.matcher = Matcher(encoder.dims, units or published_units())
+        self.loss = loss or UnitConsistentLoss()
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
+        self.ranker = ranker or Ranker()
+        self.metrics = nn.ModuleDict()
+        self.configure_metrics()
+        self.index: EntityIndex | None = None
+
+    # ---- scores -----------------------------------------------------------------------------------------------
+
+    def score(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
+        """Score every pair from features: ``overall`` and each unit by name, each ``[mentions, entities]``."""
+        return self.matcher.score(self.matcher.mention(mentions), self.matcher.entity(entities))
+
+    def forward(self, mentions: Side, entities: Side) -> dict[str, Tensor]:
+        """Score every pair from tokens and pictures; see :meth:`score`."""
+        return self.score(self.encoder(**mentions), self.encoder(**entities))
+
+    # ---- training ---------------------------------------------------------------------------------------------
+
+    def compute_loss(self, scores: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a training batch, and its terms for the log.
+
+        Args:
+            scores: Named scores ``[batch, batch]``; column j is the gold of mention j.
+            batch: The batch as the data module made it.
+        """
+        total, terms = self.loss(scores, batch["gold"])
+        return total, terms
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """One step: loss of the batch's mentions against the batch's gold entities."""
+        scores = self(batch["mentions"], batch["entities"])
+        total, terms = self.compute_loss(scores, batch)
+        size = len(batch["index"])
+        self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
+        self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=size)
+        return total
+
+    def on_fit_start(self) -> None:
+        """Remember the run's seed."""
+        self._seed = torch.initial_seed()
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout by epoch and process, so that a resumed run draws what the undisturbed one would have drawn."""
+        torch.manual_seed((self._seed + 1_000_003 * (self.current_epoch + 1) + self.global_rank) % 2**63)
+
+    def configure_optimizers(self) -> Any:
+        """Optimizer over :meth:`parameter_groups`, and the scheduler if there is one."""
+        optimizer = self.optimizer(self.parameter_groups())
+        if self.lr_scheduler is None:
+            return optimizer
+        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Trainable parameters, split by the published rule of what is exempt from weight decay.
+
+        Exempt are names that contain ``bias`` or ``LayerNorm.weight``; norms under other names (CLIP's ``layer_norm1``,
+        the units') do decay in the published model, and so here.
+        """
+        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        exempt = [p for name, p in named if "bias" in name or "LayerNorm.weight" in name]
+        decayed = [p for name, p in named if not ("bias" in name or "LayerNorm.weight" in name)]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
+        return [group for group in groups if group["params"]]
+
+    # ---- evaluation -------------------------------------------------------------------------------------------
+
+    def configure_metrics(self) -> None:
+        """Fill :attr:`metrics`: for ``val`` and ``test``, a collection over ranks for each score."""
+        for stage in ("val", "test"):
+            self.metrics[stage] = nn.ModuleDict(
+                {
+                    name: rank_metrics(f"{stage}/" if name == "overall" else f"{stage}/{name}/")
+                    for name in self.matcher.score_names
+                }
+            )
+
+    def on_validation_epoch_start(self) -> None:
+        """Encode the knowledge base with the present weights."""
+        self.index = self.encode_entities()
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Rank the whole knowledge base for a batch of mentions."""
+        return self._evaluation_step(batch, "val")
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the metrics of all mentions."""
+        self._log_metrics("val")
+
+    def on_test_epoch_start(self) -> None:
+        """Encode the knowledge base with the present weights."""
+        self.index = self.encode_entities()
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Rank the whole knowledge base for a batch of mentions."""
+        return self._evaluation_step(batch, "test")
+
+    def on_test_epoch_end(self) -> None:
+        """Log the metrics of all mentions."""
+        self._log_metrics("test")
+
+    def on_predict_epoch_start(self) -> None:
+        """Encode the knowledge base with the present weights."""
+        self.index = self.encode_entities()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        """Rank the whole knowledge base for a batch of mentions, with or without golds."""
+        return {"ranking": self.rank(batch), "index": batch["index"]}
+
+    def on_predict_epoch_end(self) -> None:
+        """Let the index go."""
+        self.index = None
+
+    @torch.no_grad()
+    def encode_entities(self) -> EntityIndex:
+        """Encode every entity of the data module's knowledge base into an index on this device.
+
+        Raises:
+            ConfigError: The Trainer was given bare loaders instead of a data module.
+        """
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not hasattr(datamodule, "entity_dataloader"):
+            raise ConfigError(
+                "Ranking needs the knowledge base, which comes from a data module with entity_dataloader(). Call the "
+                "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
+            )
+        loader = datamodule.entity_dataloader()
+        index = EntityIndex(len(loader.dataset), device=self.device)
+        bar = tqdm(
+            loader,
+            desc="Encoding the knowledge base",
+            unit="batch",
+            leave=False,
+            disable=self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero,
+        )
+        was_training = self.training
+        self.eval()
+        for batch in bar:
+            batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            with self.trainer.precision_plugin.forward_context():
+                index.append(self.matcher.entity(self.encoder(**batch["entities"])))
+        self.train(was_training)
+        return index
+
+    def rank(self, batch: dict[str, Any]) -> Ranking:
+        """Rank the whole knowledge base for a batch of mentions.
+
+        Raises:
+            NonFiniteScoreError: A score is NaN or infinite; the message names the mention.
+        """
+        assert self.index is not None, "the index is filled at the start of the epoch"
+        states = self.matcher.mention(self.encoder(**batch["mentions"]))
+        # Scores are ordered, so they are float32 whatever precision the features were computed in.
+        with torch.autocast(self.device.type, enabled=False):
+            states = {unit: {key: _as_float32(t) for key, t in state.items()} for unit, state in states.items()}
+            try:
+                return self.ranker(self.matcher.score, states, batch["gold"], self.index)
+            except NonFiniteScoreError as error:
+                raise NonFiniteScoreError(self._explain(error, batch["index"])) from error
+
+    def _evaluation_step(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
+        ranking = self.rank(batch)
+        for name, collection in self.metrics[stage].items():
+            collection.update(ranking.ranks[name], num_entities=len(self.index))
+        return {"ranking": ranking, "index": batch["index"]}
+
+    def _explain(self, error: NonFiniteScoreError, index: Tensor) -> str:
+        """Name the mention and the entity whose score no ranking can order."""
+        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
+        stage = {"validate": "val", "sanity_check": "val"}.get(str(self.trainer.state.stage.value), None)
+        split = stage or str(self.trainer.state.stage.value)
+        mention = datamodule.mentions[split][int(index[error.mention])]
+        entity = datamodule.entities[error.entity]
+        return (
+            f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.qid} "
+            f"({entity.name!r}) is {error.value}. The weights have diverged, or the features overflow in this precision: "
+            "lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate in 32-bit precision."
+        )
+
+    def _log_metrics(self, stage: str) -> None:
+        for name, collection in self.metrics[stage].items():
+            self.log_dict(collection.compute(), prog_bar=False)
+            collection.reset()
+        self.index = None
+
+    # ---- published weights ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_published(cls, checkpoint: str | Path, pretrained: str, **kwargs: Any) -> MIMIC:
+        """Load a checkpoint of the published implementation.
+
+        All sizes are read from its tensors.
+
+        Args:
+            checkpoint: Its Lightning ``.ckpt``, or a state dict or safetensors file with its names.
+            pretrained: The CLIP checkpoint it was trained from: the architecture, the tokenizer and the picture
+                preprocessing come from there, the weights from ``checkpoint``.
+            **kwargs: Further arguments of the model.
+
+        Raises:
+            CheckpointError: Names are unknown or missing, or shapes do not fit; all of them are listed.
+        """
+        state = read_published(checkpoint)
+        sizes = published_sizes(state)
+        positions = state.get("encoder.clip.text_model.embeddings.position_embedding.weight")
+        text_length = min(40, len(positions)) if positions is not None else 40
+        encoder = CLIPEncoder(pretrained, text_length=text_length, image_dim=sizes["image_dim"])
+        units: dict[str, UnitFactory] = {
+            "text": lambda dims: TGLU(dims, sizes["text"]),
+            "vision": lambda dims: VDLU(dims, sizes["vision"]),
+            "cross_modal": lambda dims: CMFU(dims, sizes["cross_modal"]),
+        }
+        model = cls(encoder, units=units, **kwargs)
+        load_weights(model, state, str(checkpoint))
+        return model
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor

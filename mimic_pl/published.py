@@ -1,0 +1,154 @@
+"""Weights of the published implementation, under this library's names."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from mimic_pl.errors import CheckpointError
+
+_RENAMES = [
+    (r"encoder\.clip\.", "encoder.clip."),
+    (r"encoder\.image_cls_fc\.", "encoder.image_global."),
+    (r"encoder\.image_tokens_fc\.", "encoder.image_local."),
+    (r"matcher\.(text|image)_cls_layernorm\.", r"matcher.\1_global_norm."),
+    (r"matcher\.(text|image)_tokens_layernorm\.", r"matcher.\1_local_norm."),
+    (r"matcher\.tglu\.fc_(query|key|value)\.", r"matcher.units.text.\1."),
+    (r"matcher\.tglu\.fc_cls\.", "matcher.units.text.context."),
+    (r"matcher\.tglu\.layer_norm\.", "matcher.units.text.norm."),
+    (r"matcher\.vdlu\.dual_ent2men\.", "matcher.units.vision.entity_to_mention."),
+    (r"matcher\.vdlu\.dual_men2ent\.", "matcher.units.vision.mention_to_entity."),
+    (r"(matcher\.units\.vision\..*)\.cls_fc\.", r"\1.global_."),
+    (r"(matcher\.units\.vision\..*)\.tokens_fc\.", r"\1.local."),
+    (r"(matcher\.units\.vision\..*)\.add_layer_norm\.", r"\1.norm_sum."),
+    (r"(matcher\.units\.vision\..*)\.gate_fc\.", r"\1.gate."),
+    (r"(matcher\.units\.vision\..*)\.fc\.", r"\1.mix."),
+    (r"(matcher\.units\.vision\..*)\.layer_norm\.", r"\1.norm."),
+    (r"matcher\.cmfu\.(text|image|gate)_fc\.", r"matcher.units.cross_modal.\1."),
+    (r"matcher\.cmfu\.gate_layer_norm\.", "matcher.units.cross_modal.norm."),
+]
+
+_UNUSED = re.compile(
+    # A norm that the published CMFU makes and never calls, and a buffer that older transformers versions stored.
+    r"matcher\.cmfu\.context_layer_norm\.|encoder\.clip\.(text_model|vision_model)\.embeddings\.position_ids$"
+)
+
+
+def read_published(path: str | Path) -> dict[str, Tensor]:
+    """Read a checkpoint of the published implementation and rename its tensors to this library's names.
+
+    Args:
+        path: Its Lightning ``.ckpt``, a state dict saved by ``torch.save``, or a safetensors file. A pickle is loaded
+            as tensors only: code in it is never run.
+
+    Raises:
+        CheckpointError: The file is missing or unreadable, or holds names that the published model does not have.
+    """
+    state = _read_tensors(Path(path))
+    renamed, unknown = {}, []
+    for name, tensor in state.items():
+        if _UNUSED.match(name):
+            continue
+        new = name
+        for pattern, replacement in _RENAMES:
+            new = re.sub(rf"^{pattern}", replacement, new)
+        if new == name and not name.startswith("encoder.clip."):
+            unknown.append(name)
+        renamed[new] = tensor
+    if unknown:
+        raise CheckpointError(
+            f"{path} holds {len(unknown)} tensors that the published model does not have: {', '.join(sorted(unknown))}. "
+            "Is it a checkpoint of another model?"
+        )
+    return renamed
+
+
+def published_sizes(state: dict[str, Tensor]) -> dict[str, int]:
+    """Read the model's sizes from its tensors: ``image_dim`` and each unit's hidden size by the unit's name.
+
+    Raises:
+        CheckpointError: A tensor that tells a size is missing.
+    """
+    tells = {
+        "image_dim": "encoder.image_global.weight",
+        "text": "matcher.units.text.query.weight",
+        "vision": "matcher.units.vision.entity_to_mention.global_.weight",
+        "cross_modal": "matcher.units.cross_modal.text.weight",
+    }
+    missing = [name for name in tells.values() if name not in state]
+    if missing:
+        raise CheckpointError(f"The checkpoint lacks tensors that tell the model's sizes: {', '.join(missing)}.")
+    return {size: state[name].shape[0] for size, name in tells.items()}
+
+
+def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
+    """Load a state dict whole, or say all that does not fit.
+
+    Raises:
+        CheckpointError: Names are unknown or missing, or shapes differ.
+    """
+    own = model.state_dict()
+    unknown, missing = sorted(state.keys() - own.keys()), sorted(own.keys() - state.keys())
+    differing = [
+        f"{name} (checkpoint {tuple(state[name].shape)}, model {tuple(own[name].shape)})"
+        for name in sorted(own.keys() & state.keys())
+        if own[name].shape != state[name].shape
+    ]
+    problems = [
+        f"{what}: {', '.join(names)}"
+        for what, names in (("unknown", unknown), ("missing", missing), ("of another shape", differing))
+        if names
+    ]
+    if problems:
+        raise CheckpointError(
+            f"The weights in {source} do not fit the model. Names {'; names '.join(problems)}. "
+            "Check that the encoder checkpoint and the sizes are those of the training run."
+        )
+    model.load_state_dict(state)
+
+
+class _Placeholder:
+    """Stands in for a pickled object that is no tensor: takes anything, does nothing."""
+
+    def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
+        return super().__new__(cls)
+
+    def __init__(self, *args: object, **kwargs: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise CheckpointError(f"There is no checkpoint at {path.resolve()}. Give the path of the published file.")
+    try:
+        content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path} can not be read as a checkpoint. It is truncated, or no file of tensors. Details: {error}"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no state dict: expected tensors by name, or these under 'state_dict'.")
+    return state
+
+
+def _read_pickle(path: Path) -> object:
+    """Load a torch pickle without running code from it.
+
+    The published checkpoints carry their configuration as objects of a library that need not be installed here:
+    whatever is no tensor becomes a placeholder.
+    """
+    others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in others]
+    with torch.serialization.safe_globals(placeholders):
+        return torch.load(path, map_location="cpu", weights_only=True)

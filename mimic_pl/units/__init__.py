@@ -1,0 +1,10 @@
+"""Interaction units: each scores every mention-entity pair; :class:`Matcher` holds them together."""
+
+from mimic_pl.units.base import State, Unit, UnitFactory
+from mimic_pl.units.cmfu import CMFU
+from mimic_pl.units.cosine import GlobalCosine
+from mimic_pl.units.matcher import Matcher, States, published_units
+from mimic_pl.units.tglu import TGLU
+from mimic_pl.units.vdlu import VDLU
+
+__all__ = ["CMFU", "TGLU", "VDLU", "GlobalCosine", "Matcher", "State", "States", "Unit", "UnitFactory", "published_units"]

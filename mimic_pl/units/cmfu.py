@@ -1,0 +1,47 @@
+"""CMFU, the cross-modal fusion-based matching unit (paper section 3.3.3)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.units.base import State, Unit
+
+
+class CMFU(Unit):
+    """Text and picture of a side fused into one vector, by the same weights on both sides.
+
+        x = W_t t^G,  y = W_v v^L,  a = softmax(x y^T),  z = a y,  gate = tanh(w x + b),  h = LayerNorm(gate x + z)
+        S_C = h_m . h_e
+
+    Args:
+        dims: Widths of the features.
+        hidden_dim: Width of the fused vector.
+    """
+
+    def __init__(self, dims: FeatureDims, hidden_dim: int = 96) -> None:
+        super().__init__(dims)
+        self.text = nn.Linear(dims.text, hidden_dim)
+        self.image = nn.Linear(dims.image, hidden_dim)
+        self.gate = nn.Linear(hidden_dim, 1)
+        self.norm = nn.LayerNorm(hidden_dim)
+
+    def mention(self, features: Features) -> State:
+        """State: ``fused`` ``[mentions, hidden_dim]``."""
+        return {"fused": self._fuse(features)}
+
+    def entity(self, features: Features) -> State:
+        """State: ``fused`` ``[entities, hidden_dim]``."""
+        return {"fused": self._fuse(features)}
+
+    def score(self, mentions: State, entities: State) -> Tensor:
+        """S_C, ``[mentions, entities]``."""
+        return mentions["fused"] @ entities["fused"].T
+
+    def _fuse(self, features: Features) -> Tensor:
+        text = self.text(features.text_global)
+        image = self.image(features.image_local)
+        attention = torch.einsum("bd,btd->bt", text, image).softmax(dim=-1)
+        visual = torch.einsum("bt,btd->bd", attention, image)
+        return self.norm(torch.tanh(self.gate(text)) * text + visual)

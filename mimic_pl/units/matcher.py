@@ -1,0 +1,88 @@
+"""The shared norms, the units and their mean: from features of both sides to named scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.units.base import State, Unit, UnitFactory
+from mimic_pl.units.cmfu import CMFU
+from mimic_pl.units.tglu import TGLU
+from mimic_pl.units.vdlu import VDLU
+
+States = dict[str, State]
+"""The states of all units by the units' names."""
+
+OVERALL = "overall"
+
+
+def published_units() -> dict[str, UnitFactory]:
+    """The three units of the paper with their published sizes: ``text``, ``vision`` and ``cross_modal``."""
+    return {"text": TGLU, "vision": VDLU, "cross_modal": CMFU}
+
+
+class Matcher(nn.Module):
+    """Scores every mention against every entity, unit by unit and overall (paper section 3.3).
+
+    Four LayerNorms, each applied to mention and entity alike, precede the units; the overall score is the mean of the
+    units' scores.
+
+    Args:
+        dims: Widths of the encoder's features.
+        units: Named factories of the units.
+
+    Raises:
+        ConfigError: No unit, or a unit named ``overall``.
+    """
+
+    def __init__(self, dims: FeatureDims, units: Mapping[str, UnitFactory]) -> None:
+        super().__init__()
+        if not units or OVERALL in units:
+            raise ConfigError(
+                f"A model needs at least one unit, and none may be called {OVERALL!r}, the name of their mean "
+                f"(got {list(units)}). Name units by what they look at: text, vision, cross_modal."
+            )
+        self.text_global_norm = nn.LayerNorm(dims.text)
+        self.text_local_norm = nn.LayerNorm(dims.text)
+        self.image_global_norm = nn.LayerNorm(dims.image)
+        self.image_local_norm = nn.LayerNorm(dims.image)
+        self.units = nn.ModuleDict({name: factory(dims) for name, factory in units.items()})
+
+    @property
+    def score_names(self) -> tuple[str, ...]:
+        """``overall`` and the units' names."""
+        return (OVERALL, *self.units)
+
+    def mention(self, features: Features) -> States:
+        """Each unit's state of the mentions."""
+        normed = self._norm(features)
+        return {name: unit.mention(normed) for name, unit in self._named_units()}
+
+    def entity(self, features: Features) -> States:
+        """Each unit's state of the entities: what the index keeps of them."""
+        normed = self._norm(features)
+        return {name: unit.entity(normed) for name, unit in self._named_units()}
+
+    def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
+        """Named scores ``overall`` and of each unit, each ``[mentions, entities]``."""
+        scores = {name: unit.score(mentions[name], entities[name]) for name, unit in self._named_units()}
+        return {OVERALL: self.combine(scores), **scores}
+
+    def combine(self, scores: dict[str, Tensor]) -> Tensor:
+        """The overall score of a pair: S = (S_T + S_V + S_C) / 3, ``[mentions, entities]``."""
+        return torch.stack(list(scores.values())).mean(dim=0)
+
+    def _named_units(self) -> list[tuple[str, Unit]]:
+        return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]
+
+    def _norm(self, features: Features) -> Features:
+        return features._replace(
+            text_global=self.text_global_norm(features.text_global),
+            text_local=self.text_local_norm(features.text_local),
+            image_global=self.image_global_norm(features.image_global),
+            image_local=self.image_local_norm(features.image_local),
+        )
