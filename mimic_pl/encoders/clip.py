@@ -79,8 +79,10 @@ class CLIPEncoder(Encoder):
                 f"text_length is {text_length}, but this text tower has only {text.max_position_embeddings} positions. "
                 "Lower text_length or choose another checkpoint."
             )
-        text_dim = getattr(self.clip.config, "projection_dim", None) or text.hidden_size
-        image_global_dim = getattr(self.clip.config, "projection_dim", None) or vision.hidden_size
+        # CLIP projects both pooled embeddings to one width; SigLIP projects the text's, in its head.
+        joint = getattr(self.clip.config, "projection_dim", None)
+        text_dim = joint or getattr(text, "projection_size", None) or text.hidden_size
+        image_global_dim = joint or vision.hidden_size
         self.text_local: nn.Module = (
             nn.Identity() if text.hidden_size == text_dim else nn.Linear(text.hidden_size, text_dim)
         )
@@ -89,7 +91,7 @@ class CLIPEncoder(Encoder):
 
         self.dims = FeatureDims(text_dim, image_dim)
         if gradient_checkpointing:
-            self.clip.gradient_checkpointing_enable()
+            self.clip.activation_checkpointing_enable()
         # The scale (and bias) of the contrastive logits have no part in MIMIC; DDP would wait for their gradients.
         for name, parameter in self.clip.named_parameters():
             if name in ("logit_scale", "logit_bias"):

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import timm
 import torch
-from timm.data import resolve_model_data_config
+from timm.data import resolve_data_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
@@ -76,8 +76,10 @@ class TextVisionEncoder(Encoder):
             )
         self.text_pooling = text_pooling
         self.vision = timm.create_model(vision, pretrained=vision_pretrained, num_classes=0, **(vision_args or {}))
-        input_size = resolve_model_data_config(self.vision)["input_size"]
-        self._channels_last = _channels_last(self.vision, input_size, vision)
+        # timm's record of a model does not know of a size that was asked for.
+        asked = {"img_size": (vision_args or {}).get("img_size")}
+        self.picture_settings = resolve_data_config(asked, model=self.vision)
+        self._channels_last = _channels_last(self.vision, self.picture_settings["input_size"], vision)
 
         hidden = self.text.config.hidden_size
         text_dim = text_dim or hidden
@@ -87,7 +89,7 @@ class TextVisionEncoder(Encoder):
         self.image_local = nn.Linear(self.vision.num_features, image_dim)
         self.dims = FeatureDims(text_dim, image_dim)
         if gradient_checkpointing:
-            self.text.gradient_checkpointing_enable()
+            self.text.activation_checkpointing_enable()
             self.vision.set_grad_checkpointing()
         # BERT's pooler head is no part of either pooling; DDP would wait for its gradient.
         for name, parameter in self.text.named_parameters():
@@ -98,7 +100,7 @@ class TextVisionEncoder(Encoder):
     def build_preprocessor(self) -> Preprocessor:
         """The text model's tokenizer and the vision model's size, mean and deviation."""
         tokenizer = self.tokenizer or load_tokenizer(str(self.text_name))
-        picture = resolve_model_data_config(self.vision)
+        picture = self.picture_settings
         return Preprocessor(tokenizer, self.text_length, picture["input_size"][-1], picture["mean"], picture["std"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:

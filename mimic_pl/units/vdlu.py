@@ -85,8 +85,8 @@ class DualGate(nn.Module):
         c = W_f LN1(p + q) + b_f,   gate = tanh(w . c + b_g),   o = LN2(gate c + k),   f = o . LN2(q)
 
     LN1(p + q) is affine in (p~ + q~) / s with s^2 = (|p~|^2 + |q~|^2 + 2 p~.q~) / d + eps, so c = (a_p + a_q) / s + b,
-    where a_p, a_q and b = W_f beta1 + b_f belong to one side or to none. With t = gate / s the argument of the second
-    norm is t (a_p + a_q) + gate b + k, whose variance and whose product with y are sums of products of one-sided
+    where a_p, a_q and b = W_f beta1 + b_f belong to one side or to none. The variance of gate c + k and its product
+    with y = G2 LN2(q), which are all that the second norm and the last product need, are sums of products of one-sided
     vectors. A pair needs five products and some twenty scalars, never a vector of width d.
     """
 
@@ -107,25 +107,19 @@ class DualGate(nn.Module):
 
         pooled_query = asking.query @ answering.pooled.T
         spread = (asking.query_square + answering.pooled_square + 2 * pooled_query).clamp_min(0) / width
-        inverse_s = (spread + self.norm_sum.eps).rsqrt()
+        r = (spread + self.norm_sum.eps).rsqrt()  # 1 / s
         gate_bias = bias @ self.gate.weight[0] + self.gate.bias
-        gate = torch.tanh((asking.gate + answering.gate) * inverse_s + gate_bias)
-        t = gate * inverse_s
+        gate = torch.tanh((asking.gate + answering.gate) * r + gate_bias)
 
+        # Products of the centred c with itself, with k~ and with y~.
         centred_bias = bias - bias.mean()
-        square = (
-            t.square() * (asking.gated_square + answering.gated_square + 2 * (asking.gated @ answering.gated.T))
-            + gate.square() * centred_bias.square().sum()
-            + answering.key_square
-            + 2 * t * gate * (asking.gated_bias + answering.gated_bias)
-            + 2 * t * (asking.gated @ answering.key.T + answering.gated_key)
-            + 2 * gate * answering.key_bias
-        )
-        product = (
-            t * (asking.target @ answering.gated.T + asking.target_gated)
-            + gate * asking.target_bias
-            + asking.target @ answering.key.T
-        )
+        gated_square = asking.gated_square + answering.gated_square + 2 * (asking.gated @ answering.gated.T)
+        c_square = r * (r * gated_square + 2 * (asking.gated_bias + answering.gated_bias)) + centred_bias.square().sum()
+        c_key = r * (asking.gated @ answering.key.T + answering.gated_key) + answering.key_bias
+        c_target = r * (asking.target @ answering.gated.T + asking.target_gated) + asking.target_bias
+
+        square = gate * (gate * c_square + 2 * c_key) + answering.key_square
+        product = gate * c_target + asking.target @ answering.key.T
         return product * (square.clamp_min(0) / width + self.norm.eps).rsqrt() + asking.offset
 
     def _bias(self) -> Tensor:

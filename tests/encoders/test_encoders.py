@@ -1,0 +1,238 @@
+"""Encoders on small checkpoints that the tests make, against the towers called by hand."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
+from mimic_pl.encoders.tokenizer import build_tokenizer
+from mimic_pl.errors import ConfigError
+
+WORDS = ["jaguar", "car", "cat", "sep", "fast"]
+TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+VISION = {**TEXT, "hidden_size": 24, "image_size": 32, "patch_size": 8}
+CLIP_SIZES = {"projection_dim": 16, "text_config": TEXT, "vision_config": VISION}
+BERT = {"model_type": "bert", **TEXT, "max_position_embeddings": 40}
+
+
+@pytest.fixture(scope="module")
+def clip_checkpoint(tmp_path_factory):
+    """A CLIP folder as `from_pretrained` expects it, its weights stored in half precision."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.save_pretrained(folder)
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    sizes = {**CLIP_SIZES, "text_config": {**TEXT, **ids, "max_position_embeddings": 12}}
+    CLIPModel(CLIPConfig(**sizes)).to(torch.float16).save_pretrained(folder)
+    CLIPImageProcessor(image_mean=[0.1, 0.2, 0.3], image_std=[0.4, 0.5, 0.6]).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def bert_checkpoint(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bert")
+    tokenizer = build_tokenizer(WORDS)
+    tokenizer.save_pretrained(folder)
+    sizes = {key: value for key, value in BERT.items() if key != "model_type"}
+    BertModel(BertConfig(vocab_size=len(tokenizer), **sizes)).save_pretrained(folder)
+    return str(folder)
+
+
+def encode(encoder, texts=("jaguar [SEP] a fast car", "cat"), seed=0):
+    torch.manual_seed(seed)
+    ids, mask = encoder.preprocessor.tokenize(list(texts))
+    size = encoder.preprocessor.image_size
+    return encoder(input_ids=ids, attention_mask=mask, pixel_values=torch.randn(len(texts), 3, size, size)), ids, mask
+
+
+def test_clip_features_are_those_of_the_checkpoint(clip_checkpoint):
+    encoder = CLIPEncoder(clip_checkpoint, text_length=12, image_dim=10)
+    encoder.eval()
+    features, ids, mask = encode(encoder)
+    torch.manual_seed(0)
+    pixels = torch.randn(2, 3, 32, 32)
+    clip = CLIPModel.from_pretrained(clip_checkpoint, dtype=torch.float32).eval()
+    output = clip(input_ids=ids, attention_mask=mask, pixel_values=pixels)
+    torch.testing.assert_close(features.text_global, output.text_embeds)
+    torch.testing.assert_close(features.text_local, output.text_model_output.last_hidden_state)
+    torch.testing.assert_close(features.image_global, encoder.image_global(output.image_embeds))
+    image_tokens = output.vision_model_output.last_hidden_state
+    assert image_tokens.shape[1] == 17, "CLS and 4 x 4 patches"
+    torch.testing.assert_close(features.image_local, encoder.image_local(image_tokens))
+    assert features.dims == encoder.dims == (16, 10)
+    assert {p.dtype for p in encoder.parameters()} == {torch.float32}
+
+
+def test_preprocessing_comes_from_the_checkpoint(clip_checkpoint):
+    encoder = CLIPEncoder(clip_checkpoint, text_length=12)
+    preprocessor = encoder.preprocessor
+    ids, mask = preprocessor.tokenize(["jaguar car"])
+    theirs = AutoTokenizer.from_pretrained(clip_checkpoint)(["jaguar car"], padding="max_length", max_length=12)
+    assert ids.tolist() == theirs["input_ids"]
+    assert mask.tolist() == theirs["attention_mask"]
+
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    pixels = preprocessor.pixels(picture)
+    assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
+    processor = CLIPImageProcessor.from_pretrained(clip_checkpoint)
+    square = picture.resize((32, 32), Image.Resampling.LANCZOS)
+    expected = processor(square, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
+    normalized = preprocessor.normalize(pixels[None].repeat(2, 1, 1, 1), torch.tensor([True, False]))
+    torch.testing.assert_close(normalized[:1], expected, rtol=1e-5, atol=1e-5)
+    assert normalized[1].abs().max() == 0, "no picture is zeros after normalisation"
+
+
+def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):
+    preprocessor = CLIPEncoder(clip_checkpoint, text_length=6).preprocessor
+    ids, mask = preprocessor.tokenize(["jaguar " * 20, ""])
+    assert ids.shape == mask.shape == (2, 6)
+    assert ids[0, -1] == preprocessor.tokenizer.eos_token_id, "a truncated text still ends in its end token"
+    assert mask.sum(dim=1).tolist() == [6, 2]
+
+
+def test_clip_from_a_config_needs_no_file_and_spells_unknown_words():
+    encoder = CLIPEncoder(config=CLIP_SIZES, vocabulary=WORDS, text_length=20, image_dim=10)
+    tokenizer = encoder.preprocessor.tokenizer
+    assert tokenizer.tokenize("Jaguar [SEP] zebra!") == ["jaguar", "[", "sep", "]", "z", "##e", "##b", "##r", "##a", "!"]
+    features, _, _ = encode(encoder)
+    other, _, _ = encode(encoder, texts=("jaguar [SEP] a fast cat", "cat"))
+    assert not torch.allclose(features.text_global[0], other.text_global[0], atol=1e-3), "the end token sees the text"
+    assert torch.equal(features.text_global[1], other.text_global[1])
+
+
+def test_text_vision_features_are_those_of_the_towers(bert_checkpoint):
+    encoder = TextVisionEncoder(
+        text=bert_checkpoint, vision="resnet10t", vision_pretrained=False, text_length=12, image_dim=10
+    ).eval()
+    features, ids, mask = encode(encoder)
+    tokens = BertModel.from_pretrained(bert_checkpoint).eval()(input_ids=ids, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(features.text_local, tokens)
+    torch.testing.assert_close(features.text_global, tokens[:, 0])
+
+    torch.manual_seed(0)
+    size = encoder.preprocessor.image_size
+    feature_map = encoder.vision.forward_features(torch.randn(2, 3, size, size))  # [batch, channels, height, width]
+    patch = encoder.image_local(feature_map[:, :, 1, 2])
+    torch.testing.assert_close(features.image_local[:, 1 * feature_map.shape[-1] + 2], patch)
+    torch.testing.assert_close(features.image_global, encoder.image_global(feature_map.mean(dim=(2, 3))))
+
+
+def test_mean_pooling_looks_at_real_tokens_only(bert_checkpoint):
+    arguments = {"text": bert_checkpoint, "vision": "resnet10t", "vision_pretrained": False, "text_pooling": "mean"}
+    short, long = (TextVisionEncoder(**arguments, text_length=n).eval() for n in (10, 30))
+    torch.testing.assert_close(encode(short)[0].text_global, encode(long)[0].text_global, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("vision", "vision_args", "tokens"),
+    [
+        ("vit_tiny_patch16_224", {"img_size": 64}, 17),
+        ("swin_tiny_patch4_window7_224", {"img_size": 64, "depths": (1, 1, 1, 1)}, 4),
+    ],
+)
+def test_any_timm_layout_yields_tokens(vision, vision_args, tokens):
+    encoder = TextVisionEncoder(
+        text_config=BERT, vocabulary=WORDS, vision=vision, vision_pretrained=False, vision_args=vision_args, text_dim=20
+    )
+    features, _, _ = encode(encoder)
+    assert encoder.preprocessor.image_size == 64
+    assert features.image_local.shape == (2, tokens, 96)
+    assert features.dims == encoder.dims == (20, 96)
+
+
+def make(kind, **options):
+    if kind == "clip":
+        return CLIPEncoder(config=CLIP_SIZES, vocabulary=WORDS, text_length=12, **options)
+    return TextVisionEncoder(
+        text_config=BERT,
+        vocabulary=WORDS,
+        vision="vit_tiny_patch16_224",
+        vision_pretrained=False,
+        vision_args={"img_size": 32, "depth": 2},
+        text_length=12,
+        **options,
+    )
+
+
+def gradients(encoder):
+    features, _, _ = encode(encoder)
+    sum(field.float().square().sum() for field in features[:4]).backward()
+    return {name: p.grad for name, p in encoder.named_parameters() if p.requires_grad}
+
+
+@pytest.mark.parametrize("kind", ["clip", "text_vision"])
+def test_every_trainable_parameter_gets_a_gradient(kind):
+    """A parameter without one makes DDP complain."""
+    missing = [name for name, gradient in gradients(make(kind)).items() if gradient is None]
+    assert missing == []
+
+
+@pytest.mark.parametrize("kind", ["clip", "text_vision"])
+def test_a_frozen_encoder_trains_its_projections_only(kind):
+    encoder = make(kind, freeze=True)
+    trained = {name for name, gradient in gradients(encoder).items() if gradient is not None}
+    assert trained == {f"image_{what}.{part}" for what in ("global", "local") for part in ("weight", "bias")}
+    encoder.train()
+    towers = [encoder.clip] if kind == "clip" else [encoder.text, encoder.vision]
+    assert encoder.training
+    assert not any(tower.training for tower in towers), "dropout stays off in frozen towers"
+
+
+@pytest.mark.parametrize("kind", ["clip", "text_vision"])
+def test_gradient_checkpointing_changes_no_gradient(kind):
+    plain, saving = make(kind), make(kind, gradient_checkpointing=True)
+    saving.load_state_dict(plain.state_dict())
+    for encoder in (plain, saving):
+        for module in encoder.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+    expected = gradients(plain)
+    for name, gradient in gradients(saving).items():
+        torch.testing.assert_close(gradient, expected[name], msg=name)
+
+
+def test_a_new_encoder_is_in_training_mode(clip_checkpoint):
+    """transformers hands models out in evaluation mode, which would keep dropout off in fit."""
+    assert all(module.training for module in CLIPEncoder(clip_checkpoint, text_length=12).modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({}, "exactly one"),
+        ({"pretrained": "a/b", "config": CLIP_SIZES}, "exactly one"),
+        ({"pretrained": "./no/such/folder"}, "does not exist"),
+        ({"config": {"projection": 3}}, "unknown keys"),
+        ({"config": {"text_config": {**TEXT, "max_position_embeddings": 10}, "vision_config": VISION}}, "10 positions"),
+    ],
+)
+def test_impossible_configurations_say_what_to_do(arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        CLIPEncoder(**arguments)
+
+
+def test_a_checkpoint_without_tokenizer_scores_ready_made_inputs_but_tokenizes_nothing(tmp_path):
+    sizes = {**CLIP_SIZES, "text_config": {**TEXT, "vocab_size": 50, "max_position_embeddings": 12}}
+    CLIPModel(CLIPConfig(**sizes)).save_pretrained(tmp_path)
+    encoder = CLIPEncoder(str(tmp_path), text_length=12)
+    ids = torch.randint(3, 40, (2, 12))
+    assert encoder(ids, torch.ones_like(ids), torch.zeros(2, 3, 32, 32)).text_global.shape == (2, 16)
+    with pytest.raises(ConfigError, match="tokenizer"):
+        _ = encoder.preprocessor
+
+
+def test_a_siglip_checkpoint_is_a_dual_encoder_too(tmp_path):
+    from transformers import SiglipConfig, SiglipModel
+
+    config = SiglipConfig(
+        text_config={**TEXT, "vocab_size": 50, "max_position_embeddings": 12, "projection_size": 24},
+        vision_config={**VISION, "hidden_size": 24},
+    )
+    SiglipModel(config).save_pretrained(tmp_path)
+    encoder = CLIPEncoder(str(tmp_path), text_length=12, image_dim=10)
+    ids = torch.randint(3, 40, (2, 12))
+    features = encoder(ids, torch.ones_like(ids), torch.zeros(2, 3, 32, 32))
+    assert features.dims == encoder.dims
+    assert features.text_local.shape == (2, 12, encoder.dims.text)
