@@ -134,7 +134,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
         raise CheckpointError(
-            f"{path} can not be read as a checkpoint. It is truncated, or no file of tensors. Details: {error}"
+            f"{path} can not be read as a checkpoint: it is truncated, or no file of plain tensors "
+            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
