@@ -94,8 +94,7 @@ class Bomb:
 def test_code_in_a_checkpoint_is_never_run(tmp_path):
     fuse = tmp_path / "exploded"
     torch.save({"state_dict": {}, "payload": Bomb(fuse)}, tmp_path / "bomb.ckpt")
-    with pytest.raises(CheckpointError):
-        read_published(tmp_path / "bomb.ckpt")
+    assert read_published(tmp_path / "bomb.ckpt") == {}
     assert not fuse.exists()
     torch.load(tmp_path / "bomb.ckpt", weights_only=False)
     assert fuse.exists(), "the bomb is a real one"
