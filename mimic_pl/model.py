@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
 from mimic_pl.encoders import CLIPEncoder, Encoder
@@ -72,8 +74,7 @@ class MIMIC(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
-        self.metrics = nn.ModuleDict()
-        self.configure_metrics()
+        self.metrics = self.configure_metrics()
         self.index: EntityIndex | None = None
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -136,15 +137,19 @@ class MIMIC(LightningModule):
 
     # ---- evaluation -------------------------------------------------------------------------------------------
 
-    def configure_metrics(self) -> None:
-        """Fill :attr:`metrics`: for ``val`` and ``test``, a collection over ranks for each score."""
-        for stage in ("val", "test"):
-            self.metrics[stage] = nn.ModuleDict(
-                {
-                    name: rank_metrics(f"{stage}/" if name == "overall" else f"{stage}/{name}/")
-                    for name in self.matcher.score_names
-                }
-            )
+    def configure_metrics(self) -> nn.ModuleDict:
+        """Make the metrics: for ``val`` and ``test``, a collection over ranks for each score."""
+        return nn.ModuleDict(
+            {
+                stage: nn.ModuleDict(
+                    {
+                        name: rank_metrics(f"{stage}/" if name == "overall" else f"{stage}/{name}/")
+                        for name in self.matcher.score_names
+                    }
+                )
+                for stage in ("val", "test")
+            }
+        )
 
     def on_validation_epoch_start(self) -> None:
         """Encode the knowledge base with the present weights."""
@@ -176,7 +181,7 @@ class MIMIC(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Rank the whole knowledge base for a batch of mentions, with or without golds."""
-        return {"ranking": self.rank(batch), "index": batch["index"]}
+        return {"ranking": self.rank(batch, "predict"), "index": batch["index"]}
 
     def on_predict_epoch_end(self) -> None:
         """Let the index go."""
@@ -189,7 +194,7 @@ class MIMIC(LightningModule):
         Raises:
             ConfigError: The Trainer was given bare loaders instead of a data module.
         """
-        datamodule = getattr(self.trainer, "datamodule", None)
+        datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "entity_dataloader"):
             raise ConfigError(
                 "Ranking needs the knowledge base, which comes from a data module with entity_dataloader(). Call the "
@@ -213,8 +218,12 @@ class MIMIC(LightningModule):
         self.train(was_training)
         return index
 
-    def rank(self, batch: dict[str, Any]) -> Ranking:
+    def rank(self, batch: dict[str, Any], split: str) -> Ranking:
         """Rank the whole knowledge base for a batch of mentions.
+
+        Args:
+            batch: Mentions, their golds and their positions in the split.
+            split: ``val``, ``test`` or ``predict``.
 
         Raises:
             NonFiniteScoreError: A score is NaN or infinite; the message names the mention.
@@ -227,32 +236,35 @@ class MIMIC(LightningModule):
             try:
                 return self.ranker(self.matcher.score, states, batch["gold"], self.index)
             except NonFiniteScoreError as error:
-                raise NonFiniteScoreError(self._explain(error, batch["index"])) from error
+                raise NonFiniteScoreError(self._explain(error, batch["index"], split)) from error
 
     def _evaluation_step(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
-        ranking = self.rank(batch)
-        for name, collection in self.metrics[stage].items():
-            collection.update(ranking.ranks[name], num_entities=len(self.index))
+        ranking = self.rank(batch, stage)
+        for name, metrics in self._metrics(stage):
+            metrics.update(ranking.ranks[name], num_entities=len(self.index or ()))
         return {"ranking": ranking, "index": batch["index"]}
 
-    def _explain(self, error: NonFiniteScoreError, index: Tensor) -> str:
+    def _explain(self, error: NonFiniteScoreError, index: Tensor, split: str) -> str:
         """Name the mention and the entity whose score no ranking can order."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        stage = {"validate": "val", "sanity_check": "val"}.get(str(self.trainer.state.stage.value), None)
-        split = stage or str(self.trainer.state.stage.value)
         mention = datamodule.mentions[split][int(index[error.mention])]
         entity = datamodule.entities[error.entity]
         return (
             f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.qid} "
-            f"({entity.name!r}) is {error.value}. The weights have diverged, or the features overflow in this precision: "
-            "lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate in 32-bit precision."
+            f"({entity.name!r}) is {error.value}. The weights have diverged, or the features overflow in this "
+            "precision: lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate with "
+            "--trainer.precision 32-true."
         )
 
     def _log_metrics(self, stage: str) -> None:
-        for name, collection in self.metrics[stage].items():
-            self.log_dict(collection.compute(), prog_bar=False)
-            collection.reset()
+        for _, metrics in self._metrics(stage):
+            self.log_dict(metrics.compute())
+            metrics.reset()
         self.index = None
+
+    def _metrics(self, stage: str) -> Iterator[tuple[str, MetricCollection]]:
+        for name, metrics in cast(nn.ModuleDict, self.metrics[stage]).items():
+            yield name, cast(MetricCollection, metrics)
 
     # ---- published weights ------------------------------------------------------------------------------------
 

@@ -64,8 +64,8 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
         renamed[new] = tensor
     if unknown:
         raise CheckpointError(
-            f"{path} holds {len(unknown)} tensors that the published model does not have: {', '.join(sorted(unknown))}. "
-            "Is it a checkpoint of another model?"
+            f"{path} holds {len(unknown)} tensors that the published model does not have: "
+            f"{', '.join(sorted(unknown))}. Is it a checkpoint of another model?"
         )
     return renamed
 

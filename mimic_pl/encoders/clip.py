@@ -6,15 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import (
-    AutoConfig,
-    AutoModel,
-    CLIPConfig,
-    CLIPImageProcessor,
-    CLIPModel,
-    PreTrainedTokenizerBase,
-)
-from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
+from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mimic_pl.encoders.base import Encoder, choose_start
 from mimic_pl.encoders.preprocessor import Preprocessor
@@ -34,7 +27,8 @@ class CLIPEncoder(Encoder):
         pretrained: Checkpoint folder or hub name, for example ``openai/clip-vit-base-patch32``.
         config: Instead of ``pretrained``: sizes of a new :class:`transformers.CLIPConfig` (``projection_dim``,
             ``text_config``, ``vision_config``) with random weights.
-        vocabulary: With ``config``: the words of its tokenizer (see :func:`~mimic_pl.encoders.tokenizer.build_tokenizer`).
+        vocabulary: With ``config``: the words of its tokenizer
+            (see :func:`~mimic_pl.encoders.tokenizer.build_tokenizer`).
         text_length: Tokens per text.
         image_dim: Width of the picture features after projection (the paper's d_V).
         freeze: Keep the towers as they are; the projections still train.
@@ -136,7 +130,7 @@ def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
     }
-    return AutoConfig.for_model("clip", **{**sizes, "text_config": text})
+    return CLIPConfig(**{**sizes, "text_config": text})
 
 
 def _picture_statistics(pretrained: str) -> tuple[list[float], list[float]]:

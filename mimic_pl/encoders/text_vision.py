@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import timm
 import torch
-from timm.data import resolve_data_config
+from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
@@ -22,7 +22,7 @@ class TextVisionEncoder(Encoder):
 
     Args:
         text: Checkpoint folder or hub name of the text model, for example ``bert-base-uncased``.
-        text_config: Instead of ``text``: the configuration of a new text model, with its ``model_type`` (``bert``, ...).
+        text_config: Instead of ``text``: the configuration of a new text model, with ``model_type`` (``bert``, ...).
         vocabulary: With ``text_config``: the words of its tokenizer.
         text_pooling: How the text model's hidden states become the global feature: ``cls`` (first token, as BERT is
             pooled) or ``mean`` (over the real tokens, as sentence encoders are).
@@ -67,7 +67,7 @@ class TextVisionEncoder(Encoder):
         else:
             tokenizer = self.tokenizer = build_tokenizer(vocabulary or [])
             sizes = {**(text_config or {}), "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            self.text = AutoModel.from_config(AutoConfig.for_model(**sizes))
+            self.text = AutoModel.from_config(AutoConfig.for_model(**sizes))  # type: ignore[no-untyped-call]
         positions = getattr(self.text.config, "max_position_embeddings", text_length)
         if text_length > positions:
             raise ConfigError(
@@ -75,10 +75,13 @@ class TextVisionEncoder(Encoder):
                 "Lower text_length or choose another text model."
             )
         self.text_pooling = text_pooling
-        self.vision = timm.create_model(vision, pretrained=vision_pretrained, num_classes=0, **(vision_args or {}))
+        # A timm model has more than torch's Module: forward_features, forward_head, num_features, ...
+        self.vision = cast(
+            Any, timm.create_model(vision, pretrained=vision_pretrained, num_classes=0, **(vision_args or {}))
+        )
         # timm's record of a model does not know of a size that was asked for.
         asked = {"img_size": (vision_args or {}).get("img_size")}
-        self.picture_settings = resolve_data_config(asked, model=self.vision)
+        self.picture_settings = resolve_data_config(asked, model=self.vision)  # type: ignore[no-untyped-call]
         self._channels_last = _channels_last(self.vision, self.picture_settings["input_size"], vision)
 
         hidden = self.text.config.hidden_size
@@ -129,7 +132,7 @@ class TextVisionEncoder(Encoder):
         return feature_map.flatten(1, 2) if self._channels_last else feature_map.flatten(2).transpose(1, 2)
 
 
-def _channels_last(vision: nn.Module, input_size: tuple[int, int, int], name: str) -> bool:
+def _channels_last(vision: Any, input_size: tuple[int, int, int], name: str) -> bool:
     """Find out by one forward pass how a vision model lays its local features out."""
     vision.eval()
     with torch.no_grad():

@@ -35,7 +35,7 @@ def build_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
     )
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         unk_token=UNKNOWN,
@@ -54,11 +54,11 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"The checkpoint {pretrained!r} has no tokenizer that transformers can load: {error}") from error
+        raise ConfigError(f"transformers can load no tokenizer from the checkpoint {pretrained!r}: {error}") from error
     if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
         # transformers makes an empty tokenizer of the model's type where the files are absent.
         raise ConfigError(
-            f"The checkpoint {pretrained!r} comes without tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
-            "Save the tokenizer beside the weights."
+            f"The checkpoint {pretrained!r} comes without tokenizer files (tokenizer.json, or vocab.json and "
+            "merges.txt). Save the tokenizer beside the weights."
         )
     return tokenizer

@@ -92,15 +92,12 @@ class Ranker:
     def _gold_scores(score: PairScores, mentions: States, gold: Tensor, index: EntityIndex) -> dict[str, Tensor]:
         """Scores of each mention's own golds, ``[mentions, golds]`` by name; -inf where there is none."""
         known = gold.ge(0)
-        entities, column = gold[known].unique(return_inverse=True)
+        entities, column = torch.unique(gold[known], return_inverse=True)
         if len(entities) == 0:
             entities = torch.zeros(1, dtype=torch.int64, device=gold.device)
         columns = torch.zeros_like(gold).masked_scatter(known, column)
         scores = score(mentions, index.select(entities))
-        return {
-            name: block.gather(1, columns).masked_fill(~known, -torch.inf) if gold.shape[1] else block.new_empty(gold.shape)
-            for name, block in scores.items()
-        }
+        return {name: block.gather(1, columns).masked_fill(~known, -torch.inf) for name, block in scores.items()}
 
 
 class _TopEntities:
@@ -151,7 +148,7 @@ def _require_finite(scores: dict[str, Tensor], start: int) -> None:
         row, column = (~torch.isfinite(block)).nonzero()[0].tolist()
         value = block[row, column].item()
         raise NonFiniteScoreError(
-            f"The {name!r} score of mention {row} of this block with the entity at position {start + column} is {value}.",
+            f"The {name!r} score of mention {row} of this block with entity {start + column} is {value}.",
             score=name,
             mention=row,
             entity=start + column,

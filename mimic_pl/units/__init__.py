@@ -7,4 +7,15 @@ from mimic_pl.units.matcher import Matcher, States, published_units
 from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
 
-__all__ = ["CMFU", "TGLU", "VDLU", "GlobalCosine", "Matcher", "State", "States", "Unit", "UnitFactory", "published_units"]
+__all__ = [
+    "CMFU",
+    "TGLU",
+    "VDLU",
+    "GlobalCosine",
+    "Matcher",
+    "State",
+    "States",
+    "Unit",
+    "UnitFactory",
+    "published_units",
+]

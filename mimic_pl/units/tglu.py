@@ -42,7 +42,7 @@ class TGLU(Unit):
         self.norm = nn.LayerNorm(hidden_dim)
 
     def mention(self, features: Features) -> State:
-        """State: ``global`` ``[mentions, dims.text]``, ``key`` and ``value`` ``[mentions, tokens, d]``, maybe ``mask``."""
+        """State: ``global`` ``[mentions, dims.text]``, ``key`` and ``value`` ``[mentions, tokens, d]``."""
         state = {
             "global": features.text_global,
             "key": self.key(features.text_local),
@@ -51,7 +51,7 @@ class TGLU(Unit):
         return state | ({"mask": features.text_mask} if self.mask_padding else {})
 
     def entity(self, features: Features) -> State:
-        """State: ``global`` ``[entities, dims.text]``, ``query`` ``[entities, tokens, d]``, ``context`` ``[entities, d]``."""
+        """State: ``global`` ``[entities, dims.text]``, ``query`` ``[entities, tokens, d]``, ``context`` ``[., d]``."""
         state = {
             "global": features.text_global,
             "query": self.query(features.text_local),

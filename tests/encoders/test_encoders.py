@@ -95,7 +95,7 @@ def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):
 def test_clip_from_a_config_needs_no_file_and_spells_unknown_words():
     encoder = CLIPEncoder(config=CLIP_SIZES, vocabulary=WORDS, text_length=20, image_dim=10)
     tokenizer = encoder.preprocessor.tokenizer
-    assert tokenizer.tokenize("Jaguar [SEP] zebra!") == ["jaguar", "[", "sep", "]", "z", "##e", "##b", "##r", "##a", "!"]
+    assert tokenizer.tokenize("Jaguar [SEP] zeb!") == ["jaguar", "[", "sep", "]", "z", "##e", "##b", "!"]
     features, _, _ = encode(encoder)
     other, _, _ = encode(encoder, texts=("jaguar [SEP] a fast cat", "cat"))
     assert not torch.allclose(features.text_global[0], other.text_global[0], atol=1e-3), "the end token sees the text"

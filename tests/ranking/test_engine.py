@@ -112,7 +112,7 @@ def test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity(value)
     scores = torch.zeros(3, 20)
     scores[2, 13] = value
     index, mentions, score = table_index(scores)
-    with pytest.raises(NonFiniteScoreError, match="mention 2 .* position 13") as caught:
+    with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 13") as caught:
         Ranker(pairs_per_block=15)(score, mentions, torch.tensor([[0], [1], [2]]), index)
     assert (caught.value.mention, caught.value.entity) == (2, 13)
 
