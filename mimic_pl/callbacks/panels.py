@@ -1,0 +1,189 @@
+"""TensorBoard panels of a few sample mentions, to follow with the eye what the model learns."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image, ImageDraw, ImageFont
+
+from mimic_pl.callbacks.predictions import candidate_lists
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.errors import ConfigError
+
+TILE = 128
+"""Side of a picture in a strip, in pixels."""
+LINE = 14
+"""Height of a line of text below it, in pixels."""
+
+
+class SamplePanels(Callback):
+    """Shows sample mentions of the validation split with their top candidates in TensorBoard.
+
+    After each validation there is a text panel (``samples``) with mention, sentence, gold, rank and candidates, and for
+    each sample a strip of pictures (``sample/0`` ...): the mention's, the gold's and the candidates'. The samples are
+    drawn once by ``seed`` and stay the same over the epochs. Without a TensorBoardLogger there is nothing to do; with
+    several processes the samples come from the first one's share.
+
+    Args:
+        num_samples: Mentions to show; 0 for none.
+        num_candidates: Candidates of each; at most the model's ``ranker.top_k``.
+        seed: Decides which mentions are drawn.
+
+    Raises:
+        ConfigError: A negative number of samples, or no candidates.
+    """
+
+    def __init__(self, num_samples: int = 4, num_candidates: int = 5, seed: int = 0) -> None:
+        if num_samples < 0 or num_candidates < 1:
+            raise ConfigError(
+                f"panels: num_samples is {num_samples} and num_candidates {num_candidates}; the first must not be "
+                "negative (0 turns the panels off), the second must be at least 1."
+            )
+        self.num_samples = num_samples
+        self.num_candidates = num_candidates
+        self.seed = seed
+        self._chosen: frozenset[int] = frozenset()
+        self._found: dict[int, dict[str, Any]] = {}
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Choose the samples."""
+        self._found = {}
+        self._chosen = frozenset()
+        if _writer(trainer) is not None and not trainer.sanity_checking:
+            # Every world_size-th mention is handed to the first process, which alone writes.
+            own = range(0, len(_data(trainer).mentions["val"]), trainer.world_size)
+            self._chosen = frozenset(random.Random(self.seed).sample(own, min(self.num_samples, len(own))))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Keep the ranking of a sample that the batch contains."""
+        if not self._chosen:
+            return
+        indices = outputs["index"].tolist()
+        if self._chosen.isdisjoint(indices):
+            return
+        ranking = outputs["ranking"]
+        candidates = candidate_lists(ranking, _data(trainer).entities, self.num_candidates)
+        for row, index in enumerate(indices):
+            if index in self._chosen:
+                self._found[index] = {
+                    "rank": int(ranking.ranks["overall"][row]),
+                    "candidates": candidates[row],
+                    "positions": ranking.top_entities[row, : self.num_candidates].tolist(),
+                }
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Write the panels."""
+        writer = _writer(trainer)
+        if writer is None or not self._found:
+            return
+        data = _data(trainer)
+        by_qid = {qid: None for index in self._found for qid in data.mentions["val"][index].golds}
+        golds: dict[str, Entity] = {entity.qid: entity for entity in data.entities if entity.qid in by_qid}
+        texts = []
+        for number, index in enumerate(sorted(self._found)):
+            mention, found = data.mentions["val"][index], self._found[index]
+            gold = next((golds[qid] for qid in mention.golds if qid in golds), None)
+            texts.append(sample_text(mention, gold, found["rank"], found["candidates"]))
+            tiles = [(data.mention_picture(mention), [f"mention: {mention.mention}"])]
+            tiles.append(
+                (
+                    data.entity_picture(gold) if gold else None,
+                    [f"gold: {gold.name}", f"rank {found['rank']}"] if gold else ["gold: not in the KB"],
+                )
+            )
+            for place, (position, candidate) in enumerate(
+                zip(found["positions"], found["candidates"], strict=True), start=1
+            ):
+                caption = [f"{place}. {candidate['name']}", f"{candidate['scores']['overall']:.2f}"]
+                tiles.append((data.entity_picture(data.entities[position]), caption))
+            strip = np.asarray(picture_strip(tiles))
+            writer.add_image(f"sample/{number}", strip, trainer.global_step, dataformats="HWC")
+        writer.add_text("samples", "\n\n".join(texts), trainer.global_step)
+        self._found = {}
+
+
+def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Sequence[dict[str, Any]]) -> str:
+    """One sample as markdown: its sentence, its gold with the rank, and a table of its candidates.
+
+    Args:
+        mention: The mention.
+        gold: Its gold in the knowledge base, if there is one.
+        rank: The gold's rank; 0 without one.
+        candidates: As :func:`~mimic_pl.callbacks.predictions.candidate_lists` makes them.
+    """
+    answer = f"{gold.name} ({gold.qid}), rank {rank}" if gold else "not in the knowledge base"
+    names = list(candidates[0]["scores"]) if candidates else []
+    lines = [
+        f"**{_cell(mention.mention)}** in: {_cell(mention.sentence)}",
+        "",
+        f"Gold: {_cell(answer)}",
+        "",
+        "| | candidate | " + " | ".join(names) + " |",
+        "|---" * (len(names) + 2) + "|",
+    ]
+    for place, candidate in enumerate(candidates, start=1):
+        mark = " (gold)" if gold is not None and candidate["qid"] == gold.qid else ""
+        scores = " | ".join(f"{candidate['scores'][name]:.3f}" for name in names)
+        lines.append(f"| {place} | {_cell(candidate['name'])} {candidate['qid']}{mark} | {scores} |")
+    return "\n".join(lines)
+
+
+def picture_strip(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]]) -> Image.Image:
+    """Put pictures side by side, each with lines of text below.
+
+    Args:
+        tiles: For each its picture (``None``: a grey square) and its lines.
+    """
+    lines = max(len(caption) for _, caption in tiles)
+    strip = Image.new("RGB", (TILE * len(tiles), TILE + LINE * lines + 4), "white")
+    draw = ImageDraw.Draw(strip)
+    font = ImageFont.load_default(size=11)
+    for column, (picture, caption) in enumerate(tiles):
+        left = column * TILE
+        if picture is None:
+            draw.rectangle((left + 2, 2, left + TILE - 3, TILE - 3), fill=(225, 225, 225))
+        else:
+            thumbnail = picture.copy()
+            thumbnail.thumbnail((TILE - 4, TILE - 4))
+            strip.paste(thumbnail, (left + (TILE - thumbnail.width) // 2, (TILE - thumbnail.height) // 2))
+        for row, text in enumerate(caption):
+            draw.text((left + 3, TILE + LINE * row), _fitting(text, font), fill="black", font=font)
+    return strip
+
+
+def _fitting(text: str, font: Any) -> str:
+    """Cut a text to the width of a tile."""
+    if font.getlength(text) <= TILE - 6:
+        return text
+    while text and font.getlength(text + "...") > TILE - 6:
+        text = text[:-1]
+    return text + "..."
+
+
+def _cell(text: str) -> str:
+    """A text that does not break a markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")
+
+
+def _data(trainer: Trainer) -> Any:
+    return trainer.datamodule  # type: ignore[attr-defined]
+
+
+def _writer(trainer: Trainer) -> Any:
+    """TensorBoard's writer, on the first process of a run that has one."""
+    if not trainer.is_global_zero:
+        return None
+    return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

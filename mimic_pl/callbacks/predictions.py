@@ -1,0 +1,217 @@
+"""Predictions as files in the run's folder: what the model answers, mention by mention."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from mimic_pl.callbacks.results import metrics_by_score, missing_golds
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.errors import ConfigError
+from mimic_pl.ranking import Ranking
+
+
+class PredictionWriter(Callback):
+    """Writes what ``test`` and ``predict`` find into the run's folder.
+
+    - ``test`` writes ``predictions.jsonl``, one mention a line with its golds, its ranks (``null`` where no gold is in
+      the knowledge base) and its top candidates, and ``metrics.json``;
+    - ``predict`` writes ``links.jsonl``, one mention a line with its top candidates.
+
+    Lines are in the order of the data set. They are streamed to a hidden file that takes the final name when it is
+    complete. With several processes each writes a part, and the first one merges them: a mention that the sampler
+    handed out twice is written once.
+
+    Args:
+        top_k: Candidates per mention; at most the model's ``ranker.top_k``.
+
+    Raises:
+        ConfigError: The model ranks fewer candidates than ``top_k``.
+    """
+
+    def __init__(self, top_k: int = 10) -> None:
+        self.top_k = top_k
+        self._part: IO[str] | None = None
+        self._folder: Path | None = None
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open this process's part of the predictions."""
+        self._open(trainer, "predictions.jsonl")
+
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open this process's part of the links."""
+        self._open(trainer, "links.jsonl")
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's mentions with golds and ranks."""
+        self._write(trainer, outputs, "test", labelled=True)
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Write the batch's mentions with their candidates."""
+        self._write(trainer, outputs, "predict", labelled=False)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete ``predictions.jsonl`` and write ``metrics.json``."""
+        folder = self._close(trainer, "predictions.jsonl")
+        if folder is None or not trainer.is_global_zero:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        summary = {
+            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "data": type(data).__name__,
+            "mentions": len(data.mentions["test"]),
+            "mentions_without_gold_in_kb": missing_golds(data.mentions["test"], data.entities),
+            "entities": len(data.entities),
+            "metrics": metrics_by_score(trainer.callback_metrics, "test"),
+        }
+        _write_atomically(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Complete ``links.jsonl``."""
+        self._close(trainer, "links.jsonl")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Leave nothing half-written behind."""
+        if self._part is not None:
+            self._part.close()
+            Path(self._part.name).unlink(missing_ok=True)
+            self._part = None
+
+    def _open(self, trainer: Trainer, name: str) -> None:
+        self._part = None
+        # Collective: every process must ask.
+        folder = trainer.log_dir or trainer.default_root_dir
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        self._folder = Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._names: dict[str, str] | None = None
+        self._part = _part_path(self._folder, name, trainer.global_rank).open("w", encoding="utf-8")
+
+    def _write(self, trainer: Trainer, outputs: Any, split: str, labelled: bool) -> None:
+        if self._part is None:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        mentions: Sequence[Mention] = data.mentions[split]
+        ranking: Ranking = outputs["ranking"]
+        available = ranking.top_entities.shape[1]
+        if available < min(self.top_k, len(data.entities)):
+            raise ConfigError(
+                f"predictions.top_k is {self.top_k}, but the model keeps only {available} candidates of a mention. "
+                f"Raise the model's (--model.ranker.top_k {self.top_k}) or lower the callback's."
+            )
+        if self._names is None and labelled:
+            self._names = {entity.qid: entity.name for entity in data.entities}
+        ranks = {name: column.tolist() for name, column in ranking.ranks.items()}
+        for row, line in enumerate(candidate_lists(ranking, data.entities, self.top_k)):
+            index = int(outputs["index"][row])
+            mention = mentions[index]
+            record: dict[str, Any] = {"id": mention.id, "mention": mention.mention, "sentence": mention.sentence}
+            if labelled and self._names is not None:
+                record["golds"] = [{"qid": qid, "name": self._names.get(qid)} for qid in mention.golds]
+                record["rank"] = {name: column[row] or None for name, column in ranks.items()}
+            record["candidates"] = line
+            self._part.write(f"{index}\t{json.dumps(record, ensure_ascii=False)}\n")
+
+    def _close(self, trainer: Trainer, name: str) -> Path | None:
+        if self._part is None or self._folder is None:
+            return None
+        self._part.close()
+        self._part = None
+        trainer.strategy.barrier("predictions_written")
+        if trainer.is_global_zero:
+            parts = [_part_path(self._folder, name, rank) for rank in range(trainer.world_size)]
+            _merge(parts, self._folder / name)
+        return self._folder
+
+
+def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) -> list[list[dict[str, Any]]]:
+    """The top candidates of each mention of a ranking, best first, as plain records.
+
+    Args:
+        ranking: Of a batch of mentions.
+        entities: The knowledge base.
+        top_k: Candidates per mention.
+
+    Returns:
+        For each mention its candidates: ``{"qid": ..., "name": ..., "scores": {"overall": ..., "text": ..., ...}}``.
+    """
+    positions = ranking.top_entities[:, :top_k].tolist()
+    scores = {name: block[:, :top_k].tolist() for name, block in ranking.top_scores.items()}
+    return [
+        [
+            {
+                "qid": entities[position].qid,
+                "name": entities[position].name,
+                "scores": {name: round(block[row][column], 6) for name, block in scores.items()},
+            }
+            for column, position in enumerate(line)
+        ]
+        for row, line in enumerate(positions)
+    ]
+
+
+def _part_path(folder: Path, name: str, rank: int) -> Path:
+    return folder / f".{name}.part{rank}"
+
+
+def _merge(parts: list[Path], target: Path) -> None:
+    """Put the processes' parts together in the order of the mentions, each mention once."""
+    missing = [path for path in parts if not path.is_file()]
+    if missing:
+        raise ConfigError(
+            f"{missing[0]} was written by another machine and can not be seen from here. Evaluate on one machine, or "
+            "put --trainer.default_root_dir on a file system that all of them share."
+        )
+    places: dict[int, tuple[int, int]] = {}  # index of a mention -> part, offset of its line
+    files = [path.open("rb") for path in parts]
+    try:
+        for number, file in enumerate(files):
+            offset = 0
+            for line in file:
+                places.setdefault(int(line.partition(b"\t")[0]), (number, offset))
+                offset += len(line)
+        temporary = target.with_name(f".{target.name}.tmp")
+        with temporary.open("wb") as merged:
+            for index in sorted(places):
+                number, offset = places[index]
+                files[number].seek(offset)
+                merged.write(files[number].readline().partition(b"\t")[2])
+            merged.flush()
+            os.fsync(merged.fileno())
+    finally:
+        for file in files:
+            file.close()
+    temporary.replace(target)
+    for path in parts:
+        path.unlink()
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

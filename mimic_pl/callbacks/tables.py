@@ -1,0 +1,76 @@
+"""The result table: overall score, each unit and the published figures side by side."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from rich.table import Table
+
+from mimic_pl.callbacks.results import PUBLISHED, metrics_by_score, missing_golds
+
+
+class ResultTable(Callback):
+    """Prints a table after ``test`` and ``validate``: a row for the overall score and for each unit.
+
+    After ``test`` of a data set with published results these are the last row.
+    """
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of the test split."""
+        self._print(trainer, "test")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table of the validation split, unless it is evaluated in the course of training."""
+        if trainer.state.fn == "validate":
+            self._print(trainer, "val")
+
+    def _print(self, trainer: Trainer, stage: str) -> None:
+        scores = metrics_by_score(trainer.callback_metrics, stage)
+        if not trainer.is_global_zero or not scores["overall"]:
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        published = data.published.test if stage == "test" and data.published is not None else None
+        mentions = data.mentions[stage]
+        caption = f"{len(mentions):,} mentions, ranked among {len(data.entities):,} entities"
+        if missing := missing_golds(mentions, data.entities):
+            caption += f"; {missing:,} without a gold in the knowledge base count as misses"
+        title = f"{type(data).__name__}, {'test' if stage == 'test' else 'validation'}"
+        Console().print(result_table(title, scores, published, caption))
+
+
+def result_table(
+    title: str,
+    scores: Mapping[str, Mapping[str, float]],
+    published: Mapping[str, float] | None = None,
+    caption: str | None = None,
+) -> Table:
+    """Build the table: figures in percent, the mean rank in ranks.
+
+    Args:
+        title: Its title.
+        scores: Metrics by score, shares between 0 and 1.
+        published: Published metrics of the overall score, shares between 0 and 1; metrics that were not published are
+            left blank.
+        caption: What the figures are taken over.
+    """
+    table = Table(title=title, caption=caption)
+    table.add_column("score")
+    for name in PUBLISHED:
+        table.add_column(name.replace("hits", "h").upper(), justify="right")
+    for name, metrics in scores.items():
+        table.add_row(name, *_cells(metrics), style="bold" if name == "overall" else None)
+    if published:
+        table.add_section()
+        table.add_row("published", *_cells(published), style="cyan")
+    return table
+
+
+def _cells(metrics: Mapping[str, float]) -> list[str]:
+    return [_cell(name, metrics[name]) if name in metrics else "" for name in PUBLISHED]
+
+
+def _cell(name: str, value: float) -> str:
+    return f"{value if name == 'mr' else 100 * value:.2f}"

@@ -1,0 +1,195 @@
+"""The program: LightningCLI with this project's callbacks, runs and errors."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jsonargparse import ArgumentError, set_parsing_settings
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from mimic_pl.callbacks import PredictionWriter, ResultTable, SamplePanels
+from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task
+from mimic_pl.cli.doctor import ABOUT, add_doctor_arguments, doctor
+from mimic_pl.cli.quiet import quiet_libraries
+from mimic_pl.cli.usage import short_message
+from mimic_pl.data import MELDataModule
+from mimic_pl.errors import CheckpointError, MimicError
+from mimic_pl.model import MIMIC
+from mimic_pl.runs import Run
+
+COMMANDS = {
+    "fit": "Train a model; the run goes into lightning_logs/version_N.",
+    "validate": "Evaluate on the validation split; without --config: the newest run's best checkpoint.",
+    "test": "Evaluate on the test split; without --config: the newest run's best checkpoint.",
+    "predict": "Link mentions that have no golds; without --config: with the newest run's best checkpoint.",
+}
+
+CALLBACK_DEFAULTS = {
+    "checkpoint.monitor": "val/mrr",
+    "checkpoint.mode": "max",
+    "checkpoint.save_last": True,
+    "checkpoint.filename": "epoch={epoch}-mrr={val/mrr:.4f}",
+    "checkpoint.auto_insert_metric_name": False,  # metric names have slashes
+    "early_stopping.monitor": "val/mrr",
+    "early_stopping.mode": "max",
+    "early_stopping.patience": 3,
+}
+
+
+class MimicCLI(LightningCLI):
+    """LightningCLI with this project's callbacks, and with runs that are found again.
+
+    Args:
+        choice: The command line and the run that it works on.
+    """
+
+    def __init__(self, choice: Choice) -> None:
+        self.choice = choice
+        strict = {"exit_on_error": False}
+        super().__init__(
+            MIMIC,
+            MELDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=43,
+            # A resumed run continues in its folder and writes its configuration again.
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={
+                "prog": "mimic-pl",
+                "description": "Multimodal entity linking with MIMIC.",
+                **strict,
+                **{name: {"description": text, **strict} for name, text in COMMANDS.items()},
+            },
+            args=choice.args,
+        )
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        action: Any = parser._subcommands_action
+        checker = LightningArgumentParser(description=ABOUT, exit_on_error=False)
+        add_doctor_arguments(checker)
+        action.add_subcommand("doctor", checker, help="Check a data folder before any training.")
+        for listed in action._choices_actions:
+            listed.help = COMMANDS.get(listed.dest, listed.help)
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand != "fit":
+            text = "Folder of the training run to take (default: the newest below lightning_logs)."
+            parser.add_argument("--run", type=str | None, default=None, help=text)
+        if subcommand in ("validate", "test"):
+            parser.set_defaults({"verbose": False})  # ResultTable shows the metrics
+        if subcommand == "predict":
+            parser.set_defaults({"return_predictions": False})  # PredictionWriter streams them to a file
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks that every run has, each configurable under its own key."""
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.add_lightning_class_args(EarlyStopping, "early_stopping")
+        parser.add_lightning_class_args(LearningRateMonitor, "learning_rate")
+        parser.add_lightning_class_args(PredictionWriter, "predictions")
+        parser.add_lightning_class_args(SamplePanels, "panels")
+        parser.add_lightning_class_args(ResultTable, "table")
+        parser.set_defaults(CALLBACK_DEFAULTS)
+
+    def before_instantiate_classes(self) -> None:
+        """Fail on what can be known to fail before anything heavy loads."""
+        config = self.config[self.subcommand]
+        check_data_root(config)
+        if self.choice.run is not None:
+            if self.subcommand == "fit":
+                require_same_task(self.choice.run, config)
+            else:
+                self.save_config_callback = None  # the run's configuration stays as it was trained
+
+    def after_fit(self) -> None:
+        """Say where the result is."""
+        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
+        if best:
+            _tell(f"Best checkpoint: {best}. To evaluate it on the test split: mimic-pl test")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """Build the Trainer; its outputs go into the chosen run's folder."""
+        run = self.choice.run
+        if run is not None:
+            logger = self._get(self.config_init, "trainer").logger
+            if logger is False:
+                kwargs["default_root_dir"] = str(run.folder)
+            elif logger in (None, True) or isinstance(logger, TensorBoardLogger):
+                kwargs["logger"] = _logger_of(run)
+        return super().instantiate_trainer(**kwargs)
+
+    def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
+        # Lightning refuses these callbacks where the Trainer was told to do without what they need.
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        if config.get("logger") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        return super()._instantiate_trainer(config, callbacks)
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: The command line without the program's name; ``sys.argv`` by default.
+
+    Raises:
+        SystemExit: With the error's exit code, after one paragraph on stderr. With ``MIMIC_PL_DEBUG=1`` in the
+            environment errors come through with their traceback.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    quiet_libraries()
+    set_parsing_settings(add_print_completion_argument=True)
+    try:
+        if given[:1] == ["doctor"]:
+            sys.exit(doctor(given[1:]))
+        choice = choose_run(given)
+        if choice.note:
+            _tell(choice.note)
+        MimicCLI(choice)
+    except (MimicError, ArgumentError, RuntimeError) as error:
+        problem = _as_mimic_error(error)
+        if problem is None or os.environ.get("MIMIC_PL_DEBUG") == "1":
+            raise
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(problem.exit_code)
+
+
+class UsageError(MimicError):
+    """A command line that can not be understood."""
+
+    exit_code = 2
+
+
+def _as_mimic_error(error: Exception) -> MimicError | None:
+    if isinstance(error, MimicError):
+        return error
+    if isinstance(error, ArgumentError):
+        return UsageError(short_message(str(error)))
+    if "Error(s) in loading state_dict" in str(error):
+        return CheckpointError(f"The checkpoint does not fit the configured model. {error}")
+    return None
+
+
+def _logger_of(run: Run) -> TensorBoardLogger:
+    """A logger that writes into a run's folder."""
+    folder = run.folder
+    numbered = re.fullmatch(r"version_(\d+)", folder.name)
+    version = int(numbered.group(1)) if numbered else folder.name
+    return TensorBoardLogger(str(folder.parent.parent), name=folder.parent.name, version=version)
+
+
+@rank_zero_only
+def _tell(text: str) -> None:
+    print(text, flush=True)

@@ -1,0 +1,121 @@
+"""Which run a command works on: read from the command line before it is parsed, as the run's config is part of it."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from importlib import import_module
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from mimic_pl.errors import ConfigError
+from mimic_pl.runs import RUNS, Run, newest_run, open_run
+
+
+class Choice(NamedTuple):
+    """What was decided.
+
+    Attributes:
+        args: The command line with the run's configuration and checkpoint filled in.
+        run: The run whose folder the outputs go to; ``None`` for a folder of their own.
+        note: What to tell the user.
+    """
+
+    args: list[str]
+    run: Run | None = None
+    note: str | None = None
+
+
+def choose_run(args: list[str]) -> Choice:
+    """Decide on the run.
+
+    - ``test``, ``validate`` and ``predict`` without ``--config`` and ``--model`` take the newest run, or that of
+      ``--run``: its configuration, with ``--config`` files and options on top, and its best checkpoint.
+    - ``--ckpt_path best`` and ``last`` mean those of that run; with a ``--config`` only its weights are taken.
+    - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint.
+    """
+    if args == ["fit"]:
+        raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
+    if not args or args[0] not in ("fit", "validate", "test", "predict") or _only_asks(args):
+        return Choice(args)
+    command, rest = args[0], args[1:]
+    given = _peek(rest)
+    named = given.ckpt_path in ("best", "last")
+    if not named and given.ckpt_path and "://" not in given.ckpt_path and not Path(given.ckpt_path).is_file():
+        raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Give a file, or 'best' or 'last'.")
+    bare = command != "fit" and not given.config and given.model is None
+    if not (given.run or named or bare):
+        untrained = command != "fit" and given.ckpt_path is None
+        note = "No --ckpt_path: the model is evaluated as the configuration builds it." if untrained else None
+        return Choice(args, note=note)
+
+    run = open_run(given.run) if given.run else newest_run(Path(given.root or ".") / RUNS)
+    takes_config = bool(given.run) or (not given.config and given.model is None)
+    front = ["--config", str(run.config)] if takes_config else []
+    if named or given.ckpt_path is None:
+        checkpoint = run.checkpoint(given.ckpt_path or "best")
+        # Behind the configuration, which may hold a path of its own, and behind the words best and last.
+        rest = [*rest, "--ckpt_path", str(checkpoint)]
+        note = f"{'Resuming' if command == 'fit' else 'Taking'} run {_short(run.folder)}, checkpoint {checkpoint.name}."
+    else:
+        note = f"Taking run {_short(run.folder)}, checkpoint {given.ckpt_path}."
+    return Choice([command, *front, *rest], run if takes_config or command == "fit" else None, note)
+
+
+def check_data_root(config: Any) -> None:
+    """Check the data folder before a model is loaded for it.
+
+    Raises:
+        ConfigError: It does not exist.
+    """
+    module, _, name = config.data.class_path.rpartition(".")
+    data_class = getattr(import_module(module), name)
+    data_class.check_root(config.data.init_args.root)
+
+
+def require_same_task(run: Run, config: Any) -> None:
+    """Refuse to resume a run on other data, or with another model, than it was trained with.
+
+    Args:
+        run: The run that is resumed.
+        config: The configuration of this command, parsed.
+
+    Raises:
+        ConfigError: They differ.
+    """
+    trained = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    for key in ("data.class_path", "data.init_args.root", "model.class_path"):
+        before: Any = trained
+        for part in key.split("."):
+            before = before.get(part) if isinstance(before, dict) else None
+        now = config.get(key)
+        if before is not None and now is not None and str(before) != str(now):
+            raise ConfigError(
+                f"The newest run {_short(run.folder)} was trained with {key} = {before}, and this command says {now}. "
+                "To resume another run, give the path of its checkpoint: --ckpt_path FOLDER/checkpoints/last.ckpt."
+            )
+
+
+def _peek(args: list[str]) -> Any:
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("-c", "--config", action="append")
+    parser.add_argument("--model", "--model.class_path", dest="model")
+    parser.add_argument("--run")
+    parser.add_argument("--ckpt_path")
+    parser.add_argument("--trainer.default_root_dir", dest="root")
+    return parser.parse_known_args(args)[0]
+
+
+def _only_asks(args: list[str]) -> bool:
+    return any(arg in ("-h", "--help") or arg.startswith(("--help", "--print_config", "--model.help")) for arg in args)
+
+
+def _short(folder: Path) -> str:
+    try:
+        return str(folder.relative_to(Path.cwd()))
+    except ValueError:
+        return str(folder)

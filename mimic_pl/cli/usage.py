@@ -1,0 +1,106 @@
+"""jsonargparse's errors, cut down to the paragraph that helps: which key, what is wrong, what was probably meant."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Iterator
+from importlib import import_module
+
+from torch import nn
+
+from mimic_pl.data import MELDataModule
+from mimic_pl.encoders import Encoder
+from mimic_pl.model import MIMIC
+from mimic_pl.units import Unit
+
+_NOISE = re.compile(
+    r"^(- )?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value.*"
+    r"|Expected a <class 'NoneType'>.*|Expected an? <class '.*'> but got .*NestedArg.*)$"
+)
+_KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\"(?P<more>.*?):?$")
+_CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
+_OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+_NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_REQUIRED = re.compile(r"the following arguments are required: (?P<names>.*)")
+
+
+def short_message(message: str) -> str:
+    """Cut an error message of jsonargparse down.
+
+    Args:
+        message: What it prints: a tree of nested keys, alternatives of union types and values.
+
+    Returns:
+        ``key.of.the.problem: what is wrong``, with the name that was probably meant where one is close. A message
+        without such a tree comes back as it is.
+    """
+    keys: list[str] = []
+    owner: str | None = None
+    problems: list[str] = []
+    for line in message.splitlines():
+        text = line.strip().removeprefix("- ")
+        if not text or _NOISE.match(line.strip()):
+            continue
+        if found := _CLASS.match(text):
+            owner = found.group("path")
+        elif (found := _KEY.match(text)) and not problems:
+            keys.append(found.group("key"))
+            # Short errors have key and problem on one line.
+            if ": " in text:
+                problems.append(text.split(": ", 1)[1])
+        elif text not in problems:
+            problems.append(text)
+    path = ".".join(keys)
+    explained = next(filter(None, (_explain(problem, owner) for problem in problems)), None)
+    problem = explained or "; ".join(problems) or message.strip()
+    return f"{path}: {problem}" if path else problem
+
+
+def _explain(problem: str, owner: str | None) -> str | None:
+    """Say in full what jsonargparse says about options, classes and required arguments."""
+    if found := _OPTION.search(problem):
+        options = list(_options(owner))
+        name = owner.rpartition(".")[2] if owner else "it"
+        return f"{name} has no option {found.group('option')!r}. " + _suggest(found.group("option"), options)
+    if found := _NO_CLASS.search(problem):
+        name = found.group("name")
+        return (
+            f"no class {name!r} is known. "
+            + _suggest(name, list(_classes()))
+            + (" A class of your own is named with its module, for example my_module.MyClass, importable from here.")
+        )
+    if found := _REQUIRED.search(problem):
+        name = owner.rpartition(".")[2] if owner else "it"
+        return f"{name} needs {found.group('names')}."
+    return None
+
+
+def _suggest(name: str, choices: list[str]) -> str:
+    close = difflib.get_close_matches(name, choices, n=1)
+    if close:
+        return f"Did you mean {close[0]!r}?"
+    return f"There are: {', '.join(sorted(choices))}." if choices else ""
+
+
+def _options(class_path: str | None) -> Iterator[str]:
+    """Names of a class's constructor arguments."""
+    if class_path is None:
+        return
+    module, _, name = class_path.rpartition(".")
+    try:
+        parameters = inspect.signature(getattr(import_module(module), name)).parameters
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return
+    yield from (key for key, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
+
+
+def _classes() -> Iterator[str]:
+    """Names of the classes that a configuration can choose from."""
+    bases: list[type] = [Encoder, Unit, MIMIC, MELDataModule]
+    while bases:
+        base = bases.pop()
+        if not inspect.isabstract(base) and issubclass(base, nn.Module | MELDataModule):
+            yield base.__name__
+        bases.extend(base.__subclasses__())

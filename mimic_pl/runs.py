@@ -1,0 +1,181 @@
+"""What a run leaves behind, and how to find it again: a folder with ``config.yaml`` and ``checkpoints/``."""
+
+from __future__ import annotations
+
+import pickle
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from jsonargparse import ArgumentError
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mimic_pl.data import MELDataModule
+from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.model import MIMIC
+
+RUNS = "lightning_logs"
+"""Folder below the working directory in which the Trainer puts its runs."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A training run on disk.
+
+    Attributes:
+        folder: The run's folder, absolute.
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration that the run was started with."""
+        return self.folder / "config.yaml"
+
+    @property
+    def checkpoints(self) -> list[Path]:
+        """All of its checkpoints, oldest first."""
+        return sorted((self.folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.stat().st_mtime, path.name))
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The checkpoint to resume from.
+
+        Raises:
+            ConfigError: The run has none.
+        """
+        candidates = [path for path in self.checkpoints if _is_last(path)]
+        if not candidates:
+            raise ConfigError(
+                f"The run {self.folder} has no last.ckpt to resume from. It ended before its first validation, or "
+                "checkpoint.save_last is off; give a checkpoint's path with --ckpt_path."
+            )
+        return candidates[-1]
+
+    @property
+    def best_checkpoint(self) -> Path:
+        """The checkpoint that was best on the monitored metric.
+
+        The newest checkpoint remembers it; file names (``...mrr=0.123.ckpt``) tell it where that file was deleted or
+        can not be read, and a single checkpoint is the best one.
+
+        Raises:
+            ConfigError: Nothing tells which one was best.
+        """
+        for path in reversed(self.checkpoints):
+            remembered = _remembered_best(path)
+            # By name only: a run's folder may have moved since.
+            if remembered and (self.folder / "checkpoints" / remembered).is_file():
+                return self.folder / "checkpoints" / remembered
+        candidates = [path for path in self.checkpoints if not _is_last(path)]
+        by_metric = [(metric, path) for path in candidates if (metric := _metric_in_name(path)) is not None]
+        if by_metric:
+            return max(by_metric, key=lambda pair: (pair[0], pair[1].stat().st_mtime))[1]
+        if len(candidates) == 1:
+            return candidates[0]
+        raise ConfigError(
+            f"Nothing in {self.folder / 'checkpoints'} tells which checkpoint was best. Name one: --ckpt_path PATH, or "
+            "--ckpt_path last."
+        )
+
+    def checkpoint(self, which: str) -> Path:
+        """The checkpoint named ``best`` or ``last``."""
+        return self.best_checkpoint if which == "best" else self.last_checkpoint
+
+
+def open_run(folder: str | Path) -> Run:
+    """Take a folder as a run.
+
+    Raises:
+        ConfigError: It is none.
+    """
+    run = Run(Path(folder).expanduser().resolve())
+    if not _is_run(run.folder):
+        raise ConfigError(
+            f"{run.folder} is no training run: it needs a config.yaml and a checkpoint in checkpoints/. Runs are "
+            f"folders such as {RUNS}/version_0 that 'mimic-pl fit' leaves behind."
+        )
+    return run
+
+
+def newest_run(root: str | Path = RUNS) -> Run:
+    """Find the run with the newest checkpoint below a folder.
+
+    Raises:
+        ConfigError: There is none.
+    """
+    root = Path(root).expanduser().resolve()
+    runs = [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
+    if not runs:
+        raise ConfigError(
+            f"There is no training run in {root}. Train one first (mimic-pl fit --config ...), start this command in "
+            "the folder where you trained, or name a run with --run FOLDER."
+        )
+    return max(runs, key=lambda run: (run.checkpoints[-1].stat().st_mtime, run.folder.name))
+
+
+def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataModule]:
+    """Build a run's model, with its weights, and its data module, for notebooks and scripts.
+
+    Args:
+        folder: The run's folder.
+        which: ``best`` or ``last``: the checkpoint to take the weights from.
+
+    Raises:
+        ConfigError: The folder is no run, or its configuration does not fit this version.
+        CheckpointError: The weights do not fit the model.
+
+    Example:
+        >>> model, data = load_run("lightning_logs/version_0")  # doctest: +SKIP
+        >>> Trainer().test(model, data)  # doctest: +SKIP
+    """
+    run = open_run(folder)
+    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    parser = LightningArgumentParser(exit_on_error=False)
+    parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
+    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+    try:
+        built = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
+    except (ArgumentError, KeyError) as error:
+        raise ConfigError(f"The configuration {run.config} does not describe a model and its data: {error}") from error
+    checkpoint = run.checkpoint(which)
+    try:
+        built.model.load_state_dict(_read_checkpoint(checkpoint)["state_dict"])
+    except (RuntimeError, KeyError) as error:
+        raise CheckpointError(f"The weights in {checkpoint} do not fit the model of {run.config}: {error}") from error
+    return built.model.eval(), built.data
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
+
+
+def _is_last(path: Path) -> bool:
+    return re.fullmatch(r"last(-v\d+)?\.ckpt", path.name) is not None
+
+
+def _metric_in_name(path: Path) -> float | None:
+    found = re.search(r"mrr=(\d+\.\d+)", path.name)
+    return float(found.group(1)) if found else None
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    # mmap: what is not looked at is not read.
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    return checkpoint
+
+
+def _remembered_best(path: Path) -> str | None:
+    """File name of the best checkpoint as ModelCheckpoint kept it in this one; None if it can not be read."""
+    try:
+        callbacks = _read_checkpoint(path).get("callbacks", {})
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return None  # a damaged file: older ones and the file names still tell
+    for name, state in callbacks.items():
+        if name.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):
+            return Path(state["best_model_path"]).name
+    return None
