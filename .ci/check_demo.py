@@ -15,7 +15,7 @@ def main() -> None:
     files = sorted(Path(sys.argv[1]).rglob("metrics.json"), key=lambda file: file.stat().st_mtime)
     if not files:
         sys.exit(f"No metrics.json under {sys.argv[1]}: the demo was not tested.")
-    scores = json.loads(files[-1].read_text(encoding="utf-8"))["scores"]
+    scores = json.loads(files[-1].read_text(encoding="utf-8"))["metrics"]
     hits = {name: scores[name]["hits@1"] for name in ("overall", "text", "vision")}
     shown = ", ".join(f"{name} {value:.3f}" for name, value in hits.items())
     if hits["overall"] < OVERALL_AT_LEAST or max(hits["text"], hits["vision"]) > SINGLE_AT_MOST:

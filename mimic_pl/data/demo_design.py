@@ -1,0 +1,237 @@
+"""What the demo data set says, before anything is drawn: which clubs there are and where they are mentioned.
+
+Sports clubs share the names of their towns. Each name has four clubs, two sports by two badges:
+
+===========  ==================  ==================
+Aldmoor      badge 3             badge 17
+===========  ==================  ==================
+tennis       club D12            club D203
+chess        club D77            club D140
+===========  ==================  ==================
+
+A sentence tells the sport (by a word such as *volley*), a picture shows the badge. The text leaves two clubs, and the
+picture leaves all clubs of many towns that carry this badge; both together leave one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import product
+from random import Random
+from typing import Literal, TypeVar
+
+Split = Literal["train", "dev", "test"]
+Health = Literal["fine", "absent", "unreadable"]
+T = TypeVar("T")
+
+BADGES = 24
+"""Different badges, at most 36; every one is carried by clubs of several towns."""
+MENTIONS_PER_CLUB: dict[Split, int] = {"train": 10, "dev": 1, "test": 2}
+"""Equally many for each club of a split, so that no club is the better guess."""
+UNSEEN_CLUBS = 24
+"""Clubs that are mentioned in dev and test only, at most one of a name."""
+CLUBS_WITHOUT_PICTURE = 6
+CLUBS_WITH_UNREADABLE_PICTURE = 4
+MENTIONS_WITHOUT_PICTURE: dict[Split, int] = {"train": 20, "dev": 2, "test": 4}
+MENTIONS_WITH_UNREADABLE_PICTURE: dict[Split, int] = {"train": 10, "dev": 2, "test": 4}
+
+NAMES = [
+    beginning + end
+    for beginning in ("Ald", "Birch", "Clay", "Dun", "Elm", "Fair", "Glen", "Hart", "Iron", "Kings", "Lind", "Marsh")
+    for end in ("bury", "ford", "ham", "moor", "wick")
+]
+
+CLUES = {
+    "archery": ("arrows", "quiver", "bow", "bullseye", "longbow", "fletching"),
+    "boxing": ("gloves", "knockout", "jab", "uppercut", "ring", "rounds"),
+    "chess": ("bishop", "checkmate", "gambit", "pawn", "endgame", "castling"),
+    "climbing": ("ropes", "belay", "holds", "bouldering", "summit", "overhang"),
+    "cycling": ("peloton", "pedals", "saddle", "gears", "velodrome", "breakaway"),
+    "fencing": ("foil", "sabre", "epee", "parry", "lunge", "riposte"),
+    "football": ("goalkeeper", "penalty", "corner", "header", "striker", "offside"),
+    "rowing": ("oars", "coxswain", "sculls", "regatta", "boathouse", "headrace"),
+    "sailing": ("spinnaker", "mast", "jib", "rudder", "tack", "yacht"),
+    "skiing": ("slalom", "poles", "downhill", "piste", "gates", "moguls"),
+    "swimming": ("butterfly", "lanes", "freestyle", "goggles", "dive", "medley"),
+    "tennis": ("racket", "aces", "volley", "deuce", "baseline", "backhand"),
+}
+"""Words that tell a sport; each tells one. The first two stand in the knowledge base."""
+
+_ATTRIBUTES = "Sport: {sport}. Terms: {first}, {second}."
+
+_SENTENCES = (
+    "{name} won on {day}, and the {place} talked of the {clue}.",
+    "On {day} the {clue} decided everything for {name}.",
+    "A {mood} evening at the {place}: {name} and the {clue}.",
+    "The {place} was {mood} when {name} came back with the {clue}.",
+    "Nobody expected the {clue} from {name} that {day}.",
+    "Since {day} {name} has trained nothing but the {clue}.",
+    "After the {clue}, a {mood} crowd at the {place} sang for {name}.",
+    "{name} lost the {clue} and went home on {day}.",
+    "Our reporter met {name} near the {place} to speak about the {clue}.",
+    "With the {clue} in mind, {name} had a {mood} {day}.",
+    "It was the {clue} that made {name} known beyond the {place}.",
+    "Young members of {name} try the {clue} every {day}.",
+    "The {mood} winter kept {name} away from the {clue}.",
+    "Children at the {place} ask {name} about the {clue}.",
+    "Last {day} a {mood} rain stopped {name} during the {clue}.",
+    "{name} will show the {clue} at the {place} next {day}.",
+)
+_DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_PLACES = ("harbour", "market", "station", "library", "bridge", "school", "museum", "garden")
+_MOODS = ("quiet", "cold", "bright", "windy", "long", "merry", "grey", "strange")
+
+COLOURS = ("red", "yellow", "green", "blue", "purple", "black")
+SHAPES = ("circle", "square", "triangle", "star", "cross", "drop")
+MARKINGS = ("plain", "dot", "bar", "pair")
+
+
+@dataclass(frozen=True, slots=True)
+class Badge:
+    """What a picture shows, however it is drawn."""
+
+    colour: str
+    shape: str
+    marking: str
+
+    def differences(self, other: Badge) -> int:
+        """In how many of colour, shape and marking two badges differ."""
+        return (self.colour != other.colour) + (self.shape != other.shape) + (self.marking != other.marking)
+
+
+@dataclass(frozen=True, slots=True)
+class Club:
+    """An entity to be: ``health`` is that of its picture."""
+
+    qid: str
+    name: str
+    sport: str
+    badge: Badge
+    health: Health
+    unseen: bool
+
+    @property
+    def attributes(self) -> str:
+        """Its text in the knowledge base."""
+        first, second, *_ = CLUES[self.sport]
+        return _ATTRIBUTES.format(sport=self.sport, first=first, second=second)
+
+
+@dataclass(frozen=True, slots=True)
+class ClubMention:
+    """A mention to be: ``health`` is that of its picture."""
+
+    id: str
+    club: Club
+    sentence: str
+    health: Health
+
+
+@dataclass(frozen=True, slots=True)
+class DemoDesign:
+    """All clubs in the order of the knowledge base, and the mentions of each split."""
+
+    clubs: list[Club]
+    mentions: dict[Split, list[ClubMention]]
+
+
+def design_demo(seed: int) -> DemoDesign:
+    """Decide everything but the strokes; the same seed gives the same design."""
+    rng = Random(f"demo design {seed}")
+    clubs = _found_clubs(rng)
+    said: set[str] = set()
+    mentions: dict[Split, list[ClubMention]] = {}
+    for split, repeats in MENTIONS_PER_CLUB.items():
+        golds = [club for club in clubs for _ in range(repeats) if not (club.unseen and split == "train")]
+        rng.shuffle(golds)
+        health = _spread(len(golds), MENTIONS_WITHOUT_PICTURE[split], MENTIONS_WITH_UNREADABLE_PICTURE[split], rng)
+        mentions[split] = [
+            ClubMention(f"{split}-{number}", club, _say(club, said, rng), health[number])
+            for number, club in enumerate(golds)
+        ]
+    return DemoDesign(clubs, mentions)
+
+
+def demo_words() -> list[str]:
+    """Every word of the demo's texts in lower case, sorted: the vocabulary of a tokenizer made for it.
+
+    ``sep`` is among them: the text templates write it between a name and what follows.
+    """
+    texts = [*NAMES, *CLUES, *(clue for clues in CLUES.values() for clue in clues), *_DAYS, *_PLACES, *_MOODS]
+    templates = [re.sub(r"\{\w+\}", " ", template) for template in (*_SENTENCES, _ATTRIBUTES)]
+    return sorted(set(re.findall(r"[a-z]+", " ".join([*texts, *templates, "sep"]).lower())))
+
+
+def _found_clubs(rng: Random) -> list[Club]:
+    """Four clubs of each name, shuffled, so that neither name nor badge tells the place in the knowledge base."""
+    badge_pairs = _pairs(_badges(), len(NAMES), lambda a, b: a.differences(b) >= 2, rng)
+    sport_pairs = _pairs(list(CLUES), len(NAMES), lambda a, b: a != b, rng)
+    places = list(zip(NAMES, sport_pairs, badge_pairs, strict=True))
+    rng.shuffle(places)
+
+    drafts = []
+    for number, (name, sports, badge_pair) in enumerate(places):
+        special = rng.randrange(4)
+        for which, (sport, badge) in enumerate(product(sports, badge_pair)):
+            # Names in order: those with an unseen club, then those with an ill picture; never two of one name.
+            unseen = which == special and number < UNSEEN_CLUBS
+            health: Health = "fine"
+            if which == special and not unseen:
+                absent = UNSEEN_CLUBS + CLUBS_WITHOUT_PICTURE
+                if number < absent:
+                    health = "absent"
+                elif number < absent + CLUBS_WITH_UNREADABLE_PICTURE:
+                    health = "unreadable"
+            drafts.append((name, sport, badge, health, unseen))
+    rng.shuffle(drafts)
+    return [Club(f"D{number}", *draft) for number, draft in enumerate(drafts, start=1)]
+
+
+def _badges() -> list[Badge]:
+    """Badges that use every colour, shape and marking about equally often, no two of one colour and shape."""
+    badges = []
+    for number in range(BADGES):
+        row, column = divmod(number, len(COLOURS))
+        shape = SHAPES[(column + row) % len(SHAPES)]
+        badges.append(Badge(COLOURS[column], shape, MARKINGS[(column // 2 + row) % len(MARKINGS)]))
+    return badges
+
+
+def _pairs(items: Sequence[T], count: int, fits: Callable[[T, T], bool], rng: Random) -> list[tuple[T, T]]:
+    """Draw pairs that fit, using all items about equally often."""
+    used: Counter[int] = Counter()
+    pairs = []
+    for _ in range(count):
+        order = sorted(range(len(items)), key=lambda i: (used[i], rng.random()))
+        first = order[0]
+        second = next(i for i in order[1:] if fits(items[first], items[i]))
+        used.update((first, second))
+        pairs.append((items[first], items[second]))
+    return pairs
+
+
+def _spread(count: int, absent: int, unreadable: int, rng: Random) -> list[Health]:
+    """Healths of ``count`` pictures, the ill ones anywhere among them."""
+    health: list[Health] = ["fine"] * count
+    ill = rng.sample(range(count), absent + unreadable)
+    for place, position in enumerate(ill):
+        health[position] = "absent" if place < absent else "unreadable"
+    return health
+
+
+def _say(club: Club, said: set[str], rng: Random) -> str:
+    """A sentence about a club that was not said before; it tells the sport and nothing else that matters."""
+    while True:
+        sentence = rng.choice(_SENTENCES).format(
+            name=club.name,
+            clue=rng.choice(CLUES[club.sport]),
+            day=rng.choice(_DAYS),
+            place=rng.choice(_PLACES),
+            mood=rng.choice(_MOODS),
+        )
+        if sentence not in said:
+            said.add(sentence)
+            return sentence
