@@ -1,5 +1,6 @@
 """mimic-pl: multimodal entity linking with MIMIC (Luo et al., KDD 2023) on PyTorch Lightning."""
 
+from mimic_pl.data import MELDataModule, RichpediaMEL, WikiDiverse, WikiMEL
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.model import MIMIC
 

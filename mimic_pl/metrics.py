@@ -64,8 +64,9 @@ class RankMetric(Metric):
                 f"{type(self).__name__}: rank {int(ranks[outside][0])} lies outside of 0 .. {num_entities}, the size "
                 "of the knowledge base. Pass 1-based ranks, and 0 for a mention without a gold in it."
             )
-        self.total += self.values(ranks.long(), num_entities).sum()
-        self.mentions += ranks.numel()
+        # Not in place: a state reset inside of inference mode may meet an update outside of it.
+        self.total = self.total + self.values(ranks.long(), num_entities).sum()
+        self.mentions = self.mentions + ranks.numel()
 
     def compute(self) -> Tensor:
         """The mean over all mentions so far, a float32 scalar; NaN if there was none."""

@@ -19,8 +19,8 @@ from mimic_pl.features import Features
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, Ranker, Ranking
-from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, UnitFactory, published_units
+from mimic_pl.ranking import SMALLEST_BLOCK, EntityIndex, Ranker, Ranking
+from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, States, UnitFactory, published_units
 
 Side = dict[str, Tensor]
 """Tokens and pictures of one side as the encoder takes them."""
@@ -112,9 +112,9 @@ class MIMIC(LightningModule):
         """Remember the run's seed."""
         self._seed = torch.initial_seed()
 
-    def on_train_epoch_start(self) -> None:
-        """Seed dropout by epoch and process, so that a resumed run draws what the undisturbed one would have drawn."""
-        torch.manual_seed((self._seed + 1_000_003 * (self.current_epoch + 1) + self.global_rank) % 2**63)
+    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Seed dropout by step and process, so that a resumed run draws what the undisturbed one would have drawn."""
+        torch.manual_seed((self._seed + 1_000_003 * (self.global_step + 1) + self.global_rank) % 2**63)
 
     def configure_optimizers(self) -> Any:
         """Optimizer over :meth:`parameter_groups`, and the scheduler if there is one."""
@@ -214,9 +214,20 @@ class MIMIC(LightningModule):
         for batch in bar:
             batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             with self.trainer.precision_plugin.forward_context():
-                index.append(self.matcher.entity(self.encoder(**batch["entities"])))
+                index.append(self._entity_states(batch["entities"]))
         self.train(was_training)
         return index
+
+    def _entity_states(self, side: Side) -> States:
+        """Encode a batch of entities, a small one filled up.
+
+        Entities that are equal to a unit (for VDLU all without a picture) must have equal states, wherever they stand;
+        the kernels for small products round differently.
+        """
+        size = len(side["input_ids"])
+        rows = torch.arange(max(size, SMALLEST_BLOCK), device=self.device).clamp_max(size - 1)
+        states = self.matcher.entity(self.encoder(**{name: tensor[rows] for name, tensor in side.items()}))
+        return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
     def rank(self, batch: dict[str, Any], split: str) -> Ranking:
         """Rank the whole knowledge base for a batch of mentions.

@@ -1,6 +1,6 @@
 """Exact ranking over the whole knowledge base: the entity index and the engine that streams over it."""
 
-from mimic_pl.ranking.engine import Ranker, Ranking
+from mimic_pl.ranking.engine import SMALLEST_BLOCK, Ranker, Ranking
 from mimic_pl.ranking.index import EntityIndex
 
-__all__ = ["EntityIndex", "Ranker", "Ranking"]
+__all__ = ["SMALLEST_BLOCK", "EntityIndex", "Ranker", "Ranking"]

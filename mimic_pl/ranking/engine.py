@@ -12,6 +12,9 @@ from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.units import States
 
+SMALLEST_BLOCK = 32
+"""Rows at least in any product whose results are ordered: below, kernels round differently from row to row."""
+
 PairScores = Callable[[States, States], dict[str, Tensor]]
 """States of mentions and of entities -> named scores, each ``[mentions, entities]``; ``overall`` is among them."""
 
@@ -39,6 +42,10 @@ class Ranker:
     its place in that order, so top-k lists and ranks agree, a rank never depends on the size of the blocks, and a
     constant scorer ranks the golds by their position, which gains it nothing.
 
+    Ties are real: to VDLU all entities without a picture are one. But the last bits of a matrix product depend on its
+    shape, which would order equals by chance. So every product, that for the golds too, has the same shape: blocks of
+    one size, filled up where they end early, and never so small that a kernel treats rows by their place.
+
     Args:
         top_k: How many top entities are kept for each mention.
         pairs_per_block: Mention-entity pairs that are scored at once; the working set is proportional to it.
@@ -63,19 +70,17 @@ class Ranker:
             NonFiniteScoreError: A score is NaN or infinite; the error carries the row of the mention in this block and
                 the position of the entity.
         """
-        num_mentions = len(gold)
-        gold_scores = self._gold_scores(score, mentions, gold, index)
+        size = max(SMALLEST_BLOCK, min(self.pairs_per_block // len(gold), len(index)))
+        gold_scores = _gold_scores(score, mentions, gold, index, size)
         best = {name: _first_in_order(scores, gold) for name, scores in gold_scores.items()}
         ahead: dict[str, Tensor] = {}
         top = _TopEntities(min(self.top_k, len(index)))
 
-        for start, entities in index.blocks(max(1, self.pairs_per_block // num_mentions)):
-            scores = score(mentions, entities)
+        for start, stop, entities in index.blocks(size):
+            scores = {name: block[:, : stop - start] for name, block in score(mentions, entities).items()}
             _require_finite(scores, start)
-            position = torch.arange(start, start + scores["overall"].shape[1], device=gold.device)
+            position = torch.arange(start, stop, device=gold.device)
             for name, block in scores.items():
-                # A product's last bits can depend on the shape of its block: a gold has one score everywhere.
-                _put_gold_scores(block, gold_scores[name], gold, start)
                 gold_score, gold_position = best[name]
                 before = (block > gold_score[:, None]) | (
                     (block == gold_score[:, None]) & (position < gold_position[:, None])
@@ -88,16 +93,23 @@ class Ranker:
         ranks = {name: torch.where(in_kb, count + 1, 0) for name, count in ahead.items()}
         return Ranking(ranks, top.positions, top.scores)
 
-    @staticmethod
-    def _gold_scores(score: PairScores, mentions: States, gold: Tensor, index: EntityIndex) -> dict[str, Tensor]:
-        """Scores of each mention's own golds, ``[mentions, golds]`` by name; -inf where there is none."""
-        known = gold.ge(0)
-        entities, column = torch.unique(gold[known], return_inverse=True)
-        if len(entities) == 0:
-            entities = torch.zeros(1, dtype=torch.int64, device=gold.device)
-        columns = torch.zeros_like(gold).masked_scatter(known, column)
-        scores = score(mentions, index.select(entities))
-        return {name: block.gather(1, columns).masked_fill(~known, -torch.inf) for name, block in scores.items()}
+
+def _gold_scores(
+    score: PairScores, mentions: States, gold: Tensor, index: EntityIndex, size: int
+) -> dict[str, Tensor]:
+    """Scores of each mention's own golds, ``[mentions, golds]`` by name; -inf where there is none."""
+    known = gold.ge(0)
+    entities, column = torch.unique(gold[known], return_inverse=True)
+    columns = torch.zeros_like(gold).masked_scatter(known, column)
+    golds: dict[str, Tensor] = {}
+    for start in range(0, max(1, len(entities)), size):
+        block = entities[start : start + size]
+        filled = torch.cat([block, block.new_zeros(size - len(block))])
+        inside = known & columns.ge(start) & columns.lt(start + size)
+        for name, scores in score(mentions, index.select(filled)).items():
+            found = scores.gather(1, (columns - start).clamp(0, size - 1)).masked_fill(~inside, -torch.inf)
+            golds[name] = torch.maximum(golds[name], found) if name in golds else found
+    return golds
 
 
 class _TopEntities:
@@ -131,13 +143,6 @@ def _first_in_order(scores: Tensor, gold: Tensor) -> tuple[Tensor, Tensor]:
     unknown = torch.iinfo(torch.int64).max
     position = gold.masked_fill(gold.lt(0) | scores.ne(best[:, None]), unknown).min(dim=1).values
     return best, position
-
-
-def _put_gold_scores(block: Tensor, gold_scores: Tensor, gold: Tensor, start: int) -> None:
-    """Write the golds' scores where they stand in this block, ``[mentions, block]``, in place."""
-    inside = gold.ge(start) & gold.lt(start + block.shape[1])
-    rows = inside.nonzero()[:, 0]
-    block[rows, gold[inside] - start] = gold_scores[inside]
 
 
 def _require_finite(scores: dict[str, Tensor], start: int) -> None:

@@ -59,18 +59,27 @@ class EntityIndex:
         """Entities filled in so far."""
         return self._filled
 
-    def block(self, start: int, stop: int) -> States:
-        """States of the entities at ``start`` to ``stop`` of the knowledge base (views, no copies)."""
-        return {unit: {name: t[start:stop] for name, t in state.items()} for unit, state in self._states.items()}
-
     def select(self, positions: Tensor) -> States:
         """States of the entities at these positions, int64 ``[n]`` (copies)."""
         return {unit: {name: t[positions] for name, t in state.items()} for unit, state in self._states.items()}
 
-    def blocks(self, size: int) -> Iterator[tuple[int, States]]:
-        """Go through the knowledge base in order: the first position of each block, and its states."""
+    def blocks(self, size: int) -> Iterator[tuple[int, int, States]]:
+        """Go through the knowledge base in order, in blocks of one size.
+
+        Yields:
+            The first position of a block, one past its last, and its states: views ``[size, ...]``, except that the
+            last block is a copy, filled up to ``size`` with repetitions of its last entity.
+        """
         for start in range(0, self._filled, size):
-            yield start, self.block(start, min(start + size, self._filled))
+            stop = min(start + size, self._filled)
+            if stop - start == size:
+                yield start, stop, self._slice(start, stop)
+            else:
+                positions = torch.arange(start, start + size, device=self.device).clamp_max(stop - 1)
+                yield start, stop, self.select(positions)
+
+    def _slice(self, start: int, stop: int) -> States:
+        return {unit: {name: t[start:stop] for name, t in state.items()} for unit, state in self._states.items()}
 
     @property
     def bytes_per_entity(self) -> int:

@@ -73,9 +73,10 @@ class TGLU(Unit):
         num_entities, entity_tokens, _ = entities["query"].shape
         keys = (mentions["key"] / math.sqrt(width)).flatten(0, 1).T
         # With gradients the whole is one block, which autograd keeps; without, blocks that stay in the cache.
-        block = num_entities
+        blocks = 1
         if not torch.is_grad_enabled():
-            block = max(1, _LOGITS_IN_CACHE // max(1, entity_tokens * num_mentions * mention_tokens))
+            blocks = -(-num_entities * entity_tokens * num_mentions * mention_tokens // _LOGITS_IN_CACHE)
+        block = -(-num_entities // min(blocks, num_entities))  # of about one size
         means = []
         for start in range(0, num_entities, block):
             queries = entities["query"][start : start + block]

@@ -1,0 +1,7 @@
+"""Raw files -> records -> batches."""
+
+from mimic_pl.data.datamodule import MELDataModule
+from mimic_pl.data.published import PublishedStatistics, RichpediaMEL, WikiDiverse, WikiMEL
+from mimic_pl.data.records import Entity, Mention
+
+__all__ = ["Entity", "MELDataModule", "Mention", "PublishedStatistics", "RichpediaMEL", "WikiDiverse", "WikiMEL"]

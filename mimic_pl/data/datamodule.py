@@ -1,0 +1,296 @@
+"""The LightningDataModule: a folder in the published layout -> loaders of batches."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from mimic_pl.data.dataset import EntityDataset, MentionDataset, TrainingDataset, collate
+from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
+from mimic_pl.data.preprocessor import Preprocessor
+from mimic_pl.data.reader import read_entities, read_json, read_mentions
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.sampler import EvalSampler, TrainSampler
+from mimic_pl.data.template import TextTemplate
+from mimic_pl.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from mimic_pl.data.published import PublishedStatistics
+
+_log = logging.getLogger(__name__)
+
+_FILES = {"train": "train", "val": "dev", "test": "test"}
+_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+
+
+class MELDataModule(LightningDataModule):
+    """Any data set in the published layout: a knowledge base, three splits of mentions, two folders of pictures.
+
+    A folder holds ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
+    ``mention_images/``, and maybe ``qid2id.json``. To read another layout, override :meth:`read_entities` and
+    :meth:`read_mentions`.
+
+    Args:
+        root: The folder.
+        name: What the split files' names begin with; the folder's name by default.
+        mention_template: Text of a mention from its fields ``{mention}``, ``{sentence}`` and any other of its record.
+        entity_template: Text of an entity from its fields ``{name}``, ``{attr}`` and any other of its record.
+        pictures: What happens where a picture is missing, unreadable or oversized: ``blank``, ``drop`` or ``error``
+            (see :data:`~mimic_pl.data.pictures.PicturePolicy`).
+        max_pixels: Larger pictures count as oversized.
+        batch_size: Mentions in a training batch.
+        eval_batch_size: Mentions that are ranked at once.
+        entity_batch_size: Entities that are encoded at once.
+        num_workers: Loader processes.
+        seed: Decides the order of training and the pictures drawn.
+        predict_file: File of mentions to link; the test split by default.
+    """
+
+    published: ClassVar[PublishedStatistics | None] = None
+    """What the paper says of this data set, if it does."""
+
+    file_stems: ClassVar[tuple[str, ...]] = ()
+    """What the split files' names may begin with, for a data set whose files are not named after it."""
+
+    entities: Sequence[Entity]
+    mentions: dict[str, list[Mention]]
+
+    def __init__(
+        self,
+        root: str,
+        name: str | None = None,
+        mention_template: str = "{mention} [SEP] {sentence}",
+        entity_template: str = "{name} [SEP] {attr}",
+        pictures: PicturePolicy = "blank",
+        max_pixels: int = MAX_PIXELS,
+        batch_size: int = 128,
+        eval_batch_size: int = 128,
+        entity_batch_size: int = 256,
+        num_workers: int = 2,
+        seed: int = 43,
+        predict_file: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.root = root
+        self.name = name
+        self.mention_template = TextTemplate(mention_template)
+        self.entity_template = TextTemplate(entity_template)
+        self.pictures: PicturePolicy = pictures
+        self.max_pixels = max_pixels
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size
+        self.entity_batch_size = entity_batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.predict_file = predict_file
+        self.picture_report = PictureReport()
+        self.mentions = {}
+        self._preprocessor: Preprocessor | None = None
+        self._datasets: dict[str, MentionDataset] = {}
+
+    # ---- files, for subclasses to override ----------------------------------------------------------------------
+
+    @classmethod
+    def check_root(cls, root: str) -> None:
+        """Fail before anything loads if the folder is not there.
+
+        Raises:
+            DataError: It is not.
+        """
+        if not Path(root).expanduser().is_dir():
+            raise DataError(
+                f"The data folder {root!r} does not exist (looked in {Path(root).expanduser().resolve()}). "
+                "Unpack the data set there, or say where it is with --data.root PATH."
+            )
+
+    def read_entities(self) -> Sequence[Entity]:
+        """Read the knowledge base, in the order that positions count."""
+        entities = read_entities(self.folder / "kb_entity.json")
+        path = self.folder / "qid2id.json"
+        if path.is_file():
+            known = read_json(path)
+            if not isinstance(known, dict):
+                raise DataError(f"{path} holds a JSON {type(known).__name__} where an object of qids and ids is due.")
+            unknown = [entity.qid for entity in entities if entity.qid not in known]
+            if unknown or len(known) != len(entities):
+                raise DataError(
+                    f"{path} names {len(known)} entities and kb_entity.json has {len(entities)}; without an entry: "
+                    f"{', '.join(unknown[:5]) or 'none'}. Both belong to one release: unpack them again, or remove "
+                    "qid2id.json, which is then not needed."
+                )
+        return entities
+
+    def read_mentions(self, split: str) -> list[Mention]:
+        """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
+        if split == "predict":
+            return self.read_mentions("test") if self.predict_file is None else read_mentions(Path(self.predict_file))
+        return read_mentions(self.split_file(split))
+
+    def split_file(self, split: str) -> Path:
+        """The file of a split.
+
+        Raises:
+            DataError: None of the names it may have is there.
+        """
+        stems = (self.name,) if self.name else (*self.file_stems, self.folder.name)
+        wanted = [f"{stem}_{_FILES[split]}.json" for stem in stems]
+        present = {path.name.lower(): path for path in sorted(self.folder.glob("*.json"))}
+        for file in wanted:
+            if file.lower() in present:
+                return present[file.lower()]
+        raise DataError(
+            f"{self.folder} has no file of the {split} split: looked for {' or '.join(wanted)}, and there are "
+            f"{', '.join(path.name for path in present.values()) or 'no JSON files'}. Say what its name begins with: "
+            "--data.name NAME."
+        )
+
+    @property
+    def folder(self) -> Path:
+        """The data folder."""
+        return Path(self.root).expanduser()
+
+    # ---- Lightning's hooks --------------------------------------------------------------------------------------
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """The model's tokenizer and picture preprocessing; set it to use the data without a Trainer.
+
+        Raises:
+            ConfigError: There is neither.
+        """
+        if self._preprocessor is None:
+            module: Any = self.trainer.lightning_module if self.trainer is not None else None
+            if module is None:
+                raise ConfigError(
+                    "The data module has no preprocessor yet: it comes from the model that the Trainer runs. Without a "
+                    "Trainer set it: datamodule.preprocessor = model.encoder.preprocessor"
+                )
+            self._preprocessor = module.encoder.preprocessor
+        return self._preprocessor
+
+    @preprocessor.setter
+    def preprocessor(self, preprocessor: Preprocessor) -> None:
+        self._preprocessor = preprocessor
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenize what the stage needs."""
+        self.check_root(self.root)
+        if not hasattr(self, "entities"):
+            self.entities = self.read_entities()
+            self._positions = {entity.qid: position for position, entity in enumerate(self.entities)}
+            self._entity_dataset = EntityDataset(
+                self.entities,
+                self.entity_template,
+                PictureFolder([self.folder / n for n in ("kb_image", "kb_images")], self.pictures, self.max_pixels),
+                self.preprocessor,
+            )
+        for split in _STAGES[stage]:
+            if split not in self._datasets:
+                self._add_split(split)
+
+    def _add_split(self, split: str) -> None:
+        mentions = self.read_mentions(split)
+        if not mentions:
+            raise DataError(f"The {split} split of {self.folder} holds no mentions.")
+        self.mentions[split] = mentions
+        nil = sum(not mention.golds for mention in mentions)
+        unknown = sum(bool(m.golds) and not any(gold in self._positions for gold in m.golds) for m in mentions)
+        if (nil or unknown) and split != "predict":
+            fate = "left out of training" if split == "train" else "counted as not found"
+            _log.warning(
+                f"{split}: of {len(mentions)} mentions {nil} have no gold (nil) and {unknown} a gold that is not in "
+                f"the knowledge base; they are {fate}."
+            )
+        folders = [self.folder / name for name in ("mention_images", "mention_image")]
+        self._datasets[split] = MentionDataset(
+            mentions,
+            self._positions,
+            self.mention_template,
+            PictureFolder(folders, self.pictures, self.max_pixels, renamed=True),
+            self.preprocessor,
+            f"{split} mentions",
+        )
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled pairs of a mention and its gold entity."""
+        mentions = self._datasets["train"]
+        kept = [index for index, golds in enumerate(mentions.golds) if golds]
+        if not kept:
+            raise DataError(f"No training mention of {self.folder} has a gold in the knowledge base.")
+        dataset = TrainingDataset(mentions, self._entity_dataset, kept, self.seed)
+        processes, rank = self._processes()
+        sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
+        sampler.set_epoch(self._next_epoch())
+        return self._loader(dataset, sampler, self.batch_size)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Mentions of the validation split."""
+        return self._eval_loader(self._datasets["val"], self.eval_batch_size)
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Mentions of the test split."""
+        return self._eval_loader(self._datasets["test"], self.eval_batch_size)
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Mentions to link."""
+        return self._eval_loader(self._datasets["predict"], self.eval_batch_size)
+
+    def entity_dataloader(self) -> DataLoader[Any]:
+        """All entities of the knowledge base in order, on every process."""
+        sampler = EvalSampler(self._entity_dataset)
+        return self._loader(self._entity_dataset, sampler, self.entity_batch_size)
+
+    def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
+        """Normalise the pictures on the device, and count those that failed."""
+        self.picture_report.add(batch.pop("failures", ()))
+        for name in ("mentions", "entities"):
+            if name in batch:
+                side = batch[name]
+                batch[name] = {
+                    "input_ids": side["input_ids"],
+                    "attention_mask": side["attention_mask"],
+                    "pixel_values": self.preprocessor.normalize(side["pixels"], side["has_picture"]),
+                }
+        return batch
+
+    def teardown(self, stage: str) -> None:
+        """Report once what was wrong with the pictures."""
+        self.picture_report.log(self.pictures)
+
+    # ---- loaders ------------------------------------------------------------------------------------------------
+
+    def _eval_loader(self, dataset: MentionDataset, batch_size: int) -> DataLoader[Any]:
+        return self._loader(dataset, EvalSampler(dataset, *self._processes()), batch_size)
+
+    def _loader(self, dataset: Dataset[Any], sampler: Sampler[int], batch_size: int) -> DataLoader[Any]:
+        return DataLoader(
+            dataset,
+            batch_size=batch_size,
+            sampler=sampler,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def _next_epoch(self) -> int:
+        """The epoch that training begins with: 0, or on a resumed run the one after the checkpoint's.
+
+        Lightning tells the sampler before each epoch, but on a resumed run only after the workers have begun to fetch.
+        """
+        if self.trainer is None:
+            return 0
+        loop = self.trainer.fit_loop
+        begun = loop.epoch_progress.current.ready
+        return begun if begun == 0 or loop.epoch_loop.batch_progress.is_last_batch else begun - 1
+
+    def _processes(self) -> tuple[int, int]:
+        """Number of processes, and which one this is."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank

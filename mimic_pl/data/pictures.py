@@ -1,0 +1,150 @@
+"""The one place where pictures are opened, and the policy for those that can not be."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Literal, get_args
+
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from mimic_pl.errors import ConfigError, DataError
+
+PicturePolicy = Literal["blank", "drop", "error"]
+"""What happens to an item whose picture fails.
+
+- ``blank``: it is kept, without a picture;
+- ``drop``: a training mention whose own picture fails, or all pictures of its gold entity, is left out of training.
+  Evaluation keeps every mention and entity, blank, since leaving them out would change what is measured;
+- ``error``: the first failing picture ends the run.
+"""
+
+MAX_PIXELS = 89_478_485
+"""Largest picture that is decoded: Pillow's own limit against decompression bombs."""
+
+Failure = tuple[str, str]
+"""Path and kind (``missing``, ``unreadable``, ``oversized``) of a picture that failed."""
+
+_log = logging.getLogger(__name__)
+
+
+class PictureError(Exception):
+    """A picture that can not be had; ``kind`` and ``path`` say which and why."""
+
+    def __init__(self, path: Path, kind: str, detail: str) -> None:
+        super().__init__(f"The picture {path} is {kind}: {detail}")
+        self.path = path
+        self.kind = kind
+
+
+def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture as RGB: first frame, turned as EXIF says, transparency on white.
+
+    Raises:
+        PictureError: It is missing, unreadable, or larger than ``max_pixels``.
+    """
+    try:
+        with warnings.catch_warnings():
+            # The size is checked here, before anything is decoded.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as picture:
+                if picture.width * picture.height > max_pixels:
+                    raise PictureError(path, "oversized", f"{picture.width} x {picture.height} pixels")
+                picture.seek(0)
+                picture.load()
+                return _as_rgb(ImageOps.exif_transpose(picture))
+    except FileNotFoundError as error:
+        raise PictureError(path, "missing", "no such file") from error
+    except Image.DecompressionBombError as error:
+        raise PictureError(path, "oversized", str(error)) from error
+    except UnidentifiedImageError as error:
+        raise PictureError(path, "unreadable", "no picture format that Pillow knows") from error
+    # Pillow's decoders raise all of these on damaged files.
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, ArithmeticError, AttributeError) as error:
+        raise PictureError(path, "unreadable", str(error) or type(error).__name__) from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+    if picture.mode.startswith("I"):
+        # 16 bits a channel: Pillow's own conversion would clip them to 8.
+        return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    return picture.convert("RGB")
+
+
+class PictureFolder:
+    """A folder of pictures, under one policy.
+
+    Args:
+        folders: Where pictures are looked for, in this order; names that exist on disk differ between releases.
+        policy: What happens where a picture fails; ``error`` is applied here, the others where items are made.
+        max_pixels: Larger pictures count as oversized.
+        renamed: Also look for the name's stem with ``.jpg``, as the published mention pictures are stored.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], policy: PicturePolicy, max_pixels: int = MAX_PIXELS, renamed: bool = False
+    ) -> None:
+        if policy not in get_args(PicturePolicy):
+            raise ConfigError(f"Unknown picture policy {policy!r}. There are: {', '.join(get_args(PicturePolicy))}.")
+        self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+        self.policy = policy
+        self.max_pixels = max_pixels
+        self.renamed = renamed
+
+    def path(self, name: str) -> Path:
+        """Where a picture lies, or would lie."""
+        path = self.folder / name
+        if self.renamed and not path.is_file():
+            stem = PurePosixPath(name.replace("\\", "/")).name.split(".")[0]
+            if (self.folder / f"{stem}.jpg").is_file():
+                return self.folder / f"{stem}.jpg"
+        return path
+
+    def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[Failure]]:
+        """The first of these pictures that opens, and those that failed before it.
+
+        Raises:
+            DataError: One failed and the policy is ``error``.
+        """
+        failures: list[Failure] = []
+        for name in names:
+            try:
+                return open_picture(self.path(name), self.max_pixels), failures
+            except PictureError as error:
+                if self.policy == "error":
+                    raise DataError(
+                        f"{error}. Mend the file, or let such pictures pass with --data.pictures blank or drop."
+                    ) from error
+                failures.append((str(error.path), error.kind))
+        return None, failures
+
+
+@dataclass
+class PictureReport:
+    """Counts the pictures that failed, each file once, over all epochs and workers."""
+
+    failures: dict[str, str] = field(default_factory=dict)
+
+    def add(self, failures: Sequence[Failure]) -> None:
+        """Count these."""
+        self.failures.update(failures)
+
+    def log(self, policy: PicturePolicy) -> None:
+        """Say once what failed."""
+        if not self.failures:
+            return
+        counts = Counter(self.failures.values())
+        kinds = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
+        examples = ", ".join(sorted(self.failures)[:3])
+        _log.warning(
+            f"{len(self.failures)} pictures could not be used ({kinds}), for example {examples}. Policy {policy!r}: "
+            "items without a usable picture count as having none. `mimic-pl doctor` lists what is wrong with a folder."
+        )
+        self.failures.clear()

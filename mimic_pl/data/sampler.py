@@ -1,0 +1,41 @@
+"""Which items a process sees, and in which order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sized
+
+import torch
+from torch.utils.data import DistributedSampler
+
+
+class TrainSampler(DistributedSampler[int]):
+    """Shuffles by seed and epoch, and yields ``epoch * len(dataset) + index``.
+
+    The number tells a data set both which item and which epoch it is, so that what is random about an item (which of
+    an entity's pictures) depends on seed, epoch and index alone: not on workers, and not on where a run was resumed.
+    Lightning calls :meth:`set_epoch`, and leaves a distributed sampler as it is.
+    """
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions of this process's items, each shifted by the epoch."""
+        size = len(self.dataset)  # type: ignore[arg-type]
+        return (self.epoch * size + index for index in super().__iter__())
+
+
+class EvalSampler(DistributedSampler[int]):
+    """Every item exactly once over all processes, in order: no duplicates are added to even the processes out."""
+
+    def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
+        self.num_samples = len(range(rank, len(dataset), num_replicas))
+        self.total_size = len(dataset)
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions of this process's items."""
+        return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+def draw(count: int, seed: int, epoch: int, index: int) -> int:
+    """A number in ``[0, count)`` that depends on nothing but the arguments."""
+    generator = torch.Generator().manual_seed(hash((seed, epoch, index)) & 0x7FFF_FFFF_FFFF_FFFF)
+    return int(torch.randint(count, (1,), generator=generator))

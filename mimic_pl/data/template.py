@@ -1,0 +1,50 @@
+"""Text templates: how a record's fields become the text that the encoder reads."""
+
+from __future__ import annotations
+
+import re
+
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.errors import ConfigError
+
+_FIELD = re.compile(r"\{(\w+)\}")
+
+
+class TextTemplate:
+    """Fills ``{field}`` places with a record's fields.
+
+    Args:
+        template: For example ``{name} [SEP] {attr}``.
+
+    Raises:
+        ConfigError: The template names no field.
+    """
+
+    def __init__(self, template: str) -> None:
+        self.template = template
+        self.fields = _FIELD.findall(template)
+        if not self.fields:
+            raise ConfigError(f"The text template {template!r} names no field. Write one as {{name}}.")
+
+    def __call__(self, record: Entity | Mention) -> str:
+        """The text of a record.
+
+        Raises:
+            ConfigError: The record has no such field; those it has are listed.
+        """
+        known = available(record)
+        missing = [field for field in self.fields if field not in known]
+        if missing:
+            raise ConfigError(
+                f"The text template {self.template!r} asks for {missing}, which the record "
+                f"{getattr(record, 'qid', getattr(record, 'id', ''))!r} does not have. It has: {', '.join(known)}."
+            )
+        # A function, so that backslashes and braces in a field stay what they are.
+        return _FIELD.sub(lambda match: known[match.group(1)], self.template)
+
+
+def available(record: Entity | Mention) -> dict[str, str]:
+    """All text fields of a record by the name that a template uses."""
+    if isinstance(record, Entity):
+        return {**record.fields, "qid": record.qid, "name": record.name}
+    return {**record.fields, "id": record.id, "mention": record.mention, "sentence": record.sentence}

@@ -1,0 +1,176 @@
+"""The LightningModule through the real Trainer on real files."""
+
+import copy
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+from mimic_pl import MIMIC, MELDataModule
+from mimic_pl.encoders import CLIPEncoder
+from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.ranking import Ranker
+from mimic_pl.units import TGLU, VDLU, GlobalCosine
+from tests import tiny
+from tests.reference import ranks_by_sorting
+
+UNITS = {"text": lambda dims: TGLU(dims, 8), "vision": lambda dims: VDLU(dims, 8), "cosine": GlobalCosine}
+
+
+def make_model(**options):
+    seed_everything(0)
+    options.setdefault("optimizer", lambda params: torch.optim.AdamW(params, lr=1e-3, eps=1e-4, weight_decay=1e-4))
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), units=UNITS, **options)
+
+
+def make_data(tiny_set, **options):
+    return MELDataModule(str(tiny_set), name="Tiny", **{"batch_size": 8, "num_workers": 0, **options})
+
+
+def make_trainer(folder, **options):
+    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
+    return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, logger=False, **{**quiet, **options})
+
+
+def all_scores(model, data):
+    """Scores of all test mentions with all entities from features, without the index or the engine."""
+    model.eval()
+    with torch.no_grad():
+        sides = {}
+        for side, loader in (("mentions", data.test_dataloader()), ("entities", data.entity_dataloader())):
+            batches = [data.on_after_batch_transfer(copy.deepcopy(b), 0)[side] for b in loader]
+            features = [model.encoder(**batch) for batch in batches]
+            sides[side] = type(features[0])(*(torch.cat(field) for field in zip(*features, strict=True)))
+        return model.score(sides["mentions"], sides["entities"])
+
+
+def test_training_lowers_the_loss_and_raises_mrr(tiny_set, tmp_path):
+    model, data = make_model(), make_data(tiny_set)
+    trainer = make_trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25, enable_checkpointing=False)
+    before = trainer.validate(model, data, verbose=False)[0]
+    trainer.fit(model, data)
+    after = trainer.callback_metrics
+    assert after["train/loss_epoch"] < 0.7 * 4 * torch.tensor(8.0).log()
+    assert after["val/mrr"] > before["val/mrr"] + 0.1
+
+
+@pytest.mark.parametrize("pairs_per_block", [3, 10_000])
+def test_the_trainer_tests_over_the_whole_knowledge_base(tiny_set, tmp_path, pairs_per_block):
+    """Metrics, ranks and top entities equal those of sorting the whole score matrix."""
+    model, data = make_model(ranker=Ranker(top_k=4, pairs_per_block=pairs_per_block)), make_data(tiny_set)
+    outputs = []
+    model.on_test_batch_end = lambda output, *_: outputs.append(output)
+    metrics = make_trainer(tmp_path).test(model, data, verbose=False)[0]
+
+    scores = all_scores(model, data)
+    position = {entity.qid: i for i, entity in enumerate(data.entities)}
+    golds = [[position[gold] for gold in mention.golds] for mention in data.mentions["test"]]
+    for name, prefix in (("overall", "test/"), ("text", "test/text/"), ("vision", "test/vision/")):
+        ranks = ranks_by_sorting(scores[name], golds)
+        assert [r for o in outputs for r in o["ranking"].ranks[name].tolist()] == ranks
+        for k in (1, 3, 5, 10, 20):
+            assert metrics[f"{prefix}hits@{k}"] == pytest.approx(sum(r <= k for r in ranks) / len(ranks))
+        assert metrics[f"{prefix}mrr"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks))
+        assert metrics[f"{prefix}mr"] == pytest.approx(sum(ranks) / len(ranks))
+    top = torch.cat([o["ranking"].top_entities for o in outputs])
+    torch.testing.assert_close(scores["overall"].gather(1, top), scores["overall"].topk(4).values)
+    assert model.index is None, "the index is let go"
+
+
+def test_a_resumed_run_ends_in_the_weights_of_the_undisturbed_one(tiny_set, tmp_path):
+    """Shuffling, random pictures, dropout and optimizer state continue; loader workers play no part."""
+
+    def fit(folder, epochs, ckpt_path=None, seed=7, num_workers=0):
+        seed_everything(seed)
+        model = MIMIC(CLIPEncoder(**{**tiny.ENCODER, "config": with_dropout()}), units=UNITS)
+        model.optimizer = lambda params: torch.optim.AdamW(params, lr=1e-3)
+        checkpoint = ModelCheckpoint(folder, monitor="val/mrr", mode="max", save_last=True)
+        trainer = make_trainer(folder, max_epochs=epochs, callbacks=[checkpoint])
+        trainer.fit(model, make_data(tiny_set, num_workers=num_workers), ckpt_path=ckpt_path)
+        return model.state_dict()
+
+    def with_dropout():
+        sizes = copy.deepcopy(tiny.ENCODER["config"])
+        sizes["text_config"]["attention_dropout"] = 0.2
+        return sizes
+
+    whole = fit(tmp_path / "whole", 4)
+    fit(tmp_path / "part", 2)
+    resumed = fit(tmp_path / "part", 4, ckpt_path=tmp_path / "part" / "last.ckpt", num_workers=2)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    other = fit(tmp_path / "other", 4, seed=8)
+    assert not all(torch.equal(whole[name], other[name]) for name in whole), "dropout and seeds do matter here"
+
+
+def test_weight_decay_spares_what_the_published_rule_names():
+    model = make_model()
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, exempt = ({names[id(p)] for p in group["params"]} for group in model.parameter_groups())
+    assert "matcher.units.text.norm.weight" in decayed, "norms not called LayerNorm decay in the published model"
+    assert "encoder.clip.text_model.final_layer_norm.weight" in decayed
+    assert "matcher.units.text.query.bias" in exempt
+    assert decayed | exempt == set(names.values()) - {"encoder.clip.logit_scale"}
+    assert not decayed & exempt
+
+
+def test_published_optimizer_settings_are_the_default():
+    groups = MIMIC(CLIPEncoder(**tiny.ENCODER)).configure_optimizers().param_groups
+    assert [(g["lr"], g["eps"], g["betas"], g["weight_decay"]) for g in groups] == [
+        (1e-5, 1e-4, (0.9, 0.999), 1e-4),
+        (1e-5, 1e-4, (0.9, 0.999), 0.0),
+    ]
+
+
+def test_a_scheduler_is_stepped_each_epoch(tiny_set, tmp_path):
+    model = make_model(lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
+    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, enable_checkpointing=False)
+    trainer.fit(model, make_data(tiny_set))
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
+
+
+def test_every_parameter_of_the_default_model_trains(tiny_set, tmp_path):
+    """DDP needs a gradient for every parameter that asks for one."""
+    model, data = MIMIC(CLIPEncoder(**tiny.ENCODER)), make_data(tiny_set)
+    data.preprocessor = model.encoder.preprocessor
+    data.setup("fit")
+    batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
+    model.compute_loss(model(batch["mentions"], batch["entities"]), batch)[0].backward()
+    assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
+
+
+def test_a_diverged_model_names_the_mention(tiny_set, tmp_path):
+    model, data = make_model(), make_data(tiny_set)
+    with torch.no_grad():
+        model.matcher.units["vision"].mention_to_entity.norm.bias.fill_(float("nan"))
+    with pytest.raises(NonFiniteScoreError, match=r"'overall' score of mention 'test-0' .* entity Q0 .* nan"):
+        make_trainer(tmp_path).test(model, data, verbose=False)
+
+
+def test_bare_loaders_are_refused_with_a_word(tiny_set, tmp_path):
+    model, data = make_model(), make_data(tiny_set)
+    data.preprocessor = model.encoder.preprocessor
+    data.setup("test")
+    with pytest.raises(ConfigError, match="data module"):
+        make_trainer(tmp_path).test(model, dataloaders=data.test_dataloader(), verbose=False)
+
+
+def test_evaluation_in_half_precision_still_orders_float32_scores(tiny_set, tmp_path):
+    model, data = make_model(), make_data(tiny_set)
+    outputs = []
+    model.on_test_batch_end = lambda output, *_: outputs.append(output)
+    make_trainer(tmp_path, precision="bf16-mixed").test(model, data, verbose=False)
+    scores = outputs[0]["ranking"].top_scores["overall"]
+    assert scores.dtype == torch.float32
+    assert not torch.equal(scores, scores.bfloat16().float()), "not rounded to bfloat16"
+
+
+def test_loss_options_reach_training(tiny_set, tmp_path):
+    """A weight of zero takes a unit's own loss out; the overall loss still trains it."""
+    model = make_model(loss=UnitConsistentLoss(weights={"text": 0.0}))
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
+    trainer.fit(model, make_data(tiny_set))
+    logged = set(trainer.callback_metrics)
+    assert {"train/loss_overall", "train/loss_vision", "train/loss_cosine"} <= logged
+    assert "train/loss_text" not in logged

@@ -1,0 +1,98 @@
+"""Another project builds on this one: its own loss, unit and data, run by the installed command line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import yaml
+
+from tests import tiny
+
+THEIR_MODEL = '''
+import torch
+from mimic_pl import MIMIC
+from mimic_pl.units import Unit
+
+
+class NameOverlap(Unit):
+    """A unit with a parameter and a state of its own."""
+
+    def __init__(self, dims, width: int = 4):
+        super().__init__(dims)
+        self.down = torch.nn.Linear(dims.text, width)
+
+    def mention(self, features):
+        return {"down": self.down(features.text_global)}
+
+    def entity(self, features):
+        return {"down": self.down(features.text_global)}
+
+    def score(self, mentions, entities):
+        return -torch.cdist(mentions["down"], entities["down"])
+
+
+class Model(MIMIC):
+    """Adds a symmetric loss: entities must find their mentions, too."""
+
+    def __init__(self, *args, symmetric: float = 0.5, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.symmetric = symmetric
+
+    def compute_loss(self, scores, batch):
+        total, terms = super().compute_loss(scores, batch)
+        target = torch.arange(len(batch["gold"]), device=total.device)
+        terms["symmetric"] = torch.nn.functional.cross_entropy(scores["overall"].T, target)
+        return total + self.symmetric * terms["symmetric"], terms
+'''
+
+THEIR_DATA = '''
+import csv
+from pathlib import Path
+from mimic_pl import MELDataModule
+from mimic_pl.data import Entity, Mention
+
+
+class Data(MELDataModule):
+    """Entities come from a table of their own."""
+
+    def read_entities(self):
+        with open(Path(self.root) / "entities.csv", newline="") as file:
+            return [Entity(row["qid"], row["name"], {"attr": row["text"]}) for row in csv.DictReader(file)]
+'''
+
+
+def test_subclasses_run_from_the_command_line(tmp_path):
+    project = tmp_path / "theirs"
+    project.mkdir()
+    (project / "theirs.py").write_text(THEIR_MODEL)
+    (project / "their_data.py").write_text(THEIR_DATA)
+    root = tiny.write_set(project / "set")
+    entities = json.loads((root / "kb_entity.json").read_text())
+    rows = [f"{e['qid']},{e['entity_name']},{e['attr']}" for e in entities]
+    (root / "entities.csv").write_text("\n".join(["qid,name,text", *rows]))
+    (root / "kb_entity.json").unlink()
+    (root / "qid2id.json").unlink()
+
+    config = tiny.config(root, project)
+    config["model"]["class_path"] = "theirs.Model"
+    config["model"]["init_args"]["units"]["names"] = {"class_path": "theirs.NameOverlap", "init_args": {"width": 3}}
+    model = {"init_args": config.pop("model")["init_args"]}
+    data = {"init_args": config.pop("data")["init_args"]}
+    (project / "config.yaml").write_text(yaml.safe_dump({**config, "model": model, "data": data}))
+
+    command = [sys.executable, "-m", "mimic_pl"]
+    arguments = ["fit", "--model", "theirs.Model", "--data", "their_data.Data", "--config", "config.yaml"]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(Path(__file__).parents[1])])}
+    for step in ([*arguments, "--model.symmetric", "0.25"], ["test"]):
+        done = subprocess.run(
+            [*command, *step], cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+    run = project / "lightning_logs" / "version_0"
+    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["symmetric"] == 0.25
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert "names" in json.dumps(metrics), "their unit is reported beside ours"
+    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert len(predictions) == tiny.SPLITS["test"]

@@ -1,0 +1,116 @@
+"""A data set and a model small enough for a test to train: real files in the published layout, real encoders."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+NAMES = ["jaguar", "amazon", "mercury", "phoenix"]
+KINDS = {"animal": "runs in the forest", "company": "sells its shares", "river": "flows to the sea"}
+COLOURS = {"animal": (200, 160, 40), "company": (40, 40, 200), "river": (30, 170, 190)}
+WORDS = [*NAMES, *KINDS, *" ".join(KINDS.values()).split(), "the", "sep", "today", "again", "since", "winter"]
+SPLITS = {"train": 20, "dev": 7, "test": 9}
+
+ENCODER: dict[str, Any] = {
+    "config": {
+        "projection_dim": 16,
+        "text_config": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+        },
+        "vision_config": {
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "image_size": 16,
+            "patch_size": 8,
+        },
+    },
+    "vocabulary": WORDS,
+    "text_length": 16,
+    "image_dim": 8,
+}
+
+
+def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = None) -> Path:
+    """Write a data set: 12 entities (four names, each of three kinds), every third without a picture."""
+    rng = random.Random(0)
+    for folder in ("kb_image", "mention_images"):
+        (root / folder).mkdir(parents=True)
+    entities = []
+    for position, (entity_name, kind) in enumerate((n, k) for n in NAMES for k in KINDS):
+        pictures = []
+        if position % 3 != 2:
+            pictures = [f"Q{position}_{i}.jpg" for i in range(2)]
+            for i, picture in enumerate(pictures):
+                colour = tuple(channel - 20 * i for channel in COLOURS[kind])
+                Image.new("RGB", (20 + position, 24), colour).save(root / "kb_image" / picture)
+        entities.append(
+            {
+                "id": position,
+                "qid": f"Q{position}",
+                "entity_name": entity_name,
+                "attr": f"a {kind}",
+                "type": "entity",
+                "image_list": pictures,
+            }
+        )
+    (root / "kb_entity.json").write_text(json.dumps(entities))
+    (root / "qid2id.json").write_text(json.dumps({entity["qid"]: entity["id"] for entity in entities}))
+    for split, count in (splits or SPLITS).items():
+        mentions = []
+        for number in range(count):
+            entity = entities[rng.randrange(len(entities))]
+            kind = entity["attr"].removeprefix("a ")
+            noise = tuple(min(255, max(0, channel + rng.randrange(-25, 26))) for channel in COLOURS[kind])
+            Image.new("RGB", (30, 20), noise).save(root / "mention_images" / f"{split}{number}.jpg")
+            mentions.append(
+                {
+                    "id": f"{split}-{number}",
+                    "sentence": f"the {entity['entity_name']} {KINDS[kind]} {rng.choice(['today', 'again', 'since winter'])}",
+                    "mentions": entity["entity_name"],
+                    "entities": entity["entity_name"],
+                    "answer": entity["qid"],
+                    "imgPath": f"{split}{number}.jpg",
+                }
+            )
+        (root / f"{name}_{split}.json").write_text(json.dumps(mentions))
+    return root
+
+
+def config(root: Path, runs: Path) -> dict[str, Any]:
+    """A configuration of `mimic-pl fit` on such a data set: two epochs in a few seconds."""
+    return {
+        "seed_everything": 43,
+        "trainer": {
+            "accelerator": "cpu",
+            "devices": 1,
+            "max_epochs": 2,
+            "num_sanity_val_steps": 0,
+            "log_every_n_steps": 1,
+            "enable_progress_bar": False,
+            "default_root_dir": str(runs),
+        },
+        "model": {
+            "class_path": "mimic_pl.MIMIC",
+            "init_args": {
+                "encoder": {"class_path": "mimic_pl.encoders.CLIPEncoder", "init_args": ENCODER},
+                "units": {
+                    name: {"class_path": f"mimic_pl.units.{unit}", "init_args": {"hidden_dim": 8}}
+                    for name, unit in {"text": "TGLU", "vision": "VDLU", "cross_modal": "CMFU"}.items()
+                },
+                "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.001}},
+            },
+        },
+        "data": {
+            "class_path": "mimic_pl.MELDataModule",
+            "init_args": {"root": str(root), "name": "Tiny", "batch_size": 8, "num_workers": 0},
+        },
+    }
