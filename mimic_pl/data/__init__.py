@@ -1,7 +1,17 @@
 """Raw files -> records -> batches."""
 
 from mimic_pl.data.datamodule import MELDataModule
+from mimic_pl.data.demo import DemoMEL
 from mimic_pl.data.published import PublishedStatistics, RichpediaMEL, WikiDiverse, WikiMEL
 from mimic_pl.data.records import Entity, Mention
 
-__all__ = ["Entity", "MELDataModule", "Mention", "PublishedStatistics", "RichpediaMEL", "WikiDiverse", "WikiMEL"]
+__all__ = [
+    "DemoMEL",
+    "Entity",
+    "MELDataModule",
+    "Mention",
+    "PublishedStatistics",
+    "RichpediaMEL",
+    "WikiDiverse",
+    "WikiMEL",
+]
