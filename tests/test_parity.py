@@ -100,4 +100,3 @@ def test_loss_gradients_and_optimizer_step(model, inputs, expected, tmp_path):
     step = expected["train.step_delta.matcher.tglu.fc_query.weight"]
     one_rounding = torch.finfo(torch.float32).eps * before.abs().max().item()
     torch.testing.assert_close(query.detach() - before, step, rtol=1e-5, atol=one_rounding)
-

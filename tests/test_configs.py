@@ -1,0 +1,69 @@
+"""Every shipped configuration builds its model and takes a real step, on a stand-in of its data and its checkpoint."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from mimic_pl.cli import main
+from mimic_pl.encoders.tokenizer import build_tokenizer
+from tests import tiny
+
+CONFIGS = Path(__file__).parents[1] / "cli_configs"
+FILE_STEMS = {"wikimel": "WIKIMEL", "richpedia": "RichpediaMEL", "wikidiverse": "wiki_diverse", "emojimel": "EmojiMEL"}
+PUBLISHED = ("wikimel", "richpedia", "wikidiverse")
+
+
+@pytest.fixture(scope="module")
+def clip_checkpoint(tmp_path_factory):
+    """A small CLIP where the configurations name one that would have to be downloaded."""
+    folder = tmp_path_factory.mktemp("clip")
+    tokenizer = build_tokenizer(tiny.WORDS)
+    tokenizer.save_pretrained(folder)
+    sizes = tiny.ENCODER["config"]
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    text = {**sizes["text_config"], **ids, "max_position_embeddings": 40}
+    CLIPModel(CLIPConfig(**{**sizes, "text_config": text})).save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    return str(folder)
+
+
+def test_this_test_knows_every_configuration():
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILE_STEMS, "demo"}
+
+
+@pytest.mark.parametrize("name", FILE_STEMS)
+def test_a_step_of_training_and_validation(name, clip_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", FILE_STEMS[name])
+    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
+    options += ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "true", "--data.num_workers", "0"]
+    before = torch.random.get_rng_state()
+    main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options])
+    torch.random.set_rng_state(before)
+
+
+def test_a_step_of_the_demo(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["fit", "--config", str(CONFIGS / "demo.yaml"), "--trainer.fast_dev_run", "true", "--data.num_workers", "0"])
+    assert (tmp_path / "data" / "Demo" / "kb_entity.json").is_file()
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_hyperparameters(name):
+    """Luo et al. 2023, section 4.1, and the authors' configuration files."""
+    config = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())
+    assert config["seed_everything"] == 43
+    assert (config["trainer"]["max_epochs"], config["trainer"]["check_val_every_n_epoch"]) == (20, 2)
+    assert config["early_stopping"]["patience"] == 3
+    model = config["model"]["init_args"]
+    assert model["encoder"]["init_args"] == {
+        "pretrained": "openai/clip-vit-base-patch32",
+        "text_length": 40,
+        "image_dim": 96,
+    }
+    assert all(unit["init_args"] == {"hidden_dim": 96} for unit in model["units"].values())
+    assert model["optimizer"]["init_args"] == {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-4, "weight_decay": 1e-4}
+    assert config["data"]["init_args"]["batch_size"] == 128
