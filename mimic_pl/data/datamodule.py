@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mimic_pl.data.dataset import EntityDataset, MentionDataset, TrainingDataset, collate
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.preprocessor import Preprocessor
-from mimic_pl.data.reader import read_entities, read_json, read_mentions
+from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import EvalSampler, TrainSampler
+from mimic_pl.data.scan import failures, scan
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
 
@@ -101,30 +105,17 @@ class MELDataModule(LightningDataModule):
         """Fail before anything loads if the folder is not there.
 
         Raises:
-            DataError: It is not.
+            ConfigError: It is not.
         """
         if not Path(root).expanduser().is_dir():
-            raise DataError(
+            raise ConfigError(
                 f"The data folder {root!r} does not exist (looked in {Path(root).expanduser().resolve()}). "
                 "Unpack the data set there, or say where it is with --data.root PATH."
             )
 
     def read_entities(self) -> Sequence[Entity]:
         """Read the knowledge base, in the order that positions count."""
-        entities = read_entities(self.folder / "kb_entity.json")
-        path = self.folder / "qid2id.json"
-        if path.is_file():
-            known = read_json(path)
-            if not isinstance(known, dict):
-                raise DataError(f"{path} holds a JSON {type(known).__name__} where an object of qids and ids is due.")
-            unknown = [entity.qid for entity in entities if entity.qid not in known]
-            if unknown or len(known) != len(entities):
-                raise DataError(
-                    f"{path} names {len(known)} entities and kb_entity.json has {len(entities)}; without an entry: "
-                    f"{', '.join(unknown[:5]) or 'none'}. Both belong to one release: unpack them again, or remove "
-                    "qid2id.json, which is then not needed."
-                )
-        return entities
+        return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json")
 
     def read_mentions(self, split: str) -> list[Mention]:
         """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
@@ -150,10 +141,40 @@ class MELDataModule(LightningDataModule):
             "--data.name NAME."
         )
 
+    def picture_folder(self, name: str) -> PictureFolder:
+        """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``: releases differ.
+
+        Raises:
+            DataError: Both are there.
+        """
+        present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
+        if len(present) > 1:
+            raise DataError(f"{self.folder} has {name} and {name}s. Move all pictures into one and remove the other.")
+        folder = present[0] if present else self.folder / name
+        return PictureFolder(folder, self.pictures, self.max_pixels, renamed=name == "mention_image")
+
     @property
     def folder(self) -> Path:
         """The data folder."""
         return Path(self.root).expanduser()
+
+    @cached_property
+    def entity_pictures(self) -> PictureFolder:
+        """Where the entities' pictures lie."""
+        return self.picture_folder("kb_image")
+
+    @cached_property
+    def mention_pictures(self) -> PictureFolder:
+        """Where the mentions' pictures lie."""
+        return self.picture_folder("mention_image")
+
+    def entity_picture(self, entity: Entity) -> Image.Image | None:
+        """The entity's first picture that opens, to be shown to a person."""
+        return self.entity_pictures.first_readable(entity.pictures)[0]
+
+    def mention_picture(self, mention: Mention) -> Image.Image | None:
+        """The mention's picture, to be shown to a person."""
+        return self.mention_pictures.first_readable((mention.picture,) if mention.picture else ())[0]
 
     # ---- Lightning's hooks --------------------------------------------------------------------------------------
 
@@ -187,7 +208,7 @@ class MELDataModule(LightningDataModule):
             self._entity_dataset = EntityDataset(
                 self.entities,
                 self.entity_template,
-                PictureFolder([self.folder / n for n in ("kb_image", "kb_images")], self.pictures, self.max_pixels),
+                self.entity_pictures,
                 self.preprocessor,
             )
         for split in _STAGES[stage]:
@@ -207,12 +228,11 @@ class MELDataModule(LightningDataModule):
                 f"{split}: of {len(mentions)} mentions {nil} have no gold (nil) and {unknown} a gold that is not in "
                 f"the knowledge base; they are {fate}."
             )
-        folders = [self.folder / name for name in ("mention_images", "mention_image")]
         self._datasets[split] = MentionDataset(
             mentions,
             self._positions,
             self.mention_template,
-            PictureFolder(folders, self.pictures, self.max_pixels, renamed=True),
+            self.mention_pictures,
             self.preprocessor,
             f"{split} mentions",
         )
@@ -223,11 +243,39 @@ class MELDataModule(LightningDataModule):
         kept = [index for index, golds in enumerate(mentions.golds) if golds]
         if not kept:
             raise DataError(f"No training mention of {self.folder} has a gold in the knowledge base.")
+        if self.pictures == "drop":
+            kept = self._with_pictures(mentions, kept)
         dataset = TrainingDataset(mentions, self._entity_dataset, kept, self.seed)
         processes, rank = self._processes()
         sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
         sampler.set_epoch(self._next_epoch())
-        return self._loader(dataset, sampler, self.batch_size)
+        return self._loader(dataset, sampler, self.batch_size, keep_workers=True)
+
+    def _with_pictures(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
+        """Policy ``drop``: those training mentions whose own picture opens, and one of their gold entity's.
+
+        A mention or entity that names no picture at all does not fail.
+        """
+        own = {index: mentions.mentions[index].picture for index in kept}
+        golds = {index: self.entities[mentions.golds[index][0]].pictures for index in kept}
+        seen = scan(mentions.side.pictures, filter(None, own.values()), "Checking mention pictures")
+        seen_golds = scan(
+            self._entity_dataset.side.pictures, itertools.chain(*golds.values()), "Checking entity pictures"
+        )
+        self.picture_report.add(failures(seen) + failures(seen_golds))
+        left = [
+            index
+            for index in kept
+            if not ((name := own[index]) and seen[name].failure)
+            and not (golds[index] and all(seen_golds[name].failure for name in golds[index]))
+        ]
+        if not left:
+            raise DataError(
+                f"Every training mention of {self.folder} is dropped for its pictures. `mimic-pl doctor` lists what is "
+                "wrong with them; --data.pictures blank trains without."
+            )
+        _log.info(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped for their pictures.")
+        return left
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Mentions of the validation split."""
@@ -263,18 +311,29 @@ class MELDataModule(LightningDataModule):
         """Report once what was wrong with the pictures."""
         self.picture_report.log(self.pictures)
 
+    def _checked(self, pictures: PictureFolder, needed: bool) -> PictureFolder:
+        if needed and not pictures.folder.is_dir():
+            _log.warning(
+                f"There is no folder {pictures.folder} (nor one with the plural's s), so that every picture that its "
+                "records name is missing. Unpack the pictures there."
+            )
+        return pictures
+
     # ---- loaders ------------------------------------------------------------------------------------------------
 
     def _eval_loader(self, dataset: MentionDataset, batch_size: int) -> DataLoader[Any]:
         return self._loader(dataset, EvalSampler(dataset, *self._processes()), batch_size)
 
-    def _loader(self, dataset: Dataset[Any], sampler: Sampler[int], batch_size: int) -> DataLoader[Any]:
+    def _loader(
+        self, dataset: Dataset[Any], sampler: Sampler[int], batch_size: int, keep_workers: bool = False
+    ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
             collate_fn=collate,
             num_workers=self.num_workers,
+            persistent_workers=keep_workers and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
 

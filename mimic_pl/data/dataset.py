@@ -16,6 +16,7 @@ from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import draw
 from mimic_pl.data.template import TextTemplate
+from mimic_pl.errors import ConfigError
 
 Item = dict[str, Any]
 
@@ -36,7 +37,7 @@ class TokenTable:
             chunk_ids, mask = preprocessor.tokenize(list(texts[start : start + chunk]))
             length = mask.sum(dim=1)
             if not torch.equal(mask.bool(), torch.arange(mask.shape[1]) < length[:, None]):
-                raise ValueError("the tokenizer pads on the left; texts must be padded on the right")
+                raise ConfigError("The encoder's tokenizer does not pad on the right. Set its padding_side to 'right'.")
             ids.append(chunk_ids.to(torch.int32).numpy())
             lengths.append(length.to(torch.int16).numpy())
         self.ids = np.concatenate(ids) if ids else np.zeros((0, 1), np.int32)
@@ -86,9 +87,11 @@ class EntityDataset(Dataset[Item]):
         self.side = _Side(entities, template, pictures, preprocessor, "entities")
 
     def __len__(self) -> int:
+        """Number of items."""
         return len(self.entities)
 
     def __getitem__(self, index: int) -> Item:
+        """The item at a position."""
         entity, failures = self.side.item(index, self.entities[index].pictures)
         return {"entities": entity, "index": index, "failures": failures}
 
@@ -116,9 +119,11 @@ class MentionDataset(Dataset[Item]):
         self.side = _Side(mentions, template, pictures, preprocessor, name)
 
     def __len__(self) -> int:
+        """Number of items."""
         return len(self.mentions)
 
     def __getitem__(self, index: int) -> Item:
+        """The item at a position."""
         picture = self.mentions[index].picture
         mention, failures = self.side.item(index, (picture,) if picture else ())
         golds = self.golds[index]
@@ -139,9 +144,11 @@ class TrainingDataset(Dataset[Item]):
         self.seed = seed
 
     def __len__(self) -> int:
+        """Number of items."""
         return len(self.kept)
 
     def __getitem__(self, address: int) -> Item:
+        """The item at an address."""
         epoch, place = divmod(address, len(self.kept))
         index = self.kept[place]
         item = self.mentions[index]

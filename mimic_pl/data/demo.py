@@ -8,9 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mimic_pl.data.datamodule import MELDataModule
 from tqdm.auto import tqdm
 
+from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo_design import Club, ClubMention, demo_words, design_demo
 from mimic_pl.data.demo_drawing import draw_met, draw_published, unreadable
 from mimic_pl.errors import ConfigError, DataError

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import struct
+import threading
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,6 +33,13 @@ MAX_PIXELS = 89_478_485
 Failure = tuple[str, str]
 """Path and kind (``missing``, ``unreadable``, ``oversized``) of a picture that failed."""
 
+# What Pillow's decoders raise on damaged files.
+_DECODER_ERRORS = (
+    *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError),
+    *(RuntimeError, struct.error, zlib.error),
+)
+
+_header_lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
 
@@ -48,33 +59,37 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
         PictureError: It is missing, unreadable, or larger than ``max_pixels``.
     """
     try:
-        with warnings.catch_warnings():
-            # The size is checked here, before anything is decoded.
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                if picture.width * picture.height > max_pixels:
-                    raise PictureError(path, "oversized", f"{picture.width} x {picture.height} pixels")
-                picture.seek(0)
-                picture.load()
-                return _as_rgb(ImageOps.exif_transpose(picture))
+        with _open_header(path) as picture:
+            if picture.width * picture.height > max_pixels:
+                raise PictureError(path, "oversized", f"{picture.width} x {picture.height} pixels")
+            picture.seek(0)
+            picture.load()
+            return _as_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError as error:
         raise PictureError(path, "missing", "no such file") from error
     except Image.DecompressionBombError as error:
         raise PictureError(path, "oversized", str(error)) from error
     except UnidentifiedImageError as error:
         raise PictureError(path, "unreadable", "no picture format that Pillow knows") from error
-    # Pillow's decoders raise all of these on damaged files.
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, ArithmeticError, AttributeError) as error:
+    except _DECODER_ERRORS as error:
         raise PictureError(path, "unreadable", str(error) or type(error).__name__) from error
 
 
+def _open_header(path: Path) -> Image.Image:
+    """Open without decoding, and without Pillow's warning of large pictures: their size is checked here."""
+    # Filters of warnings belong to the process, and pictures are opened in threads too.
+    with _header_lock, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
 def _as_rgb(picture: Image.Image) -> Image.Image:
-    if picture.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        layer = picture.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     if picture.mode.startswith("I"):
         # 16 bits a channel: Pillow's own conversion would clip them to 8.
         return picture.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        layer = picture.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
     return picture.convert("RGB")
 
 
@@ -82,18 +97,18 @@ class PictureFolder:
     """A folder of pictures, under one policy.
 
     Args:
-        folders: Where pictures are looked for, in this order; names that exist on disk differ between releases.
+        folder: Where the pictures lie; if it does not exist, all of them are missing.
         policy: What happens where a picture fails; ``error`` is applied here, the others where items are made.
         max_pixels: Larger pictures count as oversized.
         renamed: Also look for the name's stem with ``.jpg``, as the published mention pictures are stored.
     """
 
     def __init__(
-        self, folders: Sequence[Path], policy: PicturePolicy, max_pixels: int = MAX_PIXELS, renamed: bool = False
+        self, folder: Path, policy: PicturePolicy, max_pixels: int = MAX_PIXELS, renamed: bool = False
     ) -> None:
         if policy not in get_args(PicturePolicy):
             raise ConfigError(f"Unknown picture policy {policy!r}. There are: {', '.join(get_args(PicturePolicy))}.")
-        self.folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+        self.folder = folder
         self.policy = policy
         self.max_pixels = max_pixels
         self.renamed = renamed
@@ -101,9 +116,10 @@ class PictureFolder:
     def path(self, name: str) -> Path:
         """Where a picture lies, or would lie."""
         path = self.folder / name
-        if self.renamed and not path.is_file():
+        # os.path.isfile: unlike Path.is_file it takes a name that is too long for a file for one that is not there.
+        if self.renamed and not os.path.isfile(path):
             stem = PurePosixPath(name.replace("\\", "/")).name.split(".")[0]
-            if (self.folder / f"{stem}.jpg").is_file():
+            if os.path.isfile(self.folder / f"{stem}.jpg"):
                 return self.folder / f"{stem}.jpg"
         return path
 

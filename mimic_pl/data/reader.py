@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path, PurePosixPath
-from typing import Any
+from collections.abc import Callable, Iterator
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, TypeVar
 from urllib.parse import unquote
+
+from tqdm.auto import tqdm
 
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.errors import DataError
@@ -13,43 +16,58 @@ from mimic_pl.errors import DataError
 NIL = "nil"
 """The answer of a mention whose entity is in no knowledge base."""
 
+_SHOWN = 5
+_Record = TypeVar("_Record")
 
-def read_entities(path: Path) -> list[Entity]:
+
+class MalformedRecordsError(DataError):
+    """Some records of a file are not as they should be; all of them are told at once.
+
+    Args:
+        path: The file.
+        problems: One sentence a problem, each with the record it is about.
+        records: The records that could be read all the same, for those who want to go on looking.
+    """
+
+    def __init__(self, path: Path, problems: list[str], records: list[Any]) -> None:
+        more = f"\n... and {len(problems) - _SHOWN} more problems." if len(problems) > _SHOWN else ""
+        super().__init__("\n".join(f"{path}, {problem}" for problem in problems[:_SHOWN]) + more)
+        self.problems = problems
+        self.records = records
+
+
+def read_entities(path: Path, ids: Path | None = None) -> list[Entity]:
     """Read ``kb_entity.json``, in the order of its ``id`` as the published code does.
 
+    Args:
+        path: The file.
+        ids: ``qid2id.json``, whose ids must be those of the knowledge base.
+
     Raises:
-        DataError: The file is missing or malformed, or two entities share a ``qid``.
+        DataError: A file is missing, empty or malformed, two entities share a ``qid``, or the files disagree.
     """
-    rows = read_json_list(path)
-    if not rows:
-        raise DataError(f"{path} holds no entities. A knowledge base needs at least one.")
-    entities: list[tuple[Any, Entity]] = []
+    problems: list[str] = []
+    numbered: list[tuple[int | str, Entity]] = []
     seen: dict[str, int] = {}
-    for number, row in enumerate(rows):
-        where = f"{path}, record {number}"
-        qid = _text(row, "qid", where)
+    for number, row, pair in _records(path, "entities", _entity, problems):
+        qid = pair[1].qid
         if qid in seen:
-            raise DataError(f"{where}: the entity {qid!r} was already record {seen[qid]}. Keep one of them.")
-        seen[qid] = number
-        pictures = row.get("image_list") or []
-        if isinstance(pictures, str):
-            pictures = [pictures]
-        entities.append(
-            (
-                row.get("id", number),
-                Entity(
-                    qid=qid,
-                    name=unquote(_text(row, "entity_name", where)),
-                    fields=_text_fields(row, without=("id", "qid", "entity_name", "image_list", "type")),
-                    pictures=tuple(_inside(name, where) for name in pictures if name),
-                ),
-            )
-        )
+            problems.append(f"{_where(number, row)}: the entity {qid!r} is record {seen[qid]} too. Keep one of them.")
+        else:
+            seen[qid] = number
+            numbered.append(pair)
     try:
-        entities.sort(key=lambda pair: pair[0])
-    except TypeError as error:
-        raise DataError(f"{path}: the entities' ids are of several types and can not be ordered: {error}") from error
-    return [entity for _, entity in entities]
+        numbered.sort(key=lambda pair: pair[0])
+    except TypeError:
+        problems.append("'id': some are numbers and some are texts, which have no order. Use one type.")
+    if ids is not None and ids.is_file():
+        problems += _disagreements(ids, dict((entity.qid, id_) for id_, entity in numbered))
+    entities = [entity for _, entity in numbered]
+    if problems:
+        raise MalformedRecordsError(path, problems, entities)
+    if not entities:
+        raise DataError(f"{path} holds no entities. A knowledge base needs at least one.")
+    return entities
 
 
 def read_mentions(path: Path) -> list[Mention]:
@@ -58,41 +76,81 @@ def read_mentions(path: Path) -> list[Mention]:
     Raises:
         DataError: The file is missing or malformed.
     """
-    return [_mention(row, number, path) for number, row in enumerate(read_json_list(path))]
+    problems: list[str] = []
+    mentions = [mention for _, _, mention in _records(path, path.name, _mention, problems)]
+    if problems:
+        raise MalformedRecordsError(path, problems, mentions)
+    return mentions
 
 
-def _mention(row: dict[str, Any], number: int, path: Path) -> Mention:
-    where = f"{path}, record {number}"
+def _records(
+    path: Path, name: str, parse: Callable[[dict[str, Any], int], _Record], problems: list[str]
+) -> Iterator[tuple[int, dict[str, Any], _Record]]:
+    """Number, source and parsed form of every record that parses; the problems of the others are collected."""
+    rows = read_json(path)
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{path} holds a JSON {type(rows).__name__} where a list of records is due. Wrap the records in [ ]."
+        )
+    for number, row in enumerate(tqdm(rows, desc=f"Reading {name}", unit="record", leave=False, delay=2)):
+        if not isinstance(row, dict):
+            problems.append(f"record {number}: {row!r:.80} is no object with named fields. Mend or remove it.")
+            continue
+        try:
+            record = parse(row, number)
+        except DataError as error:
+            problems.append(str(error))
+        else:
+            yield number, row, record
+
+
+def _entity(row: dict[str, Any], number: int) -> tuple[int | str, Entity]:
+    where = _where(number, row)
+    pictures = row.get("image_list")
+    if pictures is None or isinstance(pictures, str):
+        pictures = [pictures]
+    if not isinstance(pictures, list):
+        raise DataError(f"{where}: 'image_list' is {pictures!r:.80}; expected a list of file names.")
+    entity = Entity(
+        qid=_text(row, "qid", where),
+        name=unquote(_text(row, "entity_name", where)),
+        fields=_text_fields(row, where, without=("id", "qid", "entity_name", "image_list")),
+        pictures=tuple(_inside(name, where) for name in pictures if name not in (None, "")),
+    )
+    return _id(row, number, where), entity
+
+
+def _mention(row: dict[str, Any], number: int) -> Mention:
+    where = _where(number, row)
     answer = row.get("answer")
     answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
     if not all(isinstance(gold, str) for gold in answers):
-        raise DataError(f"{where}: 'answer' is {answer!r}; expected a qid, a list of qids, or 'nil'.")
-    picture = row.get("imgPath") or None
-    if picture is not None and not isinstance(picture, str):
-        raise DataError(f"{where}: 'imgPath' is {picture!r}; expected a file name.")
+        raise DataError(f"{where}: 'answer' is {answer!r:.80}; expected a qid, a list of qids, or 'nil'.")
+    picture = row.get("imgPath")
     return Mention(
-        id=str(row.get("id", number)),
+        id=str(_id(row, number, where)),
         mention=unquote(_text(row, "mentions", where)),
         sentence=_text(row, "sentence", where),
-        golds=tuple(dict.fromkeys(gold for gold in answers if gold.lower() != NIL)),
-        picture=_inside(picture, where) if picture else None,
-        fields=_text_fields(row, without=("id", "mentions", "sentence", "answer", "imgPath")),
+        golds=tuple(dict.fromkeys(gold for gold in answers if gold and gold.lower() != NIL)),
+        picture=None if picture in (None, "") else _inside(picture, where),
+        fields=_text_fields(row, where, without=("id", "mentions", "sentence", "answer", "imgPath")),
     )
 
 
-def read_json_list(path: Path) -> list[dict[str, Any]]:
-    """Read a JSON file that holds a list of objects.
+def _disagreements(path: Path, ids: dict[str, int | str]) -> Iterator[str]:
+    """What ``qid2id.json`` and the knowledge base say differently."""
+    listed = read_json(path)
+    if not isinstance(listed, dict):
+        raise DataError(f"{path} holds a JSON {type(listed).__name__} where an object of qids and ids is due.")
+    mend = f"Unpack both files of one release, or remove {path.name}: it is made from the other."
+    for qid in [*ids, *(qid for qid in listed if qid not in ids)]:
+        here, there = ids.get(qid), listed.get(qid)
+        if here != there:
+            yield f"entity {qid!r}: its id is {_known(here)}, and in {path} it is {_known(there)}. {mend}"
 
-    Raises:
-        DataError: It is missing, no UTF-8, no JSON, or something else than a list of objects.
-    """
-    content = read_json(path)
-    if not isinstance(content, list):
-        raise DataError(f"{path} holds a JSON {type(content).__name__} where a list of records is due.")
-    for number, row in enumerate(content):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, record {number} is {row!r:.80}; expected an object with named fields.")
-    return content
+
+def _known(id_: object) -> str:
+    return "not there" if id_ is None else repr(id_)
 
 
 def read_json(path: Path) -> Any:
@@ -101,38 +159,71 @@ def read_json(path: Path) -> Any:
     Raises:
         DataError: It is missing, no UTF-8, or no JSON; the message has line and column.
     """
+    again = "Unpack or write the file again."
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
     except OSError as error:
         raise DataError(f"{path} can not be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8: byte {error.start} is {error.object[error.start]:#04x}.") from error
+        line = error.object.count(b"\n", 0, error.start) + 1
+        column = error.start - error.object.rfind(b"\n", 0, error.start)
+        byte = error.object[error.start]
+        raise DataError(f"{path}, line {line}, column {column}: the byte {byte:#04x} is no UTF-8. {again}") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.") from error
+        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}. {again}") from error
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be a data set.") from error
+    except ValueError as error:  # a number with thousands of digits
+        raise DataError(f"{path}: {error}.") from error
+
+
+def _where(number: int, row: dict[str, Any]) -> str:
+    return f"record {number} (id {row.get('id')!r:.40})"
+
+
+def _id(row: dict[str, Any], number: int, where: str) -> int | str:
+    """A record's id; its number if it has none."""
+    value = row.get("id")
+    if value is None:
+        return number
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        raise DataError(f"{where}: 'id' is {value!r:.80}; expected a number without a point, or a text.")
+    return _unicode(value, "id", where) if isinstance(value, str) else value
 
 
 def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
-        have = ", ".join(sorted(map(str, row)))
-        raise DataError(f"{where}: {key!r} is {value!r}; expected a text. The record has: {have}.")
-    return value
+        have = ", ".join(sorted(row))
+        raise DataError(f"{where}: {key!r} is {value!r:.80}; expected a text. The record has: {have}.")
+    return _unicode(value, key, where)
 
 
-def _text_fields(row: dict[str, Any], without: tuple[str, ...]) -> dict[str, str]:
+def _text_fields(row: dict[str, Any], where: str, without: tuple[str, ...]) -> dict[str, str]:
     """Every other text field, for the template; a missing value is an empty text."""
-    return {key: value or "" for key, value in row.items() if key not in without and isinstance(value, str | None)}
+    return {
+        key: _unicode(value or "", key, where)
+        for key, value in row.items()
+        if key not in without and (value is None or isinstance(value, str))
+    }
+
+
+def _unicode(value: str, key: str, where: str) -> str:
+    """The text itself; half a surrogate pair, which JSON can spell, is no text and no tokenizer takes it."""
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise DataError(f"{where}: {key!r} has half of a surrogate pair at {error.start}. Mend the text.") from error
+    return value
 
 
 def _inside(name: object, where: str) -> str:
     """A picture's name, which must stay inside its folder."""
     if not isinstance(name, str) or "\0" in name:
-        raise DataError(f"{where}: the picture {name!r} is no file name.")
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts:
+        raise DataError(f"{where}: the picture {name!r:.80} is no file name.")
+    path = PurePosixPath(_unicode(name, "picture", where).replace("\\", "/"))
+    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
         raise DataError(f"{where}: the picture {name!r} lies outside of the data folder. Use names inside of it.")
     return name

@@ -1,0 +1,283 @@
+"""Examines a data folder before any training: what is in it, what is wrong with it, and what to do."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from mimic_pl.data.datamodule import MELDataModule
+from mimic_pl.data.reader import MalformedRecordsError
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.scan import ScannedPicture, failures, scan
+from mimic_pl.data.template import TextTemplate
+from mimic_pl.errors import ConfigError, DataError
+
+Verdict = Literal["ok", "note", "warning", "ERROR"]
+
+SPLITS = ("train", "val", "test")
+_STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "ERROR": "bold red"}
+_SHOWN = 5
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the report.
+
+    Attributes:
+        subject: What was looked at.
+        value: What was found.
+        verdict: ``ok``, ``note`` (good to know), ``warning`` (results suffer), or ``ERROR`` (nothing will run).
+        advice: What to do; empty if nothing is to be done.
+    """
+
+    subject: str
+    value: str
+    verdict: Verdict = "ok"
+    advice: str = ""
+
+
+@dataclass
+class Report:
+    """All that was found, in the order of looking."""
+
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, subject: str, value: object, verdict: Verdict = "ok", advice: str = "") -> None:
+        """Add a row."""
+        self.findings.append(Finding(subject, str(value), verdict, advice))
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether something must be mended before a run."""
+        return any(finding.verdict == "ERROR" for finding in self.findings)
+
+    def table(self) -> Table:
+        """The report as a table to print."""
+        table = Table(box=box.SIMPLE_HEAD)
+        for name in ("subject", "found", "verdict", "what to do"):
+            table.add_column(name, overflow="fold")
+        for finding in self.findings:
+            # Text, since a data set's own words are not markup.
+            verdict = Text(finding.verdict, style=_STYLES[finding.verdict])
+            table.add_row(Text(finding.subject), Text(finding.value), verdict, Text(finding.advice))
+        return table
+
+
+def run_doctor(datamodule: MELDataModule) -> int:
+    """Examine a data module's folder and print the report.
+
+    Returns:
+        The exit status: 0, or that of a data error if there are errors.
+    """
+    report = examine(datamodule)
+    Console().print(report.table())
+    return DataError.exit_code if report.has_errors else 0
+
+
+def examine(datamodule: MELDataModule) -> Report:
+    """Look at everything in a data module's folder; nothing of what is wrong there ends the examination."""
+    report = Report()
+    datamodule.prepare_data()
+    datamodule.check_root(datamodule.root)
+    files = sorted(path.name for path in datamodule.folder.iterdir())
+    report.add("folder", f"{datamodule.folder}: {', '.join(files[:12])}{', ...' if len(files) > 12 else ''}")
+    published = datamodule.published
+    entities = _read(report, "knowledge base", datamodule.read_entities) or []
+    report.add("entities", *_beside(len(entities), published.entities if published else None))
+    mentions: dict[str, Sequence[Mention]] = {}
+    for split in SPLITS:
+        mentions[split] = _read(report, f"{split} file", lambda split=split: datamodule.read_mentions(split)) or []  # type: ignore[misc]
+        expected = published.mentions[split] if published else None
+        report.add(f"{split} mentions", *_beside(len(mentions[split]), expected))
+    _examine_entities(report, entities, datamodule.entity_template)
+    positions = {entity.qid: entity for entity in entities}
+    for split in SPLITS:
+        _examine_split(report, split, mentions[split], positions, datamodule)
+    _duplicates(report, "mention ids over all splits", [m.id for split in SPLITS for m in mentions[split]])
+    _examine_pictures(report, datamodule, entities, mentions)
+    for split in ("val", "test"):
+        sentences = {mention.sentence for mention in mentions["train"]}
+        shared = sum(mention.sentence in sentences for mention in mentions[split])
+        _leakage(report, f"{split} mentions whose sentence is in train", shared, len(mentions[split]))
+    return report
+
+
+def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Sequence[_T]:
+    """Read a file; what is wrong with it becomes rows, and what can be read is returned all the same."""
+    try:
+        records = read()
+    except MalformedRecordsError as error:
+        for problem in error.problems[:_SHOWN]:
+            report.add(subject, problem, "ERROR", "mend the record")
+        if len(error.problems) > _SHOWN:
+            report.add(subject, f"{len(error.problems) - _SHOWN} more such problems", "ERROR", "mend the records")
+        return error.records
+    except DataError as error:
+        report.add(subject, error, "ERROR", "nothing can run without this file")
+        return []
+    if not records:
+        report.add(subject, "empty", "ERROR", "unpack the file again")
+    return records
+
+
+def _examine_entities(report: Report, entities: Sequence[Entity], template: TextTemplate) -> None:
+    if not entities:
+        return
+    empty = [entity.qid for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
+    advice = "these are known by name and picture alone" if empty else ""
+    report.add("entities with empty attributes", _share(len(empty), len(entities)), _note(empty), advice)
+    without = sum(not entity.pictures for entity in entities)
+    report.add("entities that name no picture", _share(without, len(entities)), _note(without))
+    same = sum(count for count in Counter(entity.name for entity in entities).values() if count > 1)
+    report.add("entities that share their name", _share(same, len(entities)), "note")
+    _try_template(report, "entity text", template, entities)
+
+
+def _try_template(
+    report: Report, subject: str, template: TextTemplate, records: Sequence[Entity] | Sequence[Mention]
+) -> None:
+    try:
+        for record in records:
+            template(record)
+    except ConfigError as error:
+        report.add(subject, error, "ERROR", "name another field in the template, or add it to the records")
+
+
+def _examine_split(
+    report: Report,
+    split: str,
+    mentions: Sequence[Mention],
+    entities: dict[str, Entity],
+    datamodule: MELDataModule,
+) -> None:
+    if not mentions:
+        return
+    total = len(mentions)
+    _duplicates(report, f"{split} mention ids", [mention.id for mention in mentions])
+    nil = sum(not mention.golds for mention in mentions)
+    fate = "left out of training" if split == "train" else "counted as not found"
+    report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), fate if nil else "")
+    unknown = [m.id for m in mentions if m.golds and not any(gold in entities for gold in m.golds)]
+    advice = f"{fate}; for example {_examples(unknown)}" if unknown else ""
+    report.add(f"{split} golds not in the knowledge base", _share(len(unknown), total), _warning(unknown), advice)
+    linked = [[entities[gold] for gold in mention.golds if gold in entities] for mention in mentions]
+    if split == "train" and not any(linked):
+        report.add("train mentions with a gold", 0, "ERROR", "training needs golds that are in the knowledge base")
+    equal = sum(
+        any(mention.mention.casefold() == gold.name.casefold() for gold in golds)
+        for mention, golds in zip(mentions, linked, strict=True)
+    )
+    report.add(f"{split} mentions equal to their gold's name", _share(equal, total), "note")
+    without = sum(mention.picture is None for mention in mentions)
+    report.add(f"{split} mentions that name no picture", _share(without, total), _note(without))
+    if split == "train":
+        golds = [golds[0].qid for golds in linked if golds]
+        expected = batch_mates_with_same_gold(golds, datamodule.batch_size)
+        often = expected > 0.2
+        report.add(
+            f"train mentions with their gold twice in a batch of {datamodule.batch_size}",
+            f"{expected:.1%} (expected)",
+            "warning" if often else "note",
+            "each is the other's false negative: mask them in the loss or take smaller batches" if often else "",
+        )
+    _try_template(report, f"{split} text", datamodule.mention_template, mentions)
+
+
+def batch_mates_with_same_gold(golds: Sequence[str], batch_size: int) -> float:
+    """Expected share of mentions that meet another mention of the same gold in a random batch.
+
+    With n mentions, of which c have the gold, in batches of b: a mention has none of its c - 1 likes among its b - 1
+    mates with probability C(n - c, b - 1) / C(n - 1, b - 1).
+
+    Args:
+        golds: Gold of each training mention.
+        batch_size: Mentions in a batch.
+    """
+    total, mates = len(golds), min(batch_size, len(golds)) - 1
+    share = 0.0
+    for count in Counter(golds).values():
+        alone = 1.0
+        for like in range(count - 1):
+            alone *= max(0.0, 1 - mates / (total - 1 - like))
+        share += count * (1 - alone)
+    return share / total if total else 0.0
+
+
+def _examine_pictures(
+    report: Report, datamodule: MELDataModule, entities: Sequence[Entity], mentions: dict[str, Sequence[Mention]]
+) -> None:
+    names = list(itertools.chain(*(entity.pictures for entity in entities)))
+    _scan(report, datamodule, "kb_image", "entity pictures", names)
+    own = {split: [m.picture for m in mentions[split] if m.picture] for split in SPLITS}
+    seen = _scan(report, datamodule, "mention_image", "mention pictures", itertools.chain(*own.values()))
+    contents = {seen[name].digest for name in own["train"] if name in seen and seen[name].digest}
+    for split in ("val", "test"):
+        shared = sum(name in seen and seen[name].digest in contents for name in own[split])
+        _leakage(report, f"{split} mentions whose picture is in train", shared, len(mentions[split]))
+
+
+def _scan(
+    report: Report, datamodule: MELDataModule, folder: str, title: str, names: Iterable[str]
+) -> dict[str, ScannedPicture]:
+    try:
+        pictures = datamodule.picture_folder(folder)
+    except DataError as error:
+        report.add(title, error, "ERROR", "keep one folder")
+        return {}
+    seen = scan(pictures, names, f"Opening {title}")
+    failed = failures(seen)
+    if seen and not pictures.folder.is_dir():
+        report.add(title, f"no folder {folder} or {folder}s", "warning", "unpack the pictures there")
+    report.add(title, f"{len(seen) - len(failed)} of {len(seen)} open")
+    for kind in ("missing", "unreadable", "oversized"):
+        paths = [path for path, kind_ in failed if kind_ == kind]
+        verdict: Verdict = "ok" if not paths else "ERROR" if datamodule.pictures == "error" else "warning"
+        advice = f"policy {datamodule.pictures!r} applies; for example {_examples(paths)}" if paths else ""
+        report.add(f"{title}, {kind}", _share(len(paths), len(seen)), verdict, advice)
+    return seen
+
+
+def _duplicates(report: Report, subject: str, ids: Sequence[str]) -> None:
+    twice = [id_ for id_, count in Counter(ids).items() if count > 1]
+    advice = f"give each its own: {_examples(twice)}" if twice else ""
+    verdict: Verdict = "ERROR" if twice else "ok"
+    report.add(f"{subject}, used more than once", len(twice), verdict, advice)
+
+
+def _leakage(report: Report, subject: str, shared: int, total: int) -> None:
+    advice = "results on these are too good: report them apart, or remove them from train" if shared else ""
+    report.add(subject, _share(shared, total), _warning(shared), advice)
+
+
+def _beside(count: int, published: int | None) -> tuple[str, Verdict, str]:
+    """A count beside the published one."""
+    if published is None:
+        return f"{count:,}", "ok", ""
+    same = count == published
+    advice = "" if same else "not the published release: results can not be compared with the paper's"
+    return f"{count:,} (published {published:,})", "ok" if same else "note", advice
+
+
+def _share(count: int, total: int) -> str:
+    return f"{count:,} of {total:,} ({count / total:.1%})" if total else f"{count:,}"
+
+
+def _note(found: Any) -> Verdict:
+    return "note" if found else "ok"
+
+
+def _warning(found: Any) -> Verdict:
+    return "warning" if found else "ok"
+
+
+def _examples(values: Sequence[str]) -> str:
+    return ", ".join(values[:3])
