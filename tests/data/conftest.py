@@ -1,0 +1,95 @@
+"""A folder builder that writes the published layout, and a preprocessor small enough to check by hand."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mimic_pl.data import MELDataModule
+
+
+class WordPreprocessor:
+    """Words hashed to ids, padded on the right to 8; pictures squeezed to 4 x 4."""
+
+    image_size = 4
+    side = "right"
+
+    def tokenize(self, texts):
+        ids = torch.zeros(len(texts), 8, dtype=torch.int64)
+        mask = torch.zeros_like(ids)
+        for row, text in enumerate(texts):
+            words = [1 + zlib.crc32(word.encode()) % 60_000 for word in text.split()][:8]
+            at = 0 if self.side == "right" else 8 - len(words)
+            ids[row, at : at + len(words)] = torch.tensor(words, dtype=torch.int64)
+            mask[row, at : at + len(words)] = 1
+        return ids, mask
+
+    def pixels(self, picture):
+        assert picture.mode == "RGB"
+        return torch.from_numpy(np.array(picture.resize((4, 4)))).permute(2, 0, 1).contiguous()
+
+    def normalize(self, pixels, has_picture):
+        return (pixels.float() / 127.5 - 1) * has_picture[:, None, None, None]
+
+
+class Folder:
+    """A data set to be bent: change ``entities`` and ``splits``, then :meth:`module`."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.write_qid2id = True
+        for name in ("kb_image", "mention_images"):
+            (root / name).mkdir(parents=True)
+        self.entities: list[Any] = []
+        for i in range(6):
+            pictures = [f"Q{i}_{j}.png" for j in range(i % 3)]
+            for j, name in enumerate(pictures):
+                self.picture(f"kb_image/{name}", (40 * i, 100 * j, 7))
+            self.entities.append(
+                {"id": i, "qid": f"Q{i}", "entity_name": f"name{i}", "attr": f"a{i}", "image_list": pictures}
+            )
+        self.splits: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
+        for split, count in (("train", 11), ("dev", 5), ("test", 7)):
+            for i in range(count):
+                name = f"{split}{i}.jpg"
+                self.picture(f"mention_images/{name}", (20 * i, len(split) * 9, 200))
+                self.splits[split].append(
+                    {
+                        "id": f"{split}-{i}",
+                        "sentence": f"{split} sentence {i}",
+                        "mentions": f"name{i % 6}",
+                        "answer": f"Q{i % 6}",
+                        "imgPath": name,
+                    }
+                )
+
+    def picture(self, name: str, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:
+        path = self.root / name
+        Image.new("RGB", (9, 6), colour).save(path)
+        return path
+
+    def write(self) -> None:
+        (self.root / "kb_entity.json").write_text(json.dumps(self.entities))
+        if self.write_qid2id:
+            (self.root / "qid2id.json").write_text(json.dumps({e["qid"]: e["id"] for e in self.entities}))
+        for split, rows in self.splits.items():
+            (self.root / f"Set_{split}.json").write_text(json.dumps(rows))
+
+    def module(self, **options: Any) -> MELDataModule:
+        self.write()
+        options = {"batch_size": 4, "eval_batch_size": 3, "entity_batch_size": 4, "num_workers": 0, **options}
+        module = MELDataModule(str(self.root), name="Set", **options)
+        module.preprocessor = WordPreprocessor()
+        return module
+
+
+@pytest.fixture
+def folder(tmp_path) -> Folder:
+    return Folder(tmp_path / "Set")

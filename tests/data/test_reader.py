@@ -1,0 +1,154 @@
+"""Every trap of the published layout is read, and everything else is a DataError that says where."""
+
+from __future__ import annotations
+
+import json
+from urllib.parse import quote
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mimic_pl.data import Entity, MELDataModule, Mention, RichpediaMEL
+from mimic_pl.data.reader import MalformedRecordsError, read_entities, read_mentions
+from mimic_pl.errors import DataError, MimicError
+from tests.shared import SHARED, needs_shared
+
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+names = st.text("abc%é _.-", min_size=1, max_size=8).filter(lambda name: ".." not in name)
+entities = st.builds(Entity, words, words, st.fixed_dictionaries({"attr": words}), st.lists(names).map(tuple))
+mentions = st.builds(
+    Mention,
+    words,
+    words,
+    words,
+    st.lists(words.filter(lambda gold: gold and gold.lower() != "nil"), unique=True).map(tuple),
+    st.none() | names,
+    st.fixed_dictionaries({"entities": words}),
+)
+
+
+def write(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
+@given(st.lists(entities, min_size=1, max_size=5, unique_by=lambda entity: entity.qid), st.randoms())
+def test_entities_come_back_in_the_order_of_their_ids(tmp_path_factory, records, random):
+    rows = [
+        {"id": i, "qid": e.qid, "entity_name": quote(e.name), **e.fields, "image_list": list(e.pictures)}
+        for i, e in enumerate(records)
+    ]
+    random.shuffle(rows)
+    assert read_entities(write(tmp_path_factory.getbasetemp() / "kb.json", rows)) == records
+
+
+@given(st.lists(mentions, max_size=5))
+def test_mentions_come_back(tmp_path_factory, records):
+    rows = [
+        {
+            "id": m.id,
+            "mentions": quote(m.mention),
+            "sentence": m.sentence,
+            "answer": list(m.golds),
+            "imgPath": m.picture,
+            **m.fields,
+        }
+        for m in records
+    ]
+    assert read_mentions(write(tmp_path_factory.getbasetemp() / "mentions.json", rows)) == records
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3)
+    | st.dictionaries(
+        st.sampled_from(["id", "qid", "entity_name", "image_list", "mentions", "sentence", "answer", "imgPath"]), inner
+    ),
+    max_leaves=20,
+)
+
+
+@given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
+def test_anything_else_is_an_error_of_ours(tmp_path_factory, content):
+    path = tmp_path_factory.getbasetemp() / "any.json"
+    path.write_bytes(content)
+    for read in (read_entities, read_mentions):
+        try:
+            read(path)
+        except MimicError as error:
+            assert str(path) in str(error)
+
+
+@pytest.mark.parametrize(
+    ("answer", "golds"),
+    [("nil", ()), ("NIL", ()), ("", ()), (None, ()), ("Q1", ("Q1",)), (["Q1", "Q2", "Q1"], ("Q1", "Q2"))],
+)
+def test_answers(tmp_path, answer, golds):
+    row = {"id": 7, "mentions": "a%20b%C3%A9", "sentence": "100%25", "answer": answer, "imgPath": ""}
+    (mention,) = read_mentions(write(tmp_path / "x.json", [row]))
+    assert mention == Mention("7", "a bé", "100%25", golds)  # a sentence is not decoded
+
+
+@pytest.mark.parametrize("images", [None, "", [], [None, ""]])
+def test_no_pictures(tmp_path, images):
+    row = {"id": 0, "qid": "Q", "entity_name": "n", "image_list": images}
+    assert read_entities(write(tmp_path / "x.json", [row]))[0].pictures == ()
+
+
+@pytest.mark.parametrize(
+    "name", ["../x.jpg", "a/../../x.jpg", "/etc/passwd", "C:\\x.jpg", "..\\x.jpg", "a\0b", "\ud800"]
+)
+def test_a_picture_outside_of_the_folder(tmp_path, name):
+    row = {"id": 3, "mentions": "m", "sentence": "s", "imgPath": name}
+    with pytest.raises(DataError, match=r"x\.json, record 0 \(id 3\)"):
+        read_mentions(write(tmp_path / "x.json", [row]))
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b'[\n{"id": 1,}]', "line 2, column 10"),
+        (b'[\n\n "a\xff"]', "line 3, column 4: the byte 0xff"),
+        (b'["\x00"]', "line 1, column 3"),
+        (b"{}", "a list of records is due"),
+        (b"[" * 100_000, "nested too deeply"),
+        (b"[" + b"1" * 5000 + b"]", "digits"),
+    ],
+)
+def test_malformed_files_say_where(tmp_path, content, says):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(DataError, match=says):
+        read_mentions(tmp_path / "x.json")
+
+
+def test_all_problems_at_once_and_the_rest_is_read(tmp_path):
+    good = {"id": 0, "qid": "Q0", "entity_name": "n"}
+    rows = [good, {"id": 1, "qid": 5}, 3, {**good, "id": 2}]
+    with pytest.raises(MalformedRecordsError) as caught:
+        read_entities(write(tmp_path / "x.json", rows))
+    assert [problem[:8] for problem in caught.value.problems] == ["record 1", "record 2", "record 3"]
+    assert [entity.qid for entity in caught.value.records] == ["Q0"]
+
+
+@pytest.mark.parametrize("ids", [{"Q0": 0}, {"Q0": 0, "Q1": 2}, {"Q0": 0, "Q1": 1, "Q2": 2}])
+def test_qid2id_disagrees(tmp_path, ids):
+    kb = write(tmp_path / "kb.json", [{"id": i, "qid": f"Q{i}", "entity_name": "n"} for i in range(2)])
+    with pytest.raises(DataError, match="'Q[12]'.*remove qid2id.json"):
+        read_entities(kb, write(tmp_path / "qid2id.json", ids))
+
+
+@needs_shared("data", "RichpediaMEL")
+def test_richpedia_on_disk():
+    module = RichpediaMEL(str(SHARED / "data" / "RichpediaMEL"))
+    assert len(module.read_entities()) == 17_805
+    assert [len(module.read_mentions(split)) for split in ("train", "val", "test")] == [12_460, 1_776, 3_560]
+
+
+@needs_shared("data", "EmojiMEL")
+def test_emoji_on_disk():
+    module = MELDataModule(str(SHARED / "data" / "EmojiMEL"))
+    assert len(module.read_entities()) == 1_906
+    qids = {entity.qid for entity in module.read_entities()}
+    tests = module.read_mentions("test")
+    assert len(tests) == 1_650 and all(gold in qids for mention in tests for gold in mention.golds)
