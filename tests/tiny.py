@@ -71,10 +71,11 @@ def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = No
             kind = entity["attr"].removeprefix("a ")
             noise = tuple(min(255, max(0, channel + rng.randrange(-25, 26))) for channel in COLOURS[kind])
             Image.new("RGB", (30, 20), noise).save(root / "mention_images" / f"{split}{number}.jpg")
+            when = rng.choice(["today", "again", "since winter"])
             mentions.append(
                 {
                     "id": f"{split}-{number}",
-                    "sentence": f"the {entity['entity_name']} {KINDS[kind]} {rng.choice(['today', 'again', 'since winter'])}",
+                    "sentence": f"the {entity['entity_name']} {KINDS[kind]} {when}",
                     "mentions": entity["entity_name"],
                     "entities": entity["entity_name"],
                     "answer": entity["qid"],

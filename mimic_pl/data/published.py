@@ -14,12 +14,12 @@ class PublishedStatistics:
     Attributes:
         mentions: Mentions by split (``train``, ``val``, ``test``).
         entities: Entities of the knowledge base.
-        results: MIMIC's test results: ``hits@1``, ``hits@3``, ``hits@5`` and ``mrr`` in percent, ``mr`` in places.
+        test: MIMIC's results on the test split: ``hits@1``, ``hits@3``, ``hits@5`` and ``mrr`` as shares, ``mr`` in ranks.
     """
 
     mentions: dict[str, int]
     entities: int
-    results: dict[str, float]
+    test: dict[str, float]
 
 
 class WikiMEL(MELDataModule):
@@ -29,7 +29,7 @@ class WikiMEL(MELDataModule):
     published = PublishedStatistics(
         {"train": 18_092, "val": 2_585, "test": 5_169},
         109_976,
-        {"hits@1": 87.98, "hits@3": 95.07, "hits@5": 96.37, "mrr": 91.82, "mr": 11.02},
+        {"hits@1": 0.8798, "hits@3": 0.9507, "hits@5": 0.9637, "mrr": 0.9182, "mr": 11.02},
     )
 
 
@@ -40,7 +40,7 @@ class RichpediaMEL(MELDataModule):
     published = PublishedStatistics(
         {"train": 12_463, "val": 1_780, "test": 3_562},
         160_933,
-        {"hits@1": 81.02, "hits@3": 91.77, "hits@5": 94.38, "mrr": 86.95, "mr": 55.11},
+        {"hits@1": 0.8102, "hits@3": 0.9177, "hits@5": 0.9438, "mrr": 0.8695, "mr": 55.11},
     )
 
 
@@ -51,5 +51,5 @@ class WikiDiverse(MELDataModule):
     published = PublishedStatistics(
         {"train": 11_351, "val": 1_664, "test": 2_078},
         132_460,
-        {"hits@1": 63.51, "hits@3": 81.04, "hits@5": 86.43, "mrr": 73.44, "mr": 227.08},
+        {"hits@1": 0.6351, "hits@3": 0.8104, "hits@5": 0.8643, "mrr": 0.7344, "mr": 227.08},
     )
