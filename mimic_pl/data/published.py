@@ -14,7 +14,7 @@ class PublishedStatistics:
     Attributes:
         mentions: Mentions by split (``train``, ``val``, ``test``).
         entities: Entities of the knowledge base.
-        test: MIMIC's results on the test split: ``hits@1``, ``hits@3``, ``hits@5`` and ``mrr`` as shares, ``mr`` in ranks.
+        test: MIMIC's results on the test split: ``hits@1``, ``hits@3``, ``hits@5``, ``mrr`` as shares, ``mr`` in ranks.
     """
 
     mentions: dict[str, int]
