@@ -102,7 +102,8 @@ def examine(datamodule: MELDataModule) -> Report:
     positions = {entity.qid: entity for entity in entities}
     for split in SPLITS:
         _examine_split(report, split, mentions[split], positions, datamodule)
-    _duplicates(report, "mention ids over all splits", [m.id for split in SPLITS for m in mentions[split]])
+    ids = [id_ for split in SPLITS for id_ in {mention.id for mention in mentions[split]}]
+    _duplicates(report, "mention ids of several splits", ids, "warning")
     _examine_pictures(report, datamodule, entities, mentions)
     for split in ("val", "test"):
         sentences = {mention.sentence for mention in mentions["train"]}
@@ -246,11 +247,10 @@ def _scan(
     return seen
 
 
-def _duplicates(report: Report, subject: str, ids: Sequence[str]) -> None:
+def _duplicates(report: Report, subject: str, ids: Sequence[str], bad: Verdict = "ERROR") -> None:
     twice = [id_ for id_, count in Counter(ids).items() if count > 1]
     advice = f"give each its own: {_examples(twice)}" if twice else ""
-    verdict: Verdict = "ERROR" if twice else "ok"
-    report.add(f"{subject}, used more than once", len(twice), verdict, advice)
+    report.add(f"{subject}, used more than once", len(twice), bad if twice else "ok", advice)
 
 
 def _leakage(report: Report, subject: str, shared: int, total: int) -> None:

@@ -61,9 +61,12 @@ def test_mentions_come_back(tmp_path_factory, records):
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(
-        st.sampled_from(["id", "qid", "entity_name", "image_list", "mentions", "sentence", "answer", "imgPath"]), inner
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["id", "qid", "entity_name", "image_list", "mentions", "sentence", "answer", "imgPath"]),
+            inner,
+        )
     ),
     max_leaves=20,
 )

@@ -1,0 +1,196 @@
+"""From a folder to batches: golds, pictures, workers, processes, epochs."""
+
+from __future__ import annotations
+
+import logging
+from itertools import chain
+
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+
+from mimic_pl.data import Entity, MELDataModule, Mention
+from mimic_pl.data.dataset import TokenTable
+from mimic_pl.data.sampler import EvalSampler, TrainSampler
+from mimic_pl.data.template import TextTemplate
+from mimic_pl.errors import ConfigError, DataError
+from tests.data.conftest import WordPreprocessor
+
+
+def epoch_of(module, epoch):
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    return list(loader)
+
+
+def test_training_batches(folder):
+    folder.splits["train"][3]["answer"] = "nil"
+    folder.splits["train"][4]["answer"] = "Q99"
+    module = folder.module()
+    module.setup("fit")
+    assert "test" not in module.mentions
+    batches = epoch_of(module, 0)
+    assert [len(batch["index"]) for batch in batches] == [4, 4, 1]
+    index = torch.cat([batch["index"] for batch in batches]).tolist()
+    assert sorted(index) == [0, 1, 2, 5, 6, 7, 8, 9, 10]
+    assert torch.cat([batch["gold"] for batch in batches]).tolist() == [i % 6 for i in index]
+    batch = module.on_after_batch_transfer(batches[0], 0)
+    assert set(batch) == {"mentions", "entities", "gold", "index"}
+    ids, mask = WordPreprocessor().tokenize([f"name{i % 6} [SEP] a{i % 6}" for i in batch["index"].tolist()])
+    assert torch.equal(batch["entities"]["input_ids"], ids)
+    assert torch.equal(batch["entities"]["attention_mask"], mask)
+    without = batch["gold"] % 3 == 0
+    assert not batch["entities"]["pixel_values"][without].any()
+    assert batch["entities"]["pixel_values"][~without].flatten(1).any(1).all()
+
+
+def test_evaluation_keeps_every_mention(folder):
+    folder.splits["test"][0]["answer"] = ["Q5", "Q99", "Q2"]
+    folder.splits["test"][1]["answer"] = "nil"
+    module = folder.module()
+    module.setup("test")
+    batches = list(module.test_dataloader())
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(7))
+    assert torch.cat([batch["gold"] for batch in batches])[:3].tolist() == [[5, 2], [-1, -1], [2, -1]]
+    entities = list(module.entity_dataloader())
+    assert torch.cat([batch["index"] for batch in entities]).tolist() == list(range(6))
+
+
+def test_pictures_depend_on_epoch_and_not_on_workers(folder):
+    alone = folder.module(batch_size=3)
+    alone.setup("fit")
+    helped = folder.module(batch_size=3, num_workers=2)
+    helped.setup("fit")
+    loader = helped.train_dataloader()  # one loader with lasting workers over all epochs
+    epochs = []
+    for epoch in (0, 1, 2):
+        loader.sampler.set_epoch(epoch)
+        for ours, theirs in zip(epoch_of(alone, epoch), loader, strict=True):
+            assert torch.equal(ours["index"], theirs["index"])
+            assert torch.equal(ours["entities"]["pixels"], theirs["entities"]["pixels"])
+        epochs.append({int(i): p for b in epoch_of(alone, epoch) for i, p in zip(b["index"], b["entities"]["pixels"])})
+    assert any(not torch.equal(epochs[0][i], epochs[e][i]) for i in epochs[0] for e in (1, 2))
+
+
+@pytest.mark.parametrize("policy", ["blank", "drop", "error"])
+def test_picture_policies(folder, policy):
+    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
+    for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another one, Q4 has not
+        (folder.root / "kb_image" / name).unlink()
+    module = folder.module(pictures=policy)
+    module.setup("fit")
+    if policy == "error":
+        with pytest.raises(DataError, match="Mend the file"):
+            epoch_of(module, 0)
+        return
+    batches = [module.on_after_batch_transfer(batch, 0) for batch in epoch_of(module, 0)]
+    index = sorted(torch.cat([batch["index"] for batch in batches]).tolist())
+    assert index == [i for i in range(11) if policy == "blank" or i not in (2, 4, 10)]
+
+
+def test_workers_report_each_failure_once(folder, caplog):
+    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
+    (folder.root / "kb_image" / "Q4_0.png").unlink()
+    module = folder.module(num_workers=2)
+    module.setup("fit")
+    for epoch in (0, 1):
+        for batch in epoch_of(module, epoch):
+            module.on_after_batch_transfer(batch, 0)
+    with caplog.at_level(logging.WARNING):
+        module.teardown("fit")
+        module.teardown("fit")
+    (record,) = caplog.records
+    assert "2 pictures could not be used (1 missing, 1 unreadable)" in record.message
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 12])
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_samplers(size, processes):
+    items = list(range(size))
+    seen = list(chain(*(EvalSampler(items, processes, rank) for rank in range(processes))))
+    assert sorted(seen) == items
+    assert sum(len(EvalSampler(items, processes, rank)) for rank in range(processes)) == size
+    epochs = []
+    for epoch in range(3):
+        samplers = [TrainSampler(items, processes, rank, seed=43) for rank in range(processes)]
+        for sampler in samplers:
+            sampler.set_epoch(epoch)
+        addresses = list(chain(*samplers))
+        assert all(address // size == epoch for address in addresses)
+        assert {address % size for address in addresses} == set(items)
+        epochs.append([address % size for address in addresses])
+    assert size < 7 or epochs[0] != epochs[1]
+
+
+def test_the_trainer_drives_it(folder):
+    class Seen(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Module()
+            self.encoder.preprocessor = WordPreprocessor()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.indices = []
+
+        def training_step(self, batch, batch_idx):
+            self.indices += batch["index"].tolist()
+            return (self.weight * batch["mentions"]["pixel_values"].mean()).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters())
+
+    folder.write()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    model = Seen()
+    module = MELDataModule(str(folder.root), name="Set", batch_size=4, num_workers=0)
+    Trainer(max_epochs=2, **quiet, enable_model_summary=False).fit(model, module)
+    first, second = model.indices[:11], model.indices[11:]
+    assert sorted(first) == sorted(second) == list(range(11)) and first != second
+
+
+def test_texts():
+    entity = Entity("Q1", "{name} 100% \\1", {"desc": "d"})
+    assert TextTemplate("{name}|{desc}")(entity) == "{name} 100% \\1|d"
+    assert TextTemplate("{mention}/{sentence}")(Mention("1", "m", "s")) == "m/s"
+    with pytest.raises(ConfigError, match="desc, qid, name"):
+        TextTemplate("{attr}")(entity)
+    with pytest.raises(ConfigError, match="no field"):
+        TextTemplate("text")
+
+
+def test_a_tokenizer_that_pads_on_the_left():
+    preprocessor = WordPreprocessor()
+    preprocessor.side = "left"
+    with pytest.raises(ConfigError, match="padding_side"):
+        TokenTable(["a b"], preprocessor, "texts")
+
+
+def test_a_knowledge_base_and_batches_of_one(folder):
+    folder.entities = folder.entities[1:2]
+    folder.splits = {split: rows[1:2] for split, rows in folder.splits.items()}
+    module = folder.module(batch_size=1)
+    module.setup("fit")
+    (batch,) = epoch_of(module, 0)
+    assert batch["gold"].tolist() == [0] and batch["mentions"]["pixels"].shape == (1, 3, 4, 4)
+
+
+def test_what_is_not_there(folder, tmp_path):
+    with pytest.raises(ConfigError, match="--data.root"):
+        MELDataModule.check_root(str(tmp_path / "nowhere"))
+    module = folder.module()
+    (folder.root / "Set_dev.json").rename(folder.root / "other_dev.json")
+    with pytest.raises(DataError, match="looked for Set_dev.json.*other_dev.json"):
+        module.setup("validate")
+    folder.splits["dev"] = []
+    with pytest.raises(DataError, match="val split of .* holds no mentions"):
+        folder.module().setup("validate")
+    (folder.root / "kb_images").mkdir()
+    with pytest.raises(DataError, match="kb_image and kb_images"):
+        folder.module().setup("test")
+
+
+def test_predict_file(folder, tmp_path):
+    (tmp_path / "new.json").write_text('[{"id": 1, "mentions": "name1", "sentence": "s"}]')
+    module = folder.module(predict_file=str(tmp_path / "new.json"))
+    module.setup("predict")
+    (batch,) = module.predict_dataloader()
+    assert batch["gold"].shape == (1, 0) and not batch["mentions"]["has_picture"].any()

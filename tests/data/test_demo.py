@@ -1,0 +1,248 @@
+"""The demo's promises, checked on the drawn files: what text, picture and both together leave open."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections import Counter
+from io import BytesIO
+from itertools import combinations
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from mimic_pl.data import demo
+from mimic_pl.data.demo import DemoMEL, demo_words, draw_demo
+from mimic_pl.data.demo_design import CLUES, Badge, design_demo
+from mimic_pl.data.demo_drawing import draw_met, draw_published
+from mimic_pl.errors import ConfigError, DataError
+
+SPLITS = ("train", "dev", "test")
+DEMO_CONFIG = Path(__file__).parents[2] / "cli_configs" / "demo.yaml"
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo") / "Demo"
+    draw_demo(folder, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def entities(root: Path) -> Rows:
+    return json.loads((root / "kb_entity.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def mentions(root: Path) -> dict[str, Rows]:
+    return {split: json.loads((root / f"Demo_{split}.json").read_text(encoding="utf-8")) for split in SPLITS}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def readable(file: Path) -> bool:
+    try:
+        with Image.open(file) as picture:
+            picture.load()
+    except OSError:
+        return False
+    return True
+
+
+def words_of(text: str) -> list[str]:
+    return re.findall(r"[a-z]+", text.lower())
+
+
+def strong_hues(content: bytes) -> np.ndarray:
+    """Hues (0 to 255) of the pixels that have much colour."""
+    with Image.open(BytesIO(content)) as picture:
+        hue, saturation, _ = np.moveaxis(np.asarray(picture.convert("HSV")), -1, 0)
+    return hue[saturation > 120].astype(int)
+
+
+# ---- the files --------------------------------------------------------------------------------------------------
+
+
+def test_two_draws_are_identical_and_another_seed_is_not(root: Path, tmp_path: Path) -> None:
+    draw_demo(tmp_path / "again", seed=0)
+    assert contents(tmp_path / "again") == contents(root)
+    assert design_demo(0) == design_demo(0) != design_demo(1)
+
+
+def test_it_has_the_published_layout(root: Path, entities: Rows, mentions: dict[str, Rows]) -> None:
+    qid2id = json.loads((root / "qid2id.json").read_text(encoding="utf-8"))
+    assert [qid2id[entity["qid"]] for entity in entities] == list(range(240))
+    assert {split: len(rows) for split, rows in mentions.items()} == {"train": 2160, "dev": 240, "test": 480}
+    for rows in mentions.values():
+        assert all(row["answer"] in qid2id and row["mentions"] in row["sentence"] for row in rows)
+        assert all((root / "mention_images" / row["imgPath"]).is_file() for row in rows if row["imgPath"])
+    assert all((root / "kb_image" / name).is_file() for entity in entities for name in entity["image_list"])
+
+
+@pytest.mark.parametrize("folder", ["kb_image", "mention_images"])
+def test_a_few_files_are_unreadable_on_both_sides(root: Path, folder: str) -> None:
+    files = list((root / folder).iterdir())
+    broken = sum(not readable(file) for file in files)
+    assert 1 <= broken <= 0.02 * len(files)
+
+
+def test_some_have_no_picture_on_both_sides(entities: Rows, mentions: dict[str, Rows]) -> None:
+    assert sum(not entity["image_list"] for entity in entities) == 6
+    assert [sum(not row["imgPath"] for row in mentions[split]) for split in SPLITS] == [20, 2, 4]
+
+
+def test_nothing_leaks_between_splits(root: Path, mentions: dict[str, Rows]) -> None:
+    sentences, pictures, golds = {}, {}, {}
+    for split, rows in mentions.items():
+        files = [root / "mention_images" / row["imgPath"] for row in rows if row["imgPath"]]
+        sentences[split] = {row["sentence"] for row in rows}
+        pictures[split] = {file.read_bytes() for file in files if readable(file)}
+        golds[split] = {row["answer"] for row in rows}
+        assert len(sentences[split]) == len(rows)
+    for one, other in combinations(SPLITS, 2):
+        assert not sentences[one] & sentences[other]
+        assert not pictures[one] & pictures[other]
+    assert len(golds["test"] - golds["train"]) == 24
+
+
+def test_words_are_those_of_the_texts(entities: Rows, mentions: dict[str, Rows]) -> None:
+    texts = [f"{entity['entity_name']} [SEP] {entity['attr']}" for entity in entities]
+    texts += [f"{row['mentions']} [SEP] {row['sentence']}" for rows in mentions.values() for row in rows]
+    assert demo_words() == sorted(set(words_of(" ".join(texts))))
+
+
+def test_the_shipped_configuration_lists_these_words() -> None:
+    config = yaml.safe_load(DEMO_CONFIG.read_text(encoding="utf-8"))
+    assert config["model"]["init_args"]["encoder"]["init_args"]["vocabulary"] == demo_words()
+
+
+# ---- what text, picture and both decide -------------------------------------------------------------------------
+
+
+def test_text_alone_leaves_two_of_which_neither_is_the_better_guess(entities: Rows, mentions: dict[str, Rows]) -> None:
+    sport_of = {entity["qid"]: entity["attr"].removeprefix("Sport: ").partition(".")[0] for entity in entities}
+    for row in (row for rows in mentions.values() for row in rows):
+        words = set(words_of(row["sentence"]))
+        (sport,) = (sport for sport, clues in CLUES.items() if words & set(clues))
+        left = [e for e in entities if e["entity_name"] == row["mentions"] and sport_of[e["qid"]] == sport]
+        assert len(left) == 2
+        assert row["answer"] in {e["qid"] for e in left}
+        assert left[0]["attr"] == left[1]["attr"]
+    # Equally many test mentions of each entity: whoever sees only the text is right for half of them.
+    assert set(Counter(row["answer"] for row in mentions["test"]).values()) == {2}
+
+
+def test_picture_alone_leaves_many_and_both_together_leave_one() -> None:
+    clubs = design_demo(0).clubs
+    carriers: dict[Badge, list[str]] = {}
+    for club in clubs:
+        carriers.setdefault(club.badge, []).append(club.name)
+    assert len(carriers) == 24
+    assert all(len(names) >= 8 and len(set(names)) >= 4 for names in carriers.values())
+    assert len({(club.name, club.sport, club.badge) for club in clubs}) == len(clubs)
+    for name in {club.name for club in clubs}:
+        one, other = {club.badge for club in clubs if club.name == name}
+        assert one.differences(other) >= 2
+
+
+def test_pictures_are_there_for_nearly_all_test_mentions(root: Path, entities: Rows, mentions: dict[str, Rows]) -> None:
+    pictures = {entity["qid"]: entity["image_list"] for entity in entities}
+
+    def seen(folder: str, names: list[str]) -> bool:
+        return bool(names) and readable(root / folder / names[0])
+
+    open_cases = sum(
+        not (
+            seen("kb_image", pictures[row["answer"]])
+            and seen("mention_images", [row["imgPath"]] if row["imgPath"] else [])
+        )
+        for row in mentions["test"]
+    )
+    # Half of these are right by guessing, so that H@1 of 0.9 stays well within reach.
+    assert 0 < open_cases <= 0.07 * len(mentions["test"])
+
+
+# ---- the pictures -----------------------------------------------------------------------------------------------
+
+
+def test_a_photographed_badge_keeps_the_colour_of_the_published_one() -> None:
+    badges = {club.badge for club in design_demo(0).clubs if club.badge.colour != "black"}
+    for badge in badges:
+        published = np.median(strong_hues(draw_published(badge, 0)))
+        for number in range(4):
+            met = strong_hues(draw_met(badge, Random(f"{badge} {number}")))
+            # Hues lie on a circle of 256 steps, on which the badges' colours are at least 30 apart.
+            away = np.abs((met - published + 128) % 256 - 128)
+            assert np.median(away) < 12, badge
+
+
+def test_no_two_photographs_are_alike() -> None:
+    badge = design_demo(0).clubs[0].badge
+    photographs = [draw_met(badge, Random(number)) for number in range(20)]
+    assert len({*photographs, draw_published(badge, 0), draw_published(badge, 1)}) == 22
+    # Filled, outlined and hatched badges cover different shares of the picture.
+    shares = sorted(len(strong_hues(photograph)) for photograph in photographs)
+    assert shares[-1] > 2 * shares[0]
+
+
+# ---- the data module --------------------------------------------------------------------------------------------
+
+
+def test_it_is_drawn_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "data" / "Demo"
+    DemoMEL.check_root(str(folder))
+    folder.mkdir(parents=True)
+    DemoMEL.check_root(str(folder))
+    DemoMEL(str(folder)).prepare_data()
+    DemoMEL.check_root(str(folder))
+    assert contents(folder) == contents(root)
+    assert [file.name for file in folder.parent.iterdir()] == ["Demo"]
+
+    def must_not_draw(root: Path, seed: int) -> None:
+        raise AssertionError("drawn twice")
+
+    monkeypatch.setattr(demo, "draw_demo", must_not_draw)
+    DemoMEL(str(folder)).prepare_data()
+
+
+def test_another_version_is_drawn_anew(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "draw_demo", lambda folder, seed: shutil.copytree(root, folder))  # saves seconds
+    folder = tmp_path / "Demo"
+    (folder / "kb_image").mkdir(parents=True)
+    (folder / "kb_image" / "old.png").write_bytes(b"old")
+    (folder / "demo.json").write_text('{"version": 0, "seed": 0}', encoding="utf-8")
+    DemoMEL(str(folder)).prepare_data()
+    assert contents(folder) == contents(root)
+
+
+def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(folder: Path, *_: Any) -> dict[str, Any]:
+        if len(list(folder.iterdir())) > 20:
+            raise KeyboardInterrupt
+        (folder / f"{len(list(folder.iterdir()))}.png").write_bytes(b"")
+        return {"qid": "", "id": 0}
+
+    monkeypatch.setattr(demo, "_draw_club", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        DemoMEL(str(tmp_path / "Demo")).prepare_data()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_it_does_not_touch_a_folder_with_something_else(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
+    with pytest.raises(ConfigError, match="something else"):
+        DemoMEL.check_root(str(tmp_path))
+    with pytest.raises(ConfigError, match="something else"):
+        DemoMEL(str(tmp_path)).prepare_data()
+    with pytest.raises(DataError, match="exists"):
+        draw_demo(tmp_path, seed=0)
+    assert contents(tmp_path) == {"thesis.tex": b"years of work"}
