@@ -68,7 +68,10 @@ def test_pictures_depend_on_epoch_and_not_on_workers(folder):
         for ours, theirs in zip(epoch_of(alone, epoch), loader, strict=True):
             assert torch.equal(ours["index"], theirs["index"])
             assert torch.equal(ours["entities"]["pixels"], theirs["entities"]["pixels"])
-        epochs.append({int(i): p for b in epoch_of(alone, epoch) for i, p in zip(b["index"], b["entities"]["pixels"])})
+        drawn = {}
+        for batch in epoch_of(alone, epoch):
+            drawn.update(zip(batch["index"].tolist(), batch["entities"]["pixels"], strict=True))
+        epochs.append(drawn)
     assert any(not torch.equal(epochs[0][i], epochs[e][i]) for i in epochs[0] for e in (1, 2))
 
 
