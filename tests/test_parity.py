@@ -98,5 +98,6 @@ def test_loss_gradients_and_optimizer_step(model, inputs, expected, tmp_path):
 
     optimizer.step()
     step = expected["train.step_delta.matcher.tglu.fc_query.weight"]
-    one_rounding = torch.finfo(torch.float32).eps * before.abs().max().item()
-    torch.testing.assert_close(query.detach() - before, step, rtol=1e-5, atol=one_rounding)
+    # Weights are rounded before the step, which differs from the published one's last bits, and after it.
+    two_roundings = 2 * torch.finfo(torch.float32).eps * before.abs().max().item()
+    torch.testing.assert_close(query.detach() - before, step, rtol=1e-5, atol=two_roundings)

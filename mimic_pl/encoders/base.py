@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from functools import cached_property
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from mimic_pl.encoders.preprocessor import Preprocessor
-from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 
 
@@ -70,33 +68,3 @@ class Encoder(nn.Module, ABC):
     def preprocessor(self) -> Preprocessor:
         """Tokenizer and picture preprocessing, made when first asked for: scoring ready-made inputs needs none."""
         return self.build_preprocessor()
-
-    @classmethod
-    def check_pretrained(cls, pretrained: str | None) -> None:
-        """Fail early on a checkpoint path that does not exist; hub names (``owner/name``) pass.
-
-        Raises:
-            ConfigError: ``pretrained`` looks like a path and is no folder.
-        """
-        if not pretrained:
-            return
-        path = Path(pretrained).expanduser()
-        looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
-        if looks_local and not path.is_dir():
-            raise ConfigError(
-                f"The encoder's checkpoint folder {pretrained!r} does not exist (looked in {path.resolve()}). "
-                "Give an existing folder in Hugging Face format, or a hub name such as 'openai/clip-vit-base-patch32'."
-            )
-
-
-def choose_start(pretrained: str | None, config: object | None, what: str) -> None:
-    """Check that a tower starts either from weights or from a configuration.
-
-    Raises:
-        ConfigError: Both or neither are given.
-    """
-    if (pretrained is None) == (config is None):
-        raise ConfigError(
-            f"{what} starts either from a checkpoint or from a configuration: give exactly one of "
-            f"'pretrained' and 'config' (got pretrained={pretrained!r} and {'a' if config else 'no'} config)."
-        )

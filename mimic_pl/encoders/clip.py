@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from transformers import AutoModel, CLIPConfig, CLIPImageProcessor, CLIPModel, PreTrainedTokenizerBase
+from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
-from mimic_pl.encoders.base import Encoder, choose_start
+from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.preprocessor import Preprocessor
-from mimic_pl.encoders.tokenizer import build_tokenizer, load_tokenizer
+from mimic_pl.encoders.pretrained import load_tokenizer, load_tower, picture_statistics, require_one_start
+from mimic_pl.encoders.tokenizer import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 
@@ -53,16 +53,14 @@ class CLIPEncoder(Encoder):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(freeze)
-        choose_start(pretrained, config, "CLIPEncoder")
+        require_one_start(pretrained, config, "CLIPEncoder")
         self.pretrained = pretrained
         self.text_length = text_length
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:
             if vocabulary is not None:
                 raise ConfigError("CLIPEncoder: 'vocabulary' goes with 'config'; a checkpoint brings its tokenizer.")
-            self.check_pretrained(pretrained)
-            # float32 whatever the file holds: half-precision weights do not survive the published learning rate.
-            self.clip = AutoModel.from_pretrained(pretrained, dtype=torch.float32)
+            self.clip = load_tower(pretrained)
         else:
             self.tokenizer = build_tokenizer(vocabulary or [])
             self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length))
@@ -99,7 +97,7 @@ class CLIPEncoder(Encoder):
             assert self.tokenizer is not None
             return Preprocessor(self.tokenizer, self.text_length, size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         tokenizer = load_tokenizer(self.pretrained)
-        return Preprocessor(tokenizer, self.text_length, size, *_picture_statistics(self.pretrained))
+        return Preprocessor(tokenizer, self.text_length, size, *picture_statistics(self.pretrained))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""
@@ -131,15 +129,3 @@ def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text
         "eos_token_id": tokenizer.eos_token_id,
     }
     return CLIPConfig(**{**sizes, "text_config": text})
-
-
-def _picture_statistics(pretrained: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation that the checkpoint's pictures were normalised with."""
-    try:
-        settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
-        return settings["image_mean"], settings["image_std"]
-    except (OSError, KeyError) as error:
-        raise ConfigError(
-            f"The encoder's checkpoint {pretrained!r} does not say how its pictures are normalised: it needs a "
-            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor."
-        ) from error

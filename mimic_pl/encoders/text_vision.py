@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import Any, Literal, cast
 
-import timm
 import torch
 from timm.data.config import resolve_data_config
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
-from mimic_pl.encoders.base import Encoder, choose_start
+from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.preprocessor import Preprocessor
-from mimic_pl.encoders.tokenizer import build_tokenizer, load_tokenizer
+from mimic_pl.encoders.pretrained import create_vision, load_tokenizer, load_tower, require_one_start
+from mimic_pl.encoders.tokenizer import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 
@@ -57,12 +57,11 @@ class TextVisionEncoder(Encoder):
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__(freeze)
-        choose_start(text, text_config, "TextVisionEncoder's text model")
+        require_one_start(text, text_config, "TextVisionEncoder's text model")
         self.text_length = text_length
         self.text_name = text
         if text is not None:
-            self.check_pretrained(text)
-            self.text = AutoModel.from_pretrained(text, dtype=torch.float32)
+            self.text = load_tower(text)
             self.tokenizer: PreTrainedTokenizerBase | None = None
         else:
             tokenizer = self.tokenizer = build_tokenizer(vocabulary or [])
@@ -76,9 +75,7 @@ class TextVisionEncoder(Encoder):
             )
         self.text_pooling = text_pooling
         # A timm model has more than torch's Module: forward_features, forward_head, num_features, ...
-        self.vision = cast(
-            Any, timm.create_model(vision, pretrained=vision_pretrained, num_classes=0, **(vision_args or {}))
-        )
+        self.vision = cast(Any, create_vision(vision, vision_pretrained, vision_args or {}))
         # timm's record of a model does not know of a size that was asked for.
         asked = {"img_size": (vision_args or {}).get("img_size")}
         self.picture_settings = resolve_data_config(asked, model=self.vision)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Tokenizers: a checkpoint's own, or one made from a list of words for a model that starts from a configuration."""
+"""A tokenizer made from a list of words, for models that start from a configuration instead of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import string
 from collections.abc import Iterable
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
-
-from mimic_pl.errors import ConfigError
+from transformers import PreTrainedTokenizerFast
 
 PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[EOS]"
 
@@ -43,22 +41,3 @@ def build_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
         eos_token=END,
         cls_token=START,
     )
-
-
-def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
-    """Load the tokenizer of a checkpoint.
-
-    Raises:
-        ConfigError: The checkpoint has none.
-    """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"transformers can load no tokenizer from the checkpoint {pretrained!r}: {error}") from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
-        # transformers makes an empty tokenizer of the model's type where the files are absent.
-        raise ConfigError(
-            f"The checkpoint {pretrained!r} comes without tokenizer files (tokenizer.json, or vocab.json and "
-            "merges.txt). Save the tokenizer beside the weights."
-        )
-    return tokenizer

@@ -1,5 +1,7 @@
 """Encoders on small checkpoints that the tests make, against the towers called by hand."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +10,7 @@ from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPI
 
 from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
 from mimic_pl.encoders.tokenizer import build_tokenizer
-from mimic_pl.errors import ConfigError
+from mimic_pl.errors import CheckpointError, ConfigError
 
 WORDS = ["jaguar", "car", "cat", "sep", "fast"]
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -211,6 +213,33 @@ def test_a_new_encoder_is_in_training_mode(clip_checkpoint):
 def test_impossible_configurations_say_what_to_do(arguments, message):
     with pytest.raises(ConfigError, match=message):
         CLIPEncoder(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("vision", "arguments", "message"),
+    [("vit_tiny_patch16_225", {}, "vit_tiny_patch16_224"), ("resnet10t", {"no_such": 1}, "no_such")],
+)
+def test_an_impossible_vision_model_is_told_with_similar_names(vision, arguments, message):
+    with pytest.raises(ConfigError, match=message):
+        TextVisionEncoder(
+            text_config=BERT, vocabulary=WORDS, vision=vision, vision_pretrained=False, vision_args=arguments
+        )
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_damaged_weights_are_a_checkpoint_error(clip_checkpoint, tmp_path, damage):
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_checkpoint, folder)
+    weights = folder / "model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[: len(content) // 2] if damage == "truncated" else b"")
+    with pytest.raises(CheckpointError, match="damaged"):
+        CLIPEncoder(str(folder), text_length=12)
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
+    with pytest.raises(ConfigError, match="config.json"):
+        CLIPEncoder(str(tmp_path))
 
 
 def test_a_checkpoint_without_tokenizer_scores_ready_made_inputs_but_tokenizes_nothing(tmp_path):

@@ -1,0 +1,120 @@
+"""What comes out of a checkpoint in Hugging Face format: weights, tokenizer, picture statistics."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+
+from mimic_pl.errors import CheckpointError, ConfigError
+
+
+def require_one_start(pretrained: str | None, config: object | None, what: str) -> None:
+    """Check that a tower starts either from weights or from a configuration.
+
+    Raises:
+        ConfigError: Both or neither are given.
+    """
+    if (pretrained is None) == (config is None):
+        raise ConfigError(
+            f"{what} starts either from a checkpoint or from a configuration: give exactly one of the two "
+            f"(got the checkpoint {pretrained!r} and {'a' if config else 'no'} configuration)."
+        )
+
+
+def load_tower(pretrained: str) -> Any:
+    """Load a transformers model in float32, in evaluation mode as transformers hands it out.
+
+    Args:
+        pretrained: Checkpoint folder or hub name.
+
+    Raises:
+        ConfigError: The folder does not exist, or the hub has no such model or can not be reached.
+        CheckpointError: The weights can not be read.
+    """
+    path = Path(pretrained).expanduser()
+    looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
+    if looks_local and not path.is_dir():
+        raise ConfigError(
+            f"The encoder's checkpoint folder {pretrained!r} does not exist (looked in {path.resolve()}). "
+            "Give an existing folder in Hugging Face format, or a hub name such as 'openai/clip-vit-base-patch32'."
+        )
+    try:
+        # float32 whatever the file holds: half-precision weights do not survive the published learning rate.
+        return AutoModel.from_pretrained(str(path) if looks_local else pretrained, dtype=torch.float32)
+    except (SafetensorError, EOFError) as error:
+        raise CheckpointError(
+            f"The weights of {pretrained!r} can not be read: {error}. The file is damaged or incomplete; get it again."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"transformers can not load {pretrained!r}: {_first_line(error)} Give a folder with config.json and "
+            "weights, or a hub name; without a network the model must be in the cache (HF_HOME) already."
+        ) from error
+
+
+def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
+    """Make a timm model without a classifier.
+
+    Args:
+        name: Its name.
+        pretrained: Load timm's weights for it.
+        arguments: Further arguments of :func:`timm.create_model`.
+
+    Raises:
+        ConfigError: timm does not know the model or the arguments, or its weights can not be had.
+    """
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+    except (RuntimeError, OSError, ValueError, TypeError) as error:
+        similar = difflib.get_close_matches(name, timm.list_models(), n=3)
+        hint = f"Similar names: {', '.join(similar)}." if similar and name not in similar else ""
+        raise ConfigError(
+            f"timm can not make the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
+            f"{hint} Without a network its weights must be in the cache already, or vision_pretrained be false."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    line = str(error).strip().partition("\n")[0] or type(error).__name__
+    return line if line.endswith(".") else line + "."
+
+
+def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        ConfigError: The checkpoint has none.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"transformers can load no tokenizer from the checkpoint {pretrained!r}: {error}") from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+        # transformers makes an empty tokenizer of the model's type where the files are absent.
+        raise ConfigError(
+            f"The checkpoint {pretrained!r} comes without tokenizer files (tokenizer.json, or vocab.json and "
+            "merges.txt). Save the tokenizer beside the weights."
+        )
+    return tokenizer
+
+
+def picture_statistics(pretrained: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation that the checkpoint's pictures were normalised with.
+
+    Raises:
+        ConfigError: The checkpoint does not say.
+    """
+    try:
+        settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
+        return settings["image_mean"], settings["image_std"]
+    except (OSError, KeyError) as error:
+        raise ConfigError(
+            f"The encoder's checkpoint {pretrained!r} does not say how its pictures are normalised: it needs a "
+            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor."
+        ) from error
