@@ -102,6 +102,14 @@ def open_run(folder: str | Path) -> Run:
     return run
 
 
+def run_of_checkpoint(path: str | Path | None) -> Run | None:
+    """The run in whose ``checkpoints/`` a file lies, if it lies in one."""
+    if path is None:
+        return None
+    folder = Path(path).expanduser().resolve().parent.parent
+    return Run(folder) if _is_run(folder) and Path(path).parent.name == "checkpoints" else None
+
+
 def newest_run(root: str | Path = RUNS) -> Run:
     """Find the run with the newest checkpoint below a folder.
 

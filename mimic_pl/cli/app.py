@@ -158,7 +158,7 @@ def main(args: Sequence[str] | None = None) -> None:
         if choice.note:
             _tell(choice.note)
         MimicCLI(choice)
-    except (MimicError, ArgumentError, RuntimeError) as error:
+    except (MimicError, ArgumentError, RuntimeError, ValueError) as error:
         problem = _as_mimic_error(error)
         if problem is None or os.environ.get("MIMIC_PL_DEBUG") == "1":
             raise
@@ -173,8 +173,12 @@ class UsageError(MimicError):
 
 
 def _as_mimic_error(error: Exception) -> MimicError | None:
-    if isinstance(error, MimicError):
-        return error
+    # jsonargparse wraps what a class says in its constructor into an error of its own for each level of the tree.
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, MimicError):
+            return cause
+        cause = cause.__cause__
     if isinstance(error, ArgumentError):
         return UsageError(short_message(str(error)))
     if "Error(s) in loading state_dict" in str(error):

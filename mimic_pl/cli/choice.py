@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.runs import RUNS, Run, newest_run, open_run
+from mimic_pl.runs import RUNS, Run, newest_run, open_run, run_of_checkpoint
 
 
 class Choice(NamedTuple):
@@ -31,7 +31,8 @@ def choose_run(args: list[str]) -> Choice:
     """Decide on the run.
 
     - ``test``, ``validate`` and ``predict`` without ``--config`` and ``--model`` take the newest run, or that of
-      ``--run``: its configuration, with ``--config`` files and options on top, and its best checkpoint.
+      ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, with ``--config`` files and options on
+      top, and its best checkpoint.
     - ``--ckpt_path best`` and ``last`` mean those of that run; with a ``--config`` only its weights are taken.
     - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run.
 
@@ -53,7 +54,10 @@ def choose_run(args: list[str]) -> Choice:
         note = "No --ckpt_path: the model is evaluated as the configuration builds it." if untrained else None
         return Choice(args, note=note)
 
-    run = open_run(given.run) if given.run else newest_run(Path(given.root or ".") / RUNS)
+    if given.run:
+        run = open_run(given.run)
+    else:
+        run = (None if named else run_of_checkpoint(given.ckpt_path)) or newest_run(Path(given.root or ".") / RUNS)
     takes_config = bool(given.run) or (not given.config and given.model is None)
     front = ["--config", str(run.config)] if takes_config else []
     if named or given.ckpt_path is None:

@@ -1,0 +1,58 @@
+"""A tiny training run through the command line, for the tests that look at what is left behind."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import yaml
+
+from mimic_pl.cli import main
+from tests import tiny
+
+
+class Trained(NamedTuple):
+    root: Path  # the data
+    config: Path
+    home: Path  # where the commands are started
+    run: Path
+
+
+def write_config(path: Path, config: dict[str, Any]) -> Path:
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory, tiny_set) -> Trained:
+    """Two epochs; not to be changed."""
+    home = tmp_path_factory.mktemp("home")
+    config = write_config(home / "tiny.yaml", tiny.config(tiny_set, home))
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        main(["fit", "--config", str(config)])
+    finally:
+        os.chdir(before)
+    return Trained(tiny_set, config, home, home / "lightning_logs" / "version_0")
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run a command in a folder: exit code, stdout, stderr."""
+
+    def run(*args: str, folder: Path | None = None) -> tuple[int, str, str]:
+        if folder is not None:
+            monkeypatch.chdir(folder)
+        capsys.readouterr()
+        try:
+            main(list(args))
+            code = 0
+        except SystemExit as exit_:
+            code = int(exit_.code or 0)
+        out, err = capsys.readouterr()
+        return code, out, err
+
+    return run

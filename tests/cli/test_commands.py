@@ -1,0 +1,206 @@
+"""The commands, from the command line to the files that they leave behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from lightning.pytorch import Trainer
+
+from mimic_pl.cli import main
+from mimic_pl.runs import load_run, open_run
+
+
+@pytest.fixture
+def home(trained, tmp_path):
+    """A copy of the folder with the trained run, to work in."""
+    shutil.copytree(trained.home, tmp_path / "home")
+    return tmp_path / "home"
+
+
+def versions(home):
+    return sorted(path.name for path in (home / "lightning_logs").iterdir())
+
+
+def metrics(folder):
+    return json.loads((folder / "metrics.json").read_text())["metrics"]
+
+
+def test_fit_leaves_a_run_behind(trained):
+    names = {path.name for path in trained.run.iterdir()}
+    assert {"config.yaml", "checkpoints"} <= names
+    assert any(name.startswith("events.out.tfevents") for name in names)
+    assert {path.name for path in open_run(trained.run).checkpoints} == {
+        "last.ckpt",
+        open_run(trained.run).best_checkpoint.name,
+    }
+    saved = yaml.safe_load((trained.run / "config.yaml").read_text())
+    assert saved["data"]["init_args"]["root"] == str(trained.root)
+    assert saved["seed_everything"] == 43
+
+
+def test_test_without_arguments_takes_the_newest_run(command, home):
+    run = home / "lightning_logs" / "version_0"
+    config = (run / "config.yaml").read_bytes()
+    code, out, _ = command("test", folder=home)
+    best = open_run(run).best_checkpoint
+    assert code == 0
+    assert f"Taking run lightning_logs/version_0, checkpoint {best.name}." in out
+    assert "overall" in out and "cross_modal" in out
+    assert versions(home) == ["version_0"]
+    assert (run / "config.yaml").read_bytes() == config
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"test-{i}" for i in range(9)]
+
+    # The same figures by other means: the loaded run, evaluated by a Trainer of its own.
+    model, data = load_run(run)
+    trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
+    (logged,) = trainer.test(model, data, verbose=False)
+    for name, value in metrics(run)["overall"].items():
+        assert value == pytest.approx(logged[f"test/{name}"], abs=1e-6)
+    ranks = [line["rank"]["overall"] for line in lines]
+    assert metrics(run)["overall"]["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 9, abs=1e-6)
+
+
+def test_two_processes_give_the_figures_of_one(command, home):
+    run = home / "lightning_logs" / "version_0"
+    assert command("test", folder=home)[0] == 0
+    alone = metrics(run), (run / "predictions.jsonl").read_text()
+    assert command("test", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork")[0] == 0
+    assert metrics(run) == alone[0]  # nine mentions on two processes: none counts twice
+    ids = [json.loads(line)["id"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert ids == [f"test-{i}" for i in range(9)]
+
+
+def test_predict_and_validate(command, home):
+    code, out, _ = command("validate", "--run", "lightning_logs/version_0", folder=home)
+    assert code == 0
+    assert "validation" in out
+    assert command("predict")[0] == 0
+    lines = (home / "lightning_logs" / "version_0" / "links.jsonl").read_text().splitlines()
+    assert len(lines) > 0
+    assert versions(home) == ["version_0"]
+
+
+def test_an_explicit_configuration_gets_a_folder_of_its_own(command, home):
+    code, out, _ = command("test", "--config", "tiny.yaml", "--trainer.default_root_dir", str(home), folder=home)
+    assert code == 0
+    assert "No --ckpt_path" in out
+    assert versions(home) == ["version_0", "version_1"]
+    assert (home / "lightning_logs" / "version_1" / "metrics.json").is_file()
+
+    best = ["--ckpt_path", "best", "--trainer.default_root_dir", str(home)]
+    code, out, _ = command("test", "--config", "tiny.yaml", *best)
+    assert code == 0
+    assert "Taking run lightning_logs/version_0" in out
+    assert versions(home) == ["version_0", "version_1", "version_2"]
+
+
+def test_the_run_of_a_named_checkpoint(command, home):
+    shutil.copytree(home / "lightning_logs" / "version_0", home / "lightning_logs" / "version_7")
+    checkpoint = home / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    code, out, _ = command("test", "--ckpt_path", str(checkpoint), folder=home)
+    assert code == 0
+    assert "Taking run lightning_logs/version_0" in out
+    assert (home / "lightning_logs" / "version_0" / "metrics.json").is_file()
+    assert not (home / "lightning_logs" / "version_7" / "metrics.json").exists()
+
+
+def test_a_resumed_run_equals_an_undisturbed_one(command, trained, tmp_path):
+    """Two epochs and two more, against four at once: the same weights to the last bit."""
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    for home, epochs in ((whole, "4"), (parts, "2")):
+        home.mkdir()
+        options = ["--trainer.default_root_dir", str(home), "--trainer.max_epochs", epochs]
+        assert command("fit", "--config", str(trained.config), *options, folder=home)[0] == 0
+    code, out, _ = command("fit", "--ckpt_path", "last", "--trainer.max_epochs", "4", folder=parts)
+    assert code == 0
+    assert "Resuming run lightning_logs/version_0, checkpoint last.ckpt." in out
+    assert versions(parts) == ["version_0"]
+    states = [
+        torch.load(open_run(home / "lightning_logs" / "version_0").last_checkpoint, weights_only=True)
+        for home in (whole, parts)
+    ]
+    assert states[0]["epoch"] == states[1]["epoch"] == 3
+    assert states[0]["global_step"] == states[1]["global_step"]
+    for name, tensor in states[0]["state_dict"].items():
+        assert torch.equal(tensor, states[1]["state_dict"][name]), name
+    assert [open_run(home / "lightning_logs" / "version_0").best_checkpoint.name for home in (whole, parts)] in (
+        [open_run(whole / "lightning_logs" / "version_0").best_checkpoint.name] * 2,
+    )
+
+
+def test_resuming_on_other_data_is_refused(command, home, tmp_path):
+    options = ["--config", "tiny.yaml", "--data.root", str(tmp_path), "--ckpt_path", "last"]
+    other = tmp_path / "other"
+    shutil.copytree(yaml.safe_load((home / "tiny.yaml").read_text())["data"]["init_args"]["root"], other)
+    options[3] = str(other)
+    code, _, err = command("fit", *options, "--trainer.default_root_dir", str(home), folder=home)
+    assert code == 3
+    assert "was trained with data.init_args.root = " in err
+    assert str(other) in err
+
+
+def test_callbacks_are_configurable(command, trained, tmp_path):
+    options = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "5"]
+    patience = ["--early_stopping.patience", "1", "--early_stopping.min_delta", "10", "--checkpoint.save_top_k", "0"]
+    assert command("fit", "--config", str(trained.config), *options, *patience, folder=tmp_path)[0] == 0
+    run = open_run(tmp_path / "lightning_logs" / "version_0")
+    assert [path.name for path in run.checkpoints] == ["last.ckpt"]
+    # No validation is better by 10: the second one is the last.
+    callbacks = torch.load(run.last_checkpoint, weights_only=True)["callbacks"]
+    assert [state["stopped_epoch"] for state in callbacks.values() if "stopped_epoch" in state] == [1]
+
+
+def test_training_without_logger_and_checkpoints(command, trained, tmp_path):
+    options = ["--trainer.logger", "false", "--trainer.enable_checkpointing", "false", "--trainer.max_epochs", "1"]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert command("fit", "--config", str(trained.config), *options, *root, folder=tmp_path)[0] == 0
+    assert list(tmp_path.rglob("*.ckpt")) == []
+
+
+def test_help_lists_all_commands(command):
+    code, out, _ = command("--help")
+    assert code == 0
+    for name in ("fit", "validate", "test", "predict", "doctor"):
+        assert f"\n    {name} " in out
+    assert "without --config: the newest" in " ".join(out.split())
+
+
+def test_completion_script(command):
+    pytest.importorskip("shtab")
+    code, out, _ = command("--print_completion", "shtab-bash")
+    assert code == 0
+    assert "mimic-pl" in out
+
+
+def test_console_entry(tmp_path):
+    """As a process of its own: one paragraph on stderr, the error's exit code, nothing else."""
+    result = subprocess.run(
+        [sys.executable, "-m", "mimic_pl", "test"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert result.returncode == 3
+    assert result.stderr.startswith("error: There is no training run in ")
+    assert len(result.stderr.strip().splitlines()) == 1
+    assert result.stdout == ""
+
+
+def test_main_takes_the_command_line_by_default(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["mimic-pl", "--help"])
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 0
+    assert "doctor" in capsys.readouterr().out

@@ -1,0 +1,120 @@
+"""What a user sees who got something wrong: one short paragraph, an exit code, no traceback."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+
+import pytest
+
+from mimic_pl.cli.usage import short_message
+from mimic_pl.errors import ConfigError
+
+WRONG = {
+    "misspelt option of a nested class": (
+        ["--model.encoder.pretraine", "x"],
+        2,
+        "model.encoder: CLIPEncoder has no option 'pretraine'. Did you mean 'pretrained'?",
+    ),
+    "misspelt class": (
+        ["--model.encoder", "CLIPEncodr"],
+        2,
+        "model.encoder: no class 'CLIPEncodr' is known. Did you mean",
+    ),
+    "misspelt unit": (
+        ["--model.units.text", "TGLUU"],
+        2,
+        "model.units: no class 'TGLUU' is known. Did you mean 'TGLU'?",
+    ),
+    "misspelt data class": (["--data", "WikiMELL"], 2, "data: no class 'WikiMELL' is known. Did you mean 'WikiMEL'?"),
+    "unknown option": (["--trainer.max_epochz", "3"], 2, "--trainer.max_epochz"),
+    "wrong type": (["--data.batch_size", "many"], 2, "data.batch_size: Expected a"),
+    "no value": (["--trainer.max_epochs"], 2, "--trainer.max_epochs: expected one argument"),
+    "no such configuration": (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
+    "no such data": (["--data.root", "nowhere/at/all"], 3, "nowhere/at/all"),
+    "no such encoder folder": (
+        ["--model.encoder.config", "null", "--model.encoder.vocabulary", "null", "--model.encoder.pretrained", "./no"],
+        3,
+        "The encoder's checkpoint folder './no' does not exist",
+    ),
+    "a name for which there is no field": (
+        ["--data.entity_template", "no field"],
+        3,
+        "The text template 'no field' names no field.",
+    ),
+    "impossible loss": (
+        ["--model.loss", '{"class_path": "mimic_pl.losses.UnitConsistentLoss", "init_args": {"temperature": 0}}'],
+        3,
+        "temperature",
+    ),
+    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 3, "The checkpoint 'nowhere.ckpt' does not exist."),
+    "resume without a run": (["--ckpt_path", "last"], 3, "There is no training run in"),
+}
+
+
+@pytest.mark.parametrize(("options", "code", "text"), WRONG.values(), ids=WRONG.keys())
+def test_wrong_options(command, trained, tmp_path, options, code, text):
+    found, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
+    assert found == code
+    message = next(line for line in err.splitlines() if line.startswith("error: "))
+    assert text in message
+    assert "Traceback" not in err
+    assert "usage:" not in err
+    assert len(message) < 500
+    assert not (tmp_path / "lightning_logs").exists()  # it failed before anything began
+
+
+def test_unknown_key_in_a_file(command, trained, tmp_path):
+    config = tmp_path / "wrong.yaml"
+    config.write_text(trained.config.read_text().replace("batch_size: 8", "batchsize: 8"))
+    code, _, err = command("fit", "--config", str(config), folder=tmp_path)
+    assert code == 2
+    assert "has no option 'batchsize'. Did you mean 'batch_size'?" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "text"),
+    [
+        (["fit"], 3, "mimic-pl fit --config"),
+        (["ft"], 2, "invalid choice: 'ft'"),
+        (["test"], 3, "There is no training run in"),
+        (["test", "--run", "nowhere"], 3, "is no training run"),
+        (["doctor", "--config", "nowhere.yaml"], 3, "'nowhere.yaml' does not exist"),
+    ],
+)
+def test_wrong_commands(command, tmp_path, args, code, text):
+    found, _, err = command(*args, folder=tmp_path)
+    assert found == code
+    assert err.startswith("error: ")
+    assert text in err
+
+
+def test_weights_that_do_not_fit(command, trained, tmp_path):
+    shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
+    code, _, err = command("test", "--model.encoder.image_dim", "4", folder=tmp_path)
+    assert code == 5
+    assert "The checkpoint does not fit the configured model" in err
+    assert "Traceback" not in err
+
+
+def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch):
+    monkeypatch.setenv("MIMIC_PL_DEBUG", "1")
+    with pytest.raises(ConfigError):
+        command("test", folder=tmp_path)
+    with pytest.raises(argparse.ArgumentError):
+        command("fit", "--bogus", "1", folder=tmp_path)
+
+
+def test_messages_without_a_tree_stay_as_they_are():
+    assert short_message("argument --x: expected one argument") == "argument --x: expected one argument"
+    assert short_message("") == ""
+
+
+def test_a_problem_that_is_not_known_keeps_its_words():
+    tree = (
+        'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Subtypes: [A, B]\n  Errors:\n'
+        "    - Problem with given class_path 'no.such.Class':\n        Parser key \"size\":\n"
+        "          Something new went wrong\n    - Expected a <class 'NoneType'>\n  Given value type: <class 'X'>\n"
+        "  Given value: X(y=1)"
+    )
+    assert short_message(tree) == "model.size: Something new went wrong"

@@ -1,0 +1,119 @@
+"""Runs on disk: finding them, their best and last checkpoint, and loading them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+
+from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.runs import load_run, newest_run, open_run, run_of_checkpoint
+
+
+def make_run(folder, *checkpoints, best=None, time=None):
+    """A run's folder with checkpoints that hold no weights."""
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "config.yaml").write_text("model: {}\n")
+    state = {"monitor": "val/mrr", "best_model_path": f"/moved/elsewhere/checkpoints/{best}"} if best else {}
+    for number, name in enumerate(checkpoints):
+        path = folder / "checkpoints" / name
+        torch.save({"callbacks": {"ModelCheckpoint{'monitor': 'val/mrr'}": state}, "state_dict": {}}, path)
+        os.utime(path, (1000 + number, 1000 + number) if time is None else (time, time))
+    return folder
+
+
+def test_newest_is_the_one_with_the_newest_checkpoint(tmp_path):
+    make_run(tmp_path / "version_0", "last.ckpt", time=3000)
+    make_run(tmp_path / "version_1", "last.ckpt", time=2000)
+    make_run(tmp_path / "deeper" / "version_2", "last.ckpt", time=1000)
+    (tmp_path / "version_3").mkdir()
+    (tmp_path / "version_3" / "config.yaml").write_text("{}")  # a test's folder: no checkpoints
+    assert newest_run(tmp_path).folder == (tmp_path / "version_0").resolve()
+
+
+def test_no_run(tmp_path):
+    with pytest.raises(ConfigError, match=r"There is no training run in .*mimic-pl fit --config"):
+        newest_run(tmp_path / "lightning_logs")
+    with pytest.raises(ConfigError, match="is no training run: it needs a config.yaml"):
+        open_run(tmp_path)
+
+
+def test_best_is_what_the_last_checkpoint_remembers(tmp_path):
+    """It is the earlier of two with the same figure; and the folder has moved since."""
+    names = ["epoch=1-mrr=0.5000.ckpt", "epoch=3-mrr=0.5000.ckpt", "last.ckpt"]
+    run = open_run(make_run(tmp_path / "run", *names, best=names[0]))
+    assert run.best_checkpoint.name == names[0]
+    assert run.checkpoint("last").name == "last.ckpt"
+
+
+def test_best_by_name_if_nothing_is_remembered(tmp_path):
+    names = ["epoch=1-mrr=0.0900.ckpt", "epoch=3-mrr=0.6000.ckpt", "epoch=5-mrr=0.1000.ckpt", "last.ckpt"]
+    assert open_run(make_run(tmp_path / "a", *names)).best_checkpoint.name == names[1]
+    assert open_run(make_run(tmp_path / "b", *names, best="deleted.ckpt")).best_checkpoint.name == names[1]
+
+
+@pytest.mark.parametrize("damage", [b"", b"no archive", None])
+def test_best_of_a_run_whose_last_checkpoint_is_damaged(tmp_path, damage):
+    names = ["epoch=1-mrr=0.7000.ckpt", "epoch=3-mrr=0.6000.ckpt", "last.ckpt"]
+    run = open_run(make_run(tmp_path / "run", *names))
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:-100] if damage is None else damage)
+    assert run.best_checkpoint.name == names[0]
+
+
+def test_newest_of_several_last_checkpoints(tmp_path):
+    assert open_run(make_run(tmp_path / "run", "last.ckpt", "last-v1.ckpt")).last_checkpoint.name == "last-v1.ckpt"
+
+
+def test_unclear_checkpoints_are_errors(tmp_path):
+    with pytest.raises(ConfigError, match=r"tells which checkpoint was best.*--ckpt_path"):
+        _ = open_run(make_run(tmp_path / "a", "last.ckpt")).best_checkpoint
+    with pytest.raises(ConfigError, match="no last.ckpt to resume from"):
+        _ = open_run(make_run(tmp_path / "b", "one.ckpt")).last_checkpoint
+    assert open_run(tmp_path / "b").best_checkpoint.name == "one.ckpt"
+
+
+def test_run_of_a_checkpoint(tmp_path):
+    folder = make_run(tmp_path / "run", "last.ckpt")
+    assert run_of_checkpoint(folder / "checkpoints" / "last.ckpt").folder == folder.resolve()
+    assert run_of_checkpoint(tmp_path / "weights.ckpt") is None
+
+
+def test_a_trained_run_is_loaded_with_its_best_weights(trained):
+    model, data = load_run(trained.run)
+    best = open_run(trained.run).best_checkpoint
+    weights = torch.load(best, weights_only=True)["state_dict"]
+    loaded = model.state_dict()
+    assert weights.keys() == loaded.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
+    assert not model.training
+    assert str(data.root) == str(trained.root)
+
+
+def test_the_best_checkpoint_has_the_best_figure_that_was_logged(trained):
+    checkpoints = [p for p in open_run(trained.run).checkpoints if p.name != "last.ckpt"]
+    best = open_run(trained.run).best_checkpoint
+    assert best in checkpoints
+    remembered = torch.load(trained.run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = [state for name, state in remembered.items() if name.startswith("ModelCheckpoint")]
+    assert f"mrr={float(state['best_model_score']):.4f}" in best.name
+
+
+def test_weights_of_another_model(trained, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(trained.run, folder)
+    config = (folder / "config.yaml").read_text()
+    assert "image_dim: 8" in config
+    (folder / "config.yaml").write_text(config.replace("image_dim: 8", "image_dim: 4"))
+    with pytest.raises(CheckpointError, match="do not fit the model of"):
+        load_run(folder)
+
+
+def test_a_configuration_without_a_model(tmp_path):
+    folder = make_run(tmp_path / "run", "one.ckpt")
+    (folder / "config.yaml").write_text(json.dumps({"data": {"class_path": "mimic_pl.WikiMEL"}}))
+    with pytest.raises(ConfigError, match="does not describe a model and its data"):
+        load_run(folder)
