@@ -6,6 +6,7 @@ import argparse
 import shutil
 
 import pytest
+import yaml
 
 from mimic_pl.cli.usage import short_message
 from mimic_pl.errors import ConfigError
@@ -32,11 +33,6 @@ WRONG = {
     "no value": (["--trainer.max_epochs"], 2, "--trainer.max_epochs: expected one argument"),
     "no such configuration": (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
     "no such data": (["--data.root", "nowhere/at/all"], 3, "nowhere/at/all"),
-    "no such encoder folder": (
-        ["--model.encoder.config", "null", "--model.encoder.vocabulary", "null", "--model.encoder.pretrained", "./no"],
-        3,
-        "The encoder's checkpoint folder './no' does not exist",
-    ),
     "a name for which there is no field": (
         ["--data.entity_template", "no field"],
         3,
@@ -62,6 +58,16 @@ def test_wrong_options(command, trained, tmp_path, options, code, text):
     assert "usage:" not in err
     assert len(message) < 500
     assert not (tmp_path / "lightning_logs").exists()  # it failed before anything began
+
+
+def test_no_such_encoder_checkpoint(command, trained, tmp_path):
+    config = yaml.safe_load(trained.config.read_text())
+    config["model"]["init_args"]["encoder"]["init_args"] = {"pretrained": "./no/such/folder"}
+    (tmp_path / "wrong.yaml").write_text(yaml.safe_dump(config))
+    code, _, err = command("fit", "--config", "wrong.yaml", folder=tmp_path)
+    assert code == 3
+    assert "The encoder's checkpoint folder './no/such/folder' does not exist" in err
+    assert "Traceback" not in err
 
 
 def test_unknown_key_in_a_file(command, trained, tmp_path):
