@@ -1,0 +1,79 @@
+"""What a newcomer meets first: metadata, the README's commands, the console script."""
+
+import re
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+import yaml
+
+import mimic_pl
+
+tomllib = pytest.importorskip("tomllib", reason="reads TOML since Python 3.11")
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def command(name):
+    """The command line that stands in the README below a marker, as .ci/run reads it."""
+    found = re.search(rf"<!-- {name} -->\n```\n(.+)\n```", README)
+    assert found, name
+    return found.group(1)
+
+
+def test_one_version_everywhere():
+    changelog = re.search(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert changelog is not None
+    assert PROJECT["version"] == citation["version"] == changelog.group(1) == mimic_pl.__version__
+
+
+def test_every_dependency_has_a_floor_with_its_reason():
+    lines = [line.strip() for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()]
+    for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
+        name, floor = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+).*", requirement).groups()
+        place = lines.index(f'"{requirement}",')
+        comment = []
+        while lines[place - 1].startswith("#"):
+            place -= 1
+            comment.insert(0, lines[place])
+        assert f"{name} {floor}+" in " ".join(comment), f"{requirement} has no reason above it"
+
+
+def test_the_readme_commands_are_one_line_each_and_run_what_they_say():
+    assert command("main job") == ("pip install . && mimic-pl fit --config cli_configs/demo.yaml && mimic-pl test")
+    assert command("test command") == 'pip install ".[test]" && python -m pytest'
+
+
+def test_every_file_and_class_the_readme_names_is_there():
+    for path in re.findall(r"(?:cli_configs|tests)/[\w/]+\.\w+", README):
+        assert (ROOT / path).is_file(), path
+    for path in re.findall(r"\]\(([\w./]+\.\w+)\)", README):
+        assert (ROOT / path).is_file(), path
+    for module, name in re.findall(r"(mimic_pl(?:\.[a-z]\w*)*)\.([A-Z]\w+)", README):
+        assert hasattr(import_module(module), name), f"{module}.{name}"
+
+
+def test_the_example_of_the_readme_is_a_model(monkeypatch, tmp_path):
+    code = re.search(r"```python\n# theirs\.py\n(.+?)```", README, re.DOTALL).group(1)
+    namespace: dict = {}
+    exec(code, namespace)
+    assert issubclass(namespace["Model"], mimic_pl.MIMIC)
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+
+
+def test_the_console_script_is_the_module():
+    module, _, function = PROJECT["scripts"]["mimic-pl"].partition(":")
+    assert callable(getattr(import_module(module), function))
+
+
+def test_the_module_runs():
+    done = subprocess.run(
+        [sys.executable, "-m", "mimic_pl", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: mimic-pl")
