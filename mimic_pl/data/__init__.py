@@ -2,8 +2,9 @@
 
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo import DemoMEL
-from mimic_pl.data.published import PublishedStatistics, RichpediaMEL, WikiDiverse, WikiMEL
+from mimic_pl.data.published import RichpediaMEL, WikiDiverse, WikiMEL
 from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.statistics import PublishedStatistics
 
 __all__ = [
     "DemoMEL",

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -21,11 +21,9 @@ from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import EvalSampler, TrainSampler
 from mimic_pl.data.scan import failures, scan
+from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
-
-if TYPE_CHECKING:
-    from mimic_pl.data.published import PublishedStatistics
 
 _log = logging.getLogger(__name__)
 
@@ -205,6 +203,7 @@ class MELDataModule(LightningDataModule):
         if not hasattr(self, "entities"):
             self.entities = self.read_entities()
             self._positions = {entity.qid: position for position, entity in enumerate(self.entities)}
+            self._warn_of_absent(self.entity_pictures, any(entity.pictures for entity in self.entities))
             self._entity_dataset = EntityDataset(
                 self.entities,
                 self.entity_template,
@@ -220,6 +219,8 @@ class MELDataModule(LightningDataModule):
         if not mentions:
             raise DataError(f"The {split} split of {self.folder} holds no mentions.")
         self.mentions[split] = mentions
+        if not self._datasets:  # once for all splits: they share the folder
+            self._warn_of_absent(self.mention_pictures, any(mention.picture for mention in mentions))
         nil = sum(not mention.golds for mention in mentions)
         unknown = sum(bool(m.golds) and not any(gold in self._positions for gold in m.golds) for m in mentions)
         if (nil or unknown) and split != "predict":
@@ -311,13 +312,13 @@ class MELDataModule(LightningDataModule):
         """Report once what was wrong with the pictures."""
         self.picture_report.log(self.pictures)
 
-    def _checked(self, pictures: PictureFolder, needed: bool) -> PictureFolder:
-        if needed and not pictures.folder.is_dir():
+    @staticmethod
+    def _warn_of_absent(pictures: PictureFolder, named: bool) -> None:
+        if named and not pictures.folder.is_dir():
             _log.warning(
                 f"There is no folder {pictures.folder} (nor one with the plural's s), so that every picture that its "
                 "records name is missing. Unpack the pictures there."
             )
-        return pictures
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 

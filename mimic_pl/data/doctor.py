@@ -23,6 +23,8 @@ from mimic_pl.errors import ConfigError, DataError
 Verdict = Literal["ok", "note", "warning", "ERROR"]
 
 SPLITS = ("train", "val", "test")
+# What becomes of mentions without a gold in the knowledge base.
+_FATES = {"train": "left out of training", "val": "counted as not found", "test": "counted as not found"}
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "ERROR": "bold red"}
 _SHOWN = 5
 _T = TypeVar("_T")
@@ -35,7 +37,8 @@ class Finding:
     Attributes:
         subject: What was looked at.
         value: What was found.
-        verdict: ``ok``, ``note`` (good to know), ``warning`` (results suffer), or ``ERROR`` (nothing will run).
+        verdict: ``ok``, ``note`` (good to know), ``warning`` (results suffer), or ``ERROR`` (to be mended
+            before a run).
         advice: What to do; empty if nothing is to be done.
     """
 
@@ -165,10 +168,20 @@ def _examine_split(
     total = len(mentions)
     _duplicates(report, f"{split} mention ids", [mention.id for mention in mentions])
     nil = sum(not mention.golds for mention in mentions)
-    fate = "left out of training" if split == "train" else "counted as not found"
-    report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), fate if nil else "")
+    report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), _FATES[split] if nil else "")
+    if entities:  # or every gold would look unknown, which would hide what is wrong with the knowledge base
+        _examine_golds(report, split, mentions, entities, datamodule.batch_size)
+    without = sum(mention.picture is None for mention in mentions)
+    report.add(f"{split} mentions that name no picture", _share(without, total), _note(without))
+    _try_template(report, f"{split} text", datamodule.mention_template, mentions)
+
+
+def _examine_golds(
+    report: Report, split: str, mentions: Sequence[Mention], entities: dict[str, Entity], batch_size: int
+) -> None:
+    total = len(mentions)
     unknown = [m.id for m in mentions if m.golds and not any(gold in entities for gold in m.golds)]
-    advice = f"{fate}; for example {_examples(unknown)}" if unknown else ""
+    advice = f"{_FATES[split]}; for example {_examples(unknown)}" if unknown else ""
     report.add(f"{split} golds not in the knowledge base", _share(len(unknown), total), _warning(unknown), advice)
     linked = [[entities[gold] for gold in mention.golds if gold in entities] for mention in mentions]
     if split == "train" and not any(linked):
@@ -178,19 +191,16 @@ def _examine_split(
         for mention, golds in zip(mentions, linked, strict=True)
     )
     report.add(f"{split} mentions equal to their gold's name", _share(equal, total), "note")
-    without = sum(mention.picture is None for mention in mentions)
-    report.add(f"{split} mentions that name no picture", _share(without, total), _note(without))
     if split == "train":
         golds = [golds[0].qid for golds in linked if golds]
-        expected = batch_mates_with_same_gold(golds, datamodule.batch_size)
+        expected = batch_mates_with_same_gold(golds, batch_size)
         often = expected > 0.2
         report.add(
-            f"train mentions with their gold twice in a batch of {datamodule.batch_size}",
+            f"train mentions with their gold twice in a batch of {batch_size}",
             f"{expected:.1%} (expected)",
             "warning" if often else "note",
             "each is the other's false negative: mask them in the loss or take smaller batches" if often else "",
         )
-    _try_template(report, f"{split} text", datamodule.mention_template, mentions)
 
 
 def batch_mates_with_same_gold(golds: Sequence[str], batch_size: int) -> float:
@@ -263,7 +273,9 @@ def _beside(count: int, published: int | None) -> tuple[str, Verdict, str]:
     if published is None:
         return f"{count:,}", "ok", ""
     same = count == published
-    advice = "" if same else "not the published release: results can not be compared with the paper's"
+    advice = (
+        "" if same else "not what the paper counts: compare results with the paper's only if the difference is small"
+    )
     return f"{count:,} (published {published:,})", "ok" if same else "note", advice
 
 

@@ -61,7 +61,10 @@ def read_entities(path: Path, ids: Path | None = None) -> list[Entity]:
     except TypeError:
         problems.append("'id': some are numbers and some are texts, which have no order. Use one type.")
     if ids is not None and ids.is_file():
-        problems += _disagreements(ids, dict((entity.qid, id_) for id_, entity in numbered))
+        try:
+            problems += _disagreements(ids, {entity.qid: id_ for id_, entity in numbered})
+        except DataError as error:  # the knowledge base itself can still be read
+            problems.append(f"with its list of ids: {error}")
     entities = [entity for _, entity in numbered]
     if problems:
         raise MalformedRecordsError(path, problems, entities)
