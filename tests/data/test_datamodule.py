@@ -191,6 +191,62 @@ def test_what_is_not_there(folder, tmp_path):
         folder.module().setup("test")
 
 
+def test_an_absent_picture_folder_is_told_once(folder, caplog):
+    for name in ("mention_images", "kb_image"):
+        (folder.root / name).rename(folder.root / f"other_{name}")
+    module = folder.module()
+    module.setup("fit")
+    module.setup("test")
+    said = [record.message.split(" (nor")[0] for record in caplog.records]
+    assert said == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
+    batches = [*epoch_of(module, 0), *module.test_dataloader()]
+    assert not any(batch["mentions"]["has_picture"].any() for batch in batches)
+    failed = {failure for batch in batches for failure in batch["failures"]}
+    assert sum("/mention_image/" in path for path, _ in failed) == 18
+    assert {kind for _, kind in failed} == {"missing"}
+
+
+def test_nil_and_unknown_golds_are_counted(folder, caplog):
+    for split, nil, unknown in (("train", 2, 1), ("dev", 1, 2)):
+        for i in range(nil):
+            folder.splits[split][i]["answer"] = "nil"
+        for i in range(nil, nil + unknown):
+            folder.splits[split][i]["answer"] = ["Q98", "Q99"]
+    module = folder.module()
+    module.setup("fit")
+    train, val = (record.message for record in caplog.records)
+    assert "of 11 mentions 2 have no gold (nil) and 1 a gold that is not" in train and "left out of training" in train
+    assert "of 5 mentions 1 have no gold (nil) and 2 a gold that is not" in val and "counted as not found" in val
+    assert sum(len(batch["index"]) for batch in epoch_of(module, 0)) == 8
+    assert torch.cat([batch["gold"] for batch in module.val_dataloader()]).flatten().tolist() == [-1, -1, -1, 3, 4]
+
+
+def test_evaluation_takes_the_first_picture_and_the_next_if_it_fails(folder):
+    (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
+    module = folder.module(entity_batch_size=6)
+    module.setup("test")
+    (batch,) = module.entity_dataloader()
+    # Pictures are of one colour, (40 * entity, 100 * picture, 7); Q0 and Q3 have none, and Q2's first is broken.
+    assert batch["entities"]["has_picture"].tolist() == [False, True, True, False, True, True]
+    expected = [(0, 0, 0), (40, 0, 7), (80, 100, 7), (0, 0, 0), (160, 0, 7), (200, 0, 7)]
+    assert [tuple(pixels[:, 3, 3].tolist()) for pixels in batch["entities"]["pixels"]] == expected
+    assert batch["failures"] == [(str(folder.root / "kb_image" / "Q2_0.png"), "unreadable")]
+    blank = module.on_after_batch_transfer(batch, 0)["entities"]["pixel_values"][[0, 3]]
+    assert not blank.any()  # zeros after normalisation, not black
+
+
+def test_templates_use_any_field(folder):
+    for entity in folder.entities:
+        entity["desc"] = f"described {entity['id']}"
+    module = folder.module(entity_template="{name} : {desc}", entity_batch_size=6)
+    module.setup("test")
+    (batch,) = module.entity_dataloader()
+    ids, _ = WordPreprocessor().tokenize([f"name{i} : described {i}" for i in range(6)])
+    assert torch.equal(batch["entities"]["input_ids"], ids)
+    with pytest.raises(ConfigError, match=r"\['nowhere'\].*It has: .*desc"):
+        folder.module(entity_template="{name} {nowhere}").setup("test")
+
+
 def test_predict_file(folder, tmp_path):
     (tmp_path / "new.json").write_text('[{"id": 1, "mentions": "name1", "sentence": "s"}]')
     module = folder.module(predict_file=str(tmp_path / "new.json"))

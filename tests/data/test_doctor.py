@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import random
 import shutil
 
 import pytest
 
+from mimic_pl.data import RichpediaMEL
 from mimic_pl.data.doctor import batch_mates_with_same_gold, examine, run_doctor
+from mimic_pl.errors import DataError
+from tests.shared import SHARED, needs_shared
+
+FILES = ("train", "test")
+
+
+def findings_of(module):
+    return {finding.subject: finding for finding in examine(module).findings}
 
 
 def findings(folder, **options):
-    return {finding.subject: finding for finding in examine(folder.module(**options)).findings}
+    return findings_of(folder.module(**options))
 
 
 def test_a_sound_folder(folder, capsys):
@@ -59,6 +69,72 @@ def test_missing_files_and_fields(folder):
     (folder.root / "Set_train.json").unlink()
     errors = {finding.subject for finding in examine(module).findings if finding.verdict == "ERROR"}
     assert errors == {"train file", "entity text"}
+
+
+def errors_of(module):
+    return [(finding.subject, finding.value) for finding in examine(module).findings if finding.verdict == "ERROR"]
+
+
+def test_one_broken_file_hides_nothing_of_the_others(folder):
+    folder.splits["test"][3]["answer"] = "Q77"
+    module = folder.module()
+    (folder.root / "Set_dev.json").write_bytes(b'[{"id": 1},\n {"id": "\xff"}]')
+    report = examine(module)
+    (error,) = [finding for finding in report.findings if finding.verdict == "ERROR"]
+    assert error.subject == "val file" and "line 2, column 10: the byte 0xff" in error.value
+    found = {finding.subject: finding for finding in report.findings}
+    assert found["test golds not in the knowledge base"].value.startswith("1 of 7")
+
+
+def test_a_broken_knowledge_base_is_one_error_and_no_unknown_golds(folder):
+    module = folder.module()
+    (folder.root / "kb_entity.json").write_text("[")
+    assert [subject for subject, _ in errors_of(module)] == ["knowledge base"]
+    assert "train golds not in the knowledge base" not in findings_of(module)
+
+
+def test_a_broken_list_of_ids_leaves_the_knowledge_base_readable(folder):
+    module = folder.module()
+    (folder.root / "qid2id.json").write_text("[")
+    ((subject, value),) = errors_of(module)
+    assert subject == "knowledge base" and "qid2id.json, line 1" in value
+    assert findings_of(module)["entities"].value == "6"
+
+
+def test_a_duplicate_qid_and_an_empty_split(folder, capsys):
+    folder.write_qid2id = False
+    folder.entities.append({**folder.entities[2], "id": 6})
+    folder.splits["dev"] = []
+    module = folder.module()
+    assert run_doctor(module) == DataError.exit_code == 4
+    assert "ERROR" in capsys.readouterr().out
+    duplicate, empty = errors_of(module)
+    assert "'Q2' is record 2 too" in duplicate[1] and empty == ("val file", "empty")
+
+
+def test_no_picture_folder_and_two_of_them(folder):
+    module = folder.module()
+    (folder.root / "mention_images").rename(folder.root / "elsewhere")
+    assert findings_of(module)["mention pictures, missing"].value == "23 of 23 (100.0%)"
+    (folder.root / "kb_images").mkdir()
+    assert [subject for subject, _ in errors_of(module)] == ["entity pictures"]
+
+
+def test_oversized_pictures(folder):
+    row = findings(folder, max_pixels=9 * 6 - 1)["mention pictures, oversized"]
+    assert (row.value, row.verdict) == ("23 of 23 (100.0%)", "warning")
+
+
+@needs_shared("data", "RichpediaMEL")
+def test_richpedia():
+    found = findings_of(RichpediaMEL(str(SHARED / "data" / "RichpediaMEL")))
+    assert found["entities"].value == "17,805 (published 160,933)" and found["entities"].verdict == "note"
+    assert found["test mentions"].value == "3,560 (published 3,562)"
+    # Counted apart from the package, with a set of the training sentences.
+    read = {split: json.loads((SHARED / f"data/RichpediaMEL/RichpediaMEL_{split}.json").read_text()) for split in FILES}
+    sentences = {row["sentence"] for row in read["train"]}
+    shared = sum(row["sentence"] in sentences for row in read["test"])
+    assert shared and found["test mentions whose sentence is in train"].value.startswith(f"{shared} of 3,560")
 
 
 @pytest.mark.parametrize(("golds", "batch_size"), [("aab", 2), ("aaabbcdefg", 4), ("abc", 128), ("aa", 128), ("", 4)])
