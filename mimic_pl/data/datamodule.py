@@ -275,7 +275,8 @@ class MELDataModule(LightningDataModule):
                 f"Every training mention of {self.folder} is dropped for its pictures. `mimic-pl doctor` lists what is "
                 "wrong with them; --data.pictures blank trains without."
             )
-        _log.info(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped for their pictures.")
+        if len(left) < len(kept):
+            _log.warning(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped for their pictures.")
         return left
 
     def val_dataloader(self) -> DataLoader[Any]:

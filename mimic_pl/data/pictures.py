@@ -27,6 +27,12 @@ PicturePolicy = Literal["blank", "drop", "error"]
 - ``error``: the first failing picture ends the run.
 """
 
+_FATES = {
+    "blank": "items without a usable picture count as having none",
+    "drop": "training leaves such mentions out, evaluation keeps them as having no picture",
+    "error": "the first one ends the run",
+}
+
 MAX_PIXELS = 89_478_485
 """Largest picture that is decoded: Pillow's own limit against decompression bombs."""
 
@@ -161,6 +167,6 @@ class PictureReport:
         examples = ", ".join(sorted(self.failures)[:3])
         _log.warning(
             f"{len(self.failures)} pictures could not be used ({kinds}), for example {examples}. Policy {policy!r}: "
-            "items without a usable picture count as having none. `mimic-pl doctor` lists what is wrong with a folder."
+            f"{_FATES[policy]}. `mimic-pl doctor` lists what is wrong with a folder."
         )
         self.failures.clear()

@@ -76,7 +76,7 @@ def test_pictures_depend_on_epoch_and_not_on_workers(folder):
 
 
 @pytest.mark.parametrize("policy", ["blank", "drop", "error"])
-def test_picture_policies(folder, policy):
+def test_picture_policies(folder, policy, caplog):
     (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
     for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another one, Q4 has not
         (folder.root / "kb_image" / name).unlink()
@@ -89,6 +89,31 @@ def test_picture_policies(folder, policy):
     batches = [module.on_after_batch_transfer(batch, 0) for batch in epoch_of(module, 0)]
     index = sorted(torch.cat([batch["index"] for batch in batches]).tolist())
     assert index == [i for i in range(11) if policy == "blank" or i not in (2, 4, 10)]
+    module.teardown("fit")
+    *dropped, report = (record.message for record in caplog.records)
+    assert dropped == (["3 of 11 training mentions are dropped for their pictures."] if policy == "drop" else [])
+    assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training leaves'}" in report
+
+
+def test_dropping_keeps_what_names_no_picture_and_all_of_evaluation(folder):
+    folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no picture either
+    for path in (folder.root / "mention_images").glob("test*.jpg"):
+        path.unlink()
+    module = folder.module(pictures="drop")
+    module.setup("fit")
+    module.setup("test")
+    assert sorted(module.train_dataloader().dataset.kept) == list(range(11))
+    assert sum(len(batch["index"]) for batch in module.test_dataloader()) == 7
+    assert sum(len(batch["index"]) for batch in module.entity_dataloader()) == 6
+
+
+def test_dropping_everything_is_an_error(folder):
+    for path in (folder.root / "mention_images").iterdir():
+        path.unlink()
+    module = folder.module(pictures="drop")
+    module.setup("fit")
+    with pytest.raises(DataError, match="Every training mention"):
+        module.train_dataloader()
 
 
 def test_workers_report_each_failure_once(folder, caplog):

@@ -99,6 +99,12 @@ def test_no_pictures(tmp_path, images):
     assert read_entities(write(tmp_path / "x.json", [row]))[0].pictures == ()
 
 
+def test_a_picture_may_be_named_by_its_address(tmp_path):
+    name = "https://upload.wikimedia.org/a/ab/S%C3%A3o.svg/300px-x.svg.png"
+    row = {"id": 3, "mentions": "m", "sentence": "s", "imgPath": name}
+    assert read_mentions(write(tmp_path / "x.json", [row]))[0].picture == name
+
+
 @pytest.mark.parametrize(
     "name", ["../x.jpg", "a/../../x.jpg", "/etc/passwd", "C:\\x.jpg", "..\\x.jpg", "a\0b", "\ud800"]
 )
