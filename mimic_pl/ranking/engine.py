@@ -94,9 +94,7 @@ class Ranker:
         return Ranking(ranks, top.positions, top.scores)
 
 
-def _gold_scores(
-    score: PairScores, mentions: States, gold: Tensor, index: EntityIndex, size: int
-) -> dict[str, Tensor]:
+def _gold_scores(score: PairScores, mentions: States, gold: Tensor, index: EntityIndex, size: int) -> dict[str, Tensor]:
     """Scores of each mention's own golds, ``[mentions, golds]`` by name; -inf where there is none."""
     known = gold.ge(0)
     entities, column = torch.unique(gold[known], return_inverse=True)
