@@ -51,7 +51,7 @@ class Ranker:
         pairs_per_block: Mention-entity pairs that are scored at once; the working set is proportional to it.
     """
 
-    def __init__(self, top_k: int = 10, pairs_per_block: int = 131_072) -> None:
+    def __init__(self, top_k: int = 10, pairs_per_block: int = 32_768) -> None:
         self.top_k = top_k
         self.pairs_per_block = pairs_per_block
 
@@ -70,7 +70,7 @@ class Ranker:
             NonFiniteScoreError: A score is NaN or infinite; the error carries the row of the mention in this block and
                 the position of the entity.
         """
-        size = max(SMALLEST_BLOCK, min(self.pairs_per_block // len(gold), len(index)))
+        size = self._block_size(len(gold), len(index))
         gold_scores = _gold_scores(score, mentions, gold, index, size)
         best = {name: _first_in_order(scores, gold) for name, scores in gold_scores.items()}
         ahead: dict[str, Tensor] = {}
@@ -92,6 +92,12 @@ class Ranker:
         in_kb = gold.ge(0).any(dim=1)
         ranks = {name: torch.where(in_kb, count + 1, 0) for name, count in ahead.items()}
         return Ranking(ranks, top.positions, top.scores)
+
+    def _block_size(self, num_mentions: int, num_entities: int) -> int:
+        """Entities in a block: as many as the pairs allow, shared out so that little of the last is filling."""
+        most = max(SMALLEST_BLOCK, self.pairs_per_block // num_mentions)
+        blocks = -(-num_entities // most)
+        return max(SMALLEST_BLOCK, -(-num_entities // blocks))
 
 
 def _gold_scores(score: PairScores, mentions: States, gold: Tensor, index: EntityIndex, size: int) -> dict[str, Tensor]:
