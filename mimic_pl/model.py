@@ -39,7 +39,7 @@ class MIMIC(LightningModule):
 
     To build on it, subclass and override the hook that holds your idea:
 
-    - :meth:`score`: from features of both sides to named scores;
+    - :meth:`configure_matcher`: the shared norms, the units and how their scores combine;
     - :meth:`compute_loss`: from the scores of a training batch to the loss;
     - :meth:`parameter_groups`: what decays and at which rate;
     - :meth:`configure_metrics`: what is computed from the ranks;
@@ -69,7 +69,7 @@ class MIMIC(LightningModule):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.matcher = Matcher(encoder.dims, units or published_units())
+        self.matcher = self.configure_matcher(units or published_units())
         self.loss = loss or UnitConsistentLoss()
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
@@ -79,8 +79,19 @@ class MIMIC(LightningModule):
 
     # ---- scores -----------------------------------------------------------------------------------------------
 
+    def configure_matcher(self, units: dict[str, UnitFactory]) -> Matcher:
+        """Make the part that scores pairs.
+
+        Training and ranking both score through it and nothing else: to combine the units otherwise than by their mean,
+        return a subclass of :class:`~mimic_pl.units.Matcher` with another ``combine``.
+        """
+        return Matcher(self.encoder.dims, units)
+
     def score(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
-        """Score every pair from features: ``overall`` and each unit by name, each ``[mentions, entities]``."""
+        """Score every pair from features: ``overall`` and each unit by name, each ``[mentions, entities]``.
+
+        Not for overriding: ranking goes through the matcher's states instead of features.
+        """
         return self.matcher.score(self.matcher.mention(mentions), self.matcher.entity(entities))
 
     def forward(self, mentions: Side, entities: Side) -> dict[str, Tensor]:

@@ -12,7 +12,7 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.ranking import Ranker
-from mimic_pl.units import TGLU, VDLU, GlobalCosine
+from mimic_pl.units import TGLU, VDLU, GlobalCosine, Matcher
 from tests import tiny
 from tests.reference import ranks_by_sorting
 
@@ -102,6 +102,24 @@ def test_a_resumed_run_ends_in_the_weights_of_the_undisturbed_one(tiny_set, tmp_
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     other = fit(tmp_path / "other", 4, seed=8)
     assert not all(torch.equal(whole[name], other[name]) for name in whole), "dropout and seeds do matter here"
+
+
+def test_another_matcher_changes_training_and_ranking_alike(tiny_set, tmp_path):
+    class OnlyVision(Matcher):
+        def combine(self, scores):
+            return scores["vision"]
+
+    class Model(MIMIC):
+        def configure_matcher(self, units):
+            return OnlyVision(self.encoder.dims, units)
+
+    seed_everything(0)
+    model, data = Model(CLIPEncoder(**tiny.ENCODER), units=UNITS), make_data(tiny_set)
+    trainer = make_trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer.fit(model, data)
+    assert trainer.callback_metrics["train/loss_overall"] == trainer.callback_metrics["train/loss_vision"]
+    metrics = trainer.test(model, data, verbose=False)[0]
+    assert metrics["test/mrr"] == metrics["test/vision/mrr"] != metrics["test/text/mrr"]
 
 
 def test_weight_decay_spares_what_the_published_rule_names():
