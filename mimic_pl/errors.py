@@ -1,4 +1,4 @@
-"""What can go wrong, in four kinds. Every message says what was wrong, where, and what to do about it.
+"""What can go wrong, by kind. Every message says what was wrong, where, and what to do about it.
 
 The command line prints the message as one paragraph and exits with :attr:`MimicError.exit_code`.
 """
@@ -47,3 +47,9 @@ class NonFiniteScoreError(MimicError):
         self.mention = mention
         self.entity = entity
         self.value = value
+
+
+class DeviceMemoryError(MimicError):
+    """The device's memory does not hold even a small block of the work."""
+
+    exit_code = 7

@@ -19,11 +19,14 @@ from mimic_pl.features import Features
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import SMALLEST_BLOCK, EntityIndex, Ranker, Ranking
+from mimic_pl.ranking import EntityIndex, MemoryIndex, Ranker, Ranking
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, States, UnitFactory, published_units
 
 Side = dict[str, Tensor]
 """Tokens and pictures of one side as the encoder takes them."""
+
+_SMALLEST_BATCH = 32
+"""Entities that are encoded together at least: below, kernels round differently from row to row."""
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
@@ -212,7 +215,7 @@ class MIMIC(LightningModule):
                 "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
             )
         loader = datamodule.entity_dataloader()
-        index = EntityIndex(len(loader.dataset), device=self.device)
+        index = MemoryIndex(len(loader.dataset), device=self.device)
         bar = tqdm(
             loader,
             desc="Encoding the knowledge base",
@@ -236,7 +239,7 @@ class MIMIC(LightningModule):
         the kernels for small products round differently.
         """
         size = len(side["input_ids"])
-        rows = torch.arange(max(size, SMALLEST_BLOCK), device=self.device).clamp_max(size - 1)
+        rows = torch.arange(max(size, _SMALLEST_BATCH), device=self.device).clamp_max(size - 1)
         states = self.matcher.entity(self.encoder(**{name: tensor[rows] for name, tensor in side.items()}))
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
@@ -256,7 +259,7 @@ class MIMIC(LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             states = {unit: {key: _as_float32(t) for key, t in state.items()} for unit, state in states.items()}
             try:
-                return self.ranker(self.matcher.score, states, batch["gold"], self.index)
+                return self.ranker(self.matcher, states, batch["gold"], self.index)
             except NonFiniteScoreError as error:
                 raise NonFiniteScoreError(self._explain(error, batch["index"], split)) from error
 

@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 from mimic_pl.model import MIMIC
 from mimic_pl.published import read_published
-from mimic_pl.ranking import EntityIndex, Ranker
+from mimic_pl.ranking import MemoryIndex, Ranker
 from tests.shared import SHARED, needs_shared
 
 FIXTURES = SHARED / "parity" / "official_tiny"
@@ -57,14 +57,15 @@ def test_score_matrices(model, inputs, expected):
         close(scores[ours], expected[f"score.{theirs}"], ours)
 
 
+@pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("pairs_per_block", [6, 42, 1000])
-def test_ranks_through_the_index(model, inputs, expected, pairs_per_block):
+def test_ranks_through_the_index(model, inputs, expected, pairs_per_block, prune):
     with torch.no_grad():
-        index = EntityIndex(23)
+        index = MemoryIndex(23)
         index.append(model.matcher.entity(model.encoder(**side(inputs, "entity"))))
         mentions = model.matcher.mention(model.encoder(**side(inputs, "mention")))
-        ranking = Ranker(pairs_per_block=pairs_per_block)(
-            model.matcher.score, mentions, expected["gold"][:, None], index
+        ranking = Ranker(pairs_per_block=pairs_per_block, prune=prune)(
+            model.matcher, mentions, expected["gold"][:, None], index
         )
     assert ranking.ranks["overall"].tolist() == expected["rank"].tolist()
 

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from mimic_pl.errors import NonFiniteScoreError
-from mimic_pl.ranking.index import EntityIndex
-from mimic_pl.units import States
+from mimic_pl.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError
+from mimic_pl.ranking.exact import ExactScores
+from mimic_pl.ranking.index import Block, EntityIndex
+from mimic_pl.ranking.states import pick
+from mimic_pl.ranking.top import TopEntities
+from mimic_pl.units import Bounds, Matcher, States
 
-SMALLEST_BLOCK = 32
-"""Rows at least in any product whose results are ordered: below, kernels round differently from row to row."""
+OVERALL = "overall"
 
-PairScores = Callable[[States, States], dict[str, Tensor]]
-"""States of mentions and of entities -> named scores, each ``[mentions, entities]``; ``overall`` is among them."""
+TOLERANCE = 2.0**-14
+"""Differences up to this share of a block's largest score are settled in float64; rounding errors of float32 scores
+are some hundred times smaller."""
+
+_PAIRS_ON_CPU = 1 << 18
+"""Pairs in a block on a CPU: what is kept of each pair, some dozens of numbers, stays near the caches."""
+
+_PAIRS_ON_DEVICE = 1 << 22
+"""Pairs in a block on another device at most; more fill it no better."""
+
+_BYTES_PER_PAIR = 1024
+"""Working memory of a pair on another device, generously."""
+
+_AT_ONCE = 128
+"""Chosen pairs whose states, some 50 kB each, are copied at once: what stays in a core's cache."""
 
 
 class Ranking(NamedTuple):
     """Where the golds of a block of mentions stand among all entities, and who stands on top.
 
     Attributes:
-        ranks: For ``overall`` and each unit, the 1-based rank of the best-ranked gold, int64 ``[mentions]``; 0 where
-            the mention has no gold in the knowledge base.
+        ranks: For ``overall`` and each unit that is ranked, the 1-based rank of the best-ranked gold, int64
+            ``[mentions]``; 0 where the mention has no gold in the knowledge base.
         top_entities: Positions in the knowledge base of the top entities by overall score, best first, int64
             ``[mentions, k]``.
         top_scores: For ``overall`` and each unit, the scores of ``top_entities``, float32 ``[mentions, k]``.
@@ -39,29 +53,47 @@ class Ranker:
     """Ranks the whole knowledge base for a block of mentions.
 
     All entities stand in one total order: score descending, then position in the knowledge base. The rank of a gold is
-    its place in that order, so top-k lists and ranks agree, a rank never depends on the size of the blocks, and a
-    constant scorer ranks the golds by their position, which gains it nothing.
+    its place in that order, so top-k lists and ranks agree, and a constant scorer ranks the golds by their position,
+    which gains it nothing. The scores that are ordered are those of float64 arithmetic on the states of the index,
+    rounded to float32. They are computed where float32 leaves an order open, so that neither the size of the blocks,
+    nor pruning, nor the number of processes changes a rank.
 
-    Ties are real: to VDLU all entities without a picture are one. But the last bits of a matrix product depend on its
-    shape, which would order equals by chance. So every product, that for the golds too, has the same shape: blocks of
-    one size, filled up where they end early, and never so small that a kernel treats rows by their place.
+    Pruning: a pair is first bounded (see :meth:`~mimic_pl.units.Unit.bounds`), at a fraction of its cost. Where the
+    bounds place it before or behind the gold and out of the top, it is never scored.
 
     Args:
         top_k: How many top entities are kept for each mention.
-        pairs_per_block: Mention-entity pairs that are scored at once; the working set is proportional to it.
+        unit_ranks: ``all`` also ranks by each unit's own score; ``cheap`` leaves out units whose scores are dear
+            (TGLU), whose own ranks leave more pairs open than the overall rank does.
+        prune: Bound before scoring; off, every pair is scored, to the same ranks.
+        pairs_per_block: Pairs that are looked at together; the working set is proportional to it. By default what fits
+            a processor's caches, or a quarter of a device's free memory.
+
+    Raises:
+        ConfigError: ``top_k`` or ``pairs_per_block`` is below 1.
     """
 
-    def __init__(self, top_k: int = 10, pairs_per_block: int = 32_768) -> None:
+    def __init__(
+        self,
+        top_k: int = 10,
+        unit_ranks: Literal["all", "cheap"] = "all",
+        prune: bool = True,
+        pairs_per_block: int | None = None,
+    ) -> None:
+        if top_k < 1 or (pairs_per_block is not None and pairs_per_block < 1):
+            raise ConfigError(f"ranker: top_k is {top_k} and pairs_per_block {pairs_per_block}; both must be positive.")
         self.top_k = top_k
+        self.unit_ranks = unit_ranks
+        self.prune = prune
         self.pairs_per_block = pairs_per_block
 
     @torch.no_grad()
-    def __call__(self, score: PairScores, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
+    def __call__(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
         """Rank the golds and find the top entities.
 
         Args:
-            score: Scores a block of mentions against a block of entities.
-            mentions: States of the mentions.
+            matcher: Scores mentions against entities.
+            mentions: States of the mentions, float32.
             gold: Positions of each mention's golds in the knowledge base, int64 ``[mentions, golds]``, padded with -1;
                 the best-ranked gold counts.
             index: All entities.
@@ -69,97 +101,240 @@ class Ranker:
         Raises:
             NonFiniteScoreError: A score is NaN or infinite; the error carries the row of the mention in this block and
                 the position of the entity.
+            DeviceMemoryError: Not even a small block fits the device's memory.
         """
-        size = self._block_size(len(gold), len(index))
-        gold_scores = _gold_scores(score, mentions, gold, index, size)
-        best = {name: _first_in_order(scores, gold) for name, scores in gold_scores.items()}
-        ahead: dict[str, Tensor] = {}
-        top = _TopEntities(min(self.top_k, len(index)))
+        pairs = self.pairs_per_block or _pairs_that_fit(index.device)
+        try:
+            return self._rank(matcher, mentions, gold, index, pairs)
+        except torch.OutOfMemoryError:
+            if index.device.type == "cuda":
+                torch.cuda.empty_cache()
+        # Outside of the handler: the failed block's tensors are free by now.
+        smaller = max(1, pairs // 8)
+        try:
+            return self._rank(matcher, mentions, gold, index, smaller)
+        except torch.OutOfMemoryError as error:
+            raise DeviceMemoryError(
+                f"{index.device} has no memory left to rank {len(gold)} mentions: {pairs} pairs at once were too many, "
+                f"and so were {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index out of "
+                "the device's memory (--model.index.place host)."
+            ) from error
 
-        for start, stop, entities in index.blocks(size):
-            scores = {name: block[:, : stop - start] for name, block in score(mentions, entities).items()}
-            _require_finite(scores, start)
-            position = torch.arange(start, stop, device=gold.device)
-            for name, block in scores.items():
-                gold_score, gold_position = best[name]
-                before = (block > gold_score[:, None]) | (
-                    (block == gold_score[:, None]) & (position < gold_position[:, None])
-                )
-                count = before.sum(dim=1)
-                ahead[name] = ahead[name] + count if name in ahead else count
-            top.update(position, scores)
-
-        in_kb = gold.ge(0).any(dim=1)
-        ranks = {name: torch.where(in_kb, count + 1, 0) for name, count in ahead.items()}
-        return Ranking(ranks, top.positions, top.scores)
-
-    def _block_size(self, num_mentions: int, num_entities: int) -> int:
-        """Entities in a block: as many as the pairs allow, shared out so that little of the last is filling."""
-        most = max(SMALLEST_BLOCK, self.pairs_per_block // num_mentions)
-        blocks = -(-num_entities // most)
-        return max(SMALLEST_BLOCK, -(-num_entities // blocks))
+    def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex, pairs: int) -> Ranking:
+        prune = self.prune and matcher.monotone
+        search = _Search(matcher, mentions, gold, index, self.top_k, prune, cheap_only=self.unit_ranks == "cheap")
+        for start, stop, block in index.blocks(max(1, pairs // len(gold))):
+            search.look(block, torch.arange(start, stop, device=gold.device))
+        return search.result()
 
 
-def _gold_scores(score: PairScores, mentions: States, gold: Tensor, index: EntityIndex, size: int) -> dict[str, Tensor]:
-    """Scores of each mention's own golds, ``[mentions, golds]`` by name; -inf where there is none."""
-    known = gold.ge(0)
-    entities, column = torch.unique(gold[known], return_inverse=True)
-    columns = torch.zeros_like(gold).masked_scatter(known, column)
-    golds: dict[str, Tensor] = {}
-    for start in range(0, max(1, len(entities)), size):
-        block = entities[start : start + size]
-        filled = torch.cat([block, block.new_zeros(size - len(block))])
-        inside = known & columns.ge(start) & columns.lt(start + size)
-        for name, scores in score(mentions, index.select(filled)).items():
-            found = scores.gather(1, (columns - start).clamp(0, size - 1)).masked_fill(~inside, -torch.inf)
-            golds[name] = torch.maximum(golds[name], found) if name in golds else found
-    return golds
+class _Search:
+    """One pass over the knowledge base for a block of mentions."""
+
+    def __init__(
+        self,
+        matcher: Matcher,
+        mentions: States,
+        gold: Tensor,
+        index: EntityIndex,
+        top_k: int,
+        prune: bool,
+        cheap_only: bool,
+    ) -> None:
+        self.matcher = matcher
+        self.prune = prune
+        self.cheap_only = cheap_only
+        self.mentions = matcher.prepare(mentions) if prune else mentions
+        self.exact = ExactScores(matcher, mentions)
+        if not gold.shape[1]:
+            gold = gold.new_full((len(gold), 1), -1)
+        self.in_kb = gold.ge(0).any(dim=1)
+        self.golds = self._find_golds(gold, index)
+        self.ahead = {name: torch.zeros(len(gold), dtype=torch.int64, device=gold.device) for name in self.golds}
+        self.top = TopEntities(len(gold), min(top_k, len(index)), matcher.score_names, gold.device)
+        self.ranked: list[str] = []
+
+    def _find_golds(self, gold: Tensor, index: EntityIndex) -> dict[str, _Gold]:
+        """Each mention's best-ranked gold by each score."""
+        rows, columns = gold.ge(0).nonzero(as_tuple=True)
+        block = index.select(gold[rows, columns])
+        _require_finite_states(block, gold[rows, columns], rows)
+        kinds = _with_overall(block.kinds)
+        found: dict[str, _Gold] = {}
+        for name, scores in self.exact(rows, block.states).items():
+            table = torch.full(gold.shape, -torch.inf, device=gold.device).index_put((rows, columns), scores)
+            kind = torch.zeros_like(gold).index_put((rows, columns), kinds[name])
+            best = table.amax(dim=1)
+            last = torch.iinfo(torch.int64).max
+            position, place = gold.masked_fill(gold.lt(0) | table.ne(best[:, None]), last).min(dim=1)
+            # Without a gold nothing is counted: all scores lie behind +inf.
+            best = torch.where(self.in_kb, best, torch.inf)
+            found[name] = _Gold(best, position, kind.gather(1, place[:, None])[:, 0])
+        return found
+
+    def look(self, block: Block, positions: Tensor) -> None:
+        """Count a block's entities before the golds, and merge those on top."""
+        _require_finite_states(block, positions)
+        bounds = self._bounds(block)
+        _require_finite(bounds, positions)
+        margins = _margins(bounds)
+        dear = tuple(name for name in self.matcher.units if not bounds[name].exact)
+        self.ranked = [name for name in bounds if not (self.cheap_only and name in dear)]
+        kinds = _with_overall(block.kinds)
+
+        open_pairs: dict[str, Tensor] = {}
+        for name in self.ranked:
+            score = self.golds[name].score[:, None]
+            lower, upper = bounds[name]
+            before = lower > score + margins[name]
+            self.ahead[name] += before.sum(dim=1)
+            open_pairs[name] = (upper >= score - margins[name]) & ~before
+
+        on_top = self._reach_for_top(bounds[OVERALL], margins[OVERALL], block, kinds[OVERALL])
+        asked = on_top
+        for name in self.ranked:
+            if bounds[name].exact:
+                rows, columns = open_pairs[name].nonzero(as_tuple=True)
+                self._settle(name, rows, columns, block, kinds, positions)
+            else:
+                asked = asked | open_pairs[name]
+        rows, columns = asked.nonzero(as_tuple=True)
+        scores = self._scores(rows, columns, bounds, dear, block)
+        for name in self.ranked:
+            if bounds[name].exact:
+                continue
+            gold_score = self.golds[name].score[rows]
+            of_name = open_pairs[name][rows, columns]
+            before = of_name & (scores[name] > gold_score + margins[name])
+            self.ahead[name].index_add_(0, rows, before.long())
+            near = of_name & ~before & (scores[name] >= gold_score - margins[name])
+            self._settle(name, rows[near], columns[near], block, kinds, positions)
+
+        reach = on_top[rows, columns]
+        self._merge(rows[reach], columns[reach], scores[OVERALL][reach], margins[OVERALL], block, positions)
+
+    def result(self) -> Ranking:
+        """Ranks and top entities after all blocks."""
+        ranks = {name: torch.where(self.in_kb, self.ahead[name] + 1, 0) for name in self.ranked}
+        return Ranking(ranks, self.top.positions, self.top.scores)
+
+    def _bounds(self, block: Block) -> dict[str, Bounds]:
+        if self.prune:
+            return self.matcher.bounds(self.mentions, block.states)
+        return {name: Bounds(score, score) for name, score in self.matcher.score(self.mentions, block.states).items()}
+
+    def _reach_for_top(self, overall: Bounds, margin: Tensor, block: Block, kinds: Tensor) -> Tensor:
+        """Entities that may be among the top ones, bool ``[mentions, entities]``."""
+        k = min(self.top.k, overall.lower.shape[1])
+        self._threshold = self.top.last
+        if k == self.top.k:
+            # k entities whose lower bounds reach a score keep all below it out.
+            self._threshold = torch.maximum(self._threshold, overall.lower.topk(k, dim=1).values[:, -1])
+        reach = overall.upper >= (self._threshold - margin)[:, None]
+        # One of the last entity's kind has the same score and comes later.
+        return reach & (kinds != self.top.last_kind[:, None]) if self.top.positions[:, -1].ge(0).all() else reach
+
+    def _merge(
+        self, rows: Tensor, columns: Tensor, overall: Tensor, margin: Tensor, block: Block, positions: Tensor
+    ) -> None:
+        """Merge those of these pairs into the lists that may belong there."""
+        table = overall.new_full((len(self.in_kb), len(positions)), -torch.inf).index_put((rows, columns), overall)
+        if table.shape[1] >= self.top.k:
+            self._threshold = torch.maximum(self._threshold, table.topk(self.top.k, dim=1).values[:, -1])
+        reach = overall >= (self._threshold - margin)[rows]
+        rows, columns = rows[reach], columns[reach]
+        kinds = _with_overall(block.kinds)[OVERALL][columns]
+        self.top.merge(rows, positions[columns], kinds, self.exact(rows, pick(block.states, columns)))
+
+    def _scores(
+        self, rows: Tensor, columns: Tensor, bounds: dict[str, Bounds], dear: tuple[str, ...], block: Block
+    ) -> dict[str, Tensor]:
+        """Float32 scores of chosen pairs by name, ``[pairs]``."""
+        scores = {name: bounds[name].lower[rows, columns] for name in self.matcher.units}
+        if dear:
+            parts = [
+                self.matcher.pairs(pick(self.mentions, rows[part]), pick(block.states, columns[part]), dear)
+                for part in torch.arange(len(rows), device=rows.device).split(_AT_ONCE)
+            ]
+            scores |= {name: torch.cat([part[name] for part in parts]) for name in dear}
+        return {OVERALL: self.matcher.combine(scores), **scores}
+
+    def _settle(
+        self, name: str, rows: Tensor, columns: Tensor, block: Block, kinds: dict[str, Tensor], positions: Tensor
+    ) -> None:
+        """Count those of these pairs that come before the gold, by the scores that define the order."""
+        gold = self.golds[name]
+        position = positions[columns]
+        # Of the gold's kind: a tie.
+        same = kinds[name][columns] == gold.kind[rows]
+        before = same & (position < gold.position[rows])
+        self.ahead[name].index_add_(0, rows, before.long())
+        rows, columns, position = rows[~same], columns[~same], position[~same]
+        if not len(rows):
+            return
+        names = None if name == OVERALL else (name,)
+        score, gold_score = self.exact(rows, pick(block.states, columns), names)[name], gold.score[rows]
+        before = (score > gold_score) | ((score == gold_score) & (position < gold.position[rows]))
+        self.ahead[name].index_add_(0, rows, before.long())
 
 
-class _TopEntities:
-    """The best entities of the blocks seen so far, in the total order."""
+class _Gold(NamedTuple):
+    """Each mention's best-ranked gold by one score, all ``[mentions]``."""
 
-    def __init__(self, k: int) -> None:
-        self.k = k
-        self.positions: Tensor
-        self.scores: dict[str, Tensor] = {}
-
-    def update(self, position: Tensor, scores: dict[str, Tensor]) -> None:
-        """Merge a block, ``[mentions, block]``, whose positions come after all seen so far."""
-        overall = scores["overall"]
-        positions = position.expand(overall.shape[0], -1)
-        if self.scores:
-            positions = torch.cat([self.positions, positions], dim=1)
-            scores = {name: torch.cat([self.scores[name], block], dim=1) for name, block in scores.items()}
-            overall = scores["overall"]
-        # Columns are in knowledge-base order except for the list in front, whose ties precede all of the block's:
-        # a stable sort keeps the total order.
-        order = overall.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
-        self.positions = positions.gather(1, order)
-        self.scores = {name: block.gather(1, order) for name, block in scores.items()}
+    score: Tensor
+    position: Tensor
+    kind: Tensor
 
 
-def _first_in_order(scores: Tensor, gold: Tensor) -> tuple[Tensor, Tensor]:
-    """Score and position of each mention's best-ranked gold, both ``[mentions]``."""
-    if gold.shape[1] == 0:
-        return scores.new_full((len(gold),), torch.inf), gold.new_zeros(len(gold))
-    best = scores.max(dim=1).values
-    unknown = torch.iinfo(torch.int64).max
-    position = gold.masked_fill(gold.lt(0) | scores.ne(best[:, None]), unknown).min(dim=1).values
-    return best, position
+def _with_overall(kinds: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Kinds for the overall score, too: those of all units taken together."""
+    overall: Tensor | None = None
+    for kind in kinds.values():
+        overall = kind if overall is None else overall * 0x5DEECE66D + kind
+    assert overall is not None, "a model has units"
+    return {OVERALL: overall, **kinds}
 
 
-def _require_finite(scores: dict[str, Tensor], start: int) -> None:
-    for name, block in scores.items():
-        # One pass and one number to look at: a sum is finite unless a term is not (or all are near the largest float).
-        if torch.isfinite(block.sum()) or torch.isfinite(block).all():
-            continue
-        row, column = (~torch.isfinite(block)).nonzero()[0].tolist()
-        value = block[row, column].item()
-        raise NonFiniteScoreError(
-            f"The {name!r} score of mention {row} of this block with entity {start + column} is {value}.",
-            score=name,
-            mention=row,
-            entity=start + column,
-            value=value,
-        )
+def _margins(bounds: dict[str, Bounds]) -> dict[str, Tensor]:
+    """How close two float32 scores may be without their order being sure, a scalar by name."""
+    scale = {
+        name: torch.maximum(bound.lower.abs().amax(), bound.upper.abs().amax()) * TOLERANCE
+        for name, bound in bounds.items()
+    }
+    return {**scale, OVERALL: torch.stack(list(scale.values())).amax()}
+
+
+def _pairs_that_fit(device: torch.device) -> int:
+    if device.type != "cuda":
+        return _PAIRS_ON_CPU
+    free, _ = torch.cuda.mem_get_info(device)
+    return max(_PAIRS_ON_CPU, min(_PAIRS_ON_DEVICE, free // 4 // _BYTES_PER_PAIR))
+
+
+def _require_finite_states(block: Block, positions: Tensor, rows: Tensor | None = None) -> None:
+    if block.finite.all():
+        return
+    column = int((~block.finite).nonzero()[0, 0])
+    mention = 0 if rows is None else int(rows[column])
+    entity = int(positions[column])
+    raise NonFiniteScoreError(
+        f"What the units keep of entity {entity} is not finite.", OVERALL, mention, entity, float("nan")
+    )
+
+
+def _require_finite(bounds: dict[str, Bounds], positions: Tensor) -> None:
+    for name, bound in bounds.items():
+        for block in {id(tensor): tensor for tensor in bound}.values():
+            # One pass and one number to look at: a sum is finite unless a term is not (or all are near the largest
+            # float).
+            if torch.isfinite(block.sum()) or torch.isfinite(block).all():
+                continue
+            row, column = (~torch.isfinite(block)).nonzero()[0].tolist()
+            value, entity = block[row, column].item(), int(positions[column])
+            raise NonFiniteScoreError(
+                f"The {name!r} score of mention {row} of this block with entity {entity} is {value}.",
+                score=name,
+                mention=row,
+                entity=entity,
+                value=value,
+            )

@@ -2,36 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mimic_pl.ranking.forms import IndexForm, encode
+from mimic_pl.ranking.states import StoredState
 from mimic_pl.units import States
 
+KIND = "#kind"
+"""Ends the name of a unit's column of kinds: a number that is the same for entities that are the same to the unit."""
 
-class EntityIndex:
-    """States of all entities of a knowledge base, filled batch by batch and read in blocks.
+FINITE = "#finite"
+"""The column that says whether all numbers of an entity are finite."""
+
+
+class Block(NamedTuple):
+    """Entities that stand beside each other in the knowledge base, or that were picked from it.
+
+    Attributes:
+        states: Their states, decoded where they are looked at.
+        kinds: For each unit a number per entity, int64 ``[entities]``: entities of one kind have the same state.
+        finite: Whether all numbers of an entity's states are finite, bool ``[entities]``.
+    """
+
+    states: States
+    kinds: dict[str, Tensor]
+    finite: Tensor
+
+
+class EntityIndex(ABC):
+    """States of all entities of a knowledge base, read in blocks: in memory or mapped from disk.
+
+    Args:
+        device: Where blocks are handed out.
+    """
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of entities."""
+
+    @property
+    @abstractmethod
+    def bytes_per_entity(self) -> int:
+        """Bytes that one entity takes, kinds included."""
+
+    @abstractmethod
+    def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
+        """Columns of the entities from ``start`` up to ``stop``."""
+
+    @abstractmethod
+    def _rows(self, positions: Tensor) -> Mapping[str, Tensor]:
+        """Columns of the entities at these positions."""
+
+    def select(self, positions: Tensor) -> Block:
+        """The entities at these positions, int64 ``[n]``."""
+        return self._block(self._rows(positions))
+
+    def blocks(self, size: int) -> Iterator[tuple[int, int, Block]]:
+        """Go through the knowledge base in order.
+
+        Yields:
+            The first position of a block, one past its last, and the block of at most ``size`` entities.
+        """
+        for start in range(0, len(self), size):
+            stop = min(start + size, len(self))
+            yield start, stop, self._block(self._columns(start, stop))
+
+    def _block(self, columns: Mapping[str, Tensor]) -> Block:
+        units: dict[str, dict[str, Tensor]] = {}
+        kinds: dict[str, Tensor] = {}
+        for column, tensor in columns.items():
+            unit, _, name = column.partition("/")
+            if name == KIND:
+                kinds[unit] = tensor.to(self.device)
+            elif column != FINITE:
+                units.setdefault(unit, {})[name] = tensor
+        states = {unit: StoredState(state, self.device) for unit, state in units.items()}
+        return Block(states, kinds, columns[FINITE].bool())
+
+
+class MemoryIndex(EntityIndex):
+    """An index in the memory of a device or of the host.
 
     Memory is set aside once, when the first batch tells what an entity's states look like: encoding never holds the
     states twice.
 
     Args:
         num_entities: Entities in the knowledge base.
-        device: Where the states are kept.
-        dtype: How they are kept.
+        device: Where blocks are handed out.
+        form: How floating-point states are kept.
+        on_host: Keep the states in host memory, whatever the device.
+
+    Example:
+        >>> index = MemoryIndex(len(entities), form="bfloat16")  # doctest: +SKIP
+        >>> index.append(model.matcher.entity(features))  # doctest: +SKIP
     """
 
     def __init__(
         self,
         num_entities: int,
         device: torch.device | str = "cpu",
-        dtype: torch.dtype = torch.float32,
+        form: IndexForm = "float32",
+        on_host: bool = False,
     ) -> None:
+        super().__init__(device)
         self.num_entities = num_entities
-        self.device = torch.device(device)
-        self.dtype = dtype
-        self._states: States = {}
+        self.form: IndexForm = form
+        self._place = torch.device("cpu") if on_host else self.device
+        self._stored: dict[str, Tensor] = {}
         self._filled = 0
 
     def append(self, states: States) -> None:
@@ -40,57 +125,75 @@ class EntityIndex:
         Raises:
             ValueError: More entities come than were announced.
         """
-        batch = _length(states)
-        if self._filled + batch > self.num_entities:
+        columns = to_columns(states, self.form)
+        batch = len(columns[FINITE])
+        self.put(torch.arange(self._filled, self._filled + batch), columns)
+
+    def put(self, positions: Tensor, columns: Mapping[str, Tensor]) -> None:
+        """Write columns, as :func:`to_columns` makes them, at positions that nothing was written at yet.
+
+        Raises:
+            ValueError: More entities come than were announced.
+        """
+        if self._filled + len(positions) > self.num_entities:
             raise ValueError(
-                f"the index was made for {self.num_entities} entities and got {self._filled + batch}: "
-                "the loader of entities yields each of them once, in order"
+                f"the index was made for {self.num_entities} entities and got {self._filled + len(positions)}: "
+                "the loader of entities yields each of them once"
             )
-        if not self._states:
-            self._states = {
-                unit: {name: self._empty(tensor) for name, tensor in state.items()} for unit, state in states.items()
+        if not self._stored:
+            # Pinned, so that copies to the device overlap with its work.
+            pinned = self._place != self.device and self.device.type == "cuda"
+            self._stored = {
+                name: torch.empty(
+                    (self.num_entities, *tensor.shape[1:]), dtype=tensor.dtype, device=self._place, pin_memory=pinned
+                )
+                for name, tensor in columns.items()
             }
-        for unit, state in states.items():
-            for name, tensor in state.items():
-                self._states[unit][name][self._filled : self._filled + batch] = tensor
-        self._filled += batch
+        for name, tensor in columns.items():
+            self._stored[name][positions.to(self._place)] = tensor.to(self._place)
+        self._filled += len(positions)
 
     def __len__(self) -> int:
         """Entities filled in so far."""
         return self._filled
 
-    def select(self, positions: Tensor) -> States:
-        """States of the entities at these positions, int64 ``[n]`` (copies)."""
-        return {unit: {name: t[positions] for name, t in state.items()} for unit, state in self._states.items()}
-
-    def blocks(self, size: int) -> Iterator[tuple[int, int, States]]:
-        """Go through the knowledge base in order, in blocks of one size.
-
-        Yields:
-            The first position of a block, one past its last, and its states: views ``[size, ...]``, except that the
-            last block is a copy, filled up to ``size`` with repetitions of its last entity.
-        """
-        for start in range(0, self._filled, size):
-            stop = min(start + size, self._filled)
-            if stop - start == size:
-                yield start, stop, self._slice(start, stop)
-            else:
-                positions = torch.arange(start, start + size, device=self.device).clamp_max(stop - 1)
-                yield start, stop, self.select(positions)
-
-    def _slice(self, start: int, stop: int) -> States:
-        return {unit: {name: t[start:stop] for name, t in state.items()} for unit, state in self._states.items()}
-
     @property
     def bytes_per_entity(self) -> int:
-        """Memory that one entity takes."""
-        return sum(t[0].numel() * t.element_size() for state in self._states.values() for t in state.values())
+        """Memory that one entity takes, kinds included."""
+        return sum(tensor[0].numel() * tensor.element_size() for tensor in self._stored.values())
 
-    def _empty(self, like: Tensor) -> Tensor:
-        dtype = self.dtype if like.is_floating_point() else like.dtype
-        return torch.empty((self.num_entities, *like.shape[1:]), dtype=dtype, device=self.device)
+    def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
+        return {name: tensor[start:stop] for name, tensor in self._stored.items()}
+
+    def _rows(self, positions: Tensor) -> Mapping[str, Tensor]:
+        positions = positions.to(self._place)
+        return {name: tensor.index_select(0, positions) for name, tensor in self._stored.items()}
 
 
-def _length(states: States) -> int:
-    """How many mentions or entities these states are of."""
-    return next(len(tensor) for state in states.values() for tensor in state.values())
+def to_columns(states: States, form: IndexForm) -> dict[str, Tensor]:
+    """The columns in which an index keeps these states, ``[entities, ...]``: ``unit/name``, kinds, and finiteness."""
+    columns: dict[str, Tensor] = {}
+    finite: Tensor | None = None
+    for unit, state in states.items():
+        kind: Tensor | None = None
+        for name, tensor in state.items():
+            good = torch.isfinite(tensor).flatten(1).all(dim=1) if tensor.is_floating_point() else None
+            finite = good if finite is None else finite if good is None else finite & good
+            for column, stored in encode(name, tensor, form).items():
+                columns[f"{unit}/{column}"] = stored
+                number = _fingerprint(stored, len(columns))
+                kind = number if kind is None else kind + number
+        assert kind is not None, f"the unit {unit!r} keeps nothing of an entity"
+        columns[f"{unit}/{KIND}"] = kind
+    length = len(next(iter(columns.values())))
+    columns[FINITE] = torch.ones(length, dtype=torch.uint8) if finite is None else finite.to(torch.uint8)
+    return columns
+
+
+def _fingerprint(stored: Tensor, seed: int) -> Tensor:
+    """A number per row, int64 ``[rows]``: equal rows have equal ones, others but by a chance of about 2^-60."""
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[stored.element_size()]
+    bits = stored.reshape(len(stored), -1).contiguous().view(words).long()
+    generator = torch.Generator().manual_seed(seed)
+    weights = torch.randint(-(2**62), 2**62, (bits.shape[1],), generator=generator) * 2 + 1
+    return (bits * weights.to(bits.device)).sum(dim=1)  # modulo 2^64

@@ -1,6 +1,6 @@
 """Interaction units: each scores every mention-entity pair; :class:`Matcher` holds them together."""
 
-from mimic_pl.units.base import State, Unit, UnitFactory
+from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.cosine import GlobalCosine
 from mimic_pl.units.matcher import Matcher, States, published_units
@@ -8,6 +8,7 @@ from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
 
 __all__ = [
+    "Bounds",
     "CMFU",
     "TGLU",
     "VDLU",

@@ -3,14 +3,34 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 
-State = dict[str, Tensor]
+State = Mapping[str, Tensor]
 """What a unit keeps of one side: named tensors whose first dimension counts mentions or entities."""
+
+_DIAGONAL = 32
+"""Aligned pairs that a unit without :meth:`Unit.pairs` of its own scores at once, as the diagonal of a square."""
+
+
+class Bounds(NamedTuple):
+    """Two tensors between which the scores of a block lie, both ``[mentions, entities]``.
+
+    Where a score costs no more than a bound, both are the score itself, one and the same tensor.
+    """
+
+    lower: Tensor
+    upper: Tensor
+
+    @property
+    def exact(self) -> bool:
+        """Whether these are the scores themselves."""
+        return self.lower is self.upper
 
 
 class Unit(nn.Module, ABC):
@@ -20,9 +40,16 @@ class Unit(nn.Module, ABC):
     what truly depends on the pair. Training, ranking and linking call these same three functions, and the entity index
     stores what :meth:`entity` returns: keep it small.
 
+    Two more functions make ranking faster and change no rank; a unit whose :meth:`score` is a few products needs
+    neither: :meth:`bounds`, where a score is dear and cheaply bounded, and :meth:`pairs`, the score of few chosen pairs.
+
     Args:
         dims: Widths of the features that the encoder yields.
     """
+
+    reads_padding: bool = True
+    """Whether a score depends on the text tokens behind a text's end. Where no unit's does, texts need not be padded to
+    one length."""
 
     def __init__(self, dims: FeatureDims) -> None:
         super().__init__()
@@ -39,6 +66,31 @@ class Unit(nn.Module, ABC):
     @abstractmethod
     def score(self, mentions: State, entities: State) -> Tensor:
         """Score every pair: ``[mentions, entities]``, higher is better."""
+
+    def prepare(self, mentions: State) -> State:
+        """Add to the mentions' state what :meth:`bounds` needs of it; called once before a pass over the entities."""
+        return mentions
+
+    def bounds(self, mentions: State, entities: State) -> Bounds:
+        """Bound every pair's score, ``[mentions, entities]``; by default with the score itself.
+
+        The bounds must hold but for rounding errors.
+        """
+        score = self.score(mentions, entities)
+        return Bounds(score, score)
+
+    def pairs(self, mentions: State, entities: State) -> Tensor:
+        """Score aligned pairs, ``[pairs]``: mention i with entity i.
+
+        Called in float32 for the pairs that bounds leave open, and in float64 for near ties.
+        """
+        count = len(next(iter(mentions.values())))  # one tensor: the others may not have been copied yet
+        scores = []
+        for start in range(0, max(count, 1), _DIAGONAL):
+            rows = slice(start, start + _DIAGONAL)
+            sides = ({name: tensor[rows] for name, tensor in side.items()} for side in (mentions, entities))
+            scores.append(self.score(*sides).diagonal())
+        return torch.cat(scores)
 
     def forward(self, mentions: Features, entities: Features) -> Tensor:
         """Score every pair from features: ``[mentions, entities]``."""

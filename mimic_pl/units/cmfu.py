@@ -20,6 +20,8 @@ class CMFU(Unit):
         hidden_dim: Width of the fused vector.
     """
 
+    reads_padding = False
+
     def __init__(self, dims: FeatureDims, hidden_dim: int = 96) -> None:
         super().__init__(dims)
         self.text = nn.Linear(dims.text, hidden_dim)
@@ -38,6 +40,10 @@ class CMFU(Unit):
     def score(self, mentions: State, entities: State) -> Tensor:
         """S_C, ``[mentions, entities]``."""
         return mentions["fused"] @ entities["fused"].T
+
+    def pairs(self, mentions: State, entities: State) -> Tensor:
+        """S_C of aligned pairs, ``[pairs]``."""
+        return (mentions["fused"] * entities["fused"]).sum(dim=-1)
 
     def _fuse(self, features: Features) -> Tensor:
         text = self.text(features.text_global)

@@ -19,6 +19,8 @@ class GlobalCosine(Unit):
         scale: Initial exp(tau); 1 / 0.07 as in CLIP.
     """
 
+    reads_padding = False
+
     def __init__(self, dims: FeatureDims, scale: float = 1 / 0.07) -> None:
         super().__init__(dims)
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
@@ -34,6 +36,10 @@ class GlobalCosine(Unit):
     def score(self, mentions: State, entities: State) -> Tensor:
         """S, ``[mentions, entities]``."""
         return self.log_scale.exp() * (mentions["direction"] @ entities["direction"].T)
+
+    def pairs(self, mentions: State, entities: State) -> Tensor:
+        """S of aligned pairs, ``[pairs]``."""
+        return self.log_scale.exp() * (mentions["direction"] * entities["direction"]).sum(dim=-1)
 
     @staticmethod
     def _direction(features: Features) -> Tensor:

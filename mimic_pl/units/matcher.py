@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import State, Unit, UnitFactory
+from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
 
-States = dict[str, State]
+States = Mapping[str, State]
 """The states of all units by the units' names."""
 
 OVERALL = "overall"
@@ -73,8 +73,53 @@ class Matcher(nn.Module):
         return {OVERALL: self.combine(scores), **scores}
 
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
-        """The overall score of a pair: S = (S_T + S_V + S_C) / 3, ``[mentions, entities]``."""
+        """The overall score of pairs from the units' scores: S = (S_T + S_V + S_C) / 3, of the same shape.
+
+        It works on each pair by itself. A subclass may combine otherwise, and says in :attr:`monotone` whether more of
+        any unit's score can never mean less overall.
+        """
         return torch.stack(list(scores.values())).mean(dim=0)
+
+    @property
+    def monotone(self) -> bool:
+        """Whether bounds of the units' scores bound the overall score; without that, ranking computes every score.
+
+        True of the mean. A subclass with another :meth:`combine` says so itself.
+        """
+        return type(self).combine is Matcher.combine
+
+    @property
+    def reads_padding(self) -> bool:
+        """Whether any unit's score depends on the tokens behind a text's end."""
+        return any(unit.reads_padding for _, unit in self._named_units())
+
+    def prepare(self, mentions: States) -> States:
+        """Add to the mentions' states what :meth:`bounds` needs of them."""
+        return {name: unit.prepare(mentions[name]) for name, unit in self._named_units()}
+
+    def bounds(self, mentions: States, entities: States) -> dict[str, Bounds]:
+        """Bounds of the scores ``overall`` and of each unit, each ``[mentions, entities]``.
+
+        Args:
+            mentions: States of mentions, prepared.
+            entities: States of entities.
+        """
+        bounds = {name: unit.bounds(mentions[name], entities[name]) for name, unit in self._named_units()}
+        lower = self.combine({name: bound.lower for name, bound in bounds.items()})
+        exact = all(bound.exact for bound in bounds.values())
+        upper = lower if exact else self.combine({name: bound.upper for name, bound in bounds.items()})
+        return {OVERALL: Bounds(lower, upper), **bounds}
+
+    def pairs(self, mentions: States, entities: States, names: Iterable[str] | None = None) -> dict[str, Tensor]:
+        """Scores of aligned pairs by unit, each ``[pairs]``.
+
+        Args:
+            mentions: States of mentions.
+            entities: States of as many entities.
+            names: Units to score by; all of them by default.
+        """
+        wanted = set(self.units if names is None else names)
+        return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self._named_units() if name in wanted}
 
     def _named_units(self) -> list[tuple[str, Unit]]:
         return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import State, Unit
+from mimic_pl.units.base import Bounds, State, Unit
+from mimic_pl.units.cone import Cone
 
 _LOGITS_IN_CACHE = 1 << 20
 """Attention logits computed at once where no gradient is needed: 4 MB, about what stays in a core's cache."""
@@ -26,6 +27,9 @@ class TGLU(Unit):
     The mean is linear, so the attention *weights* are averaged over the entity's tokens before they meet V: a pair
     costs a ``[mention tokens]`` weight vector and no ``[entity tokens, hidden_dim]`` context.
 
+    Whatever the attention is, its context is a weighted mean of the mention's values: that bounds g2l without it (see
+    :class:`~mimic_pl.units.cone.Cone`).
+
     Args:
         dims: Widths of the features.
         hidden_dim: Width d of queries, keys and values.
@@ -35,6 +39,7 @@ class TGLU(Unit):
     def __init__(self, dims: FeatureDims, hidden_dim: int = 96, mask_padding: bool = False) -> None:
         super().__init__(dims)
         self.mask_padding = mask_padding
+        self.reads_padding = not mask_padding
         self.query = nn.Linear(dims.text, hidden_dim)
         self.key = nn.Linear(dims.text, hidden_dim)
         self.value = nn.Linear(dims.text, hidden_dim)
@@ -65,6 +70,36 @@ class TGLU(Unit):
         weights = self._mean_attention(mentions, entities)  # [entities, mentions, mention tokens]
         local = torch.einsum("emt,mtd->emd", weights, mentions["value"])
         global_to_local = torch.einsum("emd,ed->me", self.norm(local), entities["context"])
+        return (global_to_global + global_to_local) / 2
+
+    def prepare(self, mentions: State) -> State:
+        """Add the cone that the mention's values span, for :meth:`bounds`."""
+        return {**mentions, **Cone.of(mentions["value"], mentions.get("mask"), self.norm.eps)._asdict()}
+
+    def bounds(self, mentions: State, entities: State) -> Bounds:
+        """Bounds of S_T without the attention, ``[mentions, entities]``."""
+        cone = Cone(*(mentions[field] for field in Cone._fields))
+        context = entities["context"]
+        direction = context * self.norm.weight
+        direction = direction - direction.mean(dim=-1, keepdim=True)
+        lower, upper = cone.bound(direction)
+        known = mentions["global"] @ entities["global"].T + context @ self.norm.bias
+        return Bounds((known + lower) / 2, (known + upper) / 2)
+
+    def pairs(self, mentions: State, entities: State) -> Tensor:
+        """S_T of aligned pairs, ``[pairs]``."""
+        global_to_global = (mentions["global"] * entities["global"]).sum(dim=-1)
+        width = self.norm.normalized_shape[0]
+        # Scaled queries: the transposed keys would be copied.
+        logits = torch.bmm(entities["query"] / math.sqrt(width), mentions["key"].transpose(1, 2))
+        if self.mask_padding:
+            logits = logits.masked_fill(mentions["mask"].eq(0).unsqueeze(1), -torch.inf)
+            real = entities["mask"].to(logits.dtype)
+            weights = torch.einsum("pst,ps->pt", logits.softmax(dim=-1), real / real.sum(dim=1, keepdim=True))
+        else:
+            weights = logits.softmax(dim=-1).mean(dim=1)
+        local = (weights.unsqueeze(-1) * mentions["value"]).sum(dim=1)
+        global_to_local = (self.norm(local) * entities["context"]).sum(dim=-1)
         return (global_to_global + global_to_local) / 2
 
     def _mean_attention(self, mentions: State, entities: State) -> Tensor:

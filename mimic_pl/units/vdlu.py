@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -9,6 +10,9 @@ from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
+
+_Product = Callable[[Tensor, Tensor], Tensor]
+"""Products of query-side and key-side vectors: of all pairs, or of aligned ones."""
 
 
 class VDLU(Unit):
@@ -20,6 +24,8 @@ class VDLU(Unit):
         dims: Widths of the features.
         hidden_dim: Width d of the vectors inside; the published model has d = ``dims.image``.
     """
+
+    reads_padding = False
 
     def __init__(self, dims: FeatureDims, hidden_dim: int = 96) -> None:
         super().__init__(dims)
@@ -38,6 +44,10 @@ class VDLU(Unit):
         """S_V, ``[mentions, entities]``."""
         return (self.entity_to_mention(entities, mentions).T + self.mention_to_entity(mentions, entities)) / 2
 
+    def pairs(self, mentions: State, entities: State) -> Tensor:
+        """S_V of aligned pairs, ``[pairs]``."""
+        return (self.entity_to_mention.pairs(entities, mentions) + self.mention_to_entity.pairs(mentions, entities)) / 2
+
     @staticmethod
     def _state(features: Features, asks: DualGate, answers: DualGate) -> State:
         return {
@@ -48,7 +58,7 @@ class VDLU(Unit):
 
 
 class _Asking(NamedTuple):
-    """Query side of a direction: vectors ``[queries, d]`` and columns ``[queries, 1]``; ~ means centred over d."""
+    """Query side of a direction: vectors ``[queries, d]`` and numbers ``[queries]``; ~ means centred over d."""
 
     query: Tensor  # q~
     gated: Tensor  # a_q~, with a_q = W_f G1 q~
@@ -63,7 +73,7 @@ class _Asking(NamedTuple):
 
 
 class _Answering(NamedTuple):
-    """Key side of a direction: vectors ``[keys, d]`` and rows ``[keys]``."""
+    """Key side of a direction: vectors ``[keys, d]`` and numbers ``[keys]``."""
 
     pooled: Tensor  # p~
     gated: Tensor  # a_p~, with a_p = W_f G1 p~
@@ -101,11 +111,20 @@ class DualGate(nn.Module):
 
     def forward(self, queries: State, keys: State) -> Tensor:
         """f for every pair, ``[queries, keys]``."""
-        asking, answering = self._asking(queries), self._answering(keys)
+        asking = self._asking(queries)
+        # Vectors stay as they are, numbers become columns, so that they meet every key.
+        columns = _Asking(*(tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in asking))
+        return self._score(columns, self._answering(keys), lambda query, key: query @ key.T)
+
+    def pairs(self, queries: State, keys: State) -> Tensor:
+        """f for aligned pairs, ``[pairs]``."""
+        return self._score(self._asking(queries), self._answering(keys), lambda query, key: (query * key).sum(dim=-1))
+
+    def _score(self, asking: _Asking, answering: _Answering, product: _Product) -> Tensor:
         bias = self._bias()
         width = bias.shape[0]
 
-        pooled_query = asking.query @ answering.pooled.T
+        pooled_query = product(asking.query, answering.pooled)
         spread = (asking.query_square + answering.pooled_square + 2 * pooled_query).clamp_min(0) / width
         r = (spread + self.norm_sum.eps).rsqrt()  # 1 / s
         gate_bias = bias @ self.gate.weight[0] + self.gate.bias
@@ -113,14 +132,14 @@ class DualGate(nn.Module):
 
         # Products of the centred c with itself, with k~ and with y~.
         centred_bias = bias - bias.mean()
-        gated_square = asking.gated_square + answering.gated_square + 2 * (asking.gated @ answering.gated.T)
+        gated_square = asking.gated_square + answering.gated_square + 2 * product(asking.gated, answering.gated)
         c_square = r * (r * gated_square + 2 * (asking.gated_bias + answering.gated_bias)) + centred_bias.square().sum()
-        c_key = r * (asking.gated @ answering.key.T + answering.gated_key) + answering.key_bias
-        c_target = r * (asking.target @ answering.gated.T + asking.target_gated) + asking.target_bias
+        c_key = r * (product(asking.gated, answering.key) + answering.gated_key) + answering.key_bias
+        c_target = r * (product(asking.target, answering.gated) + asking.target_gated) + asking.target_bias
 
         square = gate * (gate * c_square + 2 * c_key) + answering.key_square
-        product = gate * c_target + asking.target @ answering.key.T
-        return product * (square.clamp_min(0) / width + self.norm.eps).rsqrt() + asking.offset
+        numerator = gate * c_target + product(asking.target, answering.key)
+        return numerator * (square.clamp_min(0) / width + self.norm.eps).rsqrt() + asking.offset
 
     def _bias(self) -> Tensor:
         """b = W_f beta1 + b_f, ``[d]``."""
@@ -141,13 +160,13 @@ class DualGate(nn.Module):
             query=query,
             gated=centred_gated,
             target=target,
-            query_square=query.square().sum(-1, keepdim=True),
-            gate=gated @ self.gate.weight.T,
-            gated_square=centred_gated.square().sum(-1, keepdim=True),
-            gated_bias=(centred_gated * bias).sum(-1, keepdim=True),
-            target_gated=(target * centred_gated).sum(-1, keepdim=True),
-            target_bias=(target * bias).sum(-1, keepdim=True),
-            offset=(normed * self.norm.bias).sum(-1, keepdim=True),
+            query_square=query.square().sum(-1),
+            gate=gated @ self.gate.weight[0],
+            gated_square=centred_gated.square().sum(-1),
+            gated_bias=(centred_gated * bias).sum(-1),
+            target_gated=(target * centred_gated).sum(-1),
+            target_bias=(target * bias).sum(-1),
+            offset=(normed * self.norm.bias).sum(-1),
         )
 
     def _answering(self, state: State) -> _Answering:

@@ -5,123 +5,231 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimic_pl.errors import NonFiniteScoreError
+from mimic_pl.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError
 from mimic_pl.features import FeatureDims
-from mimic_pl.ranking import EntityIndex, Ranker
-from mimic_pl.units import Matcher, published_units
+from mimic_pl.ranking import MemoryIndex, Ranker
+from mimic_pl.units import TGLU, VDLU, Matcher, published_units
 from tests import reference
+from tests.ranking.tables import TableUnit, pad, table_matcher, table_states
 
 DIMS = FeatureDims(16, 96)
 
 
-def table_index(scores: torch.Tensor) -> tuple[EntityIndex, dict, object]:
-    """An index whose entities carry a column of a given score table, to rank any scores at all."""
-    index = EntityIndex(scores.shape[1], dtype=scores.dtype)
-    index.append({"table": {"column": scores.T.contiguous()}})
-    mentions = {"table": {"row": torch.arange(len(scores))}}
-
-    def score(mentions, entities):
-        overall = entities["table"]["column"][:, mentions["table"]["row"]].T.clone()
-        return {"overall": overall, "text": -overall}
-
-    return index, mentions, score
+def top_by_sorting(scores, k):
+    return [sorted(range(len(row)), key=lambda e, row=row: (-row[e], e))[:k] for row in scores.tolist()]
 
 
-def pad(golds: list[list[int]]) -> torch.Tensor:
-    width = max(map(len, golds))
-    return torch.tensor([g + [-1] * (width - len(g)) for g in golds], dtype=torch.int64).view(len(golds), width)
-
-
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_ranks_and_top_k_equal_one_sorted_list(data):
-    """Few distinct scores, so that ties are everywhere; golds missing, single or several; any block size."""
-    num_mentions = data.draw(st.integers(1, 5))
-    num_entities = data.draw(st.integers(1, 30))
+    """Few distinct scores, so that ties are everywhere; loose bounds; golds missing, single or several; any block."""
+    num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
-    scores = torch.tensor([data.draw(values) for _ in range(num_mentions)])
-    golds = [
-        data.draw(st.lists(st.integers(0, num_entities - 1), max_size=3, unique=True)) for _ in range(num_mentions)
-    ]
+    tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("dear", "cheap")}
+    gold = st.lists(st.integers(0, num_entities - 1), max_size=3, unique=True)
+    golds = [data.draw(gold) for _ in range(num_mentions)]
     top_k = data.draw(st.integers(1, 12))
-    index, mentions, score = table_index(scores)
-    ranking = Ranker(top_k, pairs_per_block=data.draw(st.integers(1, 200)))(score, mentions, pad(golds), index)
+    ranker = Ranker(
+        top_k,
+        unit_ranks=data.draw(st.sampled_from(["all", "cheap"])),
+        prune=data.draw(st.booleans()),
+        pairs_per_block=data.draw(st.integers(1, 250)),
+    )
+    matcher = table_matcher({"dear": data.draw(st.sampled_from([0.0, 0.3, 3.0])), "cheap": None})
+    index, mentions = table_states(tables)
+    ranking = ranker(matcher, mentions, pad(golds), index)
 
-    assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(scores, golds)
-    assert ranking.ranks["text"].tolist() == reference.ranks_by_sorting(-scores, golds)
-    order = [sorted(range(num_entities), key=lambda e, row=row: (-row[e], e))[:top_k] for row in scores.tolist()]
+    scores = {"overall": (tables["dear"] + tables["cheap"]) / 2, **tables}
+    expected = set(scores) - ({"dear"} if ranker.prune and ranker.unit_ranks == "cheap" else set())
+    assert set(ranking.ranks) == expected
+    for name, ranks in ranking.ranks.items():
+        assert ranks.tolist() == reference.ranks_by_sorting(scores[name], golds), name
+    order = top_by_sorting(scores["overall"], top_k)
     assert ranking.top_entities.tolist() == order
-    torch.testing.assert_close(ranking.top_scores["overall"], scores.gather(1, torch.tensor(order)))
-    torch.testing.assert_close(ranking.top_scores["text"], -scores.gather(1, torch.tensor(order)))
+    for name, table in scores.items():
+        torch.testing.assert_close(ranking.top_scores[name], table.gather(1, torch.tensor(order)))
+
+
+def test_differences_that_float32_can_not_see_are_ordered_by_position():
+    """A float32 block rounds these scores as it likes; the order is that of float64, rounded once."""
+    torch.manual_seed(0)
+    vectors = torch.randn(3, 64)
+    repeated = vectors[torch.randint(0, 3, (400,))] * 100
+    matcher = Matcher(DIMS, {"vision": lambda dims: VDLU(dims, 64)})
+    index = MemoryIndex(400)
+    state = {"query": repeated, "key": repeated, "pooled": repeated}
+    index.append({"vision": state})
+    mentions = {"vision": {name: torch.randn(5, 64) for name in state}}
+    golds = torch.tensor([[17], [30], [211], [399], [0]])
+    kinds = (repeated[None] == repeated[golds[:, 0]][:, None]).all(dim=-1)
+    same_before = torch.stack([kinds[m, : golds[m, 0]].sum() for m in range(5)])
+    for pairs_per_block in (5, 100, 1000, 10_000):
+        ranks = Ranker(pairs_per_block=pairs_per_block)(matcher, mentions, golds, index).ranks["vision"]
+        # Whole groups of equals stand before the gold, and of its own group those of smaller position.
+        sizes = {int(kinds[m].sum()) for m in range(5)}
+        groups = [int(r) - 1 - int(s) for r, s in zip(ranks, same_before, strict=True)]
+        counts = [int((repeated == v * 100).all(dim=-1).sum()) for v in vectors]
+        sums = {sum(c for i, c in enumerate(counts) if mask >> i & 1) for mask in range(8)}
+        assert sizes <= set(counts)
+        assert set(groups) <= sums
 
 
 def test_a_constant_scorer_gains_nothing():
-    scores = torch.zeros(100, 50)
-    index, mentions, score = table_index(scores)
+    index, mentions = table_states({"text": torch.zeros(100, 50)})
     golds = torch.randint(0, 50, (100, 1), generator=torch.Generator().manual_seed(0))
-    ranking = Ranker(pairs_per_block=700)(score, mentions, golds, index)
-    assert ranking.ranks["overall"].tolist() == (golds[:, 0] + 1).tolist()
+    for slack in (None, 1.0):
+        ranking = Ranker(pairs_per_block=700)(table_matcher({"text": slack}), mentions, golds, index)
+        assert ranking.ranks["overall"].tolist() == (golds[:, 0] + 1).tolist()
+        assert ranking.top_entities.tolist() == [list(range(10))] * 100
 
 
-@pytest.mark.parametrize("pairs_per_block", [1, 7, 64, 10_000])
-def test_block_size_and_mention_batches_change_no_rank_of_a_real_matcher(pairs_per_block):
-    torch.manual_seed(0)
-    matcher = Matcher(DIMS, published_units()).eval()
-    mentions, entities = reference.random_features(9, DIMS), reference.random_features(37, DIMS)
-    golds = torch.randint(0, 37, (9, 1))
+def trained_like(seed, mask_padding=False):
+    """A matcher with weights away from their start, and features of mentions that resemble their golds."""
+    torch.manual_seed(seed)
+    units = {**published_units(), "text": lambda dims: TGLU(dims, 24, mask_padding)}
+    matcher = Matcher(DIMS, units).eval()
     with torch.no_grad():
-        index = EntityIndex(37)
-        for start in range(0, 37, 10):
-            index.append(matcher.entity(type(entities)(*(field[start : start + 10] for field in entities))))
-        full = matcher.score(matcher.mention(mentions), matcher.entity(entities))
-        rankings = [
-            Ranker(pairs_per_block=pairs_per_block)(
-                matcher.score,
-                matcher.mention(type(mentions)(*(field[s : s + 4] for field in mentions))),
-                golds[s : s + 4],
+        for parameter in matcher.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    entities = reference.random_features(61, DIMS, tokens=6)
+    golds = torch.randint(0, 61, (13, 1))
+    mentions = type(entities)(
+        *(f[golds[:, 0]] + torch.randn_like(f[golds[:, 0]]) if f.is_floating_point() else f[golds[:, 0]] for f in entities)
+    )
+    return matcher, mentions, entities, golds
+
+
+def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, form="float32", order=None):
+    """Entities in the index in batches of ten, mentions ranked in batches."""
+    order = torch.arange(len(entities.text_global)) if order is None else order
+    with torch.no_grad():
+        index = MemoryIndex(len(order), form=form)
+        for start in range(0, len(order), 10):
+            index.append(matcher.entity(type(entities)(*(field[order[start : start + 10]] for field in entities))))
+        gold = order.argsort()[golds]
+        parts = [
+            ranker(
+                matcher,
+                matcher.mention(type(mentions)(*(field[s : s + batch] for field in mentions))),
+                gold[s : s + batch],
                 index,
             )
-            for s in range(0, 9, 4)
+            for s in range(0, len(golds), batch)
         ]
-    for name, scores in full.items():
-        ranks = [rank for ranking in rankings for rank in ranking.ranks[name].tolist()]
-        assert ranks == reference.ranks_by_sorting(scores, golds.tolist()), name
+    ranks = {name: [r for part in parts for r in part.ranks[name].tolist()] for name in parts[0].ranks}
+    return ranks, order[torch.cat([part.top_entities for part in parts])]
 
 
-def test_order_of_the_entities_changes_no_rank():
-    torch.manual_seed(1)
-    matcher = Matcher(DIMS, published_units()).eval()
-    mentions, entities = reference.random_features(6, DIMS), reference.random_features(29, DIMS)
-    golds = torch.randint(0, 29, (6, 1))
-    order = torch.randperm(29)
-    ranks = []
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_blocks_batches_pruning_and_order_change_no_rank_of_a_real_matcher(seed, mask_padding):
+    matcher, mentions, entities, golds = trained_like(seed, mask_padding)
+    scores = reference_scores(matcher, mentions, entities)
+    expected = {name: reference.ranks_by_sorting(table, golds.tolist()) for name, table in scores.items()}
+    top = top_by_sorting(scores["overall"], 10)
+    for prune in (True, False):
+        for pairs_per_block, order in ((5, None), (64, torch.randperm(61)), (10_000, None)):
+            ranker = Ranker(prune=prune, pairs_per_block=pairs_per_block)
+            ranks, found = rank_in_batches(ranker, matcher, mentions, entities, golds, order=order)
+            assert ranks == expected
+            assert found.tolist() == top
+
+
+def reference_scores(matcher, mentions, entities):
+    """Scores in float64 from the float32 states, rounded to float32: literal formulas, one pair at a time."""
     with torch.no_grad():
-        for features, gold in (
-            (entities, golds),
-            (type(entities)(*(field[order] for field in entities)), order.argsort()[golds]),
-        ):
-            index = EntityIndex(29)
-            index.append(matcher.entity(features))
-            ranking = Ranker(pairs_per_block=31)(matcher.score, matcher.mention(mentions), gold, index)
-            ranks.append({name: rank.tolist() for name, rank in ranking.ranks.items()})
-    assert ranks[0] == ranks[1]
+        normed = [matcher._norm(side) for side in (mentions, entities)]
+        literal = {"text": reference.tglu, "vision": reference.vdlu, "cross_modal": reference.cmfu}
+        matcher = matcher.double()
+        doubled = [type(side)(*(f.double() if f.is_floating_point() else f for f in side)) for side in normed]
+        units = {
+            name: reference.pairwise(*doubled, lambda m, e, name=name: literal[name](matcher.units[name], m, e))
+            for name in literal
+        }
+        matcher.float()
+    return {"overall": torch.stack(list(units.values())).mean(dim=0).float(), **{n: u.float() for n, u in units.items()}}
+
+
+@pytest.mark.parametrize("form", ["bfloat16", "int8"])
+def test_smaller_forms_rank_exactly_what_they_keep(form):
+    """Pruned or not, in any blocks: the same ranks; and close to those of float32."""
+    matcher, mentions, entities, golds = trained_like(5)
+    results = [
+        rank_in_batches(Ranker(prune=prune, pairs_per_block=pairs), matcher, mentions, entities, golds, form=form)
+        for prune in (True, False)
+        for pairs in (13, 1000)
+    ]
+    for ranks, top in results[1:]:
+        assert ranks == results[0][0]
+        assert torch.equal(top, results[0][1])
+    full, _ = rank_in_batches(Ranker(), matcher, mentions, entities, golds)
+    differences = [abs(a - b) for a, b in zip(full["overall"], results[0][0]["overall"], strict=True)]
+    assert max(differences) <= 1
+
+
+def test_a_matcher_that_is_not_monotone_is_not_pruned():
+    class Opposed(Matcher):
+        def combine(self, scores):
+            return -scores["text"]
+
+    scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
+    index, mentions = table_states({"text": scores})
+    golds = [[3], [4], [5], [29]]
+    ranking = Ranker(pairs_per_block=20)(table_matcher({"text": 5.0}, Opposed), mentions, pad(golds), index)
+    assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(-scores, golds)
+    assert ranking.ranks["text"].tolist() == reference.ranks_by_sorting(scores, golds)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity(value):
+    class Broken(TableUnit):
+        def score(self, mentions, entities):
+            scores = super().score(mentions, entities).clone()
+            return scores.masked_fill(scores == 13, value)
+
     scores = torch.zeros(3, 20)
-    scores[2, 13] = value
-    index, mentions, score = table_index(scores)
+    scores[2, 13] = 13
+    index, mentions = table_states({"text": scores})
     with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 13") as caught:
-        Ranker(pairs_per_block=15)(score, mentions, torch.tensor([[0], [1], [2]]), index)
+        Ranker(pairs_per_block=15)(Matcher(DIMS, {"text": Broken}), mentions, torch.tensor([[0], [1], [2]]), index)
     assert (caught.value.mention, caught.value.entity) == (2, 13)
 
 
-def test_the_index_refuses_more_entities_than_announced_and_tells_its_size():
-    index = EntityIndex(3, dtype=torch.bfloat16)
-    states = {"text": {"global": torch.randn(2, 8), "mask": torch.ones(2, 4, dtype=torch.int64)}}
-    index.append(states)
-    assert len(index) == 2
-    assert index.bytes_per_entity == 8 * 2 + 4 * 8
-    with pytest.raises(ValueError, match="3 entities"):
-        index.append(states)
+def test_a_non_finite_entity_is_an_error_even_where_no_pair_would_be_scored():
+    scores = torch.zeros(3, 20)
+    scores[2, 13] = float("nan")
+    index, mentions = table_states({"text": scores})
+    for golds in ([[0], [1], [2]], [[], [], []]):
+        with pytest.raises(NonFiniteScoreError, match="entity 13") as caught:
+            Ranker(pairs_per_block=15)(table_matcher({"text": 1.0}), mentions, pad(golds), index)
+        assert caught.value.entity == 13
+
+
+class Hungry(TableUnit):
+    """Has memory for a few pairs only."""
+
+    most = 1
+
+    def score(self, mentions, entities):
+        if len(mentions["row"]) * len(entities["column"]) > self.most:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().score(mentions, entities)
+
+
+def test_out_of_memory_shrinks_the_blocks_once_and_then_says_so():
+    scores = torch.randn(4, 64, generator=torch.Generator().manual_seed(3))
+    index, mentions = table_states({"text": scores})
+    golds = [[3], [4], [5], [63]]
+    matcher = Matcher(DIMS, {"text": Hungry})
+    matcher.units["text"].most = 40
+    ranking = Ranker(pairs_per_block=160)(matcher, mentions, pad(golds), index)
+    assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(scores, golds)
+    matcher.units["text"].most = 3
+    with pytest.raises(DeviceMemoryError, match="eval_batch_size"):
+        Ranker(pairs_per_block=160)(matcher, mentions, pad(golds), index)
+
+
+@pytest.mark.parametrize("options", [{"top_k": 0}, {"pairs_per_block": 0}])
+def test_sizes_below_one_are_refused(options):
+    with pytest.raises(ConfigError, match="positive"):
+        Ranker(**options)

@@ -1,0 +1,72 @@
+"""An entity index on disk, read through memory maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimic_pl.ranking.index import EntityIndex
+from mimic_pl.store import Column, Store, StoreWriter
+
+INDEX = "entity index"
+"""The kind of the store."""
+
+
+class DiskIndex(EntityIndex):
+    """An index in a folder: opening reads no entity, and going through it keeps memory flat.
+
+    Args:
+        folder: Where it lies.
+        expects: Values that its description must have: the model's fingerprint, text template, and so on.
+        device: Where blocks are handed out.
+
+    Raises:
+        StoreError: There is none, it is unfinished or damaged, or it was built by another model or from other data.
+    """
+
+    def __init__(
+        self, folder: Path | str, expects: Mapping[str, Any] | None = None, device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(device)
+        self.store = Store.open(folder, INDEX, expects)
+
+    def __len__(self) -> int:
+        """Number of entities."""
+        return len(self.store)
+
+    @property
+    def bytes_per_entity(self) -> int:
+        """Bytes that one entity takes on disk, kinds included."""
+        return self.store.bytes_per_row
+
+    def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
+        return self.store.slice(start, stop)
+
+    def _rows(self, positions: Tensor) -> Mapping[str, Tensor]:
+        return self.store.select(positions)
+
+
+class DiskIndexWriter:
+    """Writes an index to disk, or goes on with one whose building was interrupted.
+
+    Args:
+        folder: Where it is to lie.
+        num_entities: Entities in the knowledge base.
+        description: What it is made from; see :class:`DiskIndex`.
+        anew: Replace what lies there instead of going on.
+
+    Raises:
+        StoreError: Something else lies there, another process writes it, or there is no room.
+    """
+
+    def __init__(
+        self, folder: Path | str, num_entities: int, description: Mapping[str, Any], anew: bool = False
+    ) -> None:
+        self.folder = Path(folder)
+        self.num_entities = num_entities
+        self.description = description
+        self.anew = anew

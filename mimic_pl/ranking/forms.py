@@ -1,0 +1,40 @@
+"""The forms in which an index keeps the numbers of an entity: float32, bfloat16, or 8 bits with a scale per vector."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+IndexForm = Literal["float32", "bfloat16", "int8"]
+"""How an index keeps floating-point states.
+
+- ``float32``: as they were computed;
+- ``bfloat16``: half the bytes, 8 bits of mantissa;
+- ``int8``: about a quarter; every vector (a token's query, a global feature) as 8-bit integers times a scale of its own.
+
+Whatever the form, ranks are exact for the numbers that it keeps.
+"""
+
+SCALE = "#scale"
+"""Ends the name of the column that holds the scales of another."""
+
+
+def encode(name: str, tensor: Tensor, form: IndexForm) -> dict[str, Tensor]:
+    """Columns that keep a tensor ``[entities, ...]`` of a state in this form; integers stay as they are."""
+    if not tensor.is_floating_point():
+        return {name: tensor}
+    if form != "int8":
+        return {name: tensor.to(getattr(torch, form))}
+    largest = tensor.float().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * 2**8)
+    # Rounded up, so that nothing is clipped: bfloat16 has 8 bits, and 2^-8 of the scale costs less than its other half.
+    scale = (largest / 127 * (1 + 2**-8)).bfloat16()
+    return {name: (tensor.float() / scale.float()).round().to(torch.int8), name + SCALE: scale}
+
+
+def decode(stored: Tensor, scale: Tensor | None) -> Tensor:
+    """The tensor that a column stands for: float32 if it was floating-point."""
+    if scale is not None:
+        return stored.float() * scale.float()
+    return stored.float() if stored.is_floating_point() else stored

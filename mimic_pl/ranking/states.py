@@ -1,0 +1,80 @@
+"""States of a block that are decoded, moved and picked apart only where somebody looks at them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from mimic_pl.ranking.forms import SCALE, decode
+from mimic_pl.units import State, States
+
+
+class StoredState(Mapping[str, Tensor]):
+    """A unit's state of some entities as an index keeps it; a tensor is decoded when it is first asked for.
+
+    Bounds look at a fifth of an entity's numbers; its tokens are decoded for the few pairs that need them.
+
+    Args:
+        columns: Stored columns by name, ``[entities, ...]``.
+        device: Where decoded tensors are wanted.
+    """
+
+    def __init__(self, columns: Mapping[str, Tensor], device: torch.device) -> None:
+        self._columns = columns
+        self._device = device
+        self._decoded: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The decoded tensor."""
+        if name not in self._decoded:
+            scale = self._columns.get(name + SCALE)
+            # Moved before it is decoded: half or a quarter of the bytes.
+            stored = self._columns[name].to(self._device, non_blocking=True)
+            self._decoded[name] = decode(stored, None if scale is None else scale.to(self._device))
+        return self._decoded[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the state's tensors."""
+        return (name for name in self._columns if not name.endswith(SCALE))
+
+    def __len__(self) -> int:
+        """Number of the state's tensors."""
+        return sum(1 for _ in self)
+
+
+class PickedState(Mapping[str, Tensor]):
+    """Some rows of a state, copied when a tensor is first asked for.
+
+    Args:
+        state: The state.
+        rows: Which rows, int64 ``[n]``; they may repeat.
+        double: Hand floating-point tensors out in float64.
+    """
+
+    def __init__(self, state: State, rows: Tensor, double: bool = False) -> None:
+        self._state = state
+        self._rows = rows
+        self._double = double
+        self._picked: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The tensor's rows, ``[n, ...]``."""
+        if name not in self._picked:
+            picked = self._state[name].index_select(0, self._rows)
+            self._picked[name] = picked.double() if self._double and picked.is_floating_point() else picked
+        return self._picked[name]
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the state's tensors."""
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        """Number of the state's tensors."""
+        return len(self._state)
+
+
+def pick(states: States, rows: Tensor, double: bool = False) -> States:
+    """Some rows of each unit's state, as :class:`PickedState`."""
+    return {unit: PickedState(state, rows, double) for unit, state in states.items()}

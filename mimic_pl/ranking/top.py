@@ -1,0 +1,63 @@
+"""The best entities seen so far, in the total order."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+class TopEntities:
+    """The ``k`` best entities of the blocks seen so far for each mention: score descending, then position.
+
+    Args:
+        mentions: Number of mentions.
+        k: How many to keep.
+        names: Names of the scores that are kept of them; ``overall`` orders.
+        device: Where the lists are kept.
+    """
+
+    def __init__(self, mentions: int, k: int, names: tuple[str, ...], device: torch.device) -> None:
+        self.k = k
+        self.positions = torch.full((mentions, k), -1, dtype=torch.int64, device=device)
+        self.kinds = torch.zeros((mentions, k), dtype=torch.int64, device=device)
+        self.scores = {name: torch.full((mentions, k), -torch.inf, device=device) for name in names}
+
+    @property
+    def last(self) -> Tensor:
+        """Score of each mention's last entity, ``[mentions]``; -inf while a list is not full."""
+        return self.scores["overall"][:, -1]
+
+    @property
+    def last_kind(self) -> Tensor:
+        """Kind of each mention's last entity, int64 ``[mentions]``."""
+        return self.kinds[:, -1]
+
+    def merge(self, rows: Tensor, positions: Tensor, kinds: Tensor, scores: dict[str, Tensor]) -> None:
+        """Merge pairs of a block, ordered by mention and then position; all positions come after those seen so far.
+
+        Args:
+            rows: Mentions, int64 ``[pairs]``.
+            positions: Entities' positions, int64 ``[pairs]``.
+            kinds: Entities' kinds, int64 ``[pairs]``.
+            scores: Scores by name, ``[pairs]``.
+        """
+        if not len(rows):
+            return
+        counts = torch.bincount(rows, minlength=len(self.positions))
+        column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+        place = rows, self.k + column
+
+        def extended(kept: Tensor, new: Tensor, filling: float) -> Tensor:
+            wide = kept.new_full((len(kept), self.k + int(counts.max())), filling)
+            wide[:, : self.k] = kept
+            wide[place] = new
+            return wide
+
+        overall = extended(self.scores["overall"], scores["overall"], -torch.inf)
+        # Ties keep the order of the columns, which is that of the positions.
+        order = overall.sort(dim=1, descending=True, stable=True).indices[:, : self.k]
+        self.positions = extended(self.positions, positions, -1).gather(1, order)
+        self.kinds = extended(self.kinds, kinds, 0).gather(1, order)
+        self.scores = {
+            name: extended(kept, scores[name], -torch.inf).gather(1, order) for name, kept in self.scores.items()
+        }

@@ -1,0 +1,50 @@
+"""Units that score as a table says, to rank any scores at all."""
+
+import torch
+
+from mimic_pl.features import FeatureDims
+from mimic_pl.ranking import MemoryIndex
+from mimic_pl.units import Bounds, Matcher, Unit
+
+
+class TableUnit(Unit):
+    """Scores from a table ``[mentions, entities]``; ``slack`` widens its bounds at random."""
+
+    def __init__(self, dims, slack=None):
+        super().__init__(dims)
+        self.slack = slack
+
+    def mention(self, features):
+        raise AssertionError("states are made by hand")
+
+    entity = mention
+
+    def score(self, mentions, entities):
+        return entities["column"].index_select(1, mentions["row"]).T
+
+    def pairs(self, mentions, entities):
+        return entities["column"].gather(1, mentions["row"][:, None])[:, 0]
+
+    def bounds(self, mentions, entities):
+        if self.slack is None:
+            return super().bounds(mentions, entities)
+        score = self.score(mentions, entities)
+        below, above = torch.rand(2, *score.shape, generator=torch.Generator().manual_seed(len(score)))
+        return Bounds(score - self.slack * below, score + self.slack * above)
+
+
+def table_matcher(slacks, matcher=Matcher):
+    return matcher(FeatureDims(1, 1), {name: lambda dims, s=slack: TableUnit(dims, s) for name, slack in slacks.items()})
+
+
+def table_states(tables):
+    """An index and mentions whose scores by unit are these tables, each ``[mentions, entities]``."""
+    first = next(iter(tables.values()))
+    index = MemoryIndex(first.shape[1])
+    index.append({name: {"column": table.T.contiguous()} for name, table in tables.items()})
+    return index, {name: {"row": torch.arange(len(first))} for name in tables}
+
+
+def pad(golds):
+    width = max(map(len, golds))
+    return torch.tensor([g + [-1] * (width - len(g)) for g in golds], dtype=torch.int64).view(len(golds), width)
