@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 
@@ -31,6 +32,16 @@ class Features(NamedTuple):
     image_global: Tensor
     image_local: Tensor
     text_mask: Tensor
+
+    def padded(self, tokens: int) -> Features:
+        """The same with at least this many text tokens: zeros that the mask leaves out."""
+        missing = tokens - self.text_local.shape[1]
+        if missing <= 0:
+            return self
+        pad = torch.nn.functional.pad
+        return self._replace(
+            text_local=pad(self.text_local, (0, 0, 0, missing)), text_mask=pad(self.text_mask, (0, missing))
+        )
 
     @property
     def dims(self) -> FeatureDims:

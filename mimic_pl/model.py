@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,7 +19,7 @@ from mimic_pl.features import Features
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, MemoryIndex, Ranker, Ranking
+from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, fingerprint
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, States, UnitFactory, published_units
 
 Side = dict[str, Tensor]
@@ -55,6 +55,9 @@ class MIMIC(LightningModule):
         optimizer: Makes the optimizer from parameter groups; published settings by default.
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
+        indexer: Makes the index of the knowledge base that is ranked: in which form, and where it is kept.
+        compile_encoder: Compile the encoder with :func:`torch.compile` (a minute or more before the first step; needs a
+            C++ compiler).
 
     Example:
         >>> model = MIMIC(CLIPEncoder("openai/clip-vit-base-patch32"))  # doctest: +SKIP
@@ -69,6 +72,8 @@ class MIMIC(LightningModule):
         optimizer: OptimizerCallable = published_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
         ranker: Ranker | None = None,
+        indexer: Indexer | None = None,
+        compile_encoder: bool = False,
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -77,6 +82,9 @@ class MIMIC(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
+        self.indexer = indexer or Indexer()
+        if compile_encoder:
+            self.encoder.compile()  # in place: the names of the weights stay
         self.metrics = self.configure_metrics()
         self.index: EntityIndex | None = None
 
@@ -203,10 +211,11 @@ class MIMIC(LightningModule):
 
     @torch.no_grad()
     def encode_entities(self) -> EntityIndex:
-        """Encode every entity of the data module's knowledge base into an index on this device.
+        """Make the index of the data module's knowledge base, as :attr:`indexer` says.
 
         Raises:
             ConfigError: The Trainer was given bare loaders instead of a data module.
+            StoreError: The index on disk was built by another model or from other data, or is damaged.
         """
         datamodule: Any = getattr(self.trainer, "datamodule", None)
         if not hasattr(datamodule, "entity_dataloader"):
@@ -214,10 +223,38 @@ class MIMIC(LightningModule):
                 "Ranking needs the knowledge base, which comes from a data module with entity_dataloader(). Call the "
                 "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
             )
-        loader = datamodule.entity_dataloader()
-        index = MemoryIndex(len(loader.dataset), device=self.device)
+        num_entities = len(datamodule.entities)
+        if self.indexer.place != "disk":
+            # Where texts need not be padded to one length, those of about one length are encoded together.
+            loader = datamodule.entity_dataloader(by_length=not self.matcher.reads_padding)
+            return self.indexer.in_memory(num_entities, lambda _: self._encoded(loader), self.device)
+        validating = self.trainer.state.fn in ("fit", "validate")
+        description = {
+            "model": fingerprint(self.encoder, self.matcher),
+            "precision": str(self.trainer.precision),
+            **datamodule.describe_entities(),
+        }
+        return self.indexer.on_disk(
+            self._index_folder(validating),
+            num_entities,
+            lambda first: self._encoded(datamodule.entity_dataloader(first=first)),
+            self.device,
+            description,
+            # Validation follows a model that changes; what lies there is of an earlier epoch.
+            anew=validating,
+        )
+
+    def _index_folder(self, validating: bool) -> Path:
+        trainer = self.trainer
+        folder = Path(self.indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
+        name = "validation" if validating else "entities"
+        return folder / (name if trainer.world_size == 1 else f"{name}-{trainer.global_rank}")
+
+    def _encoded(self, loader: Any) -> Iterator[tuple[Tensor, States]]:
+        """Positions and states of the entities of each batch."""
         bar = tqdm(
-            loader,
+            _ahead(loader, lambda batch: self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)),
+            total=len(loader),
             desc="Encoding the knowledge base",
             unit="batch",
             leave=False,
@@ -225,12 +262,13 @@ class MIMIC(LightningModule):
         )
         was_training = self.training
         self.eval()
-        for batch in bar:
-            batch = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-            with self.trainer.precision_plugin.forward_context():
-                index.append(self._entity_states(batch["entities"]))
-        self.train(was_training)
-        return index
+        try:
+            for batch in bar:
+                with self.trainer.precision_plugin.forward_context():
+                    states = self._entity_states(batch["entities"])
+                yield batch["index"], states
+        finally:
+            self.train(was_training)
 
     def _entity_states(self, side: Side) -> States:
         """Encode a batch of entities, a small one filled up.
@@ -240,7 +278,8 @@ class MIMIC(LightningModule):
         """
         size = len(side["input_ids"])
         rows = torch.arange(max(size, _SMALLEST_BATCH), device=self.device).clamp_max(size - 1)
-        states = self.matcher.entity(self.encoder(**{name: tensor[rows] for name, tensor in side.items()}))
+        features = self.encoder(**{name: tensor[rows] for name, tensor in side.items()})
+        states = self.matcher.entity(features.padded(self.encoder.text_length))
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
     def rank(self, batch: dict[str, Any], split: str) -> Ranking:
@@ -321,6 +360,16 @@ class MIMIC(LightningModule):
         model = cls(encoder, units=units, **kwargs)
         load_weights(model, state, str(checkpoint))
         return model
+
+
+def _ahead(loader: Iterable[Any], move: Callable[[Any], Any]) -> Iterator[Any]:
+    """Batches on the device, each on its way there while the one before is worked on."""
+    moved: list[Any] = []
+    for batch in loader:
+        moved.append(move(batch))
+        if len(moved) == 2:
+            yield moved.pop(0)
+    yield from moved
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

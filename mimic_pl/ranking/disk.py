@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from mimic_pl.ranking.index import EntityIndex
-from mimic_pl.store import Column, Store, StoreWriter
+from mimic_pl.store import Store
 
 INDEX = "entity index"
-"""The kind of the store."""
+"""The kind of store that an index is."""
 
 
 class DiskIndex(EntityIndex):
@@ -21,7 +21,7 @@ class DiskIndex(EntityIndex):
 
     Args:
         folder: Where it lies.
-        expects: Values that its description must have: the model's fingerprint, text template, and so on.
+        expects: Values that its description must have: the model's fingerprint, the text template, and so on.
         device: Where blocks are handed out.
 
     Raises:
@@ -48,25 +48,3 @@ class DiskIndex(EntityIndex):
 
     def _rows(self, positions: Tensor) -> Mapping[str, Tensor]:
         return self.store.select(positions)
-
-
-class DiskIndexWriter:
-    """Writes an index to disk, or goes on with one whose building was interrupted.
-
-    Args:
-        folder: Where it is to lie.
-        num_entities: Entities in the knowledge base.
-        description: What it is made from; see :class:`DiskIndex`.
-        anew: Replace what lies there instead of going on.
-
-    Raises:
-        StoreError: Something else lies there, another process writes it, or there is no room.
-    """
-
-    def __init__(
-        self, folder: Path | str, num_entities: int, description: Mapping[str, Any], anew: bool = False
-    ) -> None:
-        self.folder = Path(folder)
-        self.num_entities = num_entities
-        self.description = description
-        self.anew = anew
