@@ -1,14 +1,15 @@
-"""TGLU's global-to-local term for all pairs, forward and backward, without a tensor of pairs times tokens times width."""
+"""TGLU's global-to-local term for all pairs, forward and backward, and no tensor of pairs times tokens kept."""
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.autograd.function import once_differentiable
 
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
@@ -140,7 +141,7 @@ class _NormedProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: FunctionCtx,
+        ctx: Any,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -151,11 +152,18 @@ class _NormedProduct(torch.autograd.Function):
         fused: bool,
     ) -> Tensor:
         ctx.save_for_backward(query, key, value, gain, weight, key_mask)
-        ctx.eps = eps  # type: ignore[attr-defined]
+        ctx.eps = eps
         if fused:
             from mimic_pl.units.triton_attention import normed_product
 
-            return normed_product(query, key, value, gain, weight, key_mask, eps)
+            fitting = normed_product(query, key, value, gain, weight, key_mask, eps)
+            if fitting is not None:
+                return fitting
+            warnings.warn(
+                f"TGLU's Triton kernel has no tile for {query.shape[1]} x {key.shape[1]} tokens of {key.shape[2]} in "
+                f'{query.dtype} that fits this GPU; torch computes it (kernel = "torch" does so without this warning).',
+                stacklevel=2,
+            )
         centred = _centre(value.to(gain.dtype))
         scores = gain.new_empty(len(key), len(query))
         for mentions, entities in _blocks(query, key):
@@ -168,7 +176,7 @@ class _NormedProduct(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, gain, weight, key_mask = ctx.saved_tensors
         exact, width = gain.dtype, query.shape[-1]
         with torch.autocast(query.device.type, enabled=False):

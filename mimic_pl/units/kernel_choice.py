@@ -14,13 +14,17 @@ from mimic_pl.errors import ConfigError
 Kernel = Literal["auto", "torch", "triton"]
 """``"torch"`` runs anywhere. ``"triton"`` is one fused kernel. ``"auto"`` is Triton where it can run, else torch."""
 
+_FLOAT32_CAPABILITIES = (9, 10)
+"""Hopper and Blackwell for data centres, whose 227 kB of shared memory hold float32 tiles; elsewhere these would spill
+to slow memory."""
+
 
 def uses_triton(kernel: Kernel, tensor: Tensor) -> bool:
     """Whether a fused kernel takes this tensor.
 
     Triton is an optional part of torch (its wheels for Linux bring it along), so nothing here imports it. The kernels
-    are for NVIDIA GPUs from compute capability 8.0 on (bfloat16 and TF32 tensor cores) and for all floating-point types
-    but float64, which no tensor core serves in the way they are written.
+    are for NVIDIA GPUs, for 16-bit types from compute capability 8.0 on, for float32 on those of data centres from 9.0
+    on, and not for float64, in which they would not compute.
 
     Args:
         kernel: The choice.
@@ -49,7 +53,11 @@ def _obstacle(tensor: Tensor) -> str:
         if torch.version.hip is not None:
             return "the fused kernels are written for NVIDIA GPUs."
         capability = torch.cuda.get_device_capability(tensor.device)
-        return "" if capability >= (8, 0) else f"the GPU has compute capability {capability}, the kernels need (8, 0)."
+        if capability < (8, 0):
+            return f"the GPU has compute capability {capability}, the fused kernels need (8, 0)."
+        if tensor.dtype == torch.float32 and capability[0] not in _FLOAT32_CAPABILITIES:
+            return f"the GPU has compute capability {capability}, too little shared memory for the kernels in float32."
+        return ""
     if tensor.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
         return ""  # Triton's interpreter: for tests
     return f"the tensors are on the device {str(tensor.device)!r}, and Triton compiles for GPUs (move them to CUDA)."
