@@ -174,7 +174,7 @@ def test_a_value_that_is_not_finite_stays_with_its_entity():
 
 @pytest.mark.parametrize("reached", ["autocast", "arguments"])
 def test_bfloat16_rounds_the_large_product_alone(reached):
-    """Products of bfloat16 carry 8 bits: scores of sum of squares 1 a dimension agree to a hundredth of their spread."""
+    """Products of bfloat16 carry 8 bits: scores agree to a hundredth of their spread, gradients to a fiftieth."""
     torch.manual_seed(5)
     tensors = random_tensors(8, 9, 12, 10, 32, torch.float32)
     upstream = torch.randn(8, 9)
