@@ -141,8 +141,8 @@ class Positions(Mapping[str, int]):
 
     def __init__(self, blob: npt.NDArray[np.uint8], starts: Integers, stops: Integers) -> None:
         self._blob, self._starts, self._stops = blob, starts, stops
-        view = memoryview(blob)
-        spans = zip(memoryview(starts), memoryview(stops), strict=True)  # numbers come one by one, not as a list
+        view = blob.data
+        spans = zip(starts.data, stops.data, strict=True)  # numbers come one by one, not as a list
         sums = np.fromiter((zlib.crc32(view[start:stop]) for start, stop in spans), np.uint32, len(starts))
         order = np.argsort(sums, kind="stable")
         self._sums = sums[order]
