@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from mimic_pl.callbacks.predictions import candidate_lists
 from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.table import as_table
 from mimic_pl.errors import ConfigError
 
 TILE = 128
@@ -90,12 +91,12 @@ class SamplePanels(Callback):
         if writer is None or not self._found:
             return
         data = _data(trainer)
-        by_qid = {qid: None for index in self._found for qid in data.mentions["val"][index].golds}
-        golds: dict[str, Entity] = {entity.qid: entity for entity in data.entities if entity.qid in by_qid}
+        entities = as_table(data.entities)
         texts = []
         for number, index in enumerate(sorted(self._found)):
             mention, found = data.mentions["val"][index], self._found[index]
-            gold = next((golds[qid] for qid in mention.golds if qid in golds), None)
+            known = (entities.positions[qid] for qid in mention.golds if qid in entities.positions)
+            gold = next((entities[position] for position in known), None)
             texts.append(sample_text(mention, gold, found["rank"], found["candidates"]))
             tiles = [(data.mention_picture(mention), [f"mention: {mention.mention}"])]
             tiles.append(
@@ -108,7 +109,7 @@ class SamplePanels(Callback):
                 zip(found["positions"], found["candidates"], strict=True), start=1
             ):
                 caption = [f"{place}. {candidate['name']}", f"{candidate['scores']['overall']:.2f}"]
-                tiles.append((data.entity_picture(data.entities[position]), caption))
+                tiles.append((data.entity_picture(entities[position]), caption))
             strip = np.asarray(picture_strip(tiles))
             writer.add_image(f"sample/{number}", strip, trainer.global_step, dataformats="HWC")
         writer.add_text("samples", "\n\n".join(texts), trainer.global_step)

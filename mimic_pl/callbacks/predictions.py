@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mimic_pl.callbacks.results import metrics_by_score, missing_golds
 from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranking import Ranking
 
@@ -106,7 +107,7 @@ class PredictionWriter(Callback):
             return
         self._folder = Path(folder)
         self._folder.mkdir(parents=True, exist_ok=True)
-        self._names: dict[str, str] | None = None
+        self._entities: EntityTable | None = None
         self._part = _part_path(self._folder, name, trainer.global_rank).open("w", encoding="utf-8")
 
     def _write(self, trainer: Trainer, outputs: Any, split: str, labelled: bool) -> None:
@@ -121,15 +122,15 @@ class PredictionWriter(Callback):
                 f"predictions.top_k is {self.top_k}, but the model keeps only {available} candidates of a mention. "
                 f"Raise the model's (--model.ranker.top_k {self.top_k}) or lower the callback's."
             )
-        if self._names is None and labelled:
-            self._names = {entity.qid: entity.name for entity in data.entities}
+        if self._entities is None:
+            self._entities = as_table(data.entities)
         ranks = {name: column.tolist() for name, column in ranking.ranks.items()}
-        for row, line in enumerate(candidate_lists(ranking, data.entities, self.top_k)):
+        for row, line in enumerate(candidate_lists(ranking, self._entities, self.top_k)):
             index = int(outputs["index"][row])
             mention = mentions[index]
             record: dict[str, Any] = {"id": mention.id, "mention": mention.mention, "sentence": mention.sentence}
-            if labelled and self._names is not None:
-                record["golds"] = [{"qid": qid, "name": self._names.get(qid)} for qid in mention.golds]
+            if labelled:
+                record["golds"] = [{"qid": qid, "name": _name(qid, self._entities)} for qid in mention.golds]
                 record["rank"] = {name: column[row] or None for name, column in ranks.items()}
             record["candidates"] = line
             self._part.write(f"{index}\t{json.dumps(record, ensure_ascii=False)}\n")
@@ -162,14 +163,20 @@ def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) ->
     return [
         [
             {
-                "qid": entities[position].qid,
-                "name": entities[position].name,
+                "qid": entity.qid,
+                "name": entity.name,
                 "scores": {name: round(block[row][column], 6) for name, block in scores.items()},
             }
-            for column, position in enumerate(line)
+            for column, entity in enumerate(entities[position] for position in line)
         ]
         for row, line in enumerate(positions)
     ]
+
+
+def _name(qid: str, entities: EntityTable) -> str | None:
+    """An entity's name, if it is in the knowledge base."""
+    position = entities.positions.get(qid)
+    return None if position is None else entities[position].name
 
 
 def _part_path(folder: Path, name: str, rank: int) -> Path:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.table import as_table
 from mimic_pl.metrics import HITS
 
 PUBLISHED = (*(f"hits@{k}" for k in HITS), "mrr", "mr")
@@ -34,7 +35,7 @@ def _published_order(metric: tuple[str, float]) -> tuple[int, str]:
     return (PUBLISHED.index(metric[0]) if metric[0] in PUBLISHED else len(PUBLISHED), metric[0])
 
 
-def missing_golds(mentions: Any, entities: Any) -> int:
+def missing_golds(mentions: Sequence[Mention], entities: Sequence[Entity]) -> int:
     """How many mentions have no gold in the knowledge base."""
-    known = {entity.qid for entity in entities}
-    return sum(known.isdisjoint(mention.golds) for mention in mentions)
+    known = as_table(entities).positions
+    return sum(not any(gold in known for gold in mention.golds) for mention in mentions)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,14 +14,15 @@ from lightning.pytorch import LightningDataModule
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mimic_pl.data.dataset import EntityDataset, MentionDataset, TrainingDataset, collate
+from mimic_pl.data.dataset import EntityDataset, Item, MentionDataset, TrainingDataset, collate, collate_cut
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
-from mimic_pl.data.sampler import EvalSampler, TrainSampler
+from mimic_pl.data.sampler import EvalSampler, LengthSampler, TrainSampler
 from mimic_pl.data.scan import failures, scan
 from mimic_pl.data.statistics import PublishedStatistics
+from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
 
@@ -60,7 +61,7 @@ class MELDataModule(LightningDataModule):
     file_stems: ClassVar[tuple[str, ...]] = ()
     """What the split files' names may begin with, for a data set whose files are not named after it."""
 
-    entities: Sequence[Entity]
+    entities: EntityTable
     mentions: dict[str, list[Mention]]
 
     def __init__(
@@ -112,7 +113,11 @@ class MELDataModule(LightningDataModule):
             )
 
     def read_entities(self) -> Sequence[Entity]:
-        """Read the knowledge base, in the order that positions count."""
+        """Read the knowledge base, in the order that positions count.
+
+        What an override returns is stored as an :class:`~mimic_pl.data.table.EntityTable`, of which ``entities`` makes
+        new records when asked: whatever else is to be known of an entity goes into its ``fields``.
+        """
         return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json")
 
     def read_mentions(self, split: str) -> list[Mention]:
@@ -201,9 +206,8 @@ class MELDataModule(LightningDataModule):
         """Read and tokenize what the stage needs."""
         self.check_root(self.root)
         if not hasattr(self, "entities"):
-            self.entities = self.read_entities()
-            self._positions = {entity.qid: position for position, entity in enumerate(self.entities)}
-            self._warn_of_absent(self.entity_pictures, any(entity.pictures for entity in self.entities))
+            self.entities = as_table(self.read_entities())
+            self._warn_of_absent(self.entity_pictures, (entity.pictures for entity in self.entities))
             self._entity_dataset = EntityDataset(
                 self.entities,
                 self.entity_template,
@@ -220,9 +224,10 @@ class MELDataModule(LightningDataModule):
             raise DataError(f"The {split} split of {self.folder} holds no mentions.")
         self.mentions[split] = mentions
         if not self._datasets:  # once for all splits: they share the folder
-            self._warn_of_absent(self.mention_pictures, any(mention.picture for mention in mentions))
+            self._warn_of_absent(self.mention_pictures, (mention.picture for mention in mentions))
+        known = self.entities.positions
         nil = sum(not mention.golds for mention in mentions)
-        unknown = sum(bool(m.golds) and not any(gold in self._positions for gold in m.golds) for m in mentions)
+        unknown = sum(bool(m.golds) and not any(gold in known for gold in m.golds) for m in mentions)
         if (nil or unknown) and split != "predict":
             fate = "left out of training" if split == "train" else "counted as not found"
             _log.warning(
@@ -231,7 +236,7 @@ class MELDataModule(LightningDataModule):
             )
         self._datasets[split] = MentionDataset(
             mentions,
-            self._positions,
+            known,
             self.mention_template,
             self.mention_pictures,
             self.preprocessor,
@@ -291,10 +296,18 @@ class MELDataModule(LightningDataModule):
         """Mentions to link."""
         return self._eval_loader(self._datasets["predict"], self.eval_batch_size)
 
-    def entity_dataloader(self) -> DataLoader[Any]:
-        """All entities of the knowledge base in order, on every process."""
-        sampler = EvalSampler(self._entity_dataset)
-        return self._loader(self._entity_dataset, sampler, self.entity_batch_size)
+    def entity_dataloader(self, by_length: bool = False) -> DataLoader[Any]:
+        """All entities of the knowledge base, on every process.
+
+        Args:
+            by_length: The longest texts first instead of in order, and each batch's ``input_ids`` and
+                ``attention_mask`` no longer than its longest text; ``index`` (int64 ``[batch]``) says which entities
+                they are. Only where padding is masked are the features of a shorter batch the same.
+        """
+        if by_length:
+            lengths = LengthSampler(self._entity_dataset.side.tokens.lengths)
+            return self._loader(self._entity_dataset, lengths, self.entity_batch_size, collate_with=collate_cut)
+        return self._loader(self._entity_dataset, EvalSampler(self._entity_dataset), self.entity_batch_size)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalise the pictures on the device, and count those that failed."""
@@ -314,8 +327,8 @@ class MELDataModule(LightningDataModule):
         self.picture_report.log(self.pictures)
 
     @staticmethod
-    def _warn_of_absent(pictures: PictureFolder, named: bool) -> None:
-        if named and not pictures.folder.is_dir():
+    def _warn_of_absent(pictures: PictureFolder, named: Iterable[object]) -> None:
+        if not pictures.folder.is_dir() and any(named):
             _log.warning(
                 f"There is no folder {pictures.folder} (nor one with the plural's s), so that every picture that its "
                 "records name is missing. Unpack the pictures there."
@@ -327,13 +340,18 @@ class MELDataModule(LightningDataModule):
         return self._loader(dataset, EvalSampler(dataset, *self._processes()), batch_size)
 
     def _loader(
-        self, dataset: Dataset[Any], sampler: Sampler[int], batch_size: int, keep_workers: bool = False
+        self,
+        dataset: Dataset[Any],
+        sampler: Sampler[int],
+        batch_size: int,
+        keep_workers: bool = False,
+        collate_with: Callable[[list[Item]], dict[str, Any]] = collate,
     ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             batch_size=batch_size,
             sampler=sampler,
-            collate_fn=collate,
+            collate_fn=collate_with,
             num_workers=self.num_workers,
             persistent_workers=keep_workers and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),

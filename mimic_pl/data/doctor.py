@@ -17,6 +17,7 @@ from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.reader import MalformedRecordsError
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.scan import ScannedPicture, failures, scan
+from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
 
@@ -94,7 +95,7 @@ def examine(datamodule: MELDataModule) -> Report:
     files = sorted(path.name for path in datamodule.folder.iterdir())
     report.add("folder", f"{datamodule.folder}: {', '.join(files[:12])}{', ...' if len(files) > 12 else ''}")
     published = datamodule.published
-    entities = _read(report, "knowledge base", datamodule.read_entities) or []
+    entities = as_table(_read(report, "knowledge base", datamodule.read_entities))
     report.add("entities", *_beside(len(entities), published.entities if published else None))
     mentions: dict[str, Sequence[Mention]] = {}
     for split in SPLITS:
@@ -102,9 +103,8 @@ def examine(datamodule: MELDataModule) -> Report:
         expected = published.mentions[split] if published else None
         report.add(f"{split} mentions", *_beside(len(mentions[split]), expected))
     _examine_entities(report, entities, datamodule.entity_template)
-    positions = {entity.qid: entity for entity in entities}
     for split in SPLITS:
-        _examine_split(report, split, mentions[split], positions, datamodule)
+        _examine_split(report, split, mentions[split], entities, datamodule)
     ids = [id_ for split in SPLITS for id_ in {mention.id for mention in mentions[split]}]
     _duplicates(report, "mention ids of several splits", ids, "warning")
     _examine_pictures(report, datamodule, entities, mentions)
@@ -160,7 +160,7 @@ def _examine_split(
     report: Report,
     split: str,
     mentions: Sequence[Mention],
-    entities: dict[str, Entity],
+    entities: EntityTable,
     datamodule: MELDataModule,
 ) -> None:
     if not mentions:
@@ -177,13 +177,14 @@ def _examine_split(
 
 
 def _examine_golds(
-    report: Report, split: str, mentions: Sequence[Mention], entities: dict[str, Entity], batch_size: int
+    report: Report, split: str, mentions: Sequence[Mention], entities: EntityTable, batch_size: int
 ) -> None:
     total = len(mentions)
-    unknown = [m.id for m in mentions if m.golds and not any(gold in entities for gold in m.golds)]
+    known = entities.positions
+    unknown = [m.id for m in mentions if m.golds and not any(gold in known for gold in m.golds)]
     advice = f"{_FATES[split]}; for example {_examples(unknown)}" if unknown else ""
     report.add(f"{split} golds not in the knowledge base", _share(len(unknown), total), _warning(unknown), advice)
-    linked = [[entities[gold] for gold in mention.golds if gold in entities] for mention in mentions]
+    linked = [[entities[known[gold]] for gold in mention.golds if gold in known] for mention in mentions]
     if split == "train" and not any(linked):
         report.add("train mentions with a gold", 0, "ERROR", "training needs golds that are in the knowledge base")
     equal = sum(
@@ -226,7 +227,7 @@ def batch_mates_with_same_gold(golds: Sequence[str], batch_size: int) -> float:
 def _examine_pictures(
     report: Report, datamodule: MELDataModule, entities: Sequence[Entity], mentions: dict[str, Sequence[Mention]]
 ) -> None:
-    names = list(itertools.chain(*(entity.pictures for entity in entities)))
+    names = itertools.chain.from_iterable(entity.pictures for entity in entities)
     _scan(report, datamodule, "kb_image", "entity pictures", names)
     own = {split: [m.picture for m in mentions[split] if m.picture] for split in SPLITS}
     seen = _scan(report, datamodule, "mention_image", "mention pictures", itertools.chain(*own.values()))

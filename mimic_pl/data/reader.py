@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
 
-from tqdm.auto import tqdm
-
+from mimic_pl.data.json_file import read_json, stream_json
 from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import DataError
 
 NIL = "nil"
@@ -18,6 +19,7 @@ NIL = "nil"
 
 _SHOWN = 5
 _Record = TypeVar("_Record")
+_Problem = tuple[int, str]  # number of the record, and what is wrong with it
 
 
 class MalformedRecordsError(DataError):
@@ -29,15 +31,17 @@ class MalformedRecordsError(DataError):
         records: The records that could be read all the same, for those who want to go on looking.
     """
 
-    def __init__(self, path: Path, problems: list[str], records: list[Any]) -> None:
+    def __init__(self, path: Path, problems: list[str], records: Sequence[Any]) -> None:
         more = f"\n... and {len(problems) - _SHOWN} more problems." if len(problems) > _SHOWN else ""
         super().__init__("\n".join(f"{path}, {problem}" for problem in problems[:_SHOWN]) + more)
         self.problems = problems
         self.records = records
 
 
-def read_entities(path: Path, ids: Path | None = None) -> list[Entity]:
+def read_entities(path: Path, ids: Path | None = None) -> EntityTable:
     """Read ``kb_entity.json``, in the order of its ``id`` as the published code does.
+
+    Records are decoded and stored one by one, so that a large file needs little more memory than its table.
 
     Args:
         path: The file.
@@ -46,31 +50,41 @@ def read_entities(path: Path, ids: Path | None = None) -> list[Entity]:
     Raises:
         DataError: A file is missing, empty or malformed, two entities share a ``qid``, or the files disagree.
     """
-    problems: list[str] = []
-    numbered: list[tuple[int | str, Entity]] = []
-    seen: dict[str, int] = {}
-    for number, row, pair in _records(path, "entities", _entity, problems):
-        qid = pair[1].qid
-        if qid in seen:
-            problems.append(f"{_where(number, row)}: the entity {qid!r} is record {seen[qid]} too. Keep one of them.")
-        else:
-            seen[qid] = number
-            numbered.append(pair)
+    problems: list[_Problem] = []
+    numbers = array("q")
+    own_ids: list[int | str] = []
+
+    def stored() -> Iterator[Entity]:
+        for number, (id_, entity) in _records(path, "entities", _entity, problems):
+            numbers.append(number)
+            own_ids.append(id_)
+            yield entity
+
+    table = EntityTable(stored())
+    repeated = table.positions.repeated()
+    for later, first in repeated:
+        where = _where(numbers[later], {"id": own_ids[later]})
+        same = f"the entity {table[later].qid!r} is record {numbers[first]} too. Keep one of them."
+        problems.append((numbers[later], f"{where}: {same}"))
+    told = [problem for _, problem in sorted(problems, key=itemgetter(0))]
+    dropped = {later for later, _ in repeated}
+    order = [position for position in range(len(table)) if position not in dropped]
     try:
-        numbered.sort(key=lambda pair: pair[0])
+        order.sort(key=own_ids.__getitem__)
     except TypeError:
-        problems.append("'id': some are numbers and some are texts, which have no order. Use one type.")
+        told.append("'id': some are numbers and some are texts, which have no order. Use one type.")
+    if order != list(range(len(table))):
+        table = table.take(order)
     if ids is not None and ids.is_file():
         try:
-            problems += _disagreements(ids, {entity.qid: id_ for id_, entity in numbered})
+            told += _disagreements(ids, table, [own_ids[position] for position in order])
         except DataError as error:  # the knowledge base itself can still be read
-            problems.append(f"with its list of ids: {error}")
-    entities = [entity for _, entity in numbered]
-    if problems:
-        raise MalformedRecordsError(path, problems, entities)
-    if not entities:
+            told.append(f"with its list of ids: {error}")
+    if told:
+        raise MalformedRecordsError(path, told, table)
+    if not table:
         raise DataError(f"{path} holds no entities. A knowledge base needs at least one.")
-    return entities
+    return table
 
 
 def read_mentions(path: Path) -> list[Mention]:
@@ -79,32 +93,28 @@ def read_mentions(path: Path) -> list[Mention]:
     Raises:
         DataError: The file is missing or malformed.
     """
-    problems: list[str] = []
-    mentions = [mention for _, _, mention in _records(path, path.name, _mention, problems)]
+    problems: list[_Problem] = []
+    mentions = [mention for _, mention in _records(path, path.name, _mention, problems)]
     if problems:
-        raise MalformedRecordsError(path, problems, mentions)
+        raise MalformedRecordsError(path, [problem for _, problem in problems], mentions)
     return mentions
 
 
 def _records(
-    path: Path, name: str, parse: Callable[[dict[str, Any], int], _Record], problems: list[str]
-) -> Iterator[tuple[int, dict[str, Any], _Record]]:
-    """Number, source and parsed form of every record that parses; the problems of the others are collected."""
-    rows = read_json(path)
-    if not isinstance(rows, list):
-        raise DataError(
-            f"{path} holds a JSON {type(rows).__name__} where a list of records is due. Wrap the records in [ ]."
-        )
-    for number, row in enumerate(tqdm(rows, desc=f"Reading {name}", unit="record", leave=False, delay=2)):
+    path: Path, name: str, parse: Callable[[dict[str, Any], int], _Record], problems: list[_Problem]
+) -> Iterator[tuple[int, _Record]]:
+    """Number and parsed form of every record that parses; the problems of the others are collected."""
+    for number, row in enumerate(stream_json(path, f"Reading {name}")):
         if not isinstance(row, dict):
-            problems.append(f"record {number}: {row!r:.80} is no object with named fields. Mend or remove it.")
+            problem = f"record {number}: {row!r:.80} is no object with named fields. Mend or remove it."
+            problems.append((number, problem))
             continue
         try:
             record = parse(row, number)
         except DataError as error:
-            problems.append(str(error))
+            problems.append((number, str(error)))
         else:
-            yield number, row, record
+            yield number, record
 
 
 def _entity(row: dict[str, Any], number: int) -> tuple[int | str, Entity]:
@@ -140,46 +150,23 @@ def _mention(row: dict[str, Any], number: int) -> Mention:
     )
 
 
-def _disagreements(path: Path, ids: dict[str, int | str]) -> Iterator[str]:
-    """What ``qid2id.json`` and the knowledge base say differently."""
+def _disagreements(path: Path, table: EntityTable, ids: list[int | str]) -> Iterator[str]:
+    """What ``qid2id.json`` and the knowledge base, whose ids are in the order of its table, say differently."""
     listed = read_json(path)
     if not isinstance(listed, dict):
         raise DataError(f"{path} holds a JSON {type(listed).__name__} where an object of qids and ids is due.")
     mend = f"Unpack both files of one release, or remove {path.name}: it is made from the other."
-    for qid in [*ids, *(qid for qid in listed if qid not in ids)]:
-        here, there = ids.get(qid), listed.get(qid)
+    for qid, here in zip(table.positions, ids, strict=True):
+        there = listed.pop(qid, None)
         if here != there:
             yield f"entity {qid!r}: its id is {_known(here)}, and in {path} it is {_known(there)}. {mend}"
+    for qid, there in listed.items():
+        if there is not None:
+            yield f"entity {qid!r}: its id is {_known(None)}, and in {path} it is {_known(there)}. {mend}"
 
 
 def _known(id_: object) -> str:
     return "not there" if id_ is None else repr(id_)
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file.
-
-    Raises:
-        DataError: It is missing, no UTF-8, or no JSON; the message has line and column.
-    """
-    again = "Unpack or write the file again."
-    try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist.") from error
-    except OSError as error:
-        raise DataError(f"{path} can not be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        line = error.object.count(b"\n", 0, error.start) + 1
-        column = error.start - error.object.rfind(b"\n", 0, error.start)
-        byte = error.object[error.start]
-        raise DataError(f"{path}, line {line}, column {column}: the byte {byte:#04x} is no UTF-8. {again}") from error
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}. {again}") from error
-    except RecursionError as error:
-        raise DataError(f"{path} is nested too deeply to be a data set.") from error
-    except ValueError as error:  # a number with thousands of digits
-        raise DataError(f"{path}: {error}.") from error
 
 
 def _where(number: int, row: dict[str, Any]) -> str:

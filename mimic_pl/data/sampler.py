@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sized
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
-from torch.utils.data import DistributedSampler
+from torch.utils.data import DistributedSampler, Sampler
 
 
 class TrainSampler(DistributedSampler[int]):
@@ -33,6 +36,27 @@ class EvalSampler(DistributedSampler[int]):
     def __iter__(self) -> Iterator[int]:
         """Positions of this process's items."""
         return iter(range(self.rank, self.total_size, self.num_replicas))
+
+
+class LengthSampler(Sampler[int]):
+    """Every item once, the longest first, and those of one length in order.
+
+    Batches are of items of similar length, and the first one needs the most memory: what does not fit fails at once.
+
+    Args:
+        lengths: Length of each item ``[items]``.
+    """
+
+    def __init__(self, lengths: npt.NDArray[Any]) -> None:
+        self.order = np.argsort(-lengths.astype(np.int64), kind="stable")
+
+    def __len__(self) -> int:
+        """Number of items."""
+        return len(self.order)
+
+    def __iter__(self) -> Iterator[int]:
+        """Positions of the items."""
+        return iter(self.order.data)
 
 
 def draw(count: int, seed: int, epoch: int, index: int) -> int:

@@ -140,6 +140,18 @@ def test_all_problems_at_once_and_the_rest_is_read(tmp_path):
     assert [entity.qid for entity in caught.value.records] == ["Q0"]
 
 
+def test_problems_come_in_the_order_of_the_records(tmp_path):
+    twice = {"id": 7, "qid": "Q0", "entity_name": "first"}
+    rows = [{**twice, "id": 9}, twice, {"id": 1, "qid": 5}, {**twice, "qid": "Q1", "id": 2}, {**twice, "id": 3}]
+    with pytest.raises(MalformedRecordsError) as caught:
+        read_entities(write(tmp_path / "x.json", rows))
+    assert [problem[:15] for problem in caught.value.problems] == [
+        f"record {n} (id {i})" for n, i in ((1, 7), (2, 1), (4, 3))
+    ]
+    assert all("'Q0' is record 0 too" in caught.value.problems[place] for place in (0, 2))
+    assert [entity.qid for entity in caught.value.records] == ["Q1", "Q0"]
+
+
 @pytest.mark.parametrize("ids", [{"Q0": 0}, {"Q0": 0, "Q1": 2}, {"Q0": 0, "Q1": 1, "Q2": 2}])
 def test_qid2id_disagrees(tmp_path, ids):
     kb = write(tmp_path / "kb.json", [{"id": i, "qid": f"Q{i}", "entity_name": "n"} for i in range(2)])

@@ -1,0 +1,196 @@
+"""A knowledge base as a few arrays instead of an object per entity."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
+from itertools import pairwise
+from operator import index as as_index
+from typing import Any, overload
+
+import numpy as np
+import numpy.typing as npt
+
+from mimic_pl.data.records import Entity
+from mimic_pl.errors import DataError
+
+Integers = npt.NDArray[Any]
+"""A one-dimensional array of the smallest unsigned integers that hold its values."""
+
+# Half a surrogate pair, which a reader of one's own may let through, comes back as it went in.
+_UNICODE = ("utf-8", "surrogatepass")
+
+
+class EntityTable(Sequence[Entity]):
+    """A knowledge base that makes an :class:`Entity` only when one is asked for.
+
+    All texts lie one behind the other in one array of UTF-8 bytes: an entity's ``qid``, its name, its fields and its
+    pictures, then the next entity's. What is held beside the bytes is where each text ends, where each entity begins,
+    and which fields it has (most entities have the same). So a million entities are a handful of objects: they are
+    read within little memory, pickle as fast as they copy, and stay shared with loader processes, which the reference
+    counts of a million objects would not.
+
+    A slice is a table again and shares the arrays. A table equals any sequence of equal entities.
+
+    Args:
+        entities: Entities in the order of their positions; they are stored one by one, and none is kept.
+
+    Raises:
+        DataError: A part of an entity is no text.
+
+    Example:
+        >>> table = EntityTable([Entity("Q42", "Douglas Adams", {"attr": "Sex: male."}, ("Q42_0.jpg",))])
+        >>> table[0].name, table.positions["Q42"], "Q23" in table.positions
+        ('Douglas Adams', 0, False)
+    """
+
+    def __init__(self, entities: Iterable[Entity] = ()) -> None:
+        blob, ends, begins, counts, kinds = bytearray(), array("q", [0]), array("q"), array("q"), array("q")
+        known: dict[tuple[str, ...], int] = {}
+        for entity in entities:
+            texts = (entity.qid, entity.name, *entity.fields.values(), *entity.pictures)
+            begins.append(len(ends) - 1)
+            counts.append(len(texts))
+            kinds.append(known.setdefault(tuple(entity.fields), len(known)))
+            for text in texts:
+                try:
+                    blob += text.encode(*_UNICODE)
+                except AttributeError as error:
+                    raise DataError(
+                        f"The entity {entity.qid!r} holds {text!r:.80} among its texts. qid, name, fields and pictures "
+                        "are texts: mend the reader that made it."
+                    ) from error
+                ends.append(len(blob))
+        self._blob = np.frombuffer(blob, np.uint8)
+        self._ends = _compact(ends)
+        self._begins = _compact(begins)
+        self._counts = _compact(counts)
+        self._kinds = _compact(kinds)
+        self._fields = list(known)
+
+    def __len__(self) -> int:
+        """Number of entities."""
+        return len(self._begins)
+
+    @overload
+    def __getitem__(self, position: int) -> Entity: ...
+
+    @overload
+    def __getitem__(self, position: slice) -> EntityTable: ...
+
+    def __getitem__(self, position: int | slice) -> Entity | EntityTable:
+        """The entity at a position, or a table of those in a slice."""
+        if isinstance(position, slice):
+            return self._of(position)
+        begin = int(self._begins[as_index(position)])
+        ends = self._ends[begin : begin + int(self._counts[position]) + 1].tolist()
+        start = ends[0]
+        raw = self._blob[start : ends[-1]].tobytes()
+        texts = [raw[left - start : right - start].decode(*_UNICODE) for left, right in pairwise(ends)]
+        fields = self._fields[self._kinds[position]]
+        return Entity(texts[0], texts[1], dict(zip(fields, texts[2:], strict=False)), tuple(texts[2 + len(fields) :]))
+
+    def take(self, positions: Sequence[int]) -> EntityTable:
+        """The entities at these positions, in their order; the texts are shared, not copied."""
+        return self._of(np.asarray(positions, dtype=np.int64))
+
+    def _of(self, chosen: slice | Integers) -> EntityTable:
+        table = copy.copy(self)
+        table.__dict__.pop("positions", None)
+        for name in ("_begins", "_counts", "_kinds"):
+            setattr(table, name, getattr(self, name)[chosen])
+        return table
+
+    def __eq__(self, other: object) -> bool:
+        """Whether the other is a sequence of equal entities."""
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # as a list has none
+
+    def __repr__(self) -> str:
+        """How many entities there are, and how many bytes."""
+        return f"EntityTable({len(self):,} entities, {self.nbytes:,} bytes)"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that the arrays hold, without those of :attr:`positions`."""
+        return sum(held.nbytes for held in (self._blob, self._ends, self._begins, self._counts, self._kinds))
+
+    @cached_property
+    def positions(self) -> Positions:
+        """Where each ``qid`` stands; made when it is first asked for."""
+        return Positions(self._blob, self._ends[self._begins], self._ends[1:][self._begins])
+
+
+class Positions(Mapping[str, int]):
+    """Where each ``qid`` stands in a knowledge base, as a dictionary would say it but without objects.
+
+    The entities are sorted by a checksum of their ``qid``; a look-up finds the checksum and compares the bytes. Of two
+    equal ones the later is found, as in a dictionary.
+
+    Args:
+        blob: UTF-8 bytes in which the texts lie.
+        starts: Where each ``qid`` begins in it ``[entities]``.
+        stops: Where it ends ``[entities]``.
+    """
+
+    def __init__(self, blob: npt.NDArray[np.uint8], starts: Integers, stops: Integers) -> None:
+        self._blob, self._starts, self._stops = blob, starts, stops
+        view = blob.data
+        spans = zip(starts.data, stops.data, strict=True)  # numbers come one by one, not as a list
+        sums = np.fromiter((zlib.crc32(view[start:stop]) for start, stop in spans), np.uint32, len(starts))
+        order = np.argsort(sums, kind="stable")
+        self._sums = sums[order]
+        self._order = order.astype(np.min_scalar_type(len(order)))
+
+    def __len__(self) -> int:
+        """Number of entities."""
+        return len(self._order)
+
+    def __iter__(self) -> Iterator[str]:
+        """Every ``qid``, in the order of the knowledge base."""
+        return map(self._qid, range(len(self)))
+
+    def __getitem__(self, qid: str) -> int:
+        """The position of an entity.
+
+        Raises:
+            KeyError: It is not in the knowledge base.
+        """
+        if isinstance(qid, str):
+            raw = qid.encode(*_UNICODE)
+            checksum = np.uint32(zlib.crc32(raw))
+            place = int(np.searchsorted(self._sums, checksum, side="right"))
+            while place and self._sums[place - 1] == checksum:
+                place -= 1
+                position = int(self._order[place])
+                if self._blob[self._starts[position] : self._stops[position]].tobytes() == raw:
+                    return position
+        raise KeyError(qid)
+
+    def repeated(self) -> list[tuple[int, int]]:
+        """Positions whose ``qid`` stood at an earlier one too, each with the first such position, in order."""
+        same = np.flatnonzero(self._sums[1:] == self._sums[:-1])
+        suspects = np.sort(self._order[np.union1d(same, same + 1)]).tolist()
+        first: dict[str, int] = {}
+        pairs = [(place, first.setdefault(self._qid(place), place)) for place in suspects]
+        return [(place, earlier) for place, earlier in pairs if earlier != place]
+
+    def _qid(self, position: int) -> str:
+        return self._blob[self._starts[position] : self._stops[position]].tobytes().decode(*_UNICODE)
+
+
+def as_table(entities: Sequence[Entity]) -> EntityTable:
+    """The entities as a table, which they may be already."""
+    return entities if isinstance(entities, EntityTable) else EntityTable(entities)
+
+
+def _compact(values: array[int]) -> Integers:
+    """Numbers from 0 on in the smallest type that holds them."""
+    wide = np.frombuffer(values, np.int64)
+    return wide.astype(np.min_scalar_type(int(wide.max(initial=0))))

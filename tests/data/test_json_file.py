@@ -1,0 +1,79 @@
+"""A stream of values is what json reads of the whole file, wherever the file is cut; and so are its errors."""
+
+from __future__ import annotations
+
+import json
+from unittest.mock import patch
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from mimic_pl.data import json_file
+from mimic_pl.data.json_file import stream_json
+from mimic_pl.errors import DataError
+
+values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=8,
+)
+chunks = st.integers(1, 9)
+layouts = st.sampled_from([None, 0, 3])
+
+
+def stream(path, chunk):
+    with patch.object(json_file, "_CHUNK", chunk):
+        return list(stream_json(path, "values"))
+
+
+@given(st.lists(values, max_size=5), chunks, layouts, st.booleans(), st.sampled_from(["utf-8", "utf-8-sig"]))
+def test_any_array(tmp_path_factory, array, chunk, indent, ascii_only, encoding):
+    path = tmp_path_factory.getbasetemp() / "array.json"
+    text = json.dumps(array, indent=indent, ensure_ascii=ascii_only)
+    path.write_bytes(f" {text}\r\n".encode(encoding, "replace"))
+    assert repr(stream(path, chunk)) == repr(json.loads(path.read_text("utf-8-sig")))  # nan is not nan, but "nan"
+
+
+@given(st.lists(values, max_size=5), chunks, layouts, st.data())
+@example([1], 1, None, None).via("trailing garbage")
+def test_errors_are_where_json_sees_them(tmp_path_factory, array, chunk, indent, data):
+    path = tmp_path_factory.getbasetemp() / "broken.json"
+    text = json.dumps(array, indent=indent)
+    if data is None:
+        text += "\n x"
+    else:
+        at = data.draw(st.integers(0, len(text)))
+        text = text[:at] + data.draw(st.sampled_from(["", "]", ",", "x", '"', "\n", "1", "\x00"])) + text[at + 1 :]
+    path.write_text(text)
+    try:
+        whole = json.loads(text)
+    except json.JSONDecodeError as error:
+        with pytest.raises(DataError) as caught:
+            stream(path, chunk)
+        if "trailing comma" not in error.msg:  # since Python 3.13 json points to the comma, and not behind it
+            assert str(caught.value).startswith(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.")
+    else:
+        if isinstance(whole, list):
+            assert repr(stream(path, chunk)) == repr(whole)
+        else:
+            with pytest.raises(DataError, match="a list of records is due"):
+                stream(path, chunk)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
+def test_a_byte_that_is_no_utf8_is_found_far_into_a_file(tmp_path, chunk):
+    path = tmp_path / "x.json"
+    path.write_bytes(b"\xef\xbb\xbf[\n" + b'"\xc3\xa9",\n' * 5_000 + b'"ab\xff"]')
+    with pytest.raises(DataError, match=r"line 5002, column 4: the byte 0xff is no UTF-8"):
+        stream(path, chunk)
+
+
+def test_values_come_before_the_file_is_read_to_its_end(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[1, 22, 333, oops")
+    with patch.object(json_file, "_CHUNK", 4):
+        values = stream_json(path, "values")
+        assert [next(values), next(values), next(values)] == [1, 22, 333]
+        with pytest.raises(DataError, match="line 1, column 14: Expecting value"):
+            next(values)
