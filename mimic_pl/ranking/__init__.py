@@ -1,7 +1,7 @@
 """Exact ranking over the whole knowledge base: the entity index and the engine that streams over it."""
 
-from mimic_pl.ranking.engine import Ranker, Ranking
 from mimic_pl.ranking.disk import DiskIndex
+from mimic_pl.ranking.engine import Ranker, Ranking
 from mimic_pl.ranking.forms import IndexForm
 from mimic_pl.ranking.index import EntityIndex, MemoryIndex
 from mimic_pl.ranking.indexer import Indexer, fingerprint

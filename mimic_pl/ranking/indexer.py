@@ -97,7 +97,9 @@ class Indexer:
                 for name, tensor in to_columns(states, self.form).items()
             }
             with StoreWriter(folder, INDEX, columns, num_entities, wanted, anew=anew) as writer:
-                _log.info(f"Writing the index of {num_entities} entities to {folder}: {_megabytes(writer.bytes_needed)}.")
+                _log.info(
+                    f"Writing the index of {num_entities} entities to {folder}: {_megabytes(writer.bytes_needed)}."
+                )
                 for positions, states in batches(writer.next_row):
                     new = positions >= writer.next_row
                     columns_of_batch = to_columns(states, self.form)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,13 +11,40 @@ from torch.autograd.function import once_differentiable
 
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
-if TYPE_CHECKING:
-    from mimic_pl.units.vdlu import _Answering, _Asking
+
+class Asking(NamedTuple):
+    """Query side of a direction: vectors ``[queries, d]`` and numbers ``[queries]``; ~ means centred over d."""
+
+    query: Tensor  # q~
+    gated: Tensor  # a_q~, with a_q = W_f G1 q~
+    target: Tensor  # y~, with y = G2 LN2(q)
+    query_square: Tensor  # |q~|^2
+    gate: Tensor  # w . a_q
+    gated_square: Tensor  # |a_q~|^2
+    gated_bias: Tensor  # a_q~ . b~
+    target_gated: Tensor  # y~ . a_q~
+    target_bias: Tensor  # y~ . b~
+    offset: Tensor  # beta2 . LN2(q)
+
+
+class Answering(NamedTuple):
+    """Key side of a direction: vectors ``[keys, d]`` and numbers ``[keys]``."""
+
+    pooled: Tensor  # p~
+    gated: Tensor  # a_p~, with a_p = W_f G1 p~
+    key: Tensor  # k~
+    pooled_square: Tensor  # |p~|^2
+    gate: Tensor  # w . a_p
+    gated_square: Tensor  # |a_p~|^2
+    gated_bias: Tensor  # a_p~ . b~
+    gated_key: Tensor  # a_p~ . k~
+    key_square: Tensor  # |k~|^2
+    key_bias: Tensor  # k~ . b~
 
 
 def dual_gate(
-    asking: _Asking,
-    answering: _Answering,
+    asking: Asking,
+    answering: Answering,
     gate_bias: Tensor,
     bias_square: Tensor,
     norm_sum_eps: float,
@@ -26,8 +54,8 @@ def dual_gate(
     """f of one direction for every pair; :class:`mimic_pl.units.vdlu.DualGate` has the derivation.
 
     Args:
-        asking: Query side, vectors ``[queries, d]`` and columns ``[queries, 1]``.
-        answering: Key side, vectors ``[keys, d]`` and rows ``[keys]``.
+        asking: Query side.
+        answering: Key side.
         gate_bias: w . b + b_g, a scalar.
         bias_square: |b~|^2, a scalar.
         norm_sum_eps: What the first norm adds to the variance.
@@ -41,14 +69,38 @@ def dual_gate(
     Raises:
         ConfigError: The Triton kernel is asked for where it can not run.
     """
-    sides = (*asking, *answering, gate_bias, bias_square)
+    # Numbers of the query side become columns, so that they meet every key.
+    columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in asking)
+    sides = (*columns, *answering, gate_bias, bias_square)
     if uses_triton(kernel, asking.query):
         scores: Tensor = _FusedDualGate.apply(norm_sum_eps, norm_eps, *sides)
         return scores
-    return _dual_gate(norm_sum_eps, norm_eps, *sides)
+    return _dual_gate(_of_all, norm_sum_eps, norm_eps, *sides)
 
 
-def _dual_gate(norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
+def dual_gate_pairs(
+    asking: Asking,
+    answering: Answering,
+    gate_bias: Tensor,
+    bias_square: Tensor,
+    norm_sum_eps: float,
+    norm_eps: float,
+) -> Tensor:
+    """The same for aligned pairs, ``[pairs]``: query i with key i."""
+    return _dual_gate(_of_aligned, norm_sum_eps, norm_eps, *asking, *answering, gate_bias, bias_square)
+
+
+def _of_all(left: Tensor, right: Tensor) -> Tensor:
+    return left @ right.T
+
+
+def _of_aligned(left: Tensor, right: Tensor) -> Tensor:
+    return (left * right).sum(dim=-1)
+
+
+def _dual_gate(
+    product: Callable[[Tensor, Tensor], Tensor], norm_sum_eps: float, norm_eps: float, *sides: Tensor
+) -> Tensor:
     """The algebra, in torch's operations."""
     query, q_gated, target, query_square, q_gate, q_gated_square, q_gated_bias, target_gated, target_bias, offset = (
         sides[:10]
@@ -57,19 +109,19 @@ def _dual_gate(norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
     gate_bias, bias_square = sides[20:]
     width = query.shape[-1]
 
-    spread = (query_square + pooled_square + 2 * (query @ pooled.T)).clamp_min(0) / width
+    spread = (query_square + pooled_square + 2 * product(query, pooled)).clamp_min(0) / width
     r = (spread + norm_sum_eps).rsqrt()  # 1 / s
     opening = torch.tanh((q_gate + gate) * r + gate_bias)
 
     # Products of the centred c with itself, with k~ and with y~.
-    square = q_gated_square + gated_square + 2 * (q_gated @ gated.T)
+    square = q_gated_square + gated_square + 2 * product(q_gated, gated)
     c_square = r * (r * square + 2 * (q_gated_bias + gated_bias)) + bias_square
-    c_key = r * (q_gated @ key.T + gated_key) + key_bias
-    c_target = r * (target @ gated.T + target_gated) + target_bias
+    c_key = r * (product(q_gated, key) + gated_key) + key_bias
+    c_target = r * (product(target, gated) + target_gated) + target_bias
 
     norm = opening * (opening * c_square + 2 * c_key) + key_square
-    product = opening * c_target + target @ key.T
-    return product * (norm.clamp_min(0) / width + norm_eps).rsqrt() + offset
+    numerator = opening * c_target + product(target, key)
+    return numerator * (norm.clamp_min(0) / width + norm_eps).rsqrt() + offset
 
 
 class _FusedDualGate(torch.autograd.Function):
@@ -89,6 +141,6 @@ class _FusedDualGate(torch.autograd.Function):
         # Sides of several types, as autocast leaves them, meet in the type of the scores.
         sides = tuple(side.detach().to(grad.dtype).requires_grad_() for side in ctx.saved_tensors)
         with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-            scores = _dual_gate(*ctx.eps, *sides)
+            scores = _dual_gate(_of_all, *ctx.eps, *sides)
         gradients = torch.autograd.grad(scores, sides, grad)
         return None, None, *(g.to(side.dtype) for g, side in zip(gradients, ctx.saved_tensors, strict=True))

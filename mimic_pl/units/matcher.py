@@ -119,7 +119,9 @@ class Matcher(nn.Module):
             names: Units to score by; all of them by default.
         """
         wanted = set(self.units if names is None else names)
-        return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self._named_units() if name in wanted}
+        return {
+            name: unit.pairs(mentions[name], entities[name]) for name, unit in self._named_units() if name in wanted
+        }
 
     def _named_units(self) -> list[tuple[str, Unit]]:
         return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]

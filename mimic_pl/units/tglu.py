@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.units.attention import global_to_local, global_to_local_pairs
 from mimic_pl.units.base import Bounds, State, Unit
 from mimic_pl.units.cone import Cone
-
-_LOGITS_IN_CACHE = 1 << 20
-"""Attention logits computed at once where no gradient is needed: 4 MB, about what stays in a core's cache."""
+from mimic_pl.units.kernel_choice import Kernel
 
 
 class TGLU(Unit):
@@ -25,7 +23,8 @@ class TGLU(Unit):
         S_T = (g2g + g2l) / 2
 
     The mean is linear, so the attention *weights* are averaged over the entity's tokens before they meet V: a pair
-    costs a ``[mention tokens]`` weight vector and no ``[entity tokens, hidden_dim]`` context.
+    costs a ``[mention tokens]`` weight vector and no ``[entity tokens, hidden_dim]`` context (see
+    :func:`~mimic_pl.units.attention.global_to_local`).
 
     Whatever the attention is, its context is a weighted mean of the mention's values: that bounds g2l without it (see
     :class:`~mimic_pl.units.cone.Cone`).
@@ -34,11 +33,15 @@ class TGLU(Unit):
         dims: Widths of the features.
         hidden_dim: Width d of queries, keys and values.
         mask_padding: Keep padding out of the attention and of the mean. The published model attends over padding.
+        kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
     """
 
-    def __init__(self, dims: FeatureDims, hidden_dim: int = 96, mask_padding: bool = False) -> None:
+    def __init__(
+        self, dims: FeatureDims, hidden_dim: int = 96, mask_padding: bool = False, kernel: Kernel = "auto"
+    ) -> None:
         super().__init__(dims)
         self.mask_padding = mask_padding
+        self.kernel: Kernel = kernel
         self.reads_padding = not mask_padding
         self.query = nn.Linear(dims.text, hidden_dim)
         self.key = nn.Linear(dims.text, hidden_dim)
@@ -67,10 +70,7 @@ class TGLU(Unit):
     def score(self, mentions: State, entities: State) -> Tensor:
         """S_T, ``[mentions, entities]``."""
         global_to_global = mentions["global"] @ entities["global"].T
-        weights = self._mean_attention(mentions, entities)  # [entities, mentions, mention tokens]
-        local = torch.einsum("emt,mtd->emd", weights, mentions["value"])
-        global_to_local = torch.einsum("emd,ed->me", self.norm(local), entities["context"])
-        return (global_to_global + global_to_local) / 2
+        return (global_to_global + global_to_local(*self._local(mentions, entities), kernel=self.kernel)) / 2
 
     def prepare(self, mentions: State) -> State:
         """Add the cone that the mention's values span, for :meth:`bounds`."""
@@ -89,38 +89,12 @@ class TGLU(Unit):
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_T of aligned pairs, ``[pairs]``."""
         global_to_global = (mentions["global"] * entities["global"]).sum(dim=-1)
-        width = self.norm.normalized_shape[0]
-        # Scaled queries: the transposed keys would be copied.
-        logits = torch.bmm(entities["query"] / math.sqrt(width), mentions["key"].transpose(1, 2))
-        if self.mask_padding:
-            logits = logits.masked_fill(mentions["mask"].eq(0).unsqueeze(1), -torch.inf)
-            real = entities["mask"].to(logits.dtype)
-            weights = torch.einsum("pst,ps->pt", logits.softmax(dim=-1), real / real.sum(dim=1, keepdim=True))
-        else:
-            weights = logits.softmax(dim=-1).mean(dim=1)
-        local = (weights.unsqueeze(-1) * mentions["value"]).sum(dim=1)
-        global_to_local = (self.norm(local) * entities["context"]).sum(dim=-1)
-        return (global_to_global + global_to_local) / 2
+        return (global_to_global + global_to_local_pairs(*self._local(mentions, entities))) / 2
 
-    def _mean_attention(self, mentions: State, entities: State) -> Tensor:
-        """Attention over the mention's tokens, averaged over the entity's: ``[entities, mentions, mention tokens]``."""
-        num_mentions, mention_tokens, width = mentions["key"].shape
-        num_entities, entity_tokens, _ = entities["query"].shape
-        keys = (mentions["key"] / math.sqrt(width)).flatten(0, 1).T
-        # With gradients the whole is one block, which autograd keeps; without, blocks that stay in the cache.
-        blocks = 1
-        if not torch.is_grad_enabled():
-            blocks = -(-num_entities * entity_tokens * num_mentions * mention_tokens // _LOGITS_IN_CACHE)
-        block = -(-num_entities // min(blocks, num_entities))  # of about one size
-        means = []
-        for start in range(0, num_entities, block):
-            queries = entities["query"][start : start + block]
-            logits = (queries.flatten(0, 1) @ keys).view(-1, entity_tokens, num_mentions, mention_tokens)
-            if self.mask_padding:
-                logits = logits.masked_fill(mentions["mask"].eq(0), -torch.inf)
-                real = entities["mask"][start : start + block].to(logits.dtype)
-                weight = real / real.sum(dim=1, keepdim=True)
-                means.append(torch.einsum("esmt,es->emt", logits.softmax(dim=-1), weight))
-            else:
-                means.append(logits.softmax(dim=-1).mean(dim=1))
-        return torch.cat(means)
+    def _local(self, mentions: State, entities: State) -> tuple[Any, ...]:
+        """Arguments of the functions that compute g2l."""
+        return (
+            *(entities["query"], entities["context"], mentions["key"], mentions["value"]),
+            *(self.norm.weight, self.norm.bias, self.norm.eps),
+            *((entities["mask"], mentions["mask"]) if self.mask_padding else ()),
+        )

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
-
-import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
-
-_Product = Callable[[Tensor, Tensor], Tensor]
-"""Products of query-side and key-side vectors: of all pairs, or of aligned ones."""
+from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs
+from mimic_pl.units.kernel_choice import Kernel
 
 
 class VDLU(Unit):
@@ -23,14 +18,15 @@ class VDLU(Unit):
     Args:
         dims: Widths of the features.
         hidden_dim: Width d of the vectors inside; the published model has d = ``dims.image``.
+        kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
     """
 
     reads_padding = False
 
-    def __init__(self, dims: FeatureDims, hidden_dim: int = 96) -> None:
+    def __init__(self, dims: FeatureDims, hidden_dim: int = 96, kernel: Kernel = "auto") -> None:
         super().__init__(dims)
-        self.entity_to_mention = DualGate(dims.image, hidden_dim)
-        self.mention_to_entity = DualGate(dims.image, hidden_dim)
+        self.entity_to_mention = DualGate(dims.image, hidden_dim, kernel)
+        self.mention_to_entity = DualGate(dims.image, hidden_dim, kernel)
 
     def mention(self, features: Features) -> State:
         """State: ``query``, ``key``, ``pooled``, each ``[mentions, d]``."""
@@ -57,36 +53,6 @@ class VDLU(Unit):
         }
 
 
-class _Asking(NamedTuple):
-    """Query side of a direction: vectors ``[queries, d]`` and numbers ``[queries]``; ~ means centred over d."""
-
-    query: Tensor  # q~
-    gated: Tensor  # a_q~, with a_q = W_f G1 q~
-    target: Tensor  # y~, with y = G2 LN2(q)
-    query_square: Tensor  # |q~|^2
-    gate: Tensor  # w . a_q
-    gated_square: Tensor  # |a_q~|^2
-    gated_bias: Tensor  # a_q~ . b~
-    target_gated: Tensor  # y~ . a_q~
-    target_bias: Tensor  # y~ . b~
-    offset: Tensor  # beta2 . LN2(q)
-
-
-class _Answering(NamedTuple):
-    """Key side of a direction: vectors ``[keys, d]`` and numbers ``[keys]``."""
-
-    pooled: Tensor  # p~
-    gated: Tensor  # a_p~, with a_p = W_f G1 p~
-    key: Tensor  # k~
-    pooled_square: Tensor  # |p~|^2
-    gate: Tensor  # w . a_p
-    gated_square: Tensor  # |a_p~|^2
-    gated_bias: Tensor  # a_p~ . b~
-    gated_key: Tensor  # a_p~ . k~
-    key_square: Tensor  # |k~|^2
-    key_bias: Tensor  # k~ . b~
-
-
 class DualGate(nn.Module):
     """One direction f(query side -> key side) of VDLU.
 
@@ -100,8 +66,9 @@ class DualGate(nn.Module):
     vectors. A pair needs five products and some twenty scalars, never a vector of width d.
     """
 
-    def __init__(self, image_dim: int, hidden_dim: int) -> None:
+    def __init__(self, image_dim: int, hidden_dim: int, kernel: Kernel = "auto") -> None:
         super().__init__()
+        self.kernel: Kernel = kernel
         self.global_ = nn.Linear(image_dim, hidden_dim)
         self.local = nn.Linear(image_dim, hidden_dim)
         self.norm_sum = nn.LayerNorm(hidden_dim)
@@ -111,35 +78,20 @@ class DualGate(nn.Module):
 
     def forward(self, queries: State, keys: State) -> Tensor:
         """f for every pair, ``[queries, keys]``."""
-        asking = self._asking(queries)
-        # Vectors stay as they are, numbers become columns, so that they meet every key.
-        columns = _Asking(*(tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in asking))
-        return self._score(columns, self._answering(keys), lambda query, key: query @ key.T)
+        return dual_gate(*self._sides(queries, keys), *self._scalars(), kernel=self.kernel)
 
     def pairs(self, queries: State, keys: State) -> Tensor:
         """f for aligned pairs, ``[pairs]``."""
-        return self._score(self._asking(queries), self._answering(keys), lambda query, key: (query * key).sum(dim=-1))
+        return dual_gate_pairs(*self._sides(queries, keys), *self._scalars())
 
-    def _score(self, asking: _Asking, answering: _Answering, product: _Product) -> Tensor:
+    def _sides(self, queries: State, keys: State) -> tuple[Asking, Answering]:
+        return self._asking(queries), self._answering(keys)
+
+    def _scalars(self) -> tuple[Tensor, Tensor, float, float]:
+        """w . b + b_g, |b~|^2, and what the norms add to the variance."""
         bias = self._bias()
-        width = bias.shape[0]
-
-        pooled_query = product(asking.query, answering.pooled)
-        spread = (asking.query_square + answering.pooled_square + 2 * pooled_query).clamp_min(0) / width
-        r = (spread + self.norm_sum.eps).rsqrt()  # 1 / s
         gate_bias = bias @ self.gate.weight[0] + self.gate.bias
-        gate = torch.tanh((asking.gate + answering.gate) * r + gate_bias)
-
-        # Products of the centred c with itself, with k~ and with y~.
-        centred_bias = bias - bias.mean()
-        gated_square = asking.gated_square + answering.gated_square + 2 * product(asking.gated, answering.gated)
-        c_square = r * (r * gated_square + 2 * (asking.gated_bias + answering.gated_bias)) + centred_bias.square().sum()
-        c_key = r * (product(asking.gated, answering.key) + answering.gated_key) + answering.key_bias
-        c_target = r * (product(asking.target, answering.gated) + asking.target_gated) + asking.target_bias
-
-        square = gate * (gate * c_square + 2 * c_key) + answering.key_square
-        numerator = gate * c_target + product(asking.target, answering.key)
-        return numerator * (square.clamp_min(0) / width + self.norm.eps).rsqrt() + asking.offset
+        return gate_bias, _centre(bias).square().sum(), self.norm_sum.eps, self.norm.eps
 
     def _bias(self) -> Tensor:
         """b = W_f beta1 + b_f, ``[d]``."""
@@ -149,14 +101,14 @@ class DualGate(nn.Module):
         """a = W_f G1 x~ for centred x, ``[*, d]``."""
         return nn.functional.linear(centred * self.norm_sum.weight, self.mix.weight)
 
-    def _asking(self, state: State) -> _Asking:
+    def _asking(self, state: State) -> Asking:
         query = _centre(state["query"])
         gated = self._gated(query)
         centred_gated = _centre(gated)
         normed = self.norm(state["query"])
         target = _centre(normed * self.norm.weight)
         bias = _centre(self._bias())
-        return _Asking(
+        return Asking(
             query=query,
             gated=centred_gated,
             target=target,
@@ -169,12 +121,12 @@ class DualGate(nn.Module):
             offset=(normed * self.norm.bias).sum(-1),
         )
 
-    def _answering(self, state: State) -> _Answering:
+    def _answering(self, state: State) -> Answering:
         pooled, key = _centre(state["pooled"]), _centre(state["key"])
         gated = self._gated(pooled)
         centred_gated = _centre(gated)
         bias = _centre(self._bias())
-        return _Answering(
+        return Answering(
             pooled=pooled,
             gated=centred_gated,
             key=key,

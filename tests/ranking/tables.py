@@ -34,7 +34,9 @@ class TableUnit(Unit):
 
 
 def table_matcher(slacks, matcher=Matcher):
-    return matcher(FeatureDims(1, 1), {name: lambda dims, s=slack: TableUnit(dims, s) for name, slack in slacks.items()})
+    return matcher(
+        FeatureDims(1, 1), {name: lambda dims, s=slack: TableUnit(dims, s) for name, slack in slacks.items()}
+    )
 
 
 def table_states(tables):

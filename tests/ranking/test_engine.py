@@ -94,7 +94,10 @@ def trained_like(seed, mask_padding=False):
     entities = reference.random_features(61, DIMS, tokens=6)
     golds = torch.randint(0, 61, (13, 1))
     mentions = type(entities)(
-        *(f[golds[:, 0]] + torch.randn_like(f[golds[:, 0]]) if f.is_floating_point() else f[golds[:, 0]] for f in entities)
+        *(
+            f[golds[:, 0]] + torch.randn_like(f[golds[:, 0]]) if f.is_floating_point() else f[golds[:, 0]]
+            for f in entities
+        )
     )
     return matcher, mentions, entities, golds
 
@@ -147,7 +150,10 @@ def reference_scores(matcher, mentions, entities):
             for name in literal
         }
         matcher.float()
-    return {"overall": torch.stack(list(units.values())).mean(dim=0).float(), **{n: u.float() for n, u in units.items()}}
+    return {
+        "overall": torch.stack(list(units.values())).mean(dim=0).float(),
+        **{n: u.float() for n, u in units.items()},
+    }
 
 
 @pytest.mark.parametrize("form", ["bfloat16", "int8"])

@@ -206,9 +206,9 @@ def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
 
 
 def by(kernel, sides):
-    from mimic_pl.units.vdlu import _Answering, _Asking
+    from mimic_pl.units.gates import Answering, Asking
 
-    return dual_gate(_Asking(*sides[:10]), _Answering(*sides[10:20]), *sides[20:], EPS, EPS, kernel=kernel)
+    return dual_gate(Asking(*sides[:10]), Answering(*sides[10:20]), *sides[20:], EPS, EPS, kernel=kernel)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 70, 96), (65, 5, 33)], ids=str)

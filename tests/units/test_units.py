@@ -5,10 +5,22 @@ import torch
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims
-from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher, published_units
+from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher, Unit, published_units
 from tests import reference
 
 DIMS = FeatureDims(text=12, image=10)
+
+
+class Product(Unit):
+    """A unit as somebody writes it who knows three functions only."""
+
+    def mention(self, features):
+        return {"image": features.image_global}
+
+    entity = mention
+
+    def score(self, mentions, entities):
+        return mentions["image"] @ entities["image"].T
 
 
 def perturb(module: torch.nn.Module) -> torch.nn.Module:
@@ -65,15 +77,19 @@ def test_vdlu_in_float32_is_as_exact_as_the_literal_order():
     assert error < 5 * literal_error
 
 
-def test_scores_do_not_depend_on_the_blocks_of_attention(monkeypatch):
-    torch.manual_seed(1)
-    unit = TGLU(DIMS, 8)
-    mentions, entities = reference.random_features(5, DIMS), reference.random_features(11, DIMS)
-    states = unit.mention(mentions), unit.entity(entities)
-    whole = unit.score(*states)
-    monkeypatch.setattr("mimic_pl.units.tglu._LOGITS_IN_CACHE", 1)
+@pytest.mark.parametrize(
+    "unit",
+    [TGLU(DIMS, 8), TGLU(DIMS, 8, mask_padding=True), VDLU(DIMS, 6), CMFU(DIMS, 8), GlobalCosine(DIMS), Product(DIMS)],
+    ids=["tglu", "tglu-masked", "vdlu", "cmfu", "cosine", "default"],
+)
+@pytest.mark.parametrize("count", [1, 5, 70])
+def test_scores_of_aligned_pairs_are_the_diagonal(unit, count):
+    torch.manual_seed(count)
+    unit = perturb(unit)
+    mentions, entities = (reference.random_features(count, DIMS, dtype=torch.float64) for _ in range(2))
     with torch.no_grad():
-        torch.testing.assert_close(unit.score(*states), whole)
+        states = unit.mention(mentions), unit.entity(entities)
+        torch.testing.assert_close(unit.pairs(*states), unit.score(*states).diagonal())
 
 
 def test_masked_padding_changes_no_score_however_much_there_is():
