@@ -1,4 +1,4 @@
-"""What can go wrong, in four kinds. Every message says what was wrong, where, and what to do about it.
+"""What can go wrong, in five kinds. Every message says what was wrong, where, and what to do about it.
 
 The command line prints the message as one paragraph and exits with :attr:`MimicError.exit_code`.
 """
@@ -47,3 +47,12 @@ class NonFiniteScoreError(MimicError):
         self.mention = mention
         self.entity = entity
         self.value = value
+
+
+class StoreError(MimicError):
+    """Arrays on disk that can not be used or written (entity index, picture cache).
+
+    They are damaged, unfinished, built by another model, being written by another process, or there is no room.
+    """
+
+    exit_code = 7
