@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import shutil
 import zlib
@@ -17,6 +18,8 @@ LOCK = ".lock"
 
 UNFINISHED_SUFFIX = ".tmp"
 """What a file is called while it is being written."""
+
+_log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 # File systems that can not set space aside say so with one of these; writing then finds out by itself.
@@ -110,8 +113,13 @@ def lock(folder: Path, wait: float) -> FileLock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / LOCK, timeout=wait, thread_local=False)
-        held.acquire()
+        held = FileLock(folder / LOCK, thread_local=False)
+        try:
+            held.acquire(timeout=0)
+        except Timeout:
+            if wait:
+                _log.warning(f"Waiting for another process that writes to {folder}.")
+            held.acquire(timeout=wait)
     except Timeout as error:
         raise StoreError(
             f"Another process is writing to {folder}. Wait for it to end (a writer that was killed holds no lock), or "

@@ -55,6 +55,11 @@ class Store:
         self._offsets: dict[int, dict[str, int]] = {}
         self._mapped: dict[int, dict[str, Tensor]] = {}
 
+    @staticmethod
+    def exists(folder: Path | str) -> bool:
+        """Whether there is a finished store."""
+        return (Path(folder).expanduser() / MANIFEST).exists()
+
     @classmethod
     def open(cls, folder: Path | str, kind: str, expects: Mapping[str, Any] | None = None, check: bool = True) -> Store:
         """Open a store.
@@ -70,7 +75,7 @@ class Store:
                 missing or cut off.
         """
         folder = Path(folder).expanduser()
-        if not (folder / MANIFEST).exists():
+        if not cls.exists(folder):
             if (folder / UNFINISHED).exists():
                 unfinished = Manifest.load(folder / UNFINISHED)
                 raise StoreError(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import multiprocessing
 import os
 import random
-import signal
 import subprocess
-import sys
 import time
+from multiprocessing.context import ForkProcess
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -18,24 +20,25 @@ from mimic_pl.store import Column, Store, StoreWriter
 from mimic_pl.store.writer import default_rows_per_shard
 from tests.store.conftest import COLUMNS, KIND, ROWS, content, files, write
 
-SLOW_WRITER = """
-import sys, time
-from pathlib import Path
-from mimic_pl.store import StoreWriter
-from tests.store.conftest import COLUMNS, KIND, ROWS, content
-made = content()
-with StoreWriter(Path(sys.argv[1]), KIND, COLUMNS, ROWS, {"model": "abc"}, rows_per_shard=4) as writer:
-    print("writing", flush=True)
-    for row in range(writer.next_row, ROWS):
-        writer.append({name: tensor[row : row + 1] for name, tensor in made.items()})
-        time.sleep(float(sys.argv[2]))
-"""
+# A fork is there at once; a fresh interpreter would import torch for seconds.
+FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
+needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
 
 
-def start_writer(folder: Path, pause: float) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", SLOW_WRITER, str(folder), str(pause)]
-    writer = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2])
-    assert writer.stdout is not None and writer.stdout.readline() == "writing\n"
+def slow_write(folder: Path, pause: float, begun: Event) -> None:
+    with StoreWriter(folder, KIND, COLUMNS, ROWS, {"model": "abc"}, rows_per_shard=4) as writer:
+        begun.set()
+        for row in range(writer.next_row, ROWS):
+            writer.append({name: tensor[row : row + 1] for name, tensor in content().items()})
+            time.sleep(pause)
+
+
+def start_writer(folder: Path, pause: float) -> ForkProcess:
+    assert FORK is not None
+    begun = FORK.Event()
+    writer = FORK.Process(target=slow_write, args=(folder, pause, begun))
+    writer.start()
+    assert begun.wait(60)
     return writer
 
 
@@ -43,16 +46,17 @@ def resume(folder: Path) -> Path:
     return write(folder, rows_per_shard=4, description={"model": "abc"})
 
 
+@needs_fork
 def test_a_killed_build_ends_the_same_to_the_byte(tmp_path):
     expected = files(resume(tmp_path / "undisturbed"))
     rng = random.Random(0)
     seen = set()
     for trial in range(6):
         folder = tmp_path / str(trial)
-        writer = start_writer(folder, 0.0005)
-        time.sleep(rng.uniform(0.0, 0.25))
-        writer.send_signal(signal.SIGKILL)
-        writer.wait()
+        writer = start_writer(folder, 0.001)
+        time.sleep(rng.uniform(0.0, 0.4))
+        writer.kill()
+        writer.join()
         finished = (folder / "manifest.json").exists()
         if not finished:
             with pytest.raises(StoreError, match="There is no entity index|unfinished"):
@@ -66,43 +70,49 @@ def test_a_killed_build_ends_the_same_to_the_byte(tmp_path):
     assert any(0 < row < ROWS for row in seen), "no trial was killed halfway"
 
 
+def die_at(moment: int, folder: Path) -> None:
+    calls, replace = itertools.count(1), os.replace
+
+    def replace_or_die(old: Path, new: Path) -> None:
+        if next(calls) == moment:
+            os._exit(9)
+        replace(old, new)
+
+    os.replace = replace_or_die
+    write(folder, rows=10, rows_per_shard=4)
+
+
+@needs_fork
 @pytest.mark.parametrize("moment", range(1, 9))
 def test_killed_between_any_two_steps(tmp_path, moment):
     """The process ends, without any clean-up, at the n-th call that changes a name in the folder."""
     expected = files(write(tmp_path / "undisturbed", rows=10, rows_per_shard=4))
-    program = f"""
-import os
-from pathlib import Path
-from tests.store.conftest import write
-left, replace = [{moment}], os.replace
-def replace_or_die(old, new):
-    left[0] -= 1
-    if left[0] == 0:
-        os._exit(9)
-    replace(old, new)
-os.replace = replace_or_die
-write(Path({str(tmp_path / "index")!r}), rows=10, rows_per_shard=4)
-"""
-    ended = subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2])
-    assert ended.returncode == 9  # three shards, their manifests, the last manifest again, its rename
+    assert FORK is not None
+    process = FORK.Process(target=die_at, args=(moment, tmp_path / "index"))
+    process.start()
+    process.join()
+    assert process.exitcode == 9  # three shards, their manifests, the last manifest again, its rename
     assert not (tmp_path / "index" / "manifest.json").exists()
     assert files(write(tmp_path / "index", rows=10, rows_per_shard=4)) == expected
 
 
+@needs_fork
 def test_a_second_writer_is_refused_and_a_killed_one_forgotten(tmp_path):
     writer = start_writer(tmp_path / "index", 0.01)
     with pytest.raises(StoreError, match="Another process is writing to .*index"):
         resume(tmp_path / "index")
-    writer.send_signal(signal.SIGKILL)
-    writer.wait()
+    writer.kill()
+    writer.join()
     resume(tmp_path / "index")
 
 
+@needs_fork
 def test_a_second_writer_may_wait(tmp_path):
     writer = start_writer(tmp_path / "index", 0.001)
     with StoreWriter(tmp_path / "index", KIND, COLUMNS, ROWS, {"model": "abc"}, rows_per_shard=4, wait=-1) as second:
         assert second.next_row == ROWS
-    assert writer.wait() == 0
+    writer.join()
+    assert writer.exitcode == 0
 
 
 def test_a_shard_damaged_before_the_build_went_on_is_written_again(tmp_path):
