@@ -49,7 +49,16 @@ class NonFiniteScoreError(MimicError):
         self.value = value
 
 
+class StoreError(MimicError):
+    """Arrays on disk that can not be used or written (entity index, picture cache).
+
+    They are damaged, unfinished, built by another model, being written by another process, or there is no room.
+    """
+
+    exit_code = 7
+
+
 class DeviceMemoryError(MimicError):
     """The device's memory does not hold even a small block of the work."""
 
-    exit_code = 7
+    exit_code = 8

@@ -1,6 +1,7 @@
 """Fixtures that more than one room of the tests uses."""
 
 import os
+import tempfile
 
 import pytest
 
@@ -8,6 +9,10 @@ from tests import tiny
 
 # Nothing in the tests may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Nor keep anything of the pictures that they draw.
+_caches = tempfile.TemporaryDirectory()
+os.environ["XDG_CACHE_HOME"] = _caches.name
 
 
 @pytest.fixture(scope="session")

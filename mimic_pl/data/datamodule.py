@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,7 +16,9 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mimic_pl.data.dataset import EntityDataset, Item, MentionDataset, TrainingDataset, collate, collate_cut
+from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
+from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
@@ -53,6 +56,13 @@ class MELDataModule(LightningDataModule):
         num_workers: Loader processes.
         seed: Decides the order of training and the pictures drawn.
         predict_file: File of mentions to link; the test split by default.
+        picture_cache: Folder where decoded pictures are kept, at the model's size and as bytes (150 kB each at 224 x
+            224), so that later epochs, runs and processes need not decode them again; all data sets may share it. By
+            default ``auto``: ``~/.cache/mimic_pl/pictures`` (below ``XDG_CACHE_HOME`` if that is set), unless it would
+            take more than half of what is free there. How much will be written is told before; ``None`` turns it off.
+            Delete the folder whenever you like.
+        reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
+            faster, but the pixels are not quite those of the published preprocessing.
     """
 
     published: ClassVar[PublishedStatistics | None] = None
@@ -78,6 +88,8 @@ class MELDataModule(LightningDataModule):
         num_workers: int = 2,
         seed: int = 43,
         predict_file: str | None = None,
+        picture_cache: str | None = "auto",
+        reduced_decoding: bool = False,
     ) -> None:
         super().__init__()
         self.root = root
@@ -92,6 +104,8 @@ class MELDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.predict_file = predict_file
+        self.picture_cache = picture_cache
+        self.reduced_decoding = reduced_decoding
         self.picture_report = PictureReport()
         self.mentions = {}
         self._preprocessor: Preprocessor | None = None
@@ -211,12 +225,38 @@ class MELDataModule(LightningDataModule):
             self._entity_dataset = EntityDataset(
                 self.entities,
                 self.entity_template,
-                self.entity_pictures,
+                self._pixels(self.entity_pictures),
                 self.preprocessor,
             )
         for split in _STAGES[stage]:
             if split not in self._datasets:
                 self._add_split(split)
+        if self._cache is not None:
+            self._cache.fill(partial(self._pictures_of, _STAGES[stage]))
+
+    @cached_property
+    def _cache(self) -> PictureCache | None:
+        if self.picture_cache is None:
+            return None
+        by_default = self.picture_cache == "auto"
+        folder = default_folder() if by_default else Path(self.picture_cache)
+        return PictureCache(folder, self.preprocessor, self.reduced_decoding, share=0.5 if by_default else 1.0)
+
+    def _pixels(self, pictures: PictureFolder) -> PixelSource:
+        return PixelSource(pictures, self.preprocessor, self.reduced_decoding, self._cache)
+
+    def _pictures_of(self, splits: Iterable[str]) -> Iterator[Chain]:
+        """Pictures that these splits need: of every mention, of every entity the first, of a training gold any."""
+        for split in splits:
+            for mention in self.mentions[split]:
+                if mention.picture:
+                    yield self.mention_pictures, (mention.picture,)
+        for entity in self.entities:
+            yield self.entity_pictures, entity.pictures
+        if "train" in splits:
+            for gold in {golds[0] for golds in self._datasets["train"].golds if golds}:
+                for picture in self.entities[gold].pictures:
+                    yield self.entity_pictures, (picture,)
 
     def _add_split(self, split: str) -> None:
         mentions = self.read_mentions(split)
@@ -238,7 +278,7 @@ class MELDataModule(LightningDataModule):
             mentions,
             known,
             self.mention_template,
-            self.mention_pictures,
+            self._pixels(self.mention_pictures),
             self.preprocessor,
             f"{split} mentions",
         )
@@ -264,10 +304,8 @@ class MELDataModule(LightningDataModule):
         """
         own = {index: mentions.mentions[index].picture for index in kept}
         golds = {index: self.entities[mentions.golds[index][0]].pictures for index in kept}
-        seen = scan(mentions.side.pictures, filter(None, own.values()), "Checking mention pictures")
-        seen_golds = scan(
-            self._entity_dataset.side.pictures, itertools.chain(*golds.values()), "Checking entity pictures"
-        )
+        seen = scan(self.mention_pictures, filter(None, own.values()), "Checking mention pictures")
+        seen_golds = scan(self.entity_pictures, itertools.chain(*golds.values()), "Checking entity pictures")
         self.picture_report.add(failures(seen) + failures(seen_golds))
         left = [
             index
@@ -296,10 +334,24 @@ class MELDataModule(LightningDataModule):
         """Mentions to link."""
         return self._eval_loader(self._datasets["predict"], self.eval_batch_size)
 
-    def entity_dataloader(self, by_length: bool = False) -> DataLoader[Any]:
+    def describe_entities(self) -> dict[str, str]:
+        """What the model sees of the knowledge base, to tell whether an index was made from the same."""
+        tokens = self._entity_dataset.side.tokens
+        digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
+        for entity in self.entities:
+            digest.update("\0".join((entity.qid, *entity.pictures, "")).encode())
+        return {
+            "text template": self.entity_template.template,
+            "picture policy": self.pictures,
+            "reduced decoding": str(self.reduced_decoding),
+            "knowledge base": digest.hexdigest(),
+        }
+
+    def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Any]:
         """All entities of the knowledge base, on every process.
 
         Args:
+            first: In order, begin with the batch that holds this entity.
             by_length: The longest texts first instead of in order, and each batch's ``input_ids`` and
                 ``attention_mask`` no longer than its longest text; ``index`` (int64 ``[batch]``) says which entities
                 they are. Only where padding is masked are the features of a shorter batch the same.
@@ -307,7 +359,11 @@ class MELDataModule(LightningDataModule):
         if by_length:
             lengths = LengthSampler(self._entity_dataset.side.tokens.lengths)
             return self._loader(self._entity_dataset, lengths, self.entity_batch_size, collate_with=collate_cut)
-        return self._loader(self._entity_dataset, EvalSampler(self._entity_dataset), self.entity_batch_size)
+        # Whole batches: a batch's size decides the last bits of what is computed from it.
+        start = first // self.entity_batch_size * self.entity_batch_size
+        return self._loader(
+            self._entity_dataset, EvalSampler(self._entity_dataset, start=start), self.entity_batch_size
+        )
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalise the pictures on the device, and count those that failed."""

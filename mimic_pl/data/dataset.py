@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
-from mimic_pl.data.pictures import Failure, PictureFolder
+from mimic_pl.data.pictures import Failure
+from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import draw
@@ -70,65 +71,77 @@ class TokenTable:
             self.ids[start : start + chunk] = ids.numpy()
             self.lengths[start : start + chunk] = length.numpy()
 
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
-        """``input_ids`` and ``attention_mask`` of a text, int64 ``[text_tokens]``."""
+    def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
+        """``input_ids`` and ``attention_mask`` of a text, int64 ``[text_tokens]``, or of some, ``[n, text_tokens]``."""
         ids = torch.from_numpy(self.ids[index].astype(np.int64))
-        return ids, (torch.arange(len(ids)) < int(self.lengths[index])).long()
+        lengths = torch.from_numpy(np.asarray(self.lengths[index], np.int64))
+        return ids, (torch.arange(ids.shape[-1]) < lengths[..., None]).long()
 
 
 class _Side:
-    """What a side's item is made of: tokens, pixels, and whether there is a picture."""
+    """What a side's items are made of: tokens, pixels, and whether there is a picture."""
 
     def __init__(
         self,
         records: Sequence[Entity] | Sequence[Mention],
         template: TextTemplate,
-        pictures: PictureFolder,
+        pixels: PixelSource,
         preprocessor: Preprocessor,
         name: str,
     ) -> None:
         self.tokens = TokenTable((template(record) for record in records), preprocessor, name, len(records))
-        self.pictures = pictures
-        self.preprocessor = preprocessor
+        self.pixels = pixels
 
-    def item(self, index: int, names: Sequence[str]) -> tuple[Item, list[Failure]]:
-        picture, failures = self.pictures.first_readable(names)
-        ids, mask = self.tokens[index]
-        size = self.preprocessor.image_size
-        pixels = torch.zeros(3, size, size, dtype=torch.uint8) if picture is None else self.preprocessor.pixels(picture)
-        item = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_picture": picture is not None}
-        return item, failures
+    def batch(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Item, list[Failure]]:
+        """Items at these indices, each with the first of its pictures that opens: tensors ``[batch, ...]``."""
+        pixels, has_picture, failures = self.pixels.batch(names)
+        ids, mask = self.tokens[indices]
+        side = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_picture": has_picture}
+        return side, failures
 
 
-class EntityDataset(Dataset[Item]):
+class BatchDataset(Dataset[Item]):
+    """Items are made by the batch, as torch's loader asks for them: pictures of a batch lie in one tensor."""
+
+    def __getitems__(self, indices: list[int]) -> Item:
+        """The items at these indices: tensors ``[batch, ...]``, and all failures in one list."""
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> Item:
+        """The item at an index, as a batch of one."""
+        return self.__getitems__([index])
+
+
+class EntityDataset(BatchDataset):
     """Entities by position, with their first picture; or with a random one, for training."""
 
     def __init__(
         self,
         entities: Sequence[Entity],
         template: TextTemplate,
-        pictures: PictureFolder,
+        pixels: PixelSource,
         preprocessor: Preprocessor,
     ) -> None:
         self.entities = entities
-        self.side = _Side(entities, template, pictures, preprocessor, "entities")
+        self.side = _Side(entities, template, pixels, preprocessor, "entities")
 
     def __len__(self) -> int:
         """Number of items."""
         return len(self.entities)
 
-    def __getitem__(self, index: int) -> Item:
-        """The item at a position."""
-        entity, failures = self.side.item(index, self.entities[index].pictures)
-        return {"entities": entity, "index": index, "failures": failures}
+    def __getitems__(self, indices: list[int]) -> Item:
+        """The items at these positions."""
+        entities, failures = self.side.batch(indices, [self.entities[index].pictures for index in indices])
+        return {"entities": entities, "index": torch.tensor(indices), "failures": failures}
 
-    def with_picture_first(self, index: int, first: int) -> tuple[Item, list[Failure]]:
-        """The entity's item with the picture at ``first``, or the next one that opens."""
-        names = self.entities[index].pictures
-        return self.side.item(index, names[first:] + names[:first])
+    def with_picture_first(self, indices: Sequence[int], firsts: Sequence[int]) -> tuple[Item, list[Failure]]:
+        """The entities' items, each with the picture at its place in ``firsts``, or the next one that opens."""
+        pictures = [self.entities[index].pictures for index in indices]
+        names = [own[first:] + own[:first] for own, first in zip(pictures, firsts, strict=True)]
+        return self.side.batch(indices, names)
 
 
-class MentionDataset(Dataset[Item]):
+class MentionDataset(BatchDataset):
     """Mentions of a split, with the positions of their golds in the knowledge base (-1: not there)."""
 
     def __init__(
@@ -136,29 +149,29 @@ class MentionDataset(Dataset[Item]):
         mentions: Sequence[Mention],
         positions: Mapping[str, int],
         template: TextTemplate,
-        pictures: PictureFolder,
+        pixels: PixelSource,
         preprocessor: Preprocessor,
         name: str,
     ) -> None:
         self.mentions = mentions
         self.golds = [[positions[gold] for gold in mention.golds if gold in positions] for mention in mentions]
         self.width = max((len(golds) for golds in self.golds), default=0)
-        self.side = _Side(mentions, template, pictures, preprocessor, name)
+        self.side = _Side(mentions, template, pixels, preprocessor, name)
 
     def __len__(self) -> int:
         """Number of items."""
         return len(self.mentions)
 
-    def __getitem__(self, index: int) -> Item:
-        """The item at a position."""
-        picture = self.mentions[index].picture
-        mention, failures = self.side.item(index, (picture,) if picture else ())
-        golds = self.golds[index]
-        gold = torch.tensor(golds + [-1] * (self.width - len(golds)), dtype=torch.int64)
-        return {"mentions": mention, "gold": gold, "index": index, "failures": failures}
+    def __getitems__(self, indices: list[int]) -> Item:
+        """The items at these positions."""
+        pictures = [self.mentions[index].picture for index in indices]
+        mentions, failures = self.side.batch(indices, [(picture,) if picture else () for picture in pictures])
+        golds = [self.golds[index] + [-1] * (self.width - len(self.golds[index])) for index in indices]
+        gold = torch.tensor(golds, dtype=torch.int64).view(len(indices), self.width)
+        return {"mentions": mentions, "gold": gold, "index": torch.tensor(indices), "failures": failures}
 
 
-class TrainingDataset(Dataset[Item]):
+class TrainingDataset(BatchDataset):
     """Pairs of a mention and its gold entity; only mentions with a gold in the knowledge base are in it.
 
     Items are addressed by ``epoch * len + index`` (see :class:`~mimic_pl.data.sampler.TrainSampler`).
@@ -174,38 +187,30 @@ class TrainingDataset(Dataset[Item]):
         """Number of items."""
         return len(self.kept)
 
-    def __getitem__(self, address: int) -> Item:
-        """The item at an address."""
-        epoch, place = divmod(address, len(self.kept))
-        index = self.kept[place]
-        item = self.mentions[index]
-        gold = self.mentions.golds[index][0]
-        count = len(self.entities.entities[gold].pictures)
-        first = draw(count, self.seed, epoch, index) if count > 1 else 0
-        item["entities"], failures = self.entities.with_picture_first(gold, first)
-        return {**item, "gold": gold, "failures": item["failures"] + failures}
+    def __getitems__(self, addresses: list[int]) -> Item:
+        """The items at these addresses."""
+        indices, golds, firsts = [], [], []
+        for address in addresses:
+            epoch, place = divmod(address, len(self.kept))
+            index = self.kept[place]
+            gold = self.mentions.golds[index][0]
+            count = len(self.entities.entities[gold].pictures)
+            indices.append(index)
+            golds.append(gold)
+            firsts.append(draw(count, self.seed, epoch, index) if count > 1 else 0)
+        batch = self.mentions.__getitems__(indices)
+        entities, failures = self.entities.with_picture_first(golds, firsts)
+        failures = batch["failures"] + failures
+        return {**batch, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
 
 
-def collate(items: list[Item]) -> dict[str, Any]:
-    """Items -> a batch: tensors ``[batch, ...]`` by side, and all failures in one list."""
-    batch: dict[str, Any] = {"failures": [failure for item in items for failure in item["failures"]]}
-    for key in items[0]:
-        values = [item[key] for item in items]
-        if key in ("mentions", "entities"):
-            batch[key] = {
-                name: torch.tensor([value[name] for value in values])
-                if name == "has_picture"
-                else torch.stack([value[name] for value in values])
-                for name in values[0]
-            }
-        elif key != "failures":
-            batch[key] = torch.stack(values) if isinstance(values[0], Tensor) else torch.tensor(values)
+def collate(batch: Any) -> Item:
+    """A batch as :class:`BatchDataset` makes it, which needs no putting together."""
     return batch
 
 
-def collate_cut(items: list[Item]) -> dict[str, Any]:
-    """A batch of entities as :func:`collate` makes it, with the padding cut off that its longest text does not need."""
-    batch = collate(items)
+def collate_cut(batch: Any) -> Item:
+    """The same of entities, with the padding cut off that its longest text does not need."""
     side = batch["entities"]
     longest = max(1, int(side["attention_mask"].sum(dim=1).max()))
     for name in ("input_ids", "attention_mask"):

@@ -9,10 +9,10 @@ import threading
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
@@ -48,6 +48,8 @@ _DECODER_ERRORS = (
 _header_lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
+Loaded = TypeVar("Loaded")
+
 
 class PictureError(Exception):
     """A picture that can not be had; ``kind`` and ``path`` say which and why."""
@@ -58,8 +60,13 @@ class PictureError(Exception):
         self.kind = kind
 
 
-def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
+def open_picture(path: Path, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
     """Open a picture as RGB: first frame, turned as EXIF says, transparency on white.
+
+    Args:
+        path: The file.
+        max_pixels: Larger pictures are not decoded.
+        reduced_to: Decode a JPEG at the smallest of its scales (1/2, 1/4, 1/8) at which no side is shorter than this.
 
     Raises:
         PictureError: It is missing, unreadable, or larger than ``max_pixels``.
@@ -69,6 +76,8 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS) -> Image.Image:
             if picture.width * picture.height > max_pixels:
                 raise PictureError(path, "oversized", f"{picture.width} x {picture.height} pixels")
             picture.seek(0)
+            if reduced_to is not None:
+                picture.draft(None, (reduced_to, reduced_to))  # other formats have no scales, and do nothing
             picture.load()
             return _as_rgb(ImageOps.exif_transpose(picture))
     except FileNotFoundError as error:
@@ -135,10 +144,18 @@ class PictureFolder:
         Raises:
             DataError: One failed and the policy is ``error``.
         """
+        return self.first(names, lambda path: open_picture(path, self.max_pixels))
+
+    def first(self, names: Sequence[str], load: Callable[[Path], Loaded]) -> tuple[Loaded | None, list[Failure]]:
+        """What ``load`` makes of the first of these pictures for which it raises no PictureError; and the failures.
+
+        Raises:
+            DataError: One failed and the policy is ``error``.
+        """
         failures: list[Failure] = []
         for name in names:
             try:
-                return open_picture(self.path(name), self.max_pixels), failures
+                return load(self.path(name)), failures
             except PictureError as error:
                 if self.policy == "error":
                     raise DataError(

@@ -26,16 +26,17 @@ class TrainSampler(DistributedSampler[int]):
 
 
 class EvalSampler(DistributedSampler[int]):
-    """Every item exactly once over all processes, in order: no duplicates are added to even the processes out."""
+    """Every item from ``start`` on exactly once over all processes, in order: none comes twice to even them out."""
 
-    def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0) -> None:
+    def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0, start: int = 0) -> None:
         super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
-        self.num_samples = len(range(rank, len(dataset), num_replicas))
+        self.positions = range(start + rank, len(dataset), num_replicas)
+        self.num_samples = len(self.positions)
         self.total_size = len(dataset)
 
     def __iter__(self) -> Iterator[int]:
         """Positions of this process's items."""
-        return iter(range(self.rank, self.total_size, self.num_replicas))
+        return iter(self.positions)
 
 
 class LengthSampler(Sampler[int]):

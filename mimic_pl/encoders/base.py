@@ -15,8 +15,9 @@ from mimic_pl.features import FeatureDims, Features
 class Encoder(nn.Module, ABC):
     """Turns the tokens and pictures of a batch of mentions, or of entities, into features (paper section 3.2).
 
-    A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with :meth:`add_towers`, and
-    implements :meth:`forward` and :meth:`build_preprocessor`. The same weights serve mentions and entities.
+    A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with
+    :meth:`add_towers`, and implements :meth:`forward` and :meth:`build_preprocessor`. The same weights serve mentions
+    and entities.
 
     Attributes:
         dims: Widths of the features it returns; the units are built to them.

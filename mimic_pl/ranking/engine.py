@@ -115,9 +115,9 @@ class Ranker:
             return self._rank(matcher, mentions, gold, index, smaller)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"{index.device} has no memory left to rank {len(gold)} mentions: {pairs} pairs at once were too many, "
-                f"and so were {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index out of "
-                "the device's memory (--model.index.place host)."
+                f"{index.device} has no memory left to rank {len(gold)} mentions: {pairs} pairs at once are too many, "
+                f"and so are {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index in the "
+                "host's memory (--model.indexer.place host)."
             ) from error
 
     def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex, pairs: int) -> Ranking:

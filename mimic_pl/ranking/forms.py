@@ -12,7 +12,7 @@ IndexForm = Literal["float32", "bfloat16", "int8"]
 
 - ``float32``: as they were computed;
 - ``bfloat16``: half the bytes, 8 bits of mantissa;
-- ``int8``: about a quarter; every vector (a token's query, a global feature) as 8-bit integers times a scale of its own.
+- ``int8``: about a quarter; every vector (a token's query, a global feature) as 8-bit integers times its own scale.
 
 Whatever the form, ranks are exact for the numbers that it keeps.
 """

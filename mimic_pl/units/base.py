@@ -40,8 +40,8 @@ class Unit(nn.Module, ABC):
     what truly depends on the pair. Training, ranking and linking call these same three functions, and the entity index
     stores what :meth:`entity` returns: keep it small.
 
-    Two more functions make ranking faster and change no rank; a unit whose :meth:`score` is a few products needs
-    neither: :meth:`bounds`, where a score is dear and cheaply bounded, and :meth:`pairs`, the score of few chosen pairs.
+    Two more functions make ranking faster and change no rank: :meth:`bounds`, for a score that is dear and cheaply
+    bounded, and :meth:`pairs`, the score of few chosen pairs. A unit whose :meth:`score` is a few products needs none.
 
     Args:
         dims: Widths of the features that the encoder yields.

@@ -1,0 +1,49 @@
+"""A picture file -> the model's square of pixels."""
+
+from __future__ import annotations
+
+import hashlib
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from mimic_pl.data.pictures import MAX_PIXELS, open_picture
+from mimic_pl.data.preprocessor import Preprocessor
+
+
+def decode(path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS, reduced: bool = False) -> Tensor:
+    """Decode and resize a picture.
+
+    Args:
+        path: The file.
+        preprocessor: Resizes.
+        max_pixels: Larger pictures count as oversized.
+        reduced: Decode a JPEG at the smallest of its scales that keeps twice the model's square, as Pillow's thumbnails
+            do: faster for large pictures, and other pixels.
+
+    Returns:
+        uint8 ``[3, S, S]``.
+
+    Raises:
+        PictureError: The picture fails.
+    """
+    return preprocessor.pixels(open_picture(path, max_pixels, 2 * preprocessor.image_size if reduced else None))
+
+
+def fingerprint(preprocessor: Preprocessor, reduced: bool) -> str:
+    """What this decoding and resizing makes of a drawn JPEG, as 16 hexadecimal digits.
+
+    Two preprocessings that give the same pixels have the same fingerprint, whatever they are called and however they
+    are set; a version of Pillow that decodes otherwise has another one.
+    """
+    side = 4 * preprocessor.image_size  # large enough to be decoded at half the scale
+    across, down = np.meshgrid(np.arange(side + 37), np.arange(side + 11))
+    drawn = np.stack([across * 7 % 256, (across * down) % 251, (across + 2 * down) // 3 % 256], axis=-1)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "drawn.jpg"
+        Image.fromarray(drawn.astype(np.uint8)).save(path, quality=90)
+        pixels = decode(path, preprocessor, reduced=reduced)
+    return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).hexdigest()

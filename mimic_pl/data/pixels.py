@@ -1,0 +1,89 @@
+"""Names of pictures -> a batch of pixels, decoded now or taken from the cache: the same to the bit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mimic_pl.data.decoding import decode
+from mimic_pl.data.picture_cache import PictureCache
+from mimic_pl.data.pictures import Failure, PictureError, PictureFolder
+from mimic_pl.data.preprocessor import Preprocessor
+
+
+class PixelBatch(NamedTuple):
+    """Pixels of some items.
+
+    Attributes:
+        pixels: uint8 ``[batch, 3, S, S]``, zeros where there is no picture.
+        has_picture: bool ``[batch]``.
+        failures: Pictures that failed on the way.
+    """
+
+    pixels: Tensor
+    has_picture: Tensor
+    failures: list[Failure]
+
+
+class PixelSource:
+    """Makes the pixels of a folder's pictures.
+
+    Args:
+        folder: Where the pictures lie, and what happens where one fails.
+        preprocessor: Resizes them.
+        reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.data.decoding.decode`).
+        cache: Where pixels may lie already.
+    """
+
+    def __init__(
+        self,
+        folder: PictureFolder,
+        preprocessor: Preprocessor,
+        reduced: bool = False,
+        cache: PictureCache | None = None,
+    ) -> None:
+        self.folder = folder
+        self.preprocessor = preprocessor
+        self.reduced = reduced
+        self.cache = cache
+
+    def batch(self, names: Sequence[Sequence[str]]) -> PixelBatch:
+        """For every item the pixels of the first of its pictures that opens.
+
+        Raises:
+            DataError: A picture failed and the folder's policy is ``error``.
+        """
+        rows = torch.full((len(names),), -1)
+        decoded: dict[int, Tensor] = {}
+        failures: list[Failure] = []
+        for item, own in enumerate(names):
+            found, failed = self.folder.first(own, self._load)
+            failures += failed
+            if isinstance(found, Tensor):
+                decoded[item] = found
+            elif found is not None:
+                rows[item] = found
+        has_picture = rows >= 0
+        size = self.preprocessor.image_size
+        if self.cache is not None and has_picture.any():
+            pixels = self.cache.pixels(rows.clamp_min(0))
+            pixels[~has_picture] = 0
+        else:
+            pixels = torch.zeros(len(names), 3, size, size, dtype=torch.uint8)
+        for item, one in decoded.items():
+            pixels[item] = one
+            has_picture[item] = True
+        return PixelBatch(pixels, has_picture, failures)
+
+    def _load(self, path: Path) -> int | Tensor:
+        """The picture's row in the cache, or where it is not there its pixels."""
+        found = None if self.cache is None else self.cache.find(path, self.folder.max_pixels)
+        if isinstance(found, int):
+            return found
+        if found is not None and self.folder.policy != "error":  # which tells in words what is wrong
+            raise PictureError(path, found, "as it was when it was to be cached")
+        return decode(path, self.preprocessor, self.folder.max_pixels, self.reduced)
