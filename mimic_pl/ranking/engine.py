@@ -254,7 +254,7 @@ class _Search:
         if dear:
             parts = [
                 self.matcher.pairs(pick(self.mentions, rows[part]), pick(block.states, columns[part]), dear)
-                for part in torch.arange(len(rows), device=rows.device).split(_AT_ONCE)
+                for part in torch.split(torch.arange(len(rows), device=rows.device), _AT_ONCE)
             ]
             scores |= {name: torch.cat([part[name] for part in parts]) for name in dear}
         return {OVERALL: self.matcher.combine(scores), **scores}

@@ -70,7 +70,7 @@ class TGLU(Unit):
     def score(self, mentions: State, entities: State) -> Tensor:
         """S_T, ``[mentions, entities]``."""
         global_to_global = mentions["global"] @ entities["global"].T
-        return (global_to_global + global_to_local(*self._local(mentions, entities), kernel=self.kernel)) / 2
+        return (global_to_global + global_to_local(**self._local(mentions, entities), kernel=self.kernel)) / 2
 
     def prepare(self, mentions: State) -> State:
         """Add the cone that the mention's values span, for :meth:`bounds`."""
@@ -89,12 +89,18 @@ class TGLU(Unit):
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_T of aligned pairs, ``[pairs]``."""
         global_to_global = (mentions["global"] * entities["global"]).sum(dim=-1)
-        return (global_to_global + global_to_local_pairs(*self._local(mentions, entities))) / 2
+        return (global_to_global + global_to_local_pairs(**self._local(mentions, entities))) / 2
 
-    def _local(self, mentions: State, entities: State) -> tuple[Any, ...]:
+    def _local(self, mentions: State, entities: State) -> dict[str, Any]:
         """Arguments of the functions that compute g2l."""
-        return (
-            *(entities["query"], entities["context"], mentions["key"], mentions["value"]),
-            *(self.norm.weight, self.norm.bias, self.norm.eps),
-            *((entities["mask"], mentions["mask"]) if self.mask_padding else ()),
-        )
+        return {
+            "query": entities["query"],
+            "context": entities["context"],
+            "key": mentions["key"],
+            "value": mentions["value"],
+            "norm_weight": self.norm.weight,
+            "norm_bias": self.norm.bias,
+            "eps": self.norm.eps,
+            "query_mask": entities["mask"] if self.mask_padding else None,
+            "key_mask": mentions["mask"] if self.mask_padding else None,
+        }

@@ -78,20 +78,19 @@ class DualGate(nn.Module):
 
     def forward(self, queries: State, keys: State) -> Tensor:
         """f for every pair, ``[queries, keys]``."""
-        return dual_gate(*self._sides(queries, keys), *self._scalars(), kernel=self.kernel)
+        eps = self.norm_sum.eps, self.norm.eps
+        return dual_gate(self._asking(queries), self._answering(keys), *self._scalars(), *eps, kernel=self.kernel)
 
     def pairs(self, queries: State, keys: State) -> Tensor:
         """f for aligned pairs, ``[pairs]``."""
-        return dual_gate_pairs(*self._sides(queries, keys), *self._scalars())
+        eps = self.norm_sum.eps, self.norm.eps
+        return dual_gate_pairs(self._asking(queries), self._answering(keys), *self._scalars(), *eps)
 
-    def _sides(self, queries: State, keys: State) -> tuple[Asking, Answering]:
-        return self._asking(queries), self._answering(keys)
-
-    def _scalars(self) -> tuple[Tensor, Tensor, float, float]:
-        """w . b + b_g, |b~|^2, and what the norms add to the variance."""
+    def _scalars(self) -> tuple[Tensor, Tensor]:
+        """w . b + b_g and |b~|^2."""
         bias = self._bias()
         gate_bias = bias @ self.gate.weight[0] + self.gate.bias
-        return gate_bias, _centre(bias).square().sum(), self.norm_sum.eps, self.norm.eps
+        return gate_bias, _centre(bias).square().sum()
 
     def _bias(self) -> Tensor:
         """b = W_f beta1 + b_f, ``[d]``."""
