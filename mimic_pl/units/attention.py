@@ -193,7 +193,7 @@ class _NormedProduct(torch.autograd.Function):
                 scaled = grad[mentions, entities] * inverse  # [mentions, entities]
                 shrink = scaled * inverse.square() * (local * gains).sum(-1) / width
                 d_local = scaled[..., None] * gains - shrink[..., None] * local
-                d_gain[entities] += torch.einsum("me,med->ed", scaled, local)
+                d_gain[entities] += (scaled[..., None] * local).sum(dim=0)
                 d_value[mentions] += torch.bmm(mean.mT, d_local)
                 d_mean = torch.bmm(d_local, values.mT).transpose(0, 1)[:, None]  # [entities, 1, mentions, tokens]
                 # Gradient of the logits but for the entity tokens' weights.
