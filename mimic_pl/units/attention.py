@@ -193,7 +193,7 @@ class _NormedProduct(torch.autograd.Function):
                 scaled = grad[mentions, entities] * inverse  # [mentions, entities]
                 shrink = scaled * inverse.square() * (local * gains).sum(-1) / width
                 d_local = scaled[..., None] * gains - shrink[..., None] * local
-                d_gain[entities] += torch.einsum("me,med->ed", scaled, local)
+                d_gain[entities] += (scaled[..., None] * local).sum(dim=0)
                 d_value[mentions] += torch.bmm(mean.mT, d_local)
                 d_mean = torch.bmm(d_local, values.mT).transpose(0, 1)[:, None]  # [entities, 1, mentions, tokens]
                 # Gradient of the logits but for the entity tokens' weights.
@@ -230,7 +230,7 @@ def _even(total: int, largest: int) -> Iterator[slice]:
 
 
 def _logits_at_once(tensor: Tensor) -> int:
-    return LOGITS_AT_ONCE_CPU if tensor.device.type == "cpu" else LOGITS_AT_ONCE_GPU
+    return LOGITS_AT_ONCE_CPU if _on_cpu(tensor) else LOGITS_AT_ONCE_GPU
 
 
 def _attention(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
@@ -239,7 +239,7 @@ def _attention(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
     unused = query.new_empty(())  # beta = 0: it is not read
     logits = torch.addmm(unused, queries, keys.T, beta=0, alpha=scale).view(*query.shape[:2], *key.shape[:2])
     bound = math.inf
-    if logits.device.type == "cpu":  # elsewhere nothing reads it, and to fetch it would wait for the device
+    if _on_cpu(logits):  # elsewhere nothing reads it, and to fetch it would wait for the device
         norms = (torch.linalg.vector_norm(tokens, dim=-1, dtype=_exact(query)).max() for tokens in (queries, keys))
         bound = scale * math.prod(norm.item() for norm in norms)
     return _softmax(logits.to(_exact(query)), key_mask, bound)
@@ -248,7 +248,7 @@ def _attention(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
 def _logit_scale(query: Tensor) -> float:
     """What makes Q K^T the logits that :func:`_softmax` expects on this device."""
     scale = 1 / math.sqrt(query.shape[-1])
-    return scale / math.log(2) if query.device.type == "cpu" else scale
+    return scale / math.log(2) if _on_cpu(query) else scale
 
 
 def _softmax(logits: Tensor, mask: Tensor | None, bound: float = math.inf) -> Tensor:
@@ -258,7 +258,7 @@ def _softmax(logits: Tensor, mask: Tensor | None, bound: float = math.inf) -> Te
     the time of torch.softmax. A row's maximum costs more than exp2 does, and is subtracted only where a power could
     overflow, or all powers of a row vanish.
     """
-    if logits.device.type != "cpu":
+    if not _on_cpu(logits):
         return torch.softmax(logits if mask is None else logits.masked_fill(mask.eq(0), -torch.inf), dim=-1)
     if not bound < _SAFE_LOGIT:  # too large, or not a number
         bound = torch.stack(logits.aminmax()).abs().max().item()
@@ -294,6 +294,10 @@ def _add_product(into: Tensor, left: Tensor, right: Tensor, scale: float) -> Non
         flat.addmm_(left, right, alpha=scale)
     else:
         flat.add_(left @ right, alpha=scale)
+
+
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
 
 
 def _exact(tensor: Tensor) -> torch.dtype:

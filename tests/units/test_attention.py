@@ -154,6 +154,26 @@ def test_logits_of_hundreds_neither_overflow_nor_vanish(offset, masked):
         assert (gradient - wanted).abs().max() <= 5e-3 * (1 + wanted.abs().max())
 
 
+@pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
+def test_other_devices_operations_give_the_same(masked, monkeypatch):
+    """Off the CPU softmax is torch's own; here the same operations run on the CPU."""
+    torch.manual_seed(8)
+    shape = (5, 6, 3, 4, 8)
+    tensors, masks = random_tensors(*shape), random_masks(*shape[:4]) if masked else {}
+    upstream = torch.randn(shape[:2], dtype=torch.float64)
+    rows = {name: mask[:5] for name, mask in masks.items()}
+    pairs = [*(tensor[:5] for tensor in tensors[:4]), *tensors[4:]]
+    expected, expected_gradients = gradients(global_to_local, tensors, upstream, **masks)
+    monkeypatch.setattr(attention, "_on_cpu", lambda tensor: False)
+    monkeypatch.setattr(attention, "LOGITS_AT_ONCE_GPU", 60)
+    scores, got = gradients(global_to_local, tensors, upstream, **masks)
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-10)
+    for gradient, wanted in zip(got, expected_gradients, strict=True):
+        torch.testing.assert_close(gradient, wanted, rtol=1e-9, atol=1e-9)
+    selected = global_to_local_pairs(*pairs, EPS, **rows)
+    torch.testing.assert_close(selected, expected.diagonal()[:5], rtol=1e-10, atol=1e-10)
+
+
 def test_padding_may_hold_anything_finite():
     torch.manual_seed(4)
     tensors, masks = random_tensors(3, 4, 5, 6, 8, torch.float32), random_masks(3, 4, 5, 6)

@@ -73,7 +73,6 @@ def exact(tensors, **masks):
 ATTENTION_SHAPES = [
     (1, 1, 1, 1, 16),  # one of everything
     (3, 7, 40, 40, 96),  # the published sizes: three tiles, the last of one entity; both pieces of tokens and width
-    (67, 3, 2, 3, 4),  # more mentions than a program takes
     (2, 20, 5, 17, 33),  # 16 entities a tile, the least second pieces
     (2, 3, 77, 20, 24),  # one entity a tile
 ]
@@ -93,6 +92,18 @@ def test_attention_equals_float64(shape, masked, dtype):
     assert scores.dtype == torch.float32 and scores.shape == shape[:2]
     tolerance = 2e-5 if dtype == torch.float32 else 2e-3
     assert (scores - expected).abs().max() <= tolerance * expected.abs().max().clamp_min(1)
+
+
+@runs_kernels
+def test_every_program_takes_its_own_mentions(monkeypatch):
+    from mimic_pl.units import triton_attention
+
+    takes(torch.float32)
+    monkeypatch.setattr(triton_attention, "_MENTIONS", 4)
+    torch.manual_seed(7)
+    tensors, padding = attention_tensors(9, 5, 9, 3, 8), masks(9, 5, 9, 3)
+    scores = global_to_local(*tensors, EPS, kernel="triton", **padding)
+    torch.testing.assert_close(scores.double(), exact(tensors, **padding), rtol=1e-4, atol=1e-4)
 
 
 @runs_kernels
@@ -130,6 +141,17 @@ def test_a_query_that_is_not_finite_stays_with_its_entity():
     scores = global_to_local(*tensors, EPS, kernel="triton")
     assert scores.isnan().all(dim=0).tolist() == [False, False, True, False, True, False]
     assert scores[:, [0, 1, 3, 5]].isfinite().all()
+
+
+@runs_kernels
+def test_nothing_but_padding_is_not_a_number():
+    takes(torch.float32)
+    torch.manual_seed(6)
+    tensors, padding = attention_tensors(3, 4, 2, 5, 8), masks(3, 4, 2, 5)
+    padding["query_mask"][1], padding["key_mask"][2] = 0, False
+    for kernel in ("triton", "torch"):
+        scores = global_to_local(*tensors, EPS, kernel=kernel, **padding)
+        assert scores.isnan().tolist() == [[False, True, False, False]] * 2 + [[True] * 4]
 
 
 @runs_kernels
@@ -281,3 +303,52 @@ def test_auto_takes_the_kernel_on_a_gpu_and_the_blocks_of_the_torch_path_there()
     assert attention_by_torch.dtype == torch.float32
     torch.testing.assert_close(attention_by_torch, fused, rtol=0.05, atol=0.1)
     assert attention._logits_at_once(tensors[0]) == attention.LOGITS_AT_ONCE_GPU
+
+
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter's process compiles nothing")
+@pytest.mark.parametrize(("name", "dtype"), [("attention", "bf16"), ("gate", "bf16")])
+def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(name, dtype, tmp_path, monkeypatch):
+    """Down to the machine's code, which needs no GPU: the interpreter runs much that the compiler refuses."""
+    import triton.language as tl
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource, compile
+
+    from mimic_pl.units import triton_attention, triton_gates
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    low = dtype == "bf16"
+    constants = {
+        "WIDTH": 96,
+        "TYPE": tl.bfloat16 if low else tl.float32,
+        "PRECISION": "tf32" if low else "tf32x3",
+    }
+    vectors = ("query", "key", "value", "query_gated", "target", "pooled", "gated")
+    if name == "attention":
+        kernel = triton_attention._normed_product
+        (d1, d2), (t1, t2) = triton_attention._two_pieces(96), triton_attention._two_pieces(40)
+        assert (d1, d2, t1, t2) == (64, 32, 32, 16)
+        constants |= {"D1": d1, "D2": d2, "T1": t1, "T2": t2, "PER_TILE": 3, "SEGMENTS": 16, "ROWS": 128}
+        constants |= {"MENTIONS": 64, "HAS_WEIGHT": True, "HAS_KEY_MASK": True}
+        constants |= {"WEIGHT_TYPE": tl.float16 if low else tl.float32}
+    else:
+        kernel = triton_gates._dual_gate
+        constants |= {"TILE": 64, "PIECE": 32}
+    types = dict.fromkeys(vectors, f"*{dtype}") | {"key_mask": "*i8", "scale": "fp32", "eps": "fp32"}
+    types |= dict.fromkeys(("norm_sum_eps", "norm_eps"), "fp32")
+    types |= dict.fromkeys(("gain", "weight", "scores", "columns", "rows", "scalars"), "*fp32")
+    names = kernel.arg_names
+    signature = {n: "constexpr" if n in constants else types.get(n, "i32") for n in names}
+    source = ASTSource(kernel, signature, {(names.index(n),): value for n, value in constants.items()})
+    warps = 4 if name == "attention" and low else 8
+    compiled = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps, "num_stages": 2})
+    assert compiled.metadata.shared <= 227 * 1024
+    assert "wgmma" in compiled.asm["ptx"]
+
+
+def test_two_pieces_hold_their_size_and_waste_no_more_than_one():
+    from mimic_pl.units.triton_attention import _two_pieces
+
+    for size in range(1, 257):
+        pieces = _two_pieces(size)
+        assert size <= sum(pieces) <= max(16, 1 << (size - 1).bit_length())
+        assert all(piece == 0 or (piece >= 16 and piece & (piece - 1) == 0) for piece in pieces)
