@@ -20,7 +20,7 @@ TOLERANCE = 2.0**-14
 """Differences up to this share of a block's largest score are settled in float64; rounding errors of float32 scores
 are some hundred times smaller."""
 
-_PAIRS_ON_CPU = 1 << 18
+_PAIRS_ON_CPU = 1 << 19
 """Pairs in a block on a CPU: what is kept of each pair, some dozens of numbers, stays near the caches."""
 
 _PAIRS_ON_DEVICE = 1 << 22

@@ -10,8 +10,8 @@ from torch import Tensor
 from mimic_pl.ranking.states import pick
 from mimic_pl.units import Matcher, States
 
-_AT_ONCE = 64
-"""Pairs whose states are copied to float64 at once, some 100 kB each: what stays in a core's cache."""
+_NUMBERS_AT_ONCE = 1 << 20
+"""Numbers of states that are copied to float64 at once, 8 MB: what stays in the caches."""
 
 
 class ExactScores:
@@ -38,13 +38,21 @@ class ExactScores:
             entities: States of as many entities.
             names: Units to score by; by default all of them, and ``overall``.
         """
-        found: dict[str, list[Tensor]] = {}
-        for start in range(0, max(1, len(rows)), _AT_ONCE):
-            part = torch.arange(start, min(start + _AT_ONCE, len(rows)), device=rows.device)
-            sides = pick(self.mentions, rows[part], double=True), pick(entities, part, double=True)
-            scores = self.matcher.pairs(*sides, names)
-            if names is None:
-                scores = {"overall": self.matcher.combine(scores), **scores}
-            for name, score in scores.items():
-                found.setdefault(name, []).append(score.float())
-        return {name: torch.cat(parts) for name, parts in found.items()}
+        scores = {name: self._score(name, rows, entities) for name in names or tuple(self.matcher.units)}
+        if names is None:
+            scores = {"overall": self.matcher.combine(scores), **scores}
+        return {name: score.float() for name, score in scores.items()}
+
+    def _score(self, name: str, rows: Tensor, entities: States) -> Tensor:
+        """One unit's scores, float64 ``[pairs]``."""
+        size = sum(tensor[0].numel() for tensor in self.mentions[name].values())
+        parts = torch.split(torch.arange(len(rows), device=rows.device), max(32, _NUMBERS_AT_ONCE // (2 * size)))
+        sides = {name: self.mentions[name]}, {name: entities[name]}
+        return torch.cat(
+            [
+                self.matcher.pairs(pick(sides[0], rows[part], double=True), pick(sides[1], part, double=True), (name,))[
+                    name
+                ]
+                for part in parts
+            ]
+        )
