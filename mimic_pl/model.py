@@ -166,7 +166,7 @@ class MIMIC(LightningModule):
                 stage: nn.ModuleDict(
                     {
                         name: rank_metrics(f"{stage}/" if name == "overall" else f"{stage}/{name}/")
-                        for name in self.matcher.score_names
+                        for name in self.ranker.ranked(self.matcher)
                     }
                 )
                 for stage in ("val", "test")

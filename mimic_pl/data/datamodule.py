@@ -51,7 +51,7 @@ class MELDataModule(LightningDataModule):
             (see :data:`~mimic_pl.data.pictures.PicturePolicy`).
         max_pixels: Larger pictures count as oversized.
         batch_size: Mentions in a training batch.
-        eval_batch_size: Mentions that are ranked at once.
+        eval_batch_size: Mentions that are ranked at once; each batch goes through the whole knowledge base.
         entity_batch_size: Entities that are encoded at once.
         num_workers: Loader processes.
         seed: Decides the order of training and the pictures drawn.
@@ -83,7 +83,7 @@ class MELDataModule(LightningDataModule):
         pictures: PicturePolicy = "blank",
         max_pixels: int = MAX_PIXELS,
         batch_size: int = 128,
-        eval_batch_size: int = 128,
+        eval_batch_size: int = 256,
         entity_batch_size: int = 256,
         num_workers: int = 2,
         seed: int = 43,

@@ -64,7 +64,7 @@ class Ranker:
     Args:
         top_k: How many top entities are kept for each mention.
         unit_ranks: ``all`` also ranks by each unit's own score; ``cheap`` leaves out units whose scores are dear
-            (TGLU), whose own ranks leave more pairs open than the overall rank does.
+            (TGLU), since bounds leave more pairs open for their own ranks than for the overall rank.
         prune: Bound before scoring; off, every pair is scored, to the same ranks.
         pairs_per_block: Pairs that are looked at together; the working set is proportional to it. By default what fits
             a processor's caches, or a quarter of a device's free memory.
@@ -86,6 +86,10 @@ class Ranker:
         self.unit_ranks = unit_ranks
         self.prune = prune
         self.pairs_per_block = pairs_per_block
+
+    def ranked(self, matcher: Matcher) -> tuple[str, ...]:
+        """Names of the scores that golds are ranked by."""
+        return matcher.score_names if self.unit_ranks == "all" else matcher.cheap_score_names
 
     @torch.no_grad()
     def __call__(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
@@ -122,7 +126,7 @@ class Ranker:
 
     def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex, pairs: int) -> Ranking:
         prune = self.prune and matcher.monotone
-        search = _Search(matcher, mentions, gold, index, self.top_k, prune, cheap_only=self.unit_ranks == "cheap")
+        search = _Search(matcher, mentions, gold, index, self.ranked(matcher), self.top_k, prune)
         for start, stop, block in index.blocks(max(1, pairs // len(gold))):
             search.look(block, torch.arange(start, stop, device=gold.device))
         return search.result()
@@ -137,13 +141,13 @@ class _Search:
         mentions: States,
         gold: Tensor,
         index: EntityIndex,
+        ranked: tuple[str, ...],
         top_k: int,
         prune: bool,
-        cheap_only: bool,
     ) -> None:
         self.matcher = matcher
+        self.ranked = ranked
         self.prune = prune
-        self.cheap_only = cheap_only
         self.mentions = matcher.prepare(mentions) if prune else mentions
         self.exact = ExactScores(matcher, mentions)
         if not gold.shape[1]:
@@ -152,7 +156,6 @@ class _Search:
         self.golds = self._find_golds(gold, index)
         self.ahead = {name: torch.zeros(len(gold), dtype=torch.int64, device=gold.device) for name in self.golds}
         self.top = TopEntities(len(gold), min(top_k, len(index)), matcher.score_names, gold.device)
-        self.ranked: list[str] = []
 
     def _find_golds(self, gold: Tensor, index: EntityIndex) -> dict[str, _Gold]:
         """Each mention's best-ranked gold by each score."""
@@ -179,7 +182,6 @@ class _Search:
         _require_finite(bounds, positions)
         margins = _margins(bounds)
         dear = tuple(name for name in self.matcher.units if not bounds[name].exact)
-        self.ranked = [name for name in bounds if not (self.cheap_only and name in dear)]
         kinds = _with_overall(block.kinds)
 
         open_pairs: dict[str, Tensor] = {}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
@@ -17,8 +17,6 @@ from mimic_pl.ranking.forms import IndexForm
 from mimic_pl.ranking.index import EntityIndex, MemoryIndex, to_columns
 from mimic_pl.store import Column, Store, StoreWriter
 from mimic_pl.units import States
-
-_log = logging.getLogger(__name__)
 
 Batches = Callable[[int], Iterable[tuple[Tensor, States]]]
 """From which entity on -> batches of positions, int64 ``[batch]``, and the states of these entities."""
@@ -48,6 +46,7 @@ class Indexer:
         if folder is not None and place != "disk":
             raise ConfigError(f"indexer: the folder {folder!r} is for an index on disk, and place is {place!r}.")
         self.form: IndexForm = form
+        self._told = 0
         self.place = place
         self.folder = folder
 
@@ -62,7 +61,7 @@ class Indexer:
         index = MemoryIndex(num_entities, device, self.form, on_host=self.place == "host")
         for positions, states in batches(0):
             index.put(positions, to_columns(states, self.form))
-        _tell(index)
+        self._tell(index)
         return index
 
     def on_disk(
@@ -97,16 +96,24 @@ class Indexer:
                 for name, tensor in to_columns(states, self.form).items()
             }
             with StoreWriter(folder, INDEX, columns, num_entities, wanted, anew=anew) as writer:
-                _log.info(
-                    f"Writing the index of {num_entities} entities to {folder}: {_megabytes(writer.bytes_needed)}."
-                )
+                rank_zero_info(f"Writing the index to {folder}: {_megabytes(writer.bytes_needed)}.")
                 for positions, states in batches(writer.next_row):
                     new = positions >= writer.next_row
                     columns_of_batch = to_columns(states, self.form)
                     writer.append({name: tensor[new.to(tensor.device)] for name, tensor in columns_of_batch.items()})
         index = DiskIndex(folder, wanted, device)
-        _tell(index)
+        self._tell(index)
         return index
+
+    def _tell(self, index: EntityIndex) -> None:
+        """Say once, not after every epoch, what the index takes."""
+        size = index.bytes_per_entity
+        if self._told != len(index):
+            self._told = len(index)
+            rank_zero_info(
+                f"Index of {len(index):,} entities, {self.form} on {self.place}: "
+                f"{size:,} bytes each, {_megabytes(size * len(index))} in all."
+            )
 
 
 def fingerprint(*modules: nn.Module) -> str:
@@ -117,11 +124,6 @@ def fingerprint(*modules: nn.Module) -> str:
             digest.update(f"{number} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
-
-
-def _tell(index: EntityIndex) -> None:
-    size = index.bytes_per_entity
-    _log.info(f"The index holds {len(index)} entities of {size} bytes each, {_megabytes(size * len(index))} in all.")
 
 
 def _megabytes(size: int) -> str:

@@ -51,6 +51,9 @@ class Unit(nn.Module, ABC):
     """Whether a score depends on the text tokens behind a text's end. Where no unit's does, texts need not be padded to
     one length."""
 
+    dear: bool = False
+    """Whether a score costs far more than its bounds, so that ranking may do without this unit's own ranks."""
+
     def __init__(self, dims: FeatureDims) -> None:
         super().__init__()
         self.dims = dims

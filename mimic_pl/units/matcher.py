@@ -57,6 +57,11 @@ class Matcher(nn.Module):
         """``overall`` and the units' names."""
         return (OVERALL, *self.units)
 
+    @property
+    def cheap_score_names(self) -> tuple[str, ...]:
+        """``overall`` and the names of the units that are not dear."""
+        return (OVERALL, *(name for name, unit in self._named_units() if not unit.dear))
+
     def mention(self, features: Features) -> States:
         """Each unit's state of the mentions."""
         normed = self._norm(features)

@@ -36,6 +36,8 @@ class TGLU(Unit):
         kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
     """
 
+    dear = True
+
     def __init__(
         self, dims: FeatureDims, hidden_dim: int = 96, mask_padding: bool = False, kernel: Kernel = "auto"
     ) -> None:
