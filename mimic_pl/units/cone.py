@@ -57,11 +57,13 @@ class Cone(NamedTuple):
             eps: LayerNorm's.
         """
         centred = value - value.mean(dim=-1, keepdim=True)
+        directions = torch.nn.functional.normalize(centred, dim=-1)
         if mask is not None:
+            directions = directions * mask.unsqueeze(-1)
             first = centred.gather(1, mask.long().argmax(dim=1).view(-1, 1, 1).expand(-1, 1, value.shape[-1]))
             centred = torch.where(mask.bool().unsqueeze(-1), centred, first)
         length = centred.norm(dim=-1)
-        axis = torch.nn.functional.normalize(torch.nn.functional.normalize(centred, dim=-1).mean(dim=1), dim=-1)
+        axis = torch.nn.functional.normalize(directions.sum(dim=1), dim=-1)
         along = torch.einsum("mtd,md->mt", centred, axis)
         cosine = (along / length.clamp_min(torch.finfo(value.dtype).tiny)).amin(dim=1)
         wide = cosine < _WIDEST

@@ -1,0 +1,105 @@
+"""The cone's bounds against what any weights reach."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mimic_pl.features import FeatureDims
+from mimic_pl.units import TGLU
+from mimic_pl.units.cone import Cone
+from tests import reference
+
+EPS = 1e-5
+
+
+def reached(value, weights, direction):
+    """g . LayerNorm(sum w_j v_j) in float64, ``[mentions, samples, entities]``."""
+    mean = torch.einsum("mst,mtd->msd", weights.double(), value.double())
+    normed = torch.nn.functional.layer_norm(mean, mean.shape[-1:], eps=EPS)
+    return torch.einsum("msd,ed->mse", normed, direction.double())
+
+
+def centred(*shape):
+    vectors = torch.randn(*shape)
+    return vectors - vectors.mean(dim=-1, keepdim=True)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    tokens=st.integers(1, 9),
+    width=st.integers(2, 12),
+    spread=st.sampled_from([0.0, 0.05, 0.5, 3.0]),
+    scale=st.sampled_from([1e-4, 1.0, 1e3]),
+    seed=st.integers(0, 10_000),
+)
+def test_no_weights_reach_beyond_the_bounds(tokens, width, spread, scale, seed):
+    """Narrow cones and wide ones, tiny values (which LayerNorm's eps shrinks) and huge ones, corners and interiors."""
+    torch.manual_seed(seed)
+    value = scale * (torch.randn(3, 1, width) + spread * torch.randn(3, tokens, width))
+    direction = centred(5, width)
+    weights = torch.cat(
+        [
+            torch.eye(tokens),
+            torch.rand(20, tokens) ** 8 + 1e-9,
+            torch.distributions.Dirichlet(torch.ones(tokens)).sample((20,)),
+        ]
+    )
+    weights = (weights / weights.sum(dim=-1, keepdim=True)).expand(3, -1, -1)
+    lower, upper = Cone.of(value, None, EPS).bound(direction)
+    values = reached(value, weights, direction)
+    rounding = 1e-5 * math.sqrt(width) * direction.norm(dim=-1)
+    assert (values <= upper[:, None] + rounding).all()
+    assert (values >= lower[:, None] - rounding).all()
+
+
+def test_bounds_are_tight_where_they_can_be():
+    """One token leaves no choice; and of two tokens in one plane with the direction the better is reached."""
+    torch.manual_seed(0)
+    value, direction = torch.randn(4, 1, 32), centred(6, 32)
+    lower, upper = Cone.of(value, None, EPS).bound(direction)
+    exact = reached(value, torch.ones(4, 1, 1), direction)[:, 0].float()
+    slack = 3e-5 * math.sqrt(32) * direction.norm(dim=-1)
+    assert ((upper - exact).abs() < slack).all()
+    assert ((lower - exact).abs() < slack).all()
+
+
+def test_values_in_all_directions_are_bounded_by_the_length_alone():
+    value = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]], [[1.0, -1.0, 0.0], [1.0, -1.0, 0.1]], [[0.0] * 3] * 2])
+    cone = Cone.of(value, None, EPS)
+    assert cone.wide.tolist() == [True, False, True]
+    lower, upper = cone.bound(torch.tensor([[1.0, -2.0, 1.0]]))
+    torch.testing.assert_close(upper[::2], torch.full((2, 1), math.sqrt(3) * math.sqrt(6)))
+    torch.testing.assert_close(lower[::2], -upper[::2])
+
+
+def test_masked_tokens_have_no_part():
+    torch.manual_seed(1)
+    value, direction = torch.randn(3, 1, 16) + 0.2 * torch.randn(3, 6, 16), centred(4, 16)
+    mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
+    masked = Cone.of(value, mask, EPS).bound(direction)
+    for row, count in enumerate(mask.sum(dim=1)):
+        alone = Cone.of(value[row : row + 1, :count], None, EPS).bound(direction)
+        for bound, own in zip(masked, alone, strict=True):
+            torch.testing.assert_close(bound[row : row + 1], own, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+@pytest.mark.parametrize(("num_mentions", "num_entities"), [(1, 1), (40, 300), (33, 257)])
+def test_bounds_of_tglu_hold_its_scores(mask_padding, num_mentions, num_entities):
+    torch.manual_seed(num_mentions)
+    dims = FeatureDims(12, 4)
+    unit = TGLU(dims, 16, mask_padding).eval()
+    with torch.no_grad():
+        for parameter in unit.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+        mentions = unit.mention(reference.random_features(num_mentions, dims, tokens=7))
+        entities = unit.entity(reference.random_features(num_entities, dims, tokens=5))
+        scores = unit.score(mentions, entities)
+        bounds = unit.bounds(unit.prepare(mentions), entities)
+    rounding = 1e-5 * scores.abs().max()
+    assert not bounds.exact
+    assert (bounds.lower <= scores + rounding).all()
+    assert (bounds.upper >= scores - rounding).all()
