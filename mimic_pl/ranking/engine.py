@@ -29,8 +29,11 @@ _PAIRS_ON_DEVICE = 1 << 22
 _BYTES_PER_PAIR = 1024
 """Working memory of a pair on another device, generously."""
 
-_AT_ONCE = 128
-"""Chosen pairs whose states, some 50 kB each, are copied at once: what stays in a core's cache."""
+_CHOSEN_ON_CPU = 128
+"""Chosen pairs whose states, some 50 kB each, are copied at once on a CPU: what stays in its caches."""
+
+_CHOSEN_ON_DEVICE = 1 << 14
+"""Chosen pairs at once on another device: enough to fill it, below a gigabyte."""
 
 
 class Ranking(NamedTuple):
@@ -66,8 +69,9 @@ class Ranker:
         unit_ranks: ``all`` also ranks by each unit's own score; ``cheap`` leaves out units whose scores are dear
             (TGLU), since bounds leave more pairs open for their own ranks than for the overall rank.
         prune: Bound before scoring; off, every pair is scored, to the same ranks.
-        pairs_per_block: Pairs that are looked at together; the working set is proportional to it. By default what fits
-            a processor's caches, or a quarter of a device's free memory.
+        pairs_per_block: Pairs that are looked at together. The working set is proportional to it, some 100 bytes a pair
+            and 1 kB where attention is computed on a GPU, whatever the size of the knowledge base. By default 524,288
+            on a CPU, and on another device what a quarter of its free memory holds, at most 4 million.
 
     Raises:
         ConfigError: ``top_k`` or ``pairs_per_block`` is below 1.
@@ -254,9 +258,10 @@ class _Search:
         """Float32 scores of chosen pairs by name, ``[pairs]``."""
         scores = {name: bounds[name].lower[rows, columns] for name in self.matcher.units}
         if dear:
+            at_once = _CHOSEN_ON_CPU if rows.device.type == "cpu" else _CHOSEN_ON_DEVICE
             parts = [
                 self.matcher.pairs(pick(self.mentions, rows[part]), pick(block.states, columns[part]), dear)
-                for part in torch.split(torch.arange(len(rows), device=rows.device), _AT_ONCE)
+                for part in torch.split(torch.arange(len(rows), device=rows.device), at_once)
             ]
             scores |= {name: torch.cat([part[name] for part in parts]) for name in dear}
         return {OVERALL: self.matcher.combine(scores), **scores}

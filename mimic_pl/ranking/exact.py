@@ -10,8 +10,11 @@ from torch import Tensor
 from mimic_pl.ranking.states import pick
 from mimic_pl.units import Matcher, States
 
-_NUMBERS_AT_ONCE = 1 << 20
-"""Numbers of states that are copied to float64 at once, 8 MB: what stays in the caches."""
+_NUMBERS_ON_CPU = 1 << 20
+"""Numbers of states that are copied to float64 at once on a CPU, 8 MB: what stays in its caches."""
+
+_NUMBERS_ON_DEVICE = 1 << 26
+"""The same on another device, half a gigabyte."""
 
 
 class ExactScores:
@@ -45,8 +48,9 @@ class ExactScores:
 
     def _score(self, name: str, rows: Tensor, entities: States) -> Tensor:
         """One unit's scores, float64 ``[pairs]``."""
-        size = sum(tensor[0].numel() for tensor in self.mentions[name].values())
-        parts = torch.split(torch.arange(len(rows), device=rows.device), max(32, _NUMBERS_AT_ONCE // (2 * size)))
+        numbers = sum(tensor[0].numel() for tensor in self.mentions[name].values())
+        at_once = (_NUMBERS_ON_CPU if rows.device.type == "cpu" else _NUMBERS_ON_DEVICE) // (2 * numbers)
+        parts = torch.split(torch.arange(len(rows), device=rows.device), max(32, at_once))
         sides = {name: self.mentions[name]}, {name: entities[name]}
         return torch.cat(
             [
