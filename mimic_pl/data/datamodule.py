@@ -60,7 +60,7 @@ class MELDataModule(LightningDataModule):
             224), so that later epochs, runs and processes need not decode them again; all data sets may share it. By
             default ``auto``: ``~/.cache/mimic_pl/pictures`` (below ``XDG_CACHE_HOME`` if that is set), unless it would
             take more than half of what is free there. How much will be written is told before; ``None`` turns it off.
-            Delete the folder whenever you like.
+            Delete the folder when no run uses it.
         reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
             faster, but the pixels are not quite those of the published preprocessing.
     """

@@ -71,9 +71,9 @@ class KeyTable:
     def get(self, key: bytes) -> int | None:
         """The number of a key."""
         first, second = struct.unpack("=QQ", key)
-        place = int(np.searchsorted(self._first, np.uint64(first)))
-        while place < len(self._first) and self._first[place] == first:
-            if self._second[place] == second:
-                return int(self._values[place])
+        place = int(self._first.searchsorted(np.uint64(first)))
+        while place < len(self._first) and self._first.item(place) == first:
+            if self._second.item(place) == second:
+                return self._values.item(place)
             place += 1
         return None

@@ -38,8 +38,8 @@ class Wanted(NamedTuple):
 class _Seen(NamedTuple):
     """What a thread found: key of the file, hash of its content, and its pixels or its failure.
 
-    Neither pixels nor failure: pixels of this content are there.
-    No key: the file may be changing, and no entry is made. No hash: it can not be read, and nothing is known.
+    Neither pixels nor failure: pixels of this content are there. No key: the file may be changing, and no
+    entry is made. No hash: it can not be read, and nothing is known.
     """
 
     wanted: Wanted
@@ -89,17 +89,16 @@ class Filling:
         title = f"Caching pictures ({readable_bytes(self.pixels.bytes_for(len(wanted)))})"
         # Pillow decodes outside of the interpreter's lock, so threads share the work.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            for one in tqdm(
-                self._seen(pool, wanted.values()), desc=title, total=len(wanted), unit="picture", leave=False, delay=1
-            ):
+            seen = self._seen(pool, wanted.values())
+            for one in tqdm(seen, desc=title, total=len(wanted), unit="picture", leave=False, delay=1):
                 opened[str(one.wanted.path)] = one.digest is not None and one.failure is None
                 self._enter(one)
         self._flush()
         return opened
 
     def _seen(self, pool: ThreadPoolExecutor, wanted: Iterable[Wanted]) -> Iterator[_Seen]:
-        """What the threads find, in order; no more than a few pictures are worked on or wait."""
-        ahead = 4 * (os.cpu_count() or 1)
+        """What the threads find, in order; so many wait at most that threads do not while a shard is written."""
+        ahead = 4 * (os.cpu_count() or 1) + self.pixels.rows_per_shard
         running: deque[Future[_Seen]] = deque()
         for one in wanted:
             running.append(pool.submit(self._look, one))

@@ -71,7 +71,8 @@ class PixelSource:
         size = self.preprocessor.image_size
         if self.cache is not None and has_picture.any():
             pixels = self.cache.pixels(rows.clamp_min(0))
-            pixels[~has_picture] = 0
+            for item in (~has_picture).nonzero().flatten().tolist():
+                pixels[item].zero_()
         else:
             pixels = torch.zeros(len(names), 3, size, size, dtype=torch.uint8)
         for item, one in decoded.items():

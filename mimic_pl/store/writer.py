@@ -105,6 +105,11 @@ class StoreWriter:
         return self._manifest.bytes_per_row
 
     @property
+    def rows_per_shard(self) -> int:
+        """Rows of a full shard: so many are in memory before they are written."""
+        return self._manifest.rows_per_shard
+
+    @property
     def bytes_needed(self) -> int:
         """Bytes that will be written until all rows are there; 0 for a store that grows (see :meth:`bytes_for`)."""
         rows = self._manifest.rows

@@ -1,0 +1,398 @@
+"""Pixels from the cache are those that decoding gives, whatever happens to files, processes and disks."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import random
+import re
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from PIL import Image
+
+from mimic_pl.data import MELDataModule
+from mimic_pl.data.decoding import decode
+from mimic_pl.data.picture_cache import PictureCache
+from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder
+from mimic_pl.data.pixels import PixelSource
+from mimic_pl.errors import DataError, StoreError
+from mimic_pl.store import Store
+from tests.data.conftest import Folder, WordPreprocessor
+
+FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
+needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
+
+
+class Square(WordPreprocessor):
+    """Pictures squeezed to 8 x 8."""
+
+    image_size = 8
+
+    def pixels(self, picture):
+        square = picture.resize((8, 8), Image.Resampling.LANCZOS)
+        return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
+
+
+def settle():
+    """Wait until a file's times would show another change."""
+    time.sleep(0.12)
+
+
+def draw(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> Path:
+    noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), np.uint8)
+    Image.fromarray(noise, "RGBA" if mode == "RGBA" else None).convert(mode).save(path, **options)
+    return path
+
+
+def pictures(folder: Path, count: int) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    names = [draw(folder / f"{seed}.jpg", seed).name for seed in range(count)]
+    settle()
+    return names
+
+
+def filled(root: Path, folder: Path, names: list[str], reduced: bool = False, **options) -> PictureCache:
+    cache = PictureCache(root, Square(), reduced, **options)
+    cache.fill(lambda: [(PictureFolder(folder, "blank"), (name,)) for name in names])
+    return cache
+
+
+def row_of(cache: PictureCache, path: Path) -> int:
+    row = cache.find(path, MAX_PIXELS)
+    assert isinstance(row, int)
+    return row
+
+
+def rows(cache: PictureCache) -> int:
+    return len(Store.open(cache.folder / "pixels", "picture cache"))
+
+
+def check(cache: PictureCache, paths: list[Path]) -> None:
+    """All of these are in the cache, with their pixels."""
+    found = cache.pixels(torch.tensor([cache.find(path, MAX_PIXELS) for path in paths]))
+    assert torch.equal(found, torch.stack([decode(path, Square()) for path in paths]))
+
+
+def test_pixels_of_every_kind_of_picture(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    draw(tmp_path / "plain.jpg")
+    draw(tmp_path / "turned.jpg", 1, exif=exif)
+    draw(tmp_path / "inks.jpg", 2, mode="CMYK")
+    draw(tmp_path / "glass.png", 3, mode="RGBA")
+    draw(tmp_path / "grey.png", 4, mode="L")
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
+    settle()
+    paths = sorted(tmp_path.iterdir())
+    cache = filled(tmp_path / "cache", tmp_path, [path.name for path in paths])
+    assert rows(cache) == 6
+    check(cache, paths)
+
+
+def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
+    def batches(**options):
+        module = folder.module(picture_cache=str(tmp_path / "cache"), **options)
+        module.setup("fit")
+        module.setup("test")
+        loaders = [module.train_dataloader(), module.test_dataloader(), module.entity_dataloader()]
+        return [batch for loader in loaders for batch in loader]
+
+    settle()
+    first = batches()
+    really_open = Image.open
+
+    def open_nothing_but_the_probe(path):
+        return really_open(path) if path.name == "drawn.jpg" else pytest.fail(f"{path} was opened")
+
+    monkeypatch.setattr(Image, "open", open_nothing_but_the_probe)
+    assert_same(first, batches())
+    assert_same(first, batches(num_workers=2))
+
+
+def assert_same(first, second):
+    """Batches are equal to the bit, and failed for the same pictures."""
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys() and one["failures"] == other["failures"]
+        for side in {"mentions", "entities"} & one.keys():
+            assert one[side].keys() == other[side].keys()
+            assert all(torch.equal(tensor, other[side][name]) for name, tensor in one[side].items())
+        assert all(torch.equal(one[name], other[name]) for name in {"gold", "index"} & one.keys())
+
+
+def test_a_picture_that_changed(tmp_path):
+    """Even one of the same size whose time was set back."""
+    names = pictures(tmp_path / "pictures", 3)
+    path = tmp_path / "pictures" / names[1]
+    Image.new("RGB", (8, 8), "red").save(path.with_suffix(".bmp"))
+    path.with_suffix(".bmp").replace(path)
+    settle()
+    cache = filled(tmp_path / "cache", tmp_path / "pictures", names)
+    status, row = path.stat(), row_of(cache, path)
+    content = path.read_bytes()
+    path.write_bytes(content[:-192] + bytes(192))
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
+    assert cache.find(path, MAX_PIXELS) is None
+    source = PixelSource(PictureFolder(tmp_path / "pictures", "blank"), Square(), cache=cache)
+    pixels, has_picture, _ = source.batch([(names[0],), (names[1],), ()])
+    assert has_picture.tolist() == [True, True, False]
+    assert not pixels[1:].any() and pixels[0].any()  # black now
+    settle()
+    again = filled(tmp_path / "cache", tmp_path / "pictures", names)
+    assert row_of(again, path) != row
+    check(again, [tmp_path / "pictures" / name for name in names])
+
+
+def test_content_is_kept_once(tmp_path):
+    names = pictures(tmp_path / "pictures", 4)
+    shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
+    shutil.copy(tmp_path / "pictures" / names[0], tmp_path / "pictures" / "twin.jpg")
+    settle()
+    filled(tmp_path / "cache", tmp_path / "pictures", [*names, "twin.jpg"])
+    cache = filled(tmp_path / "cache", tmp_path / "moved", names)
+    assert rows(cache) == 4
+    check(cache, [tmp_path / folder / name for folder in ("pictures", "moved") for name in names])
+
+
+def test_a_file_that_may_be_changing_is_not_remembered(tmp_path):
+    path = draw(tmp_path / "x.jpg")
+    os.utime(path, ns=(0, time.time_ns() + 10**12))
+    cache = filled(tmp_path / "cache", tmp_path, ["x.jpg"])
+    assert cache.find(path, MAX_PIXELS) is None and rows(cache) == 1
+
+
+def test_reduced_decoding_is_kept_apart(tmp_path):
+    large = draw(tmp_path / "large.jpg", size=(200, 120))
+    drawn = draw(tmp_path / "large.png", size=(200, 120))
+    settle()
+    plain = filled(tmp_path / "cache", tmp_path, ["large.jpg", "large.png"])
+    reduced = filled(tmp_path / "cache", tmp_path, ["large.jpg", "large.png"], reduced=True)
+    assert plain.folder != reduced.folder and plain.folder.parent == reduced.folder.parent
+    pixels = [
+        cache.pixels(torch.tensor([row_of(cache, path)]))[0] for cache in (plain, reduced) for path in (large, drawn)
+    ]
+    assert torch.equal(pixels[0], decode(large, Square()))
+    assert torch.equal(pixels[2], decode(large, Square(), reduced=True))
+    assert not torch.equal(pixels[0], pixels[2]) and torch.equal(pixels[1], pixels[3])
+    assert (pixels[0].float() - pixels[2].float()).abs().mean() < 20  # the same picture all the same
+
+
+def test_the_key_knows_what_changes_pixels(tmp_path):
+    class Mirrored(Square):
+        def pixels(self, picture):
+            return super().pixels(picture).flip(-1)
+
+    assert PictureCache(tmp_path, Mirrored()).folder != PictureCache(tmp_path, Square()).folder
+    assert PictureCache(tmp_path, Square()).folder == PictureCache(tmp_path, Square()).folder
+
+
+def test_the_largest_size_is_asked_for_each_time(tmp_path):
+    path = draw(tmp_path / "x.png", size=(40, 30))
+    settle()
+    for bound, found in ((1200, 0), (1199, "oversized"), (10**6, 0)):
+        cache = PictureCache(tmp_path / "cache", Square())
+        cache.fill(lambda bound=bound: [(PictureFolder(tmp_path, "blank", bound), ("x.png",))])
+        assert cache.find(path, bound) == found
+    assert rows(cache) == 1
+
+
+def fill_slowly(root: Path, folder: Path, names: list[str], begin) -> None:
+    begin.wait()
+    filled(root, folder, names)
+
+
+@needs_fork
+def test_two_processes_at_once(tmp_path):
+    names = pictures(tmp_path / "pictures", 90)
+    begin = FORK.Barrier(2)
+    arguments = [(tmp_path / "cache", tmp_path / "pictures", own, begin) for own in (names[:60], names[30:])]
+    processes = [FORK.Process(target=fill_slowly, args=own) for own in arguments]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+        assert process.exitcode == 0
+    cache = PictureCache(tmp_path / "cache", Square())
+    assert rows(cache) == 90
+    check(cache, [tmp_path / "pictures" / name for name in names])
+
+
+@needs_fork
+def test_killed_while_filling(tmp_path, monkeypatch):
+    monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 8)
+    monkeypatch.setattr("mimic_pl.data.picture_filling._ENTRIES", 20)
+    names = pictures(tmp_path / "pictures", 120)
+    rng = random.Random(0)
+    left = set()
+    for trial in range(5):
+        root = tmp_path / str(trial)
+        begin = FORK.Event()
+        begin.set()
+        process = FORK.Process(target=fill_slowly, args=(root, tmp_path / "pictures", names, begin))
+        process.start()
+        time.sleep(rng.uniform(0.05, 0.5))
+        process.kill()
+        process.join()
+        cache = PictureCache(root, Square())
+        source = PixelSource(PictureFolder(tmp_path / "pictures", "error"), Square(), cache=cache)
+        expected = torch.stack([decode(tmp_path / "pictures" / name, Square()) for name in names])
+        assert torch.equal(source.batch([(name,) for name in names]).pixels, expected)
+        left.add(rows(cache) if Store.exists(cache.folder / "pixels") else 0)
+        cache = filled(root, tmp_path / "pictures", names)
+        assert rows(cache) == 120
+        check(cache, [tmp_path / "pictures" / name for name in names])
+    assert any(0 < count < 120 for count in left), "no trial was killed halfway"
+
+
+def bend(folder: Folder) -> None:
+    """One picture of each kind of failure: of mentions, and of entities that have others and that have not."""
+    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
+    (folder.root / "mention_images" / "dev1.jpg").unlink()
+    (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
+    (folder.root / "kb_image" / "Q4_0.png").unlink()
+    Image.new("RGB", (50, 50)).save(folder.root / "kb_image" / "Q5_0.png")
+
+
+@pytest.mark.parametrize("policy", ["blank", "drop"])
+def test_policies_and_reports(folder, tmp_path, caplog, policy):
+    bend(folder)
+    settle()
+    seen, said = [], []
+    for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        module = folder.module(pictures=policy, picture_cache=cache, max_pixels=2000, entity_batch_size=6)
+        caplog.clear()
+        module.setup("fit")
+        seen.append([*module.train_dataloader(), *module.val_dataloader(), *module.entity_dataloader()])
+        assert any(batch["failures"] for batch in seen[-1])
+        for batch in seen[-1]:
+            module.picture_report.add(batch["failures"])
+        module.teardown("fit")
+        said.append([record.message for record in caplog.records])
+    assert_same(seen[0], seen[1])
+    assert_same(seen[0], seen[2])
+    assert said[0] == said[1] == said[2]
+    assert "5 pictures could not be used (2 missing, 1 oversized, 2 unreadable)" in said[0][-1]
+
+
+def test_the_policy_error(folder, tmp_path):
+    bend(folder)
+    settle()
+    errors = []
+    for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
+        module = folder.module(pictures="error", picture_cache=cache, max_pixels=2000)
+        module.setup("test")  # only what is used can fail
+        list(module.test_dataloader())
+        with pytest.raises(DataError) as raised:
+            list(module.entity_dataloader())
+        errors.append(str(raised.value))
+    assert errors[0] == errors[1] == errors[2] and "Q2_0.png is unreadable" in errors[0]
+
+
+def test_a_mended_picture_is_tried_again(folder, tmp_path):
+    bend(folder)
+    settle()
+    options = {"picture_cache": str(tmp_path / "cache"), "entity_batch_size": 6}
+    for colour in ((80, 100, 7), (9, 9, 9)):  # the second picture of Q2 stands in for the first, until that is mended
+        module = folder.module(**options)
+        module.setup("test")
+        (batch,) = module.entity_dataloader()
+        assert tuple(batch["entities"]["pixels"][2, :, 1, 1].tolist()) == colour
+        folder.picture("kb_image/Q2_0.png", (9, 9, 9))
+        (changed,) = module.entity_dataloader()
+        assert tuple(changed["entities"]["pixels"][2, :, 1, 1].tolist()) == (9, 9, 9)
+
+
+def test_stand_ins_are_cached_too(folder, tmp_path):
+    bend(folder)
+    settle()
+    module = folder.module(picture_cache=str(tmp_path / "cache"))
+    module.setup("test")
+    assert isinstance(module._cache.find(folder.root / "kb_image" / "Q2_1.png", module.max_pixels), int)
+    assert module._cache.find(folder.root / "kb_image" / "Q2_0.png", module.max_pixels) == "unreadable"
+    assert module._cache.find(folder.root / "kb_image" / "Q5_1.png", module.max_pixels) is None  # nobody needs it
+
+
+def test_the_trainer_sees_the_same_bits(folder, tmp_path):
+    class Seen(LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.encoder = torch.nn.Module()
+            self.encoder.preprocessor = WordPreprocessor()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+            self.batches = []
+
+        def training_step(self, batch, batch_idx):
+            self.batches.append(batch)
+            return (self.weight * batch["mentions"]["pixel_values"].mean()).sum()
+
+        def configure_optimizers(self):
+            return torch.optim.SGD(self.parameters())
+
+    bend(folder)
+    folder.write()
+    settle()
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    seen = []
+    for cache in (None, str(tmp_path / "cache")):
+        for workers in (0, 2):
+            model = Seen()
+            module = MELDataModule(str(folder.root), name="Set", batch_size=4, num_workers=workers, picture_cache=cache)
+            Trainer(max_epochs=2, **quiet, enable_model_summary=False).fit(model, module)
+            assert len(model.batches) == 6
+            seen.append([{**batch, "failures": None} for batch in model.batches])
+    for other in seen[1:]:
+        assert_same(seen[0], other)
+
+
+def test_the_size_is_announced(tmp_path, caplog):
+    names = pictures(tmp_path / "pictures", 3)
+    with caplog.at_level(logging.INFO):
+        cache = filled(tmp_path / "cache", tmp_path / "pictures", names)
+        filled(tmp_path / "cache", tmp_path / "pictures", names)
+    (record,) = (record for record in caplog.records if "decoded once" in record.message)
+    assert f"of pixels in {cache.folder}" in record.message and "--data.picture_cache null" in record.message
+    told = float(re.search(r"3 pictures are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
+    written = sum(path.stat().st_size for path in (cache.folder / "pixels").glob("*.safetensors"))
+    assert 3 * 8 * 8 * 3 < written <= told
+
+
+def test_no_room_and_no_folder(tmp_path, caplog):
+    names = pictures(tmp_path / "pictures", 2)
+    cramped = filled(tmp_path / "cache", tmp_path / "pictures", names, share=0.0)
+    (tmp_path / "file").write_text("")
+    nowhere = filled(tmp_path / "file" / "cache", tmp_path / "pictures", names)
+    first, second = (record.message for record in caplog.records)
+    assert "decoded in every epoch" in first and "Choose a folder with more room" in first
+    assert "decoded in every epoch" in second and "can not be written" in second
+    for cache in (cramped, nowhere):
+        source = PixelSource(PictureFolder(tmp_path / "pictures", "error"), Square(), cache=cache)
+        pixels = source.batch([(name,) for name in names]).pixels
+        assert torch.equal(pixels, torch.stack([decode(tmp_path / "pictures" / name, Square()) for name in names]))
+
+
+def test_a_damaged_cache_is_told(tmp_path):
+    names = pictures(tmp_path / "pictures", 2)
+    cache = filled(tmp_path / "cache", tmp_path / "pictures", names)
+    shard = next((cache.folder / "pixels").glob("*.safetensors"))
+    shard.write_bytes(shard.read_bytes()[:-1])
+    with pytest.raises(StoreError, match="Delete the folder"):
+        filled(tmp_path / "cache", tmp_path / "pictures", names)
+
+
+def test_where_it_lies(folder, tmp_path, monkeypatch):
+    settle()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    folder.module(picture_cache=None).setup("test")
+    assert not (tmp_path / "caches").exists()
+    folder.module().setup("test")
+    (found,) = (tmp_path / "caches" / "mimic_pl" / "pictures").iterdir()
+    assert found.name.startswith("4px-") and sorted(path.name for path in found.iterdir()) == ["files", "pixels"]
