@@ -295,12 +295,11 @@ class MIMIC(LightningModule):
         assert self.index is not None, "the index is filled at the start of the epoch"
         states = self.matcher.mention(self.encoder(**batch["mentions"]))
         # Scores are ordered, so they are float32 whatever precision the features were computed in.
-        with torch.autocast(self.device.type, enabled=False):
-            states = {unit: {key: _as_float32(t) for key, t in state.items()} for unit, state in states.items()}
-            try:
-                return self.ranker(self.matcher, states, batch["gold"], self.index)
-            except NonFiniteScoreError as error:
-                raise NonFiniteScoreError(self._explain(error, batch["index"], split)) from error
+        states = {unit: {key: _as_float32(t) for key, t in state.items()} for unit, state in states.items()}
+        try:
+            return self.ranker(self.matcher, states, batch["gold"], self.index)
+        except NonFiniteScoreError as error:
+            raise NonFiniteScoreError(self._explain(error, batch["index"], split)) from error
 
     def _evaluation_step(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
         ranking = self.rank(batch, stage)

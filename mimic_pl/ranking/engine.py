@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
 import torch
@@ -111,6 +113,10 @@ class Ranker:
                 the position of the entity.
             DeviceMemoryError: Not even a small block fits the device's memory.
         """
+        with _full_precision(index.device):
+            return self._rank_or_shrink(matcher, mentions, gold, index)
+
+    def _rank_or_shrink(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
         pairs = self.pairs_per_block or _pairs_that_fit(index.device)
         try:
             return self._rank(matcher, mentions, gold, index, pairs)
@@ -309,6 +315,18 @@ def _margins(bounds: dict[str, Bounds]) -> dict[str, Tensor]:
         for name, bound in bounds.items()
     }
     return {**scale, OVERALL: torch.stack(list(scale.values())).amax()}
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    """Products in float32 proper, whatever training allows itself: their errors must stay below :data:`TOLERANCE`."""
+    allowed = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        with torch.autocast(device.type, enabled=False):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(allowed)
 
 
 def _pairs_that_fit(device: torch.device) -> int:

@@ -30,7 +30,11 @@ class ExactScores:
     """
 
     def __init__(self, matcher: Matcher, mentions: States) -> None:
-        self.matcher = copy.deepcopy(matcher).double()
+        state = next(iter(mentions.values()))
+        device = next(iter(state.values())).device
+        # Apple's GPUs have no float64.
+        self.device = torch.device("cpu") if device.type == "mps" else device
+        self.matcher = copy.deepcopy(matcher).to(self.device).double()
         self.mentions = mentions
 
     def __call__(self, rows: Tensor, entities: States, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
@@ -44,19 +48,16 @@ class ExactScores:
         scores = {name: self._score(name, rows, entities) for name in names or tuple(self.matcher.units)}
         if names is None:
             scores = {"overall": self.matcher.combine(scores), **scores}
-        return {name: score.float() for name, score in scores.items()}
+        return {name: score.float().to(rows.device) for name, score in scores.items()}
 
     def _score(self, name: str, rows: Tensor, entities: States) -> Tensor:
         """One unit's scores, float64 ``[pairs]``."""
         numbers = sum(tensor[0].numel() for tensor in self.mentions[name].values())
         at_once = (_NUMBERS_ON_CPU if rows.device.type == "cpu" else _NUMBERS_ON_DEVICE) // (2 * numbers)
         parts = torch.split(torch.arange(len(rows), device=rows.device), max(32, at_once))
-        sides = {name: self.mentions[name]}, {name: entities[name]}
-        return torch.cat(
-            [
-                self.matcher.pairs(pick(sides[0], rows[part], double=True), pick(sides[1], part, double=True), (name,))[
-                    name
-                ]
-                for part in parts
-            ]
-        )
+        mentions, entities = {name: self.mentions[name]}, {name: entities[name]}
+        scores = []
+        for part in parts:
+            sides = pick(mentions, rows[part], self.device), pick(entities, part, self.device)
+            scores.append(self.matcher.pairs(*sides, (name,))[name])
+        return torch.cat(scores)

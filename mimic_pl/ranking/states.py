@@ -50,20 +50,23 @@ class PickedState(Mapping[str, Tensor]):
     Args:
         state: The state.
         rows: Which rows, int64 ``[n]``; they may repeat.
-        double: Hand floating-point tensors out in float64.
+        double_on: Hand tensors out on this device, floating-point ones in float64.
     """
 
-    def __init__(self, state: State, rows: Tensor, double: bool = False) -> None:
+    def __init__(self, state: State, rows: Tensor, double_on: torch.device | None = None) -> None:
         self._state = state
         self._rows = rows
-        self._double = double
+        self._double_on = double_on
         self._picked: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         """The tensor's rows, ``[n, ...]``."""
         if name not in self._picked:
             picked = self._state[name].index_select(0, self._rows)
-            self._picked[name] = picked.double() if self._double and picked.is_floating_point() else picked
+            if self._double_on is not None:
+                picked = picked.to(self._double_on)
+                picked = picked.double() if picked.is_floating_point() else picked
+            self._picked[name] = picked
         return self._picked[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -75,6 +78,6 @@ class PickedState(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def pick(states: States, rows: Tensor, double: bool = False) -> States:
+def pick(states: States, rows: Tensor, double_on: torch.device | None = None) -> States:
     """Some rows of each unit's state, as :class:`PickedState`."""
-    return {unit: PickedState(state, rows, double) for unit, state in states.items()}
+    return {unit: PickedState(state, rows, double_on) for unit, state in states.items()}

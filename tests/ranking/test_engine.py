@@ -172,6 +172,26 @@ def test_smaller_forms_rank_exactly_what_they_keep(form):
     assert max(differences) <= 1
 
 
+def test_precision_that_training_allows_itself_changes_no_rank():
+    matcher, mentions, entities, golds = trained_like(3)
+    expected, _ = rank_in_batches(Ranker(), matcher, mentions, entities, golds)
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            states = matcher.mention(mentions), matcher.entity(entities)
+        states = tuple({u: {n: t.float() for n, t in s.items()} for u, s in side.items()} for side in states)
+        index = MemoryIndex(61)
+        index.append({u: {n: t.detach() for n, t in s.items()} for u, s in states[1].items()})
+        plain = Ranker()(matcher, states[0], golds, index)
+        with torch.autocast("cpu", torch.bfloat16):
+            ranking = Ranker()(matcher, states[0], golds, index)
+        assert torch.get_float32_matmul_precision() == "medium", "it is left as it was"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert all(torch.equal(ranking.ranks[name], plain.ranks[name]) for name in expected)
+    assert all(torch.equal(ranking.top_scores[name], plain.top_scores[name]) for name in expected)
+
+
 def test_a_matcher_that_is_not_monotone_is_not_pruned():
     class Opposed(Matcher):
         def combine(self, scores):
