@@ -118,7 +118,9 @@ def _speed(
     lines.append(timed("pruned, units' ranks too, float32", times["pruned, unit ranks"], LITERAL, times[LITERAL], "pair"))
     lines.append(timed("the machine's limit, float32", bound, "every pair scored", times["all, float32"], "pair"))
     for ranks, what in (("cheap", "overall and top 10"), ("all", "units' ranks too")):
-        lines.append(fact(f"pairs that needed attention, pruned, {what}", 100 * _attended(problem, mentions, ranks), "%"))
+        attended, settled = _attended(problem, mentions, ranks)
+        lines.append(fact(f"pairs that needed attention, pruned, {what}", 100 * attended, "%"))
+        lines.append(fact(f"golds, top entities and near ties in float64, pruned, {what}", 100 * settled, "%"))
     reached = {
         f"share of the limit, every pair scored ({power})": limit(pair, times, power).median
         / times["all, float32"].median
@@ -135,12 +137,13 @@ def _speed(
     }
 
 
-def _attended(problem: Problem, mentions: slice, unit_ranks: Any) -> float:
-    """Share of the pairs whose attention was computed, in float32 or to settle a near tie."""
+def _attended(problem: Problem, mentions: slice, unit_ranks: Any) -> tuple[float, float]:
+    """Shares of the pairs whose attention was computed in float32, and of those scored in float64."""
     matcher, count = counting(problem.matcher)
     gold = problem.gold[mentions]
     Ranker(unit_ranks=unit_ranks)(matcher, rows(problem.states, mentions), gold, problem.index)
-    return (count.pairs + count.exact) / (len(gold) * len(problem.index))
+    pairs = len(gold) * len(problem.index)
+    return count.pairs / pairs, count.exact / pairs
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 import time
 from collections.abc import Callable
 from importlib import import_module
@@ -14,10 +15,20 @@ import torch
 from rich.console import Console
 
 from mimic_pl.benchmark.report import Row, machine, print_machine, print_row
-from mimic_pl.benchmark.settings import ROWS, Settings
+from mimic_pl.benchmark.settings import Settings
 from mimic_pl.errors import ConfigError
 
-_ROOMS = {**{row: row for row in ROWS}, "trained": "ranking", "bytes": "sizes"}
+_FUNCTIONS = {
+    "ranking": ("ranking", "ranking"),
+    "trained": ("ranking", "trained"),
+    "bytes": ("sizes", "sizes"),
+    "memory": ("index", "memory"),
+    "training": ("training", "training"),
+    "encoding": ("encoding", "encoding"),
+    "pictures": ("pictures", "pictures"),
+    "index": ("index", "index"),
+}
+"""Where each row is measured: file and function."""
 
 
 def run_benchmark(settings: Settings) -> dict[str, Any]:
@@ -37,7 +48,7 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
         _require_folder(Path(settings.output))
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
-    console = Console()
+    console = Console(width=None if sys.stdout.isatty() else 140)
     found = machine(settings.device)
     print_machine(console, found)
     measured: dict[str, Any] = {"machine": found, "settings": dataclasses.asdict(settings), "rows": {}}
@@ -54,12 +65,9 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
 
 def _function(name: str) -> Callable[[Settings], Row]:
     # Imported when it is measured: some rows need transformers' processors, others nothing but torch.
-    function: Callable[[Settings], Row] = getattr(import_module(f"mimic_pl.benchmark.{_ROOMS[name]}"), _function_name(name))
-    return function
-
-
-def _function_name(name: str) -> str:
-    return {"bytes": "sizes"}.get(name, name)
+    file, function = _FUNCTIONS[name]
+    found: Callable[[Settings], Row] = getattr(import_module(f"mimic_pl.benchmark.{file}"), function)
+    return found
 
 
 def _require_folder(path: Path) -> None:
