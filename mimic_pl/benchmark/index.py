@@ -31,7 +31,7 @@ _FEW_MENTIONS = 8
 
 def memory(settings: Settings) -> Row:
     """Peak memory of a test pass over an index on disk, beyond the model."""
-    entities = settings.memory_entities or settings.size(RICHPEDIA_ENTITIES, 2000)
+    entities = settings.memory_entities or settings.size(RICHPEDIA_ENTITIES, 1000)
     mentions = settings.size(MENTIONS_AT_ONCE, 24)
     lines: list[Line] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +55,7 @@ def index(settings: Settings) -> Row:
     lines: list[Line] = []
     checks: dict[str, Any] = {}
     passes: dict[int, Peak] = {}
-    for entities in sorted(settings.growth or settings.size(1, 0) * GROWTH or (500, 1000, 2000)):
+    for entities in sorted(settings.growth or ((500, 1000) if settings.quick else GROWTH)):
         with tempfile.TemporaryDirectory() as folder:
             needed = entities * _bytes_per_entity(form)
             if needed * 1.1 > shutil.disk_usage(folder).free:
