@@ -55,10 +55,8 @@ def peak_memory(prepare: Preparing, device: str, threads: int | None, *arguments
             "Peak memory is read from /proc/self/status, which this system does not have. Leave out the rows memory, "
             "training and index (--rows ranking,bytes,encoding,pictures)."
         )
-    # A fork of this process would begin with all of its memory; the server has imported what is needed, and no more.
-    context = multiprocessing.get_context("forkserver" if _STATUS.exists() else "spawn")
-    context.set_forkserver_preload([prepare.__module__, "mimic_pl.benchmark.training"])
-    with ProcessPoolExecutor(1, mp_context=context) as process:
+    # Spawned: a fork of this process would begin with all of its memory.
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
         return process.submit(_measure, prepare, device, threads, arguments).result()
 
 

@@ -31,7 +31,7 @@ Ranks = dict[str, Tensor]
 
 def ranking(settings: Settings) -> Row:
     """Random states at the published sizes."""
-    mentions = settings.mentions or settings.size(512, 24)
+    mentions = settings.mentions or settings.size(256, 24)
     entities = settings.entities or settings.size(4096, 150)
     problem = random_problem(mentions, entities, settings.size(1000, 100), settings.seed, settings.device)
     return _measured(problem, settings, "Ranking, random states at published sizes")
