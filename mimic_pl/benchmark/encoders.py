@@ -17,7 +17,20 @@ _SIZES: dict[EncoderSize, dict[str, Any]] = {
     "published": {},  # what transformers takes by itself is CLIP ViT-B/32
 }
 
-WORDS = ("river", "castle", "bridge", "harbour", "singer", "player", "city", "island", "season", "album", "north", "old")
+WORDS = (
+    "river",
+    "castle",
+    "bridge",
+    "harbour",
+    "singer",
+    "player",
+    "city",
+    "island",
+    "season",
+    "album",
+    "north",
+    "old",
+)
 
 
 def build_encoder(size: EncoderSize, seed: int) -> CLIPEncoder:

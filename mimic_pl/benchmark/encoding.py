@@ -66,7 +66,9 @@ def encoding(settings: Settings) -> Row:
         "lines": [
             timed("loader, pictures cached", ours, PROCESSOR, times[PROCESSOR], "entity"),
             timed("loader, no cache", times["ours, no cache"], PROCESSOR, times[PROCESSOR], "entity"),
-            timed("loader, pictures cached", ours, "ready tensors, the encoder alone", times["ready tensors"], "entity"),
+            timed(
+                "loader, pictures cached", ours, "ready tensors, the encoder alone", times["ready tensors"], "entity"
+            ),
             fact("entities per second, pictures cached", 1 / ours.median, ""),
         ],
     }

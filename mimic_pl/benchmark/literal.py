@@ -44,9 +44,7 @@ def scores(
         moved = _moved(batch, device)
         for part in _parts(entities, ENTITIES_AT_ONCE):
             sides = moved, _moved(part, device)
-            columns.append(
-                pair_scores(matcher, *sides) if only is None else {only: _unit(matcher.units[only])(*sides)}
-            )
+            columns.append(pair_scores(matcher, *sides) if only is None else {only: _unit(matcher.units[only])(*sides)})
         rows.append({name: torch.cat([column[name] for column in columns], dim=1) for name in columns[0]})
     return {name: torch.cat([row[name] for row in rows]) for name in rows[0]}
 

@@ -67,7 +67,9 @@ def rows(states: States, part: slice) -> States:
     return {unit: {name: tensor[part] for name, tensor in state.items()} for unit, state in states.items()}
 
 
-def in_form(index: EntityIndex, form: IndexForm, positions: Tensor | None = None, unit: str | None = None) -> MemoryIndex:
+def in_form(
+    index: EntityIndex, form: IndexForm, positions: Tensor | None = None, unit: str | None = None
+) -> MemoryIndex:
     """A copy of an index in another form.
 
     Args:

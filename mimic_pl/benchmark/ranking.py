@@ -15,7 +15,7 @@ from mimic_pl.benchmark.machine import arithmetic, limit, machine_works
 from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, Problem, in_form, random_problem, rows, run_problem
 from mimic_pl.benchmark.report import Line, Row, fact, timed
 from mimic_pl.benchmark.settings import Settings
-from mimic_pl.benchmark.timing import Timing, Work, in_turn
+from mimic_pl.benchmark.timing import Work, in_turn
 from mimic_pl.features import Features
 from mimic_pl.ranking import EntityIndex, IndexForm, Ranker
 from mimic_pl.units import Matcher, States
@@ -32,7 +32,7 @@ Ranks = dict[str, Tensor]
 def ranking(settings: Settings) -> Row:
     """Random states at the published sizes."""
     mentions = settings.mentions or settings.size(256, 24)
-    entities = settings.entities or settings.size(4096, 150)
+    entities = settings.entities or settings.size(8192, 150)
     problem = random_problem(mentions, entities, settings.size(1000, 100), settings.seed, settings.device)
     return _measured(problem, settings, "Ranking, random states at published sizes")
 
@@ -55,7 +55,7 @@ def trained(settings: Settings) -> Row:
 def _measured(problem: Problem, settings: Settings, title: str) -> Row:
     indices = {form: problem.index if form == "float32" else in_form(problem.index, form) for form in FORMS}
     lines, limits = _speed(problem, indices, settings)
-    agreement, changed = _agreement(problem, indices)
+    agreement, changed = _agreement(problem, indices, settings)
     return {
         "title": title,
         "setting": {
@@ -78,7 +78,7 @@ def _speed(
     mentions = slice(0, MENTIONS_AT_ONCE)
     states, gold = rows(problem.states, mentions), problem.gold[mentions]
     # Without pruning a pair costs what it costs: some of the entities tell it.
-    few = torch.arange(min(len(problem.index), settings.size(4096, 150)))
+    few = torch.arange(min(len(problem.index), settings.size(8192, 150)))
     heads = {form: in_form(index, form, few) if len(few) < len(index) else index for form, index in indices.items()}
     head_gold = torch.where(gold < len(few), gold, -1)
 
@@ -115,7 +115,9 @@ def _speed(
         lines.append(
             timed(f"pruned, overall and top 10, {form}", times[f"pruned, {form}"], LITERAL, times[LITERAL], "pair")
         )
-    lines.append(timed("pruned, units' ranks too, float32", times["pruned, unit ranks"], LITERAL, times[LITERAL], "pair"))
+    lines.append(
+        timed("pruned, units' ranks too, float32", times["pruned, unit ranks"], LITERAL, times[LITERAL], "pair")
+    )
     lines.append(timed("the machine's limit, float32", bound, "every pair scored", times["all, float32"], "pair"))
     for ranks, what in (("cheap", "overall and top 10"), ("all", "units' ranks too")):
         attended, settled = _attended(problem, mentions, ranks)
@@ -178,10 +180,14 @@ def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _agreement(problem: Problem, indices: dict[IndexForm, EntityIndex]) -> tuple[dict[str, Any], list[Line]]:
+def _agreement(
+    problem: Problem, indices: dict[IndexForm, EntityIndex], settings: Settings
+) -> tuple[dict[str, Any], list[Line]]:
     """What the smaller forms change: whether golds are among the first 1, 3, 5, 10, 20."""
-    ranks = {form: _rank_all(problem, index) for form, index in indices.items()}
-    exact, lines, checks = ranks["float32"], [], {"golds compared between the forms": len(problem.gold)}
+    # As many mentions as take some seconds.
+    count = min(len(problem.gold), max(MENTIONS_AT_ONCE, settings.size(1 << 23, 1 << 16) // len(problem.index)))
+    ranks = {form: _overall_ranks(problem, index, count) for form, index in indices.items()}
+    exact, lines, checks = ranks["float32"], [], {"golds compared between the forms": count}
     for form in FORMS[1:]:
         shares = {k: ((ranks[form] <= k) != (exact <= k)).double().mean().item() for k in HITS}
         unchanged = 1 - sum(shares.values()) / len(shares)
@@ -191,10 +197,10 @@ def _agreement(problem: Problem, indices: dict[IndexForm, EntityIndex]) -> tuple
     return checks, lines
 
 
-def _rank_all(problem: Problem, index: EntityIndex) -> Tensor:
+def _overall_ranks(problem: Problem, index: EntityIndex, mentions: int) -> Tensor:
     ranker, parts = Ranker(unit_ranks="cheap"), []
-    for start in range(0, len(problem.gold), MENTIONS_AT_ONCE):
-        part = slice(start, start + MENTIONS_AT_ONCE)
+    for start in range(0, mentions, MENTIONS_AT_ONCE):
+        part = slice(start, min(start + MENTIONS_AT_ONCE, mentions))
         parts.append(ranker(problem.matcher, rows(problem.states, part), problem.gold[part], index).ranks[OVERALL])
     return torch.cat(parts)
 
@@ -202,7 +208,9 @@ def _rank_all(problem: Problem, index: EntityIndex) -> Tensor:
 def _ranks(scores: Tensor, gold: Tensor) -> Tensor:
     """Ranks of the best gold by sorting: score descending, then position."""
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    place = torch.empty_like(order).scatter(1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order))
+    place = torch.empty_like(order).scatter(
+        1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
+    )
     last = torch.iinfo(torch.int64).max
     return place.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, last).amin(dim=1)
 

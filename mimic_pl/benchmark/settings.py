@@ -24,7 +24,7 @@ class Settings:
         run: Folder of a training run whose model ranks its own data in the row ``trained``.
         mentions: Mentions that are ranked.
         entities: Entities that are ranked: for the row ``trained`` drawn from the run's knowledge base, by default all
-            of them; for the row ``ranking`` random ones, by default 4,096.
+            of them; for the row ``ranking`` random ones, by default 8,192.
         inflate: Fill the run's knowledge base up to so many entities, with disturbed copies of its entities' states.
         memory_entities: Entities in the index of the row ``memory``; by default as many as RichpediaMEL has.
         growth: Numbers of entities of the row ``index``; by default 10,000, 100,000 and 1,000,000.
@@ -83,4 +83,4 @@ class Settings:
     @property
     def turns(self) -> int:
         """How often the sides of a comparison are measured."""
-        return self.rounds or self.size(5, 1)
+        return self.rounds or self.size(3, 1)
