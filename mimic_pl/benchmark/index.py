@@ -63,7 +63,7 @@ def index(settings: Settings) -> Row:
             _build(Path(folder), entities, form, settings.seed)
             lines.append(fact(f"{entities:,} entities: building", time.perf_counter() - start, "s"))
             expects = {**_DESCRIPTION, "form": form, "entities": entities}
-            opening = in_turn({"open": Work(lambda f=folder, e=expects: DiskIndex(f, e))}, settings.turns)["open"]
+            opening = in_turn({"open": Work(partial(DiskIndex, folder, expects))}, settings.turns)["open"]
             peak = passes[entities] = _pass(folder, form, entities, _FEW_MENTIONS, False, settings)
             lines += [
                 fact(f"{entities:,} entities: opening", opening.median, "s"),

@@ -79,7 +79,7 @@ def _measure(prepare: Preparing, device: str, threads: int | None, arguments: tu
 
 
 def _forget_peak() -> None:
-    """Let the kernel count the peak anew; where it may not, a peak of the preparation counts, and memory looks worse."""
+    """Let the kernel count the peak anew; where it does not, a peak of the preparation counts as well."""
     try:
         _CLEAR.write_text("5")
     except OSError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -96,11 +97,12 @@ def _speed(
     works["pruned, unit ranks"] = ours(indices["float32"], gold, Ranker())
     with torch.no_grad():
         normed = literal.normed(matcher, asked), literal.normed(matcher, known)
-    for name, unit in matcher.units.items():
+    for name in matcher.units:
         alone = _alone(matcher, name)
         index = in_form(heads["float32"], "float32", unit=name)
         works[f"unit {name}"] = ours(index, head_gold, Ranker(prune=False), {name: states[name]}, alone)
-        works[f"{LITERAL} {name}"] = Work(_without_grad(lambda n=name: literal.scores(matcher, *normed, only=n)), pairs)
+        by_unit = partial(literal.scores, matcher, *normed, only=name)
+        works[f"{LITERAL} {name}"] = Work(_without_grad(by_unit), pairs)
 
     times = in_turn(works, settings.turns, device)
     pair = arithmetic(matcher, states, problem.index.select(torch.arange(1)).states)
@@ -187,7 +189,8 @@ def _agreement(
     # As many mentions as take some seconds.
     count = min(len(problem.gold), max(MENTIONS_AT_ONCE, settings.size(1 << 23, 1 << 16) // len(problem.index)))
     ranks = {form: _overall_ranks(problem, index, count) for form, index in indices.items()}
-    exact, lines, checks = ranks["float32"], [], {"golds compared between the forms": count}
+    exact, lines = ranks["float32"], []
+    checks: dict[str, Any] = {"golds compared between the forms": count}
     for form in FORMS[1:]:
         shares = {k: ((ranks[form] <= k) != (exact <= k)).double().mean().item() for k in HITS}
         unchanged = 1 - sum(shares.values()) / len(shares)

@@ -31,7 +31,7 @@ def training(settings: Settings) -> Row:
     batch = min(settings.batches[0], settings.size(settings.batches[0], 16))
     lines: list[Line] = []
     for whole in (False, True):
-        works = {order: Work(_step(order, batch, whole, settings)) for order in (OURS, PUBLISHED)}
+        works: dict[str, Work] = {order: Work(_step(order, batch, whole, settings)) for order in (OURS, PUBLISHED)}
         rounds = min(settings.turns, 3) if whole else settings.turns
         times = in_turn(works, rounds, settings.device)
         what = f"whole model, {settings.encoder} encoder" if whole else "matcher alone"
