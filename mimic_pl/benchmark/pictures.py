@@ -32,7 +32,7 @@ def pictures(settings: Settings) -> Row:
     """Pictures of two sizes, one by one and in batches."""
     lines: list[Line] = []
     differences: dict[str, Any] = {}
-    number = settings.size(128, 8)
+    number = settings.size(64, 8)
     preprocessor = build_encoder("small", settings.seed).preprocessor
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
