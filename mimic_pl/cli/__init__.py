@@ -1,4 +1,4 @@
-"""The command line: ``mimic-pl fit | validate | test | predict | doctor``."""
+"""The command line: ``mimic-pl fit | validate | test | predict | doctor | benchmark``."""
 
 from mimic_pl.cli.app import main
 

@@ -16,6 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mimic_pl.callbacks import PredictionWriter, ResultTable, SamplePanels
+from mimic_pl.cli.benchmark import ABOUT as ABOUT_BENCHMARK
+from mimic_pl.cli.benchmark import add_benchmark_arguments, benchmark
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task
 from mimic_pl.cli.doctor import ABOUT, add_doctor_arguments, doctor
 from mimic_pl.cli.quiet import quiet_libraries
@@ -78,6 +80,9 @@ class MimicCLI(LightningCLI):
         checker = LightningArgumentParser(description=ABOUT, exit_on_error=False)
         add_doctor_arguments(checker)
         action.add_subcommand("doctor", checker, help="Check a data folder before any training.")
+        measurer = LightningArgumentParser(description=ABOUT_BENCHMARK, exit_on_error=False)
+        add_benchmark_arguments(measurer)
+        action.add_subcommand("benchmark", measurer, help="Measure how fast this machine ranks, trains and reads.")
         for listed in action._choices_actions:
             listed.help = COMMANDS.get(listed.dest, listed.help)
 
@@ -154,6 +159,8 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         if given[:1] == ["doctor"]:
             sys.exit(doctor(given[1:]))
+        if given[:1] == ["benchmark"]:
+            sys.exit(benchmark(given[1:]))
         choice = choose_run(given)
         if choice.note:
             _tell(choice.note)

@@ -1,0 +1,54 @@
+"""Pictures and a data set, drawn for the benchmark."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from mimic_pl.benchmark.encoders import WORDS
+
+
+def draw_pictures(folder: Path, count: int, size: tuple[int, int], seed: int) -> list[str]:
+    """Draw JPEGs that take as long to decode as photographs do: smooth shades, edges, and grain.
+
+    Args:
+        folder: Where they go; it is made.
+        count: How many.
+        size: Width and height in pixels.
+        seed: Decides what is drawn.
+
+    Returns:
+        Their names.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    names = []
+    for number in range(count):
+        shades = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
+        picture = np.asarray(shades.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = rng.normal(0, 8, picture.shape).astype(np.int16)
+        names.append(f"{number}.jpg")
+        Image.fromarray((picture + grain).clip(0, 255).astype(np.uint8)).save(folder / names[-1], quality=90)
+    return names
+
+
+def draw_set(root: Path, entities: int, size: tuple[int, int], seed: int) -> None:
+    """Draw a data set in the published layout: entities with a picture each, and one mention to test."""
+    pictures = draw_pictures(root / "kb_image", entities, size, seed)
+    rng = np.random.default_rng(seed)
+    table = [
+        {
+            "id": number,
+            "qid": f"Q{number}",
+            "entity_name": f"{rng.choice(WORDS)} {number}",
+            "attr": " ".join(rng.choice(WORDS, 24)),
+            "image_list": [picture],
+        }
+        for number, picture in enumerate(pictures)
+    ]
+    mention = {"id": "0", "sentence": "old castle", "mentions": "castle", "answer": "Q0", "imgPath": ""}
+    (root / "kb_entity.json").write_text(json.dumps(table), encoding="utf-8")
+    (root / "Drawn_test.json").write_text(json.dumps([mention]), encoding="utf-8")

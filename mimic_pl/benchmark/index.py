@@ -1,0 +1,163 @@
+"""The index on disk: how long it takes to open, and what a pass over more and more entities takes."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimic_pl.benchmark.memory import Peak, peak_memory
+from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, random_features, random_matcher, rows
+from mimic_pl.benchmark.report import Line, Row, fact, sized
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.ranking import DiskIndex, Indexer, IndexForm, MemoryIndex, Ranker
+from mimic_pl.units import States
+
+RICHPEDIA_ENTITIES = 160_933
+GROWTH = (10_000, 100_000, 1_000_000)
+
+_DESCRIPTION = {"model": "random weights"}
+_DRAWN = 1024
+_FEW_MENTIONS = 8
+
+
+def memory(settings: Settings) -> Row:
+    """Peak memory of a test pass over an index on disk, beyond the model."""
+    entities = settings.memory_entities or settings.size(RICHPEDIA_ENTITIES, 1000)
+    mentions = settings.size(MENTIONS_AT_ONCE, 24)
+    form: IndexForm = "bfloat16"
+    with tempfile.TemporaryDirectory() as folder:
+        size = _build(Path(folder), entities, form, settings.seed).bytes_per_entity * entities
+        peak = _pass(folder, form, entities, mentions, True, settings)
+    return {
+        "title": "Peak memory of ranking over an index on disk",
+        "setting": {"entities": entities, "mentions at once": mentions, "form": form},
+        "lines": [
+            sized("a pass, beyond the model", peak.beyond, "the index on disk", size),
+            fact("a pass", peak.result, "s"),
+        ],
+    }
+
+
+def index(settings: Settings) -> Row:
+    """Opening, passing and memory as the knowledge base grows."""
+    form: IndexForm = "int8"
+    lines: list[Line] = []
+    checks: dict[str, Any] = {}
+    passes: dict[int, Peak] = {}
+    for entities in sorted(settings.growth or ((500, 1000) if settings.quick else GROWTH)):
+        with tempfile.TemporaryDirectory() as folder:
+            needed = entities * _bytes_per_entity(form)
+            if needed * 1.1 > shutil.disk_usage(folder).free:
+                checks[f"{entities} entities"] = f"left out: {folder} has no room for {needed} bytes"
+                continue
+            start = time.perf_counter()
+            _build(Path(folder), entities, form, settings.seed)
+            lines.append(fact(f"{entities:,} entities: building", time.perf_counter() - start, "s"))
+            expects = {**_DESCRIPTION, "form": form, "entities": entities}
+            opening = in_turn({"open": Work(partial(DiskIndex, folder, expects))}, settings.turns)["open"]
+            peak = passes[entities] = _pass(folder, form, entities, _FEW_MENTIONS, False, settings)
+            lines += [
+                fact(f"{entities:,} entities: opening", opening.median, "s"),
+                fact(f"{entities:,} entities: a pass of {_FEW_MENTIONS} mentions", peak.result, "s"),
+                fact(f"{entities:,} entities: peak memory beyond the model", peak.beyond, "B"),
+            ]
+    for fewer, more in zip(list(passes), list(passes)[1:], strict=False):
+        for what, unit, a, b in (
+            ("time per entity", "s", passes[fewer].result / fewer, passes[more].result / more),
+            ("peak memory", "B", passes[fewer].beyond, passes[more].beyond),
+        ):
+            line = {"what": f"{what} at {more:,}", "value": b, "unit": unit, "against": f"at {fewer:,}", "other": a}
+            lines.append({**line, "ratio": a / max(b, 1e-12)})
+    return {
+        "title": "Growth of an index on disk, every pair scored",
+        "setting": {"form": form, "mentions": _FEW_MENTIONS},
+        "lines": lines,
+        "checks": checks,
+    }
+
+
+def _pass(folder: str, form: IndexForm, entities: int, mentions: int, prune: bool, settings: Settings) -> Peak:
+    """Seconds and peak memory of a pass, in a process of its own."""
+    arguments = folder, form, entities, mentions, prune, settings.seed, settings.device
+    return peak_memory(prepare_pass, settings.device, torch.get_num_threads(), *arguments)
+
+
+def prepare_pass(
+    folder: str, form: IndexForm, entities: int, mentions: int, prune: bool, seed: int, device: str
+) -> Callable[[], float]:
+    """Build the model and its mentions; what is returned opens the index and ranks it, and says how long that took."""
+    matcher = random_matcher(seed, device)
+    generator = torch.Generator().manual_seed(seed + 1)
+    with torch.no_grad():
+        states = matcher.mention(random_features(mentions, generator, device))
+        # A first small ranking: whatever torch sets up once belongs to the model.
+        small = MemoryIndex(64, device)
+        small.append(matcher.entity(random_features(64, generator, device)))
+    gold = torch.arange(mentions, device=device)[:, None] % min(64, entities)
+    ranker = Ranker(prune=prune)
+    ranker(matcher, rows(states, slice(0, 2)), gold[:2], small)
+    del small
+
+    def run() -> float:
+        start = time.perf_counter()
+        opened = DiskIndex(folder, {**_DESCRIPTION, "form": form, "entities": entities}, device)
+        ranking = ranker(matcher, states, gold, opened)
+        ranking.top_entities.cpu()
+        return time.perf_counter() - start
+
+    return run
+
+
+def _build(folder: Path, entities: int, form: IndexForm, seed: int) -> DiskIndex:
+    """Write an index of entities that are put together from the states of some random ones."""
+    batches = partial(_batches, entities, seed)
+    built = Indexer(form, "disk").on_disk(folder, entities, batches, torch.device("cpu"), _DESCRIPTION)
+    assert isinstance(built, DiskIndex)
+    return built
+
+
+@torch.no_grad()
+def _batches(entities: int, seed: int, first: int) -> Iterable[tuple[Tensor, States]]:
+    """Batches of states from ``first`` on.
+
+    Every tensor of an entity's state is that of another one of the random entities, which is faster than to draw
+    millions of numbers, and no two entities are the same.
+    """
+    matcher = random_matcher(seed, "cpu")
+    drawn = matcher.entity(random_features(min(_DRAWN, entities), torch.Generator().manual_seed(seed), "cpu"))
+    return _mixed(drawn, entities, seed, first)
+
+
+def _mixed(drawn: States, entities: int, seed: int, first: int) -> Iterator[tuple[Tensor, States]]:
+    count = len(next(iter(next(iter(drawn.values())).values())))
+    for number, start in enumerate(range(0, entities, count)):
+        positions = torch.arange(start, min(start + count, entities))
+        if start + count <= first:
+            continue
+        generator = torch.Generator().manual_seed(seed + number)
+        yield (
+            positions,
+            {
+                unit: {
+                    name: tensor[torch.randperm(count, generator=generator)[: len(positions)]]
+                    for name, tensor in state.items()
+                }
+                for unit, state in drawn.items()
+            },
+        )
+
+
+@torch.no_grad()
+def _bytes_per_entity(form: IndexForm) -> int:
+    memory = MemoryIndex(1, form=form)
+    memory.append(random_matcher(0, "cpu").entity(random_features(1, torch.Generator(), "cpu")))
+    return memory.bytes_per_entity

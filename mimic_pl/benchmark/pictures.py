@@ -1,0 +1,113 @@
+"""From a JPEG to what the encoder takes: the first epoch and later ones, against Pillow and transformers' processor."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from mimic_pl.benchmark.drawing import draw_pictures
+from mimic_pl.benchmark.encoders import build_encoder
+from mimic_pl.benchmark.report import Line, Row, timed
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.data.picture_cache import PictureCache
+from mimic_pl.data.pictures import PictureFolder
+from mimic_pl.data.pixels import PixelSource
+from mimic_pl.encoders.preprocessor import Preprocessor
+
+PROCESSOR = "Pillow and CLIPImageProcessorPil"
+SIZES = ((500, 400), (1500, 1200))
+
+_BATCH = 64
+
+
+def pictures(settings: Settings) -> Row:
+    """Pictures of two sizes, one by one and in batches."""
+    lines: list[Line] = []
+    differences: dict[str, Any] = {}
+    number = settings.size(64, 8)
+    preprocessor = build_encoder("small", settings.seed).preprocessor
+    for size in SIZES:
+        with tempfile.TemporaryDirectory() as folder:
+            names = draw_pictures(Path(folder) / "pictures", number, size, settings.seed)
+            lines_of_size, difference = _measured(Path(folder), names, preprocessor, settings, f"{size[0]}x{size[1]}")
+            lines += lines_of_size
+            differences[f"largest difference of a normalised {size[0]}x{size[1]} picture"] = difference
+    return {
+        "title": "Picture pipeline: a JPEG to a normalised 224 x 224 float32 tensor",
+        "setting": {"pictures": number, "batch": min(_BATCH, number), "rounds": settings.turns},
+        "lines": lines,
+        "checks": differences,
+    }
+
+
+def transformers_processor(preprocessor: Preprocessor) -> Callable[[Path], Tensor]:
+    """Opens a picture with Pillow and hands it to transformers' processor, set to the published preprocessing."""
+    from transformers.models.clip import CLIPImageProcessorPil
+
+    side = preprocessor.image_size
+    processor = CLIPImageProcessorPil(
+        do_resize=True,
+        size={"height": side, "width": side},
+        resample=Image.Resampling.LANCZOS,
+        do_center_crop=False,
+        image_mean=list(preprocessor.image_mean),
+        image_std=list(preprocessor.image_std),
+    )
+
+    def process(path: Path) -> Tensor:
+        with Image.open(path) as picture:
+            return processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+
+    return process
+
+
+def _measured(
+    root: Path, names: list[str], preprocessor: Preprocessor, settings: Settings, size: str
+) -> tuple[list[Line], float]:
+    folder = PictureFolder(root / "pictures", "error")
+    process = transformers_processor(preprocessor)
+    paths = [folder.path(name) for name in names]
+
+    def filled(place: Path) -> PictureCache:
+        cache = PictureCache(place, preprocessor)
+        cache.fill(lambda: [(folder, (name,)) for name in names])
+        return cache
+
+    cache = filled(root / "cache")
+    source = PixelSource(folder, preprocessor, cache=cache)
+    fresh = count()
+
+    def epoch(by: PixelSource, batch: int) -> Tensor:
+        for start in range(0, len(names), batch):
+            pixels, there, _ = by.batch([(name,) for name in names[start : start + batch]])
+            normalized = preprocessor.normalize(pixels.to(settings.device), there.to(settings.device))
+        return normalized
+
+    def first_epoch() -> Tensor:
+        new = filled(root / f"fresh{next(fresh)}")
+        return epoch(PixelSource(folder, preprocessor, cache=new), _BATCH)
+
+    works = {
+        PROCESSOR: Work(lambda: [process(path) for path in paths], len(names)),
+        "first epoch, which fills the cache": Work(first_epoch, len(names)),
+        "without a cache": Work(lambda: epoch(PixelSource(folder, preprocessor), _BATCH), len(names)),
+        "later epochs, one by one": Work(lambda: epoch(source, 1), len(names)),
+        "later epochs, in batches": Work(lambda: epoch(source, _BATCH), len(names)),
+    }
+    times = in_turn(works, settings.turns, settings.device)
+    lines = [
+        timed(f"{size}: {what}", times[what], PROCESSOR, times[PROCESSOR], "picture")
+        for what in works
+        if what != PROCESSOR
+    ]
+    ours = epoch(source, len(names)).cpu()
+    theirs = torch.stack([process(path) for path in paths])
+    return lines, (ours - theirs).abs().max().item()

@@ -1,0 +1,245 @@
+"""What is ranked: a model, mentions with golds, and the states of a knowledge base."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Subset
+
+from mimic_pl.benchmark.literal import require_published
+from mimic_pl.data import MELDataModule
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.model import MIMIC
+from mimic_pl.ranking import EntityIndex, IndexForm, MemoryIndex, Ranker
+from mimic_pl.runs import load_run
+from mimic_pl.units import Matcher, States, published_units
+
+DIMS = FeatureDims(512, 96)
+TEXT_TOKENS, IMAGE_TOKENS = 40, 50
+"""The published sizes; hidden width 96 is what the units have by default."""
+
+MENTIONS_AT_ONCE = 128
+"""Mentions that are ranked together, as the data module has it."""
+
+DISTURBANCE = 0.5
+"""Deviation of the noise in disturbed copies of entities, as a share of the deviation of the disturbed numbers."""
+
+_BATCH = 256
+_GOLDS_FROM = 40
+
+
+@dataclass
+class Problem:
+    """Mentions, and the knowledge base that is to be ranked for them.
+
+    Attributes:
+        name: What the table calls it.
+        matcher: Scores.
+        mentions: Features of the mentions.
+        states: Their states.
+        gold: Positions of their golds, int64 ``[mentions, golds]``, padded with -1.
+        index: All entities, in float32.
+        sample: Positions of some entities, ascending, the golds among them, int64 ``[sample]``.
+        sample_features: Features of these.
+    """
+
+    name: str
+    matcher: Matcher
+    mentions: Features
+    states: States
+    gold: Tensor
+    index: EntityIndex
+    sample: Tensor
+    sample_features: Features
+
+    def sampled(self) -> tuple[EntityIndex, Tensor]:
+        """The sample as a knowledge base of its own, and the golds' positions in it."""
+        place = torch.searchsorted(self.sample.to(self.gold.device), self.gold.clamp_min(0))
+        return in_form(self.index, "float32", self.sample), torch.where(self.gold >= 0, place, -1)
+
+
+def rows(states: States, part: slice) -> States:
+    """Some rows of each unit's state."""
+    return {unit: {name: tensor[part] for name, tensor in state.items()} for unit, state in states.items()}
+
+
+def in_form(
+    index: EntityIndex, form: IndexForm, positions: Tensor | None = None, unit: str | None = None
+) -> MemoryIndex:
+    """A copy of an index in another form.
+
+    Args:
+        index: In float32.
+        form: The copy's.
+        positions: Which entities; all by default.
+        unit: Which unit's states; all by default.
+    """
+    count = len(index) if positions is None else len(positions)
+    copy = MemoryIndex(count, index.device, form)
+    for start in range(0, count, _BATCH):
+        stop = min(start + _BATCH, count)
+        part = torch.arange(start, stop) if positions is None else positions[start:stop]
+        states = {name: dict(state) for name, state in index.select(part).states.items() if unit in (None, name)}
+        copy.append(states)
+    return copy
+
+
+def random_features(count: int, generator: torch.Generator, device: str) -> Features:
+    """Features of the published sizes, with texts of random lengths."""
+
+    def numbers(*shape: int) -> Tensor:
+        return torch.randn(count, *shape, generator=generator).to(device)
+
+    lengths = torch.randint(1, TEXT_TOKENS + 1, (count, 1), generator=generator)
+    return Features(
+        text_global=numbers(DIMS.text),
+        text_local=numbers(TEXT_TOKENS, DIMS.text),
+        image_global=numbers(DIMS.image),
+        image_local=numbers(IMAGE_TOKENS, DIMS.image),
+        text_mask=(torch.arange(TEXT_TOKENS) < lengths).long().to(device),
+    )
+
+
+def random_matcher(seed: int, device: str) -> Matcher:
+    """The published units with random weights."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Matcher(DIMS, published_units()).eval().to(device)
+
+
+@torch.no_grad()
+def random_problem(mentions: int, entities: int, sample: int, seed: int, device: str) -> Problem:
+    """Random features through random weights.
+
+    Each gold is one of its mention's best 40 entities, so that golds stand where H@k is decided.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    matcher = random_matcher(seed, device)
+    asked = random_features(mentions, generator, device)
+    states = matcher.mention(asked)
+    index = MemoryIndex(entities, device)
+    kept: list[Features] = []
+    for start in range(0, entities, _BATCH):
+        batch = random_features(min(_BATCH, entities - start), generator, device)
+        index.append(matcher.entity(batch))
+        if start < sample:
+            kept.append(batch)
+    sample = min(sample, entities)
+    features = joined(kept)
+    # Golds come from the sample, whose ranking the literal scores check.
+    best = min(_GOLDS_FROM, sample)
+    small = in_form(index, "float32", torch.arange(sample))
+    unknown = torch.full((mentions, 1), -1, device=device)
+    top = Ranker(best, "cheap", prune=False)(matcher, states, unknown, small).top_entities
+    place = torch.arange(mentions, device=device)[:, None] % best
+    return Problem(
+        "random",
+        matcher,
+        asked,
+        states,
+        top.gather(1, place),
+        index,
+        torch.arange(sample),
+        Features(*(field[:sample] for field in features)),
+    )
+
+
+@torch.no_grad()
+def run_problem(
+    folder: str, mentions: int, entities: int | None, inflate: int | None, sample: int, seed: int, device: str
+) -> Problem:
+    """A trained run's model on its own data: test mentions with golds, and its knowledge base or a part of it.
+
+    Args:
+        folder: The run's.
+        mentions: How many, at most.
+        entities: Entities that are drawn from the knowledge base, the golds among them; all by default.
+        inflate: Fill up to so many with disturbed copies.
+        sample: Entities whose features are kept.
+        seed: Decides what is drawn.
+        device: Where to compute.
+
+    Raises:
+        ConfigError: The folder is no run, or its units are not those of the published model.
+    """
+    model, data = load_run(folder)
+    require_published(model.matcher)
+    model.to(device).eval()
+    data.preprocessor = model.encoder.preprocessor
+    data.setup("test")
+    generator = torch.Generator().manual_seed(seed)
+    asked: Any = data.test_dataloader()
+    known = [row for row, golds in enumerate(asked.dataset.golds) if golds]
+    chosen = sorted(known[row] for row in torch.randperm(len(known), generator=generator)[:mentions].tolist())
+    batches = list(_encoded(model, data, asked, chosen, "mentions"))
+    features, golds = joined([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+
+    loader: Any = data.entity_dataloader()
+    first = torch.unique(golds[golds >= 0].cpu())
+    size = len(loader.dataset)
+    others = torch.randperm(size, generator=generator)
+    others = others[~torch.isin(others, first)]
+    positions = torch.cat([first, others[: max(0, (entities or size) - len(first))]]).sort().values
+    # All golds and some others, by their places among the positions.
+    sampled = torch.cat([first, others[torch.isin(others, positions)][: max(0, sample - len(first))]]).sort().values
+    index = MemoryIndex(max(inflate or 0, len(positions)), device)
+    kept: list[Features] = []
+    done = 0
+    for batch, _ in _encoded(model, data, loader, positions.tolist(), "entities"):
+        batch = batch.padded(model.encoder.text_length)
+        index.append(model.matcher.entity(batch))
+        mine = torch.isin(positions[done : done + len(batch.text_global)], sampled).to(device)
+        kept.append(Features(*(field[mine] for field in batch)))
+        done += len(mine)
+    while len(index) < index.num_entities:
+        index.append(_disturbed(index, done, generator))
+    places = torch.searchsorted(positions, golds.clamp_min(0).cpu())
+    return Problem(
+        f"{data.folder.name}, {done} entities" + (f" and {len(index) - done} disturbed copies" if inflate else ""),
+        model.matcher,
+        features,
+        model.matcher.mention(features),
+        torch.where(golds >= 0, places.to(golds.device), -1),
+        index,
+        torch.searchsorted(positions, sampled),
+        joined(kept),
+    )
+
+
+def joined(batches: Iterable[Features]) -> Features:
+    """Batches behind each other."""
+    return Features(*(torch.cat(field) for field in zip(*batches, strict=True)))
+
+
+def _encoded(
+    model: MIMIC, data: MELDataModule, loader: Any, chosen: list[int], side: str
+) -> Iterator[tuple[Features, Tensor]]:
+    """Features, and golds where there are any, of chosen items."""
+    part = DataLoader(
+        Subset(loader.dataset, chosen),
+        batch_size=loader.batch_size,
+        collate_fn=loader.collate_fn,
+        num_workers=loader.num_workers,
+    )
+    for batch in part:
+        batch = data.on_after_batch_transfer(batch, 0)
+        tensors = {name: tensor.to(model.device) for name, tensor in batch[side].items()}
+        yield model.encoder(**tensors), batch.get("gold", batch["index"]).to(model.device)
+
+
+def _disturbed(index: MemoryIndex, entities: int, generator: torch.Generator) -> States:
+    """States of some of the first ``entities``, drawn with repetition, plus Gaussian noise."""
+    count = min(_BATCH * 4, index.num_entities - len(index))
+    states = index.select(torch.randint(entities, (count,), generator=generator)).states
+
+    def disturb(tensor: Tensor) -> Tensor:
+        if not tensor.is_floating_point():
+            return tensor
+        noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
+        return tensor + DISTURBANCE * tensor.std() * noise
+
+    return {unit: {name: disturb(state[name]) for name in state} for unit, state in states.items()}

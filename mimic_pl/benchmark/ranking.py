@@ -1,0 +1,241 @@
+"""Ranking: pairs per second against the published order and the machine's limit, and whether the ranks are the same."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mimic_pl.benchmark import literal
+from mimic_pl.benchmark.counting import counting
+from mimic_pl.benchmark.machine import arithmetic, limit, machine_works
+from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, Problem, in_form, random_problem, rows, run_problem
+from mimic_pl.benchmark.report import Line, Row, fact, timed
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.features import Features
+from mimic_pl.ranking import EntityIndex, IndexForm, Ranker
+from mimic_pl.units import Matcher, States
+
+FORMS: tuple[IndexForm, ...] = ("float32", "bfloat16", "int8")
+HITS = (1, 3, 5, 10, 20)
+OVERALL = "overall"
+LITERAL = "published order"
+
+UnitRanks = Literal["all", "cheap"]
+Ranks = dict[str, Tensor]
+
+
+def ranking(settings: Settings) -> Row:
+    """Random states at the published sizes."""
+    mentions = settings.mentions or settings.size(256, 24)
+    entities = settings.entities or settings.size(8192, 150)
+    problem = random_problem(mentions, entities, settings.size(1000, 100), settings.seed, settings.device)
+    return _measured(problem, settings, "Ranking, random states at published sizes")
+
+
+def trained(settings: Settings) -> Row:
+    """A trained run's model on its own data."""
+    assert settings.run is not None
+    problem = run_problem(
+        settings.run,
+        settings.mentions or settings.size(2048, 24),
+        settings.entities,
+        settings.inflate,
+        settings.size(1000, 100),
+        settings.seed,
+        settings.device,
+    )
+    return _measured(problem, settings, f"Ranking with a trained model: {problem.name}")
+
+
+def _measured(problem: Problem, settings: Settings, title: str) -> Row:
+    indices = {form: problem.index if form == "float32" else in_form(problem.index, form) for form in FORMS}
+    lines, limits = _speed(problem, indices, settings)
+    agreement, changed = _agreement(problem, indices, settings)
+    return {
+        "title": title,
+        "setting": {
+            "mentions": len(problem.gold),
+            "at once": min(MENTIONS_AT_ONCE, len(problem.gold)),
+            "entities": len(problem.index),
+            "rounds": settings.turns,
+        },
+        "lines": [*lines, *changed],
+        "limit": limits,
+        "checks": {**_identity(problem, settings), **_whole(problem, settings), **agreement},
+    }
+
+
+def _speed(
+    problem: Problem, indices: dict[IndexForm, EntityIndex], settings: Settings
+) -> tuple[list[Line], dict[str, float]]:
+    """Times of ranking, side by side with the published order and with the machine itself."""
+    matcher, device = problem.matcher, settings.device
+    mentions = slice(0, MENTIONS_AT_ONCE)
+    states, gold = rows(problem.states, mentions), problem.gold[mentions]
+    # Without pruning a pair costs what it costs: some of the entities tell it.
+    few = torch.arange(min(len(problem.index), settings.size(8192, 150)))
+    heads = {form: in_form(index, form, few) if len(few) < len(index) else index for form, index in indices.items()}
+    head_gold = torch.where(gold < len(few), gold, -1)
+
+    def ours(index: EntityIndex, golds: Tensor, ranker: Ranker, asked: States = states, by: Matcher = matcher) -> Work:
+        return Work(lambda: ranker(by, asked, golds, index), len(golds) * len(index))
+
+    works = machine_works(device, settings.quick)
+    asked = _head(problem.mentions, literal.MENTIONS_AT_ONCE)
+    known = _head(problem.sample_features, settings.size(2, 1) * literal.ENTITIES_AT_ONCE)
+    pairs = len(asked.text_global) * len(known.text_global)
+    works[LITERAL] = Work(_without_grad(lambda: literal.scores(matcher, asked, known, device=device)), pairs)
+    for form in FORMS:
+        works[f"all, {form}"] = ours(heads[form], head_gold, Ranker(prune=False))
+        works[f"pruned, {form}"] = ours(indices[form], gold, Ranker(unit_ranks="cheap"))
+    works["pruned, unit ranks"] = ours(indices["float32"], gold, Ranker())
+    with torch.no_grad():
+        normed = literal.normed(matcher, asked), literal.normed(matcher, known)
+    for name in matcher.units:
+        alone = _alone(matcher, name)
+        index = in_form(heads["float32"], "float32", unit=name)
+        works[f"unit {name}"] = ours(index, head_gold, Ranker(prune=False), {name: states[name]}, alone)
+        by_unit = partial(literal.scores, matcher, *normed, only=name)
+        works[f"{LITERAL} {name}"] = Work(_without_grad(by_unit), pairs)
+
+    times = in_turn(works, settings.turns, device)
+    pair = arithmetic(matcher, states, problem.index.select(torch.arange(1)).states)
+    bound = limit(pair, times)
+    lines = [
+        timed(f"every pair scored, {form}", times[f"all, {form}"], LITERAL, times[LITERAL], "pair") for form in FORMS
+    ]
+    for name, unit in matcher.units.items():
+        label = f"every pair scored, {name} ({type(unit).__name__}) alone"
+        lines.append(timed(label, times[f"unit {name}"], LITERAL, times[f"{LITERAL} {name}"], "pair"))
+    for form in FORMS:
+        lines.append(
+            timed(f"pruned, overall and top 10, {form}", times[f"pruned, {form}"], LITERAL, times[LITERAL], "pair")
+        )
+    lines.append(
+        timed("pruned, units' ranks too, float32", times["pruned, unit ranks"], LITERAL, times[LITERAL], "pair")
+    )
+    lines.append(timed("the machine's limit, float32", bound, "every pair scored", times["all, float32"], "pair"))
+    for ranks, what in (("cheap", "overall and top 10"), ("all", "units' ranks too")):
+        attended, settled = _attended(problem, mentions, ranks)
+        lines.append(fact(f"pairs that needed attention, pruned, {what}", 100 * attended, "%"))
+        lines.append(fact(f"golds, top entities and near ties in float64, pruned, {what}", 100 * settled, "%"))
+    reached = {
+        f"share of the limit, every pair scored ({power})": limit(pair, times, power).median
+        / times["all, float32"].median
+        for power in ("exp2", "exp")
+    }
+    lines += [fact(name, 100 * share, "%") for name, share in reached.items()]
+    return lines, {
+        "products per pair": pair.products,
+        "exponentials per pair": pair.exponentials,
+        "float32 products per second": 1 / times["product"].median,
+        "exponentials to base e per second": 1 / times["exp"].median,
+        "exponentials to base 2 per second": 1 / times["exp2"].median,
+        **reached,
+    }
+
+
+def _attended(problem: Problem, mentions: slice, unit_ranks: Any) -> tuple[float, float]:
+    """Shares of the pairs whose attention was computed in float32, and of those scored in float64."""
+    matcher, count = counting(problem.matcher)
+    gold = problem.gold[mentions]
+    Ranker(unit_ranks=unit_ranks)(matcher, rows(problem.states, mentions), gold, problem.index)
+    pairs = len(gold) * len(problem.index)
+    return count.pairs / pairs, count.exact / pairs
+
+
+@torch.no_grad()
+def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
+    """Ranks of the sampled entities against those of the literal scores in float64."""
+    count = min(len(problem.gold), settings.size(100, 24))
+    asked, (index, gold) = _head(problem.mentions, count), problem.sampled()
+    gold = gold[:count]
+    double = copy.deepcopy(problem.matcher).double()
+    arbiter = literal.scores(double, _doubled(asked), _doubled(problem.sample_features), device=settings.device)
+    expected = {name: _ranks(scores, gold) for name, scores in arbiter.items()}
+    published = literal.scores(problem.matcher, asked, problem.sample_features, device=settings.device)
+    found: dict[str, Any] = {
+        "ranks compared with the float64 literal": count * len(expected),
+        "of the float32 literal differ": _differing({n: _ranks(s, gold) for n, s in published.items()}, expected),
+    }
+    for prune in (False, True):
+        ranks = Ranker(prune=prune)(problem.matcher, rows(problem.states, slice(0, count)), gold, index).ranks
+        found[f"of ours {'pruned' if prune else 'with every pair scored'} differ"] = _differing(ranks, expected)
+    return found
+
+
+def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
+    """Ranks and top entities over the whole knowledge base, with every pair scored and with pruning."""
+    count = max(1, min(len(problem.gold), settings.size(1 << 20, 1 << 16) // len(problem.index)))
+    states, gold = rows(problem.states, slice(0, count)), problem.gold[:count]
+    full, pruned = (Ranker(prune=prune)(problem.matcher, states, gold, problem.index) for prune in (False, True))
+    return {
+        "ranks compared over the whole knowledge base": count * len(full.ranks),
+        "of pruned ones differ from those with every pair scored": _differing(pruned.ranks, full.ranks),
+        "of pruned top entities differ": int((pruned.top_entities != full.top_entities).sum()),
+    }
+
+
+def _agreement(
+    problem: Problem, indices: dict[IndexForm, EntityIndex], settings: Settings
+) -> tuple[dict[str, Any], list[Line]]:
+    """What the smaller forms change: whether golds are among the first 1, 3, 5, 10, 20."""
+    # As many mentions as take some seconds.
+    count = min(len(problem.gold), max(MENTIONS_AT_ONCE, settings.size(1 << 23, 1 << 16) // len(problem.index)))
+    ranks = {form: _overall_ranks(problem, index, count) for form, index in indices.items()}
+    exact, lines = ranks["float32"], []
+    checks: dict[str, Any] = {"golds compared between the forms": count}
+    for form in FORMS[1:]:
+        shares = {k: ((ranks[form] <= k) != (exact <= k)).double().mean().item() for k in HITS}
+        unchanged = 1 - sum(shares.values()) / len(shares)
+        lines.append(fact(f"golds' places among H@1..20 that {form} leaves as they are", 100 * unchanged, "%"))
+        checks |= {f"share of golds that {form} moves over H@{k}": share for k, share in shares.items()}
+        checks[f"share of overall ranks that {form} leaves as they are"] = (ranks[form] == exact).double().mean().item()
+    return checks, lines
+
+
+def _overall_ranks(problem: Problem, index: EntityIndex, mentions: int) -> Tensor:
+    ranker, parts = Ranker(unit_ranks="cheap"), []
+    for start in range(0, mentions, MENTIONS_AT_ONCE):
+        part = slice(start, min(start + MENTIONS_AT_ONCE, mentions))
+        parts.append(ranker(problem.matcher, rows(problem.states, part), problem.gold[part], index).ranks[OVERALL])
+    return torch.cat(parts)
+
+
+def _ranks(scores: Tensor, gold: Tensor) -> Tensor:
+    """Ranks of the best gold by sorting: score descending, then position."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    place = torch.empty_like(order).scatter(
+        1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
+    )
+    last = torch.iinfo(torch.int64).max
+    return place.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, last).amin(dim=1)
+
+
+def _differing(ranks: Ranks, expected: Ranks) -> int:
+    return sum(int((ranks[name] != expected[name]).sum()) for name in expected)
+
+
+def _alone(matcher: Matcher, name: str) -> Matcher:
+    """A matcher with one of the units."""
+    unit: Any = matcher.units[name]
+    alone = Matcher(unit.dims, {name: lambda _: unit})
+    return alone.to(next(unit.parameters()).device)
+
+
+def _head(features: Features, count: int) -> Features:
+    return Features(*(field[:count] for field in features))
+
+
+def _doubled(features: Features) -> Features:
+    return Features(*(field.double() if field.is_floating_point() else field for field in features))
+
+
+def _without_grad(function: Callable[[], Any]) -> Callable[[], Any]:
+    return torch.no_grad()(function)

@@ -1,0 +1,115 @@
+"""What was measured, as plain dictionaries, and as tables for people."""
+
+from __future__ import annotations
+
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from mimic_pl.benchmark.timing import Timing, ratio
+
+Row = dict[str, Any]
+"""A family of measurements: ``title``, ``setting``, ``lines``, and ``checks``, what was found to be right or wrong."""
+
+Line = dict[str, Any]
+"""One of them: ``what``, ``value`` in ``unit``, and mostly ``against``, ``other`` and the ``ratio`` other / value."""
+
+
+def timed(what: str, ours: Timing, against: str, other: Timing, of: str) -> Line:
+    """How many times faster ours is, in seconds per item; the spread is that of single rounds."""
+    return {
+        "what": what,
+        "value": ours.median,
+        "unit": "s",
+        "per": of,
+        "against": against,
+        "other": other.median,
+        **ratio(other, ours)._asdict(),
+    }
+
+
+def sized(what: str, ours: float, against: str, other: float, per: str | None = None) -> Line:
+    """How many times fewer bytes ours takes."""
+    line = {"what": what, "value": ours, "unit": "B", "against": against, "other": other, "ratio": other / max(ours, 1)}
+    return line if per is None else {**line, "per": per}
+
+
+def fact(what: str, value: float, unit: str, per: str | None = None) -> Line:
+    """A number without another to compare it with; unit ``s``, ``B``, ``%`` or none."""
+    line = {"what": what, "value": value, "unit": unit}
+    return line if per is None else {**line, "per": per}
+
+
+def machine(device: str) -> dict[str, Any]:
+    """What everything was measured on."""
+    found = {
+        "processor": _processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": device,
+    }
+    if torch.device(device).type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def print_machine(console: Console, found: dict[str, Any]) -> None:
+    """Print it on top."""
+    console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False)
+
+
+def print_row(console: Console, row: Row) -> None:
+    """Print a family of measurements as a table."""
+    setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
+    table = Table(title=row["title"], caption=setting, title_justify="left", caption_justify="left")
+    table.add_column("what", overflow="fold")
+    table.add_column("measured", justify="right")
+    table.add_column("against", overflow="fold")
+    table.add_column("which took", justify="right")
+    table.add_column("ratio", justify="right")
+    for line in row["lines"]:
+        unit, per = line["unit"], line.get("per")
+        against = [line["against"], _readable(line["other"], unit, per)] if "against" in line else ["", ""]
+        table.add_row(line["what"], _readable(line["value"], unit, per), *against, _ratio(line))
+    console.print(table)
+    for name, value in row.get("checks", {}).items():
+        console.print(f"  {name}: {value}", highlight=False)
+
+
+def _ratio(line: Line) -> str:
+    if "ratio" not in line:
+        return ""
+    if "lowest" not in line:
+        return f"{line['ratio']:.2f} x"
+    return f"{line['ratio']:.2f} x ({line['lowest']:.2f} to {line['highest']:.2f})"
+
+
+def _readable(value: float, unit: str, per: str | None) -> str:
+    ending = "" if per is None else f" / {per}"
+    if unit == "s":
+        for size, name in ((1.0, "s"), (1e-3, "ms"), (1e-6, "us"), (1e-9, "ns")):
+            if value >= size:
+                return f"{value / size:.3g} {name}{ending}"
+        return f"{value * 1e12:.3g} ps{ending}"
+    if unit == "B":
+        for size, name in ((1e9, "GB"), (1e6, "MB")):
+            if value >= size:
+                return f"{value / size:.2f} {name}{ending}"
+        return f"{value:,.0f} B{ending}"
+    return f"{value:,.4g}{unit and ' '}{unit}{ending}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        for line in info.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,75 @@
+"""Row by row: measure, print, write."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+
+from mimic_pl.benchmark.report import Row, machine, print_machine, print_row
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.errors import ConfigError
+
+_FUNCTIONS = {
+    "ranking": ("ranking", "ranking"),
+    "trained": ("ranking", "trained"),
+    "bytes": ("sizes", "sizes"),
+    "memory": ("index", "memory"),
+    "training": ("training", "training"),
+    "encoding": ("encoding", "encoding"),
+    "pictures": ("pictures", "pictures"),
+    "index": ("index", "index"),
+}
+"""Where each row is measured: file and function."""
+
+
+def run_benchmark(settings: Settings) -> dict[str, Any]:
+    """Measure the chosen rows and print each as soon as it is there.
+
+    Args:
+        settings: What is measured, at which sizes and where.
+
+    Returns:
+        All that was measured, as it is written to ``settings.output``: plain values by row, and the machine.
+
+    Raises:
+        ConfigError: The settings do not fit, or the output can not be written.
+    """
+    chosen = settings.chosen()
+    if settings.output is not None:
+        _require_folder(Path(settings.output))
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    found = machine(settings.device)
+    print_machine(console, found)
+    measured: dict[str, Any] = {"machine": found, "settings": dataclasses.asdict(settings), "rows": {}}
+    for name in chosen:
+        start = time.perf_counter()
+        row = _function(name)(settings)
+        row["seconds"] = time.perf_counter() - start
+        print_row(console, row)
+        measured["rows"][name] = row
+        if settings.output is not None:  # after each row: what was measured is not lost
+            Path(settings.output).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
+    return measured
+
+
+def _function(name: str) -> Callable[[Settings], Row]:
+    # Imported when it is measured: some rows need transformers' processors, others nothing but torch.
+    file, function = _FUNCTIONS[name]
+    found: Callable[[Settings], Row] = getattr(import_module(f"mimic_pl.benchmark.{file}"), function)
+    return found
+
+
+def _require_folder(path: Path) -> None:
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise ConfigError(f"The output {path} must be a file in a folder that exists.")

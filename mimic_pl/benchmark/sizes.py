@@ -1,0 +1,30 @@
+"""Bytes that an entity takes."""
+
+from __future__ import annotations
+
+import torch
+
+from mimic_pl.benchmark.problem import in_form, random_features, random_matcher
+from mimic_pl.benchmark.ranking import FORMS
+from mimic_pl.benchmark.report import Row, sized
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.ranking import MemoryIndex
+
+
+@torch.no_grad()
+def sizes(settings: Settings) -> Row:
+    """An entity in the index, beside its features, which the published evaluation keeps."""
+    features = random_features(64, torch.Generator().manual_seed(settings.seed), "cpu")
+    index = MemoryIndex(64)
+    index.append(random_matcher(settings.seed, "cpu").entity(features))
+    numbers = sum(field[0].numel() for field in features if field.is_floating_point())
+    published = f"{numbers:,} float32 features"
+    return {
+        "title": "Bytes per entity at published sizes",
+        "setting": {},
+        "lines": [
+            sized(f"index in {form}", in_form(index, form).bytes_per_entity, published, 4 * numbers, "entity")
+            for form in FORMS
+        ],
+        "bytes per entity": {form: in_form(index, form).bytes_per_entity for form in FORMS},
+    }

@@ -1,0 +1,140 @@
+"""The training step: time and peak memory against the published order, for the matcher alone and the whole model."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mimic_pl.benchmark import literal
+from mimic_pl.benchmark.encoders import EncoderSize, build_encoder, random_inputs
+from mimic_pl.benchmark.memory import peak_memory
+from mimic_pl.benchmark.problem import random_features, random_matcher
+from mimic_pl.benchmark.report import Line, Row, fact, sized, timed
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.encoders import Encoder
+from mimic_pl.features import Features
+from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.units import Matcher
+
+Order = Literal["published order", "ours"]
+PUBLISHED: Order = "published order"
+OURS: Order = "ours"
+
+
+def training(settings: Settings) -> Row:
+    """Forward and backward of a batch of pairs."""
+    batch = min(settings.batches[0], settings.size(settings.batches[0], 16))
+    lines: list[Line] = []
+    for whole in (False, True):
+        works: dict[str, Work] = {order: Work(_step(order, batch, whole, settings)) for order in (OURS, PUBLISHED)}
+        rounds = min(settings.turns, 3) if whole else settings.turns
+        times = in_turn(works, rounds, settings.device)
+        what = f"whole model, {settings.encoder} encoder" if whole else "matcher alone"
+        lines.append(timed(f"{what}, batch {batch}", times[OURS], PUBLISHED, times[PUBLISHED], "step"))
+        del works
+        if whole and settings.quick:
+            break
+        peaks = {order: _peak(order, batch, whole, settings) for order in (OURS, PUBLISHED)}
+        lines.append(sized(f"{what}, batch {batch}, peak memory", peaks[OURS], PUBLISHED, peaks[PUBLISHED]))
+    for size in settings.batches[1:]:
+        lines.append(fact(f"matcher alone, batch {size}, peak memory", _peak(OURS, size, False, settings), "B"))
+        times = in_turn({OURS: Work(_step(OURS, size, False, settings))}, 1, settings.device)
+        lines.append(fact(f"matcher alone, batch {size}", times[OURS].median, "s", "step"))
+    return {
+        "title": "Training step, forward and backward, at published sizes of the units",
+        "setting": {"rounds": settings.turns},
+        "lines": lines,
+        "checks": {"largest difference of a gradient, as a share of the largest gradient": _difference(settings)},
+    }
+
+
+def prepare_step(order: Order, batch: int, whole: bool, encoder: EncoderSize, seed: int, device: str) -> Any:
+    """A training step, ready to run; small ones have run before."""
+    run, warm = make_step(order, batch, whole, encoder, seed, device)
+    warm()
+    return run
+
+
+def make_step(
+    order: Order, batch: int, whole: bool, encoder: EncoderSize, seed: int, device: str
+) -> tuple[Callable[[], None], Callable[[], None]]:
+    """A training step on a batch, and one on a few of its pairs.
+
+    Args:
+        order: Of operations.
+        batch: Pairs.
+        whole: With an encoder; otherwise features come ready, and get a gradient as those of an encoder do.
+        encoder: Which encoder.
+        seed: Of weights and batch.
+        device: Where to compute.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    matcher = random_matcher(seed, device).train()
+    tower = build_encoder(encoder, seed).to(device).train() if whole else None
+    loss = UnitConsistentLoss()
+    sides: list[Any] = [
+        random_inputs(tower, batch, generator, device) if tower is not None else _leaves(batch, generator, device)
+        for _ in range(2)
+    ]
+
+    def step(size: int | None) -> None:
+        for module in (matcher, tower):
+            if module is not None:
+                module.zero_grad(set_to_none=True)
+        mentions, entities = (_features(tower, side, size) for side in sides)
+        scores = score(order, matcher, mentions, entities)
+        total, _ = loss(scores, torch.arange(len(scores["overall"]), device=device))
+        total.backward()
+
+    return lambda: step(None), lambda: step(2)
+
+
+def score(order: Order, matcher: Matcher, mentions: Features, entities: Features) -> dict[str, Tensor]:
+    """Scores of a training batch in one of the orders."""
+    if order == PUBLISHED:
+        return literal.pair_scores(matcher, mentions, entities)
+    return matcher.score(matcher.mention(mentions), matcher.entity(entities))
+
+
+def _step(order: Order, batch: int, whole: bool, settings: Settings) -> Callable[[], None]:
+    return make_step(order, batch, whole, settings.encoder, settings.seed, settings.device)[0]
+
+
+def _peak(order: Order, batch: int, whole: bool, settings: Settings) -> int:
+    arguments = order, batch, whole, settings.encoder, settings.seed, settings.device
+    return peak_memory(prepare_step, settings.device, torch.get_num_threads(), *arguments).beyond
+
+
+def _leaves(batch: int, generator: torch.Generator, device: str) -> Features:
+    features = random_features(batch, generator, device)
+    return Features(*(field.requires_grad_() if field.is_floating_point() else field for field in features))
+
+
+def _features(tower: Encoder | None, side: Any, size: int | None) -> Features:
+    if tower is not None:
+        return tower(**{name: tensor[:size] for name, tensor in side.items()})
+    for field in side:
+        field.grad = None
+    return Features(*(field[:size] for field in side))
+
+
+def _difference(settings: Settings) -> float:
+    """Gradients of all weights in both orders, on a small batch."""
+    matcher = random_matcher(settings.seed, settings.device).train()
+    found: list[dict[str, Tensor]] = []
+    for order in (OURS, PUBLISHED):
+        generator = torch.Generator().manual_seed(settings.seed)
+        mentions, entities = (random_features(16, generator, settings.device) for _ in range(2))
+        copied = copy.deepcopy(matcher)
+        scores = score(order, copied, mentions, entities)
+        UnitConsistentLoss()(scores, torch.arange(16, device=settings.device))[0].backward()
+        found.append({name: weight.grad for name, weight in copied.named_parameters() if weight.grad is not None})
+    ours, published = found
+    assert set(ours) == set(published), "both orders use the same weights"
+    largest = max(gradient.abs().max().item() for gradient in published.values())
+    return max((ours[name] - published[name]).abs().max().item() for name in published) / largest

@@ -1,0 +1,118 @@
+"""``mimic-pl benchmark --quick`` in a process of its own: every row is measured, and what it ranks is right."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mimic_pl.benchmark.settings import ROWS
+from mimic_pl.cli import main
+from mimic_pl.encoders import CLIPEncoder
+from mimic_pl.model import MIMIC
+from mimic_pl.units import CMFU, TGLU, VDLU
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def run(tiny_set, tmp_path_factory):
+    """The folder of a run whose model nobody trained."""
+    folder = tmp_path_factory.mktemp("run")
+    (folder / "checkpoints").mkdir()
+    (folder / "config.yaml").write_text(yaml.safe_dump(tiny.config(tiny_set, folder)))
+    torch.manual_seed(3)
+    units = {"text": lambda d: TGLU(d, 8), "vision": lambda d: VDLU(d, 8), "cross_modal": lambda d: CMFU(d, 8)}
+    model = MIMIC(CLIPEncoder(**tiny.ENCODER), units=units)
+    torch.save({"state_dict": model.state_dict()}, folder / "checkpoints" / "only.ckpt")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def measured(run, tmp_path_factory):
+    """What one run of the whole quick benchmark wrote, and what it printed."""
+    output = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
+    command = [sys.executable, "-m", "mimic_pl", "benchmark", "--quick", "--run", str(run), "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*command, "--inflate", "60", "--batches", "[16,24]", "--output", str(output)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return json.loads(output.read_text()), done.stdout
+
+
+def test_every_row_has_finite_positive_ratios(measured):
+    written, printed = measured
+    assert list(written["rows"]) == list(ROWS)
+    for name, row in written["rows"].items():
+        ratios = [line["ratio"] for line in row["lines"] if "ratio" in line]
+        assert ratios and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios), name
+        assert row["title"] in " ".join(printed.split())
+    assert written["machine"]["threads"] == 1 and written["machine"]["torch"] == torch.__version__
+    assert f"torch {torch.__version__}" in printed
+
+
+@pytest.mark.parametrize(("row", "compared"), [("ranking", 4 * 24), ("trained", 4 * 9)])
+def test_ranks_are_those_of_the_literal_scores(measured, row, compared):
+    checks = measured[0]["rows"][row]["checks"]
+    assert checks["ranks compared with the float64 literal"] == compared
+    assert checks["of ours with every pair scored differ"] == checks["of ours pruned differ"] == 0
+    assert checks["ranks compared over the whole knowledge base"] == compared
+    assert checks["of pruned ones differ from those with every pair scored"] == 0
+    assert checks["of pruned top entities differ"] == 0
+
+
+def test_a_knowledge_base_is_filled_up_and_the_output_says_so(measured):
+    row = measured[0]["rows"]["trained"]
+    assert row["setting"]["entities"] == 60
+    assert "12 entities and 48 disturbed copies" in row["title"]
+
+
+def test_bytes_per_entity(measured):
+    row = measured[0]["rows"]["bytes"]
+    # 4,832 numbers, a kind for each of three units, and whether all are finite; 8-bit vectors have a bfloat16 scale.
+    rest = 3 * 8 + 1
+    vectors = 1 + 40 + 1 + 3 + 1  # TGLU: global, query of 40 tokens, context; VDLU; CMFU
+    assert row["bytes per entity"] == {
+        "float32": 4 * 4832 + rest,
+        "bfloat16": 2 * 4832 + rest,
+        "int8": 4832 + 2 * vectors + rest,
+    }
+    assert all(line["other"] == 4 * 25_888 for line in row["lines"])
+
+
+def test_gradients_of_both_orders_agree(measured):
+    (difference,) = measured[0]["rows"]["training"]["checks"].values()
+    assert 0 <= difference < 1e-5
+
+
+def test_the_processor_compared_with_makes_the_same_pictures(measured):
+    assert all(difference < 1e-5 for difference in measured[0]["rows"]["pictures"]["checks"].values())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--rows", "ranking,speed"], "speed"),
+        (["--mentions", "0"], "--mentions"),
+        (["--inflate", "100"], "--run"),
+        (["--rows", "bytes", "--output", "nowhere/benchmark.json"], "nowhere"),
+        (["--run", "nowhere", "--rows", "trained", "--quick"], "nowhere"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_word(capsys, arguments, word):
+    with pytest.raises(SystemExit) as exit_:
+        main(["benchmark", *arguments])
+    assert exit_.value.code == 3
+    assert word in capsys.readouterr().err
