@@ -86,5 +86,6 @@ class Preprocessor:
         """
         mean = torch.tensor(self.image_mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.image_std, device=pixels.device).view(1, 3, 1, 1)
-        normalized = (pixels.float() / 255 - mean) / std
-        return normalized.masked_fill(~has_picture.view(-1, 1, 1, 1), 0.0)
+        # In place: a temporary of a batch's size costs more than the arithmetic.
+        normalized = pixels.float().div_(255).sub_(mean).div_(std)
+        return normalized.masked_fill_(~has_picture.view(-1, 1, 1, 1), 0.0)

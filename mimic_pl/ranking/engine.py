@@ -31,6 +31,12 @@ _PAIRS_ON_DEVICE = 1 << 22
 _BYTES_PER_PAIR = 1024
 """Working memory of a pair on another device, generously."""
 
+_ENTITIES_AT_MOST = 4096
+"""Entities in a block at most, since a block's states are decoded: 80 MB in float32 at published sizes."""
+
+_MANY = 0.3
+"""Share of a block's pairs from which on it is faster to score all of them, in large products, than those chosen."""
+
 _CHOSEN_ON_CPU = 128
 """Chosen pairs whose states, some 50 kB each, are copied at once on a CPU: what stays in its caches."""
 
@@ -137,7 +143,10 @@ class Ranker:
     def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex, pairs: int) -> Ranking:
         prune = self.prune and matcher.monotone
         search = _Search(matcher, mentions, gold, index, self.ranked(matcher), self.top_k, prune)
-        for start, stop, block in index.blocks(max(1, pairs // len(gold))):
+        size = pairs // len(gold)
+        if index.device.type == "cpu":
+            size = min(size, _ENTITIES_AT_MOST)
+        for start, stop, block in index.blocks(max(1, size)):
             search.look(block, torch.arange(start, stop, device=gold.device))
         return search.result()
 
@@ -263,6 +272,9 @@ class _Search:
     ) -> dict[str, Tensor]:
         """Float32 scores of chosen pairs by name, ``[pairs]``."""
         scores = {name: bounds[name].lower[rows, columns] for name in self.matcher.units}
+        if len(rows) > _MANY * bounds[OVERALL].lower.numel():
+            scored = self.matcher.score(self.mentions, block.states)
+            return {name: score[rows, columns] for name, score in scored.items()}
         if dear:
             at_once = _CHOSEN_ON_CPU if rows.device.type == "cpu" else _CHOSEN_ON_DEVICE
             parts = [
