@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
@@ -16,14 +15,14 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mimic_pl.data.dataset import EntityDataset, Item, MentionDataset, TrainingDataset, collate, collate_cut
+from mimic_pl.data.dropping import without_failing
 from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
-from mimic_pl.data.sampler import EvalSampler, LengthSampler, TrainSampler
-from mimic_pl.data.scan import failures, scan
+from mimic_pl.data.sampler import EvalSampler, LengthSampler, TrainSampler, first_epoch
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
@@ -221,7 +220,7 @@ class MELDataModule(LightningDataModule):
         self.check_root(self.root)
         if not hasattr(self, "entities"):
             self.entities = as_table(self.read_entities())
-            self._warn_of_absent(self.entity_pictures, (entity.pictures for entity in self.entities))
+            self.entity_pictures.warn_if_absent(entity.pictures for entity in self.entities)
             self._entity_dataset = EntityDataset(
                 self.entities,
                 self.entity_template,
@@ -264,7 +263,7 @@ class MELDataModule(LightningDataModule):
             raise DataError(f"The {split} split of {self.folder} holds no mentions.")
         self.mentions[split] = mentions
         if not self._datasets:  # once for all splits: they share the folder
-            self._warn_of_absent(self.mention_pictures, (mention.picture for mention in mentions))
+            self.mention_pictures.warn_if_absent(mention.picture for mention in mentions)
         known = self.entities.positions
         nil = sum(not mention.golds for mention in mentions)
         unknown = sum(bool(m.golds) and not any(gold in known for gold in m.golds) for m in mentions)
@@ -294,25 +293,16 @@ class MELDataModule(LightningDataModule):
         dataset = TrainingDataset(mentions, self._entity_dataset, kept, self.seed)
         processes, rank = self._processes()
         sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
-        sampler.set_epoch(self._next_epoch())
+        sampler.set_epoch(first_epoch(self.trainer))
         return self._loader(dataset, sampler, self.batch_size, keep_workers=True)
 
     def _with_pictures(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
-        """Policy ``drop``: those training mentions whose own picture opens, and one of their gold entity's.
-
-        A mention or entity that names no picture at all does not fail.
-        """
-        own = {index: mentions.mentions[index].picture for index in kept}
-        golds = {index: self.entities[mentions.golds[index][0]].pictures for index in kept}
-        seen = scan(self.mention_pictures, filter(None, own.values()), "Checking mention pictures")
-        seen_golds = scan(self.entity_pictures, itertools.chain(*golds.values()), "Checking entity pictures")
-        self.picture_report.add(failures(seen) + failures(seen_golds))
-        left = [
-            index
-            for index in kept
-            if not ((name := own[index]) and seen[name].failure)
-            and not (golds[index] and all(seen_golds[name].failure for name in golds[index]))
-        ]
+        left, failed = without_failing(
+            ((i, mentions.mentions[i].picture, self.entities[mentions.golds[i][0]].pictures) for i in kept),
+            self.mention_pictures,
+            self.entity_pictures,
+        )
+        self.picture_report.add(failed)
         if not left:
             raise DataError(
                 f"Every training mention of {self.folder} is dropped for its pictures. `mimic-pl doctor` lists what is "
@@ -382,14 +372,6 @@ class MELDataModule(LightningDataModule):
         """Report once what was wrong with the pictures."""
         self.picture_report.log(self.pictures)
 
-    @staticmethod
-    def _warn_of_absent(pictures: PictureFolder, named: Iterable[object]) -> None:
-        if not pictures.folder.is_dir() and any(named):
-            _log.warning(
-                f"There is no folder {pictures.folder} (nor one with the plural's s), so that every picture that its "
-                "records name is missing. Unpack the pictures there."
-            )
-
     # ---- loaders ------------------------------------------------------------------------------------------------
 
     def _eval_loader(self, dataset: MentionDataset, batch_size: int) -> DataLoader[Any]:
@@ -412,17 +394,6 @@ class MELDataModule(LightningDataModule):
             persistent_workers=keep_workers and self.num_workers > 0,
             pin_memory=torch.cuda.is_available(),
         )
-
-    def _next_epoch(self) -> int:
-        """The epoch that training begins with: 0, or on a resumed run the one after the checkpoint's.
-
-        Lightning tells the sampler before each epoch, but on a resumed run only after the workers have begun to fetch.
-        """
-        if self.trainer is None:
-            return 0
-        loop = self.trainer.fit_loop
-        begun = loop.epoch_progress.current.ready
-        return begun if begun == 0 or loop.epoch_loop.batch_progress.is_last_batch else begun - 1
 
     def _processes(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""

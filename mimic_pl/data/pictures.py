@@ -128,6 +128,14 @@ class PictureFolder:
         self.max_pixels = max_pixels
         self.renamed = renamed
 
+    def warn_if_absent(self, named: Iterable[object]) -> None:
+        """Say that the folder is not there, if any record names a picture in it."""
+        if not self.folder.is_dir() and any(named):
+            _log.warning(
+                f"There is no folder {self.folder} (nor one with the plural's s), so that every picture that its "
+                "records name is missing. Unpack the pictures there."
+            )
+
     def path(self, name: str) -> Path:
         """Where a picture lies, or would lie."""
         path = self.folder / name

@@ -60,6 +60,18 @@ class LengthSampler(Sampler[int]):
         return iter(self.order.data)
 
 
+def first_epoch(trainer: Any) -> int:
+    """The epoch that training begins with: 0, or on a resumed run the one after the checkpoint's.
+
+    Lightning tells the sampler before each epoch, but on a resumed run only after the workers have begun to fetch.
+    """
+    if trainer is None:
+        return 0
+    loop = trainer.fit_loop
+    begun: int = loop.epoch_progress.current.ready
+    return begun if begun == 0 or loop.epoch_loop.batch_progress.is_last_batch else begun - 1
+
+
 def draw(count: int, seed: int, epoch: int, index: int) -> int:
     """A number in ``[0, count)`` that depends on nothing but the arguments."""
     generator = torch.Generator().manual_seed(hash((seed, epoch, index)) & 0x7FFF_FFFF_FFFF_FFFF)
