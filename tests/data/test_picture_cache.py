@@ -206,6 +206,7 @@ def test_the_largest_size_is_asked_for_each_time(tmp_path):
 
 
 def fill_slowly(root: Path, folder: Path, names: list[str], begin) -> None:
+    torch.set_num_threads(1)  # the threads of the forked process are not there
     begin.wait()
     filled(root, folder, names)
 

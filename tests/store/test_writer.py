@@ -26,6 +26,7 @@ needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
 
 
 def slow_write(folder: Path, pause: float, begun: Event) -> None:
+    torch.set_num_threads(1)  # the threads of the forked process are not there
     with StoreWriter(folder, KIND, COLUMNS, ROWS, {"model": "abc"}, rows_per_shard=4) as writer:
         begun.set()
         for row in range(writer.next_row, ROWS):
@@ -71,6 +72,7 @@ def test_a_killed_build_ends_the_same_to_the_byte(tmp_path):
 
 
 def die_at(moment: int, folder: Path) -> None:
+    torch.set_num_threads(1)  # the threads of the forked process are not there
     calls, replace = itertools.count(1), os.replace
 
     def replace_or_die(old: Path, new: Path) -> None:
