@@ -18,9 +18,9 @@ from mimic_pl.units import Bounds, Matcher, States
 
 OVERALL = "overall"
 
-TOLERANCE = 2.0**-14
+TOLERANCE = 2.0**-16
 """Differences up to this share of a block's largest score are settled in float64; rounding errors of float32 scores
-are some hundred times smaller."""
+are dozens of times smaller."""
 
 _PAIRS_ON_CPU = 1 << 19
 """Pairs in a block on a CPU: what is kept of each pair, some dozens of numbers, stays near the caches."""
