@@ -13,9 +13,14 @@ IndexForm = Literal["float32", "bfloat16", "int8"]
 - ``float32``: as they were computed;
 - ``bfloat16``: half the bytes, 8 bits of mantissa;
 - ``int8``: about a quarter; every vector (a token's query, a global feature) as 8-bit integers times its own scale.
+  A unit that keeps only a few numbers of an entity (CMFU) keeps these in bfloat16: there is little to save, and its
+  scores hang on each of them.
 
 Whatever the form, ranks are exact for the numbers that it keeps.
 """
+
+FEW = 128
+"""Numbers of an entity; a unit that keeps no more of it keeps them in bfloat16 where others have 8 bits."""
 
 SCALE = "#scale"
 """Ends the name of the column that holds the scales of another."""

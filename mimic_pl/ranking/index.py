@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimic_pl.ranking.forms import IndexForm, encode
+from mimic_pl.ranking.forms import FEW, IndexForm, encode
 from mimic_pl.ranking.states import StoredState
 from mimic_pl.units import States
 
@@ -176,10 +176,12 @@ def to_columns(states: States, form: IndexForm) -> dict[str, Tensor]:
     finite: Tensor | None = None
     for unit, state in states.items():
         kind: Tensor | None = None
+        few = sum(tensor[:1].numel() for tensor in state.values()) <= FEW
+        unit_form: IndexForm = "bfloat16" if form == "int8" and few else form
         for name, tensor in state.items():
             good = torch.isfinite(tensor).flatten(1).all(dim=1) if tensor.is_floating_point() else None
             finite = good if finite is None else finite if good is None else finite & good
-            for column, stored in encode(name, tensor, form).items():
+            for column, stored in encode(name, tensor, unit_form).items():
                 columns[f"{unit}/{column}"] = stored
                 number = _fingerprint(stored, len(columns))
                 kind = number if kind is None else kind + number

@@ -11,7 +11,7 @@ from tests import reference
 
 def states(count):
     return {
-        "text": {"query": torch.randn(count, 4, 8) * 7, "mask": torch.ones(count, 4, dtype=torch.int64)},
+        "text": {"query": torch.randn(count, 4, 48) * 7, "mask": torch.ones(count, 4, dtype=torch.int64)},
         "vision": {"key": torch.randn(count, 8)},
     }
 
@@ -43,7 +43,7 @@ def test_blocks_and_selections_are_what_was_put_in(form, on_host):
 
 
 def test_vectors_of_zeros_and_of_huge_and_tiny_numbers_survive_8_bits():
-    values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -1e37, 0.0], [1e-30, 2e-30, -1e-30]])
+    values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -1e37, 0.0], [1e-30, 2e-30, -1e-30]]).repeat(1, 50)
     index = MemoryIndex(3, form="int8")
     index.append({"unit": {"values": values}})
     kept = index.select(torch.arange(3)).states["unit"]["values"]
@@ -60,6 +60,15 @@ def test_bytes_of_an_entity_at_published_sizes(form, most):
     with torch.no_grad():
         index.append(matcher.entity(reference.random_features(2, dims, tokens=40, patches=50)))
     assert index.bytes_per_entity <= most + 25
+
+
+def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits():
+    few, many = torch.randn(5, 96), torch.randn(5, 3, 96)
+    index = MemoryIndex(5, form="int8")
+    index.append({"few": {"x": few}, "many": {"x": many}})
+    kept = index.select(torch.arange(5)).states
+    assert torch.equal(kept["few"]["x"], few.bfloat16().float())
+    assert not torch.equal(kept["many"]["x"], many.bfloat16().float())
 
 
 def test_equal_entities_are_of_one_kind_and_others_are_not():
