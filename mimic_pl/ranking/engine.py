@@ -13,7 +13,7 @@ from mimic_pl.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import Block, EntityIndex
 from mimic_pl.ranking.states import pick
-from mimic_pl.ranking.top import TopEntities
+from mimic_pl.ranking.top import TopEntities, first_of_each_kind
 from mimic_pl.units import Bounds, Matcher, States
 
 OVERALL = "overall"
@@ -36,6 +36,9 @@ _ENTITIES_AT_MOST = 4096
 
 _MANY = 0.3
 """Share of a block's pairs from which on it is faster to score all of them, in large products, than those chosen."""
+
+_TIES = 4
+"""Candidates for each place of the top lists from which on equals are sorted out before they are scored."""
 
 _CHOSEN_ON_CPU = 128
 """Chosen pairs whose states, some 50 kB each, are copied at once on a CPU: what stays in its caches."""
@@ -265,6 +268,10 @@ class _Search:
         reach = overall >= (self._threshold - margin)[rows]
         rows, columns = rows[reach], columns[reach]
         kinds = _with_overall(block.kinds)[OVERALL][columns]
+        if len(rows) > _TIES * self.top.positions.numel():
+            # Many ties: of one kind only the first have a place in the list.
+            first = first_of_each_kind(rows, kinds, self.top.k)
+            rows, columns, kinds = rows[first], columns[first], kinds[first]
         self.top.merge(rows, positions[columns], kinds, self.exact(rows, pick(block.states, columns)))
 
     def _scores(

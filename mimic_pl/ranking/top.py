@@ -61,3 +61,20 @@ class TopEntities:
         self.scores = {
             name: extended(kept, scores[name], -torch.inf).gather(1, order) for name, kept in self.scores.items()
         }
+
+
+def first_of_each_kind(rows: Tensor, kinds: Tensor, k: int) -> Tensor:
+    """Which pairs are among the first ``k`` of their kind for their mention, bool ``[pairs]``.
+
+    Args:
+        rows: Mentions, int64 ``[pairs]``.
+        kinds: Kinds of the entities, int64 ``[pairs]``.
+        k: How many of a kind to keep.
+    """
+    order = kinds.argsort(stable=True)
+    order = order[rows[order].argsort(stable=True)]
+    place = torch.arange(len(order), device=rows.device)
+    begins = torch.ones_like(order, dtype=torch.bool)
+    begins[1:] = (rows[order[1:]] != rows[order[:-1]]) | (kinds[order[1:]] != kinds[order[:-1]])
+    start = torch.where(begins, place, 0).cummax(dim=0).values
+    return torch.zeros_like(begins).scatter(0, order, place - start < k)

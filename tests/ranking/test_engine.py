@@ -1,5 +1,7 @@
 """Exact ranks and top-k against sorting the whole score matrix."""
 
+from collections import Counter
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from mimic_pl.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError
 from mimic_pl.features import FeatureDims
 from mimic_pl.ranking import MemoryIndex, Ranker
+from mimic_pl.ranking.exact import ExactScores
+from mimic_pl.ranking.top import first_of_each_kind
 from mimic_pl.units import TGLU, VDLU, Matcher, published_units
 from tests import reference
 from tests.ranking.tables import TableUnit, pad, table_matcher, table_states
@@ -80,6 +84,37 @@ def test_a_constant_scorer_gains_nothing():
         ranking = Ranker(pairs_per_block=700)(table_matcher({"text": slack}), mentions, golds, index)
         assert ranking.ranks["overall"].tolist() == (golds[:, 0] + 1).tolist()
         assert ranking.top_entities.tolist() == [list(range(10))] * 100
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.data())
+def test_the_first_of_each_kind_are_found(data):
+    pairs = data.draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-5, 0, 2**62])), max_size=40))
+    k = data.draw(st.integers(1, 3))
+    seen, expected = Counter(), []
+    for pair in pairs:
+        seen[pair] += 1
+        expected.append(seen[pair] <= k)
+    rows, kinds = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(dim=1)
+    assert first_of_each_kind(rows, kinds, k).tolist() == expected
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_equal_entities_stand_in_order_and_are_scored_but_once_a_kind(prune, monkeypatch):
+    """A knowledge base without pictures, ranked by pictures alone: four kinds, most of them ties."""
+    scored = []
+    exact = ExactScores.__call__
+    monkeypatch.setattr(
+        ExactScores, "__call__", lambda self, rows, *rest: scored.append(len(rows)) or exact(self, rows, *rest)
+    )
+    kinds = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))[:, kinds]
+    index, mentions = table_states({"vision": scores})
+    golds = [[0], [1], [1999], [700], [701], [702]]
+    ranking = Ranker(prune=prune, pairs_per_block=6000)(table_matcher({"vision": None}), mentions, pad(golds), index)
+    assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(scores, golds)
+    assert ranking.top_entities.tolist() == top_by_sorting(scores, 10)
+    assert sum(scored) < 6 * 4 * 10 * 3
 
 
 def trained_like(seed, mask_padding=False):
