@@ -26,7 +26,7 @@ class Indexer:
     """Makes the index of a knowledge base.
 
     Args:
-        form: How numbers are kept (see :data:`~mimic_pl.ranking.forms.IndexForm`): 19.3, 9.7 or 4.9 kB an entity at
+        form: How numbers are kept (see :data:`~mimic_pl.ranking.forms.IndexForm`): 19.3, 9.7 or 5.0 kB an entity at
             published sizes.
         place: ``device`` keeps the index where the model is; ``host`` in the host's memory, block by block moved to the
             device; ``disk`` in a folder that is mapped, so that a knowledge base of any size is ranked in little memory
