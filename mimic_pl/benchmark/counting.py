@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor
 
-from mimic_pl.units import Matcher, States
+from mimic_pl.units import Matcher, States, Unit
 
 
 class PairCount:
-    """Pairs whose dear scores were computed one by one.
+    """Pairs whose dear scores were computed.
 
     Attributes:
-        pairs: In float32, where bounds left them open.
+        pairs: In float32, where bounds left them open: chosen ones, or whole blocks.
         exact: In float64, where float32 could not decide, and of golds and top entities.
     """
 
@@ -36,12 +36,23 @@ class _Counting(Matcher):
     def pairs(self, mentions: States, entities: States, names: Iterable[str] | None = None) -> dict[str, Tensor]:
         """See :meth:`Matcher.pairs`."""
         scores = super().pairs(mentions, entities, names)
-        first = next(iter(scores.values()))
-        if first.dtype.itemsize == 8:
-            self.count.exact += len(first)
-        else:
-            self.count.pairs += len(first)
+        for name, score in scores.items():
+            if self._unit(name).dear and score.dtype.itemsize == 8:
+                self.count.exact += len(score)
+            elif self._unit(name).dear:
+                self.count.pairs += len(score)
         return scores
+
+    def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
+        """See :meth:`Matcher.score`."""
+        scores = super().score(mentions, entities)
+        self.count.pairs += sum(
+            score.numel() for name, score in scores.items() if name in self.units and self._unit(name).dear
+        )
+        return scores
+
+    def _unit(self, name: str) -> Unit:
+        return cast(Unit, self.units[name])
 
 
 def counting(matcher: Matcher) -> tuple[Matcher, PairCount]:
