@@ -214,7 +214,7 @@ class _Search:
             self.ahead[name] += before.sum(dim=1)
             open_pairs[name] = (upper >= score - margins[name]) & ~before
 
-        on_top = self._reach_for_top(bounds[OVERALL], margins[OVERALL], block, kinds[OVERALL])
+        on_top = self._reach_for_top(bounds[OVERALL], margins[OVERALL], kinds[OVERALL])
         asked = on_top
         for name in self.ranked:
             if bounds[name].exact:
@@ -235,7 +235,8 @@ class _Search:
             self._settle(name, rows[near], columns[near], block, kinds, positions)
 
         reach = on_top[rows, columns]
-        self._merge(rows[reach], columns[reach], scores[OVERALL][reach], margins[OVERALL], block, positions)
+        rows, columns = rows[reach], columns[reach]
+        self._merge(rows, columns, scores[OVERALL][reach], margins[OVERALL], block, kinds[OVERALL][columns], positions)
 
     def result(self) -> Ranking:
         """Ranks and top entities after all blocks."""
@@ -247,7 +248,7 @@ class _Search:
             return self.matcher.bounds(self.mentions, block.states)
         return {name: Bounds(score, score) for name, score in self.matcher.score(self.mentions, block.states).items()}
 
-    def _reach_for_top(self, overall: Bounds, margin: Tensor, block: Block, kinds: Tensor) -> Tensor:
+    def _reach_for_top(self, overall: Bounds, margin: Tensor, kinds: Tensor) -> Tensor:
         """Entities that may be among the top ones, bool ``[mentions, entities]``."""
         k = min(self.top.k, overall.lower.shape[1])
         self._threshold = self.top.last
@@ -259,15 +260,21 @@ class _Search:
         return reach & (kinds != self.top.last_kind[:, None]) if self.top.positions[:, -1].ge(0).all() else reach
 
     def _merge(
-        self, rows: Tensor, columns: Tensor, overall: Tensor, margin: Tensor, block: Block, positions: Tensor
+        self,
+        rows: Tensor,
+        columns: Tensor,
+        overall: Tensor,
+        margin: Tensor,
+        block: Block,
+        kinds: Tensor,
+        positions: Tensor,
     ) -> None:
         """Merge those of these pairs into the lists that may belong there."""
         table = overall.new_full((len(self.in_kb), len(positions)), -torch.inf).index_put((rows, columns), overall)
         if table.shape[1] >= self.top.k:
             self._threshold = torch.maximum(self._threshold, table.topk(self.top.k, dim=1).values[:, -1])
         reach = overall >= (self._threshold - margin)[rows]
-        rows, columns = rows[reach], columns[reach]
-        kinds = _with_overall(block.kinds)[OVERALL][columns]
+        rows, columns, kinds = rows[reach], columns[reach], kinds[reach]
         if len(rows) > _TIES * self.top.positions.numel():
             # Many ties: of one kind only the first have a place in the list.
             first = first_of_each_kind(rows, kinds, self.top.k)
