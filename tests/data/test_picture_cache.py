@@ -8,6 +8,7 @@ import os
 import random
 import re
 import shutil
+import threading
 import time
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
+from tqdm.auto import tqdm
 
-from mimic_pl.data import MELDataModule
+from mimic_pl.data import MELDataModule, picture_filling
 from mimic_pl.data.decoding import decode
 from mimic_pl.data.picture_cache import PictureCache
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder
@@ -227,31 +229,52 @@ def test_two_processes_at_once(tmp_path):
     check(cache, [tmp_path / "pictures" / name for name in names])
 
 
+def fill_until_stopped(root: Path, folder: Path, names: list[str], permits) -> None:
+    """Fill, but stand still when the permits are used up, one a picture."""
+    torch.set_num_threads(1)
+    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, and a kill would leave it locked
+    really_decode = picture_filling.decode
+
+    def decode_with_permit(*arguments):
+        permits.acquire()
+        return really_decode(*arguments)
+
+    picture_filling.decode = decode_with_permit  # in this process only
+    filled(root, folder, names)
+
+
 @needs_fork
 def test_killed_while_filling(tmp_path, monkeypatch):
     monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 8)
     monkeypatch.setattr("mimic_pl.data.picture_filling._ENTRIES", 20)
     names = pictures(tmp_path / "pictures", 120)
     rng = random.Random(0)
-    left = set()
-    for trial in range(5):
+    left = []
+    for trial in range(6):
         root = tmp_path / str(trial)
-        begin = FORK.Event()
-        begin.set()
-        process = FORK.Process(target=fill_slowly, args=(root, tmp_path / "pictures", names, begin))
+        cache = PictureCache(root, Square())
+        permits = FORK.Semaphore(rng.randrange(40, 110))
+        process = FORK.Process(target=fill_until_stopped, args=(root, tmp_path / "pictures", names, permits))
         process.start()
-        time.sleep(rng.uniform(0.05, 0.5))
+        if trial % 2:  # at any moment, which may be before the first row
+            time.sleep(rng.uniform(0, 0.3))
+        else:  # when something has been written
+            deadline = time.monotonic() + 60
+            while not (Store.exists(cache.folder / "pixels") and rows(cache)):
+                assert time.monotonic() < deadline, "nothing was written"
+                time.sleep(0.002)
         process.kill()
         process.join()
-        cache = PictureCache(root, Square())
-        source = PixelSource(PictureFolder(tmp_path / "pictures", "error"), Square(), cache=cache)
+        source = PixelSource(
+            PictureFolder(tmp_path / "pictures", "error"), Square(), cache=PictureCache(root, Square())
+        )
         expected = torch.stack([decode(tmp_path / "pictures" / name, Square()) for name in names])
         assert torch.equal(source.batch([(name,) for name in names]).pixels, expected)
-        left.add(rows(cache) if Store.exists(cache.folder / "pixels") else 0)
+        left.append(rows(cache) if Store.exists(cache.folder / "pixels") else 0)
         cache = filled(root, tmp_path / "pictures", names)
         assert rows(cache) == 120
         check(cache, [tmp_path / "pictures" / name for name in names])
-    assert any(0 < count < 120 for count in left), "no trial was killed halfway"
+    assert all(0 < count < 120 for count in left[::2]), left
 
 
 def bend(folder: Folder) -> None:
