@@ -16,10 +16,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mimic_pl.callbacks import PredictionWriter, ResultTable, SamplePanels
-from mimic_pl.cli.benchmark import ABOUT as ABOUT_BENCHMARK
-from mimic_pl.cli.benchmark import add_benchmark_arguments, benchmark
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task
-from mimic_pl.cli.doctor import ABOUT, add_doctor_arguments, doctor
+from mimic_pl.cli.commands import OWN_COMMANDS
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.usage import short_message
 from mimic_pl.data import MELDataModule
@@ -77,12 +75,10 @@ class MimicCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         action: Any = parser._subcommands_action
-        checker = LightningArgumentParser(description=ABOUT, exit_on_error=False)
-        add_doctor_arguments(checker)
-        action.add_subcommand("doctor", checker, help="Check a data folder before any training.")
-        measurer = LightningArgumentParser(description=ABOUT_BENCHMARK, exit_on_error=False)
-        add_benchmark_arguments(measurer)
-        action.add_subcommand("benchmark", measurer, help="Measure how fast this machine ranks, trains and reads.")
+        for name, command in OWN_COMMANDS.items():
+            own = LightningArgumentParser(description=command.about, exit_on_error=False)
+            command.add_arguments(own)
+            action.add_subcommand(name, own, help=command.help)
         for listed in action._choices_actions:
             listed.help = COMMANDS.get(listed.dest, listed.help)
 
@@ -157,10 +153,8 @@ def main(args: Sequence[str] | None = None) -> None:
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
     try:
-        if given[:1] == ["doctor"]:
-            sys.exit(doctor(given[1:]))
-        if given[:1] == ["benchmark"]:
-            sys.exit(benchmark(given[1:]))
+        if given and given[0] in OWN_COMMANDS:
+            sys.exit(OWN_COMMANDS[given[0]].run(given[1:]))
         choice = choose_run(given)
         if choice.note:
             _tell(choice.note)
