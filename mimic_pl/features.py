@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,18 @@ class FeatureDims(NamedTuple):
     image: int
 
 
+class Terms(NamedTuple):
+    """Texts as sparse vectors.
+
+    Attributes:
+        ids: Numbers of a text's terms, int64 ``[batch, terms]``.
+        weights: Their weights ``[batch, terms]``; 0 where a text has fewer terms.
+    """
+
+    ids: Tensor
+    weights: Tensor
+
+
 class Features(NamedTuple):
     """Global and local features of one side, a batch of mentions or of entities.
 
@@ -25,6 +38,7 @@ class Features(NamedTuple):
         image_local: v^L, one vector per picture token, ``[batch, image_tokens, dims.image]``.
         text_mask: 1 for a text token, 0 for padding, ``[batch, text_tokens]``. The published model does not look at
             it; units that mask padding do.
+        terms: The texts' words, where the data module has a lexicon. No encoder makes them; they come with the batch.
     """
 
     text_global: Tensor
@@ -32,6 +46,24 @@ class Features(NamedTuple):
     image_global: Tensor
     image_local: Tensor
     text_mask: Tensor
+    terms: Terms | None = None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Features:
+        """The same with each of its tensors replaced by what a function makes of it."""
+        changed = {name: function(getattr(self, name)) for name in self._fields[:5]}
+        return Features(**changed, terms=None if self.terms is None else Terms(*map(function, self.terms)))
+
+    def rows(self, chosen: slice | int | Tensor) -> Features:
+        """Some of the mentions or entities."""
+        return self.map(lambda field: field[chosen])
+
+    @staticmethod
+    def joined(batches: Iterable[Features]) -> Features:
+        """Batches behind each other."""
+        parts = list(batches)
+        terms = [part.terms for part in parts if part.terms is not None]
+        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in Features._fields[:5]}
+        return Features(**joined, terms=Terms(*map(torch.cat, zip(*terms, strict=True))) if terms else None)
 
     def padded(self, tokens: int) -> Features:
         """The same with at least this many text tokens: zeros that the mask leaves out."""

@@ -15,15 +15,17 @@ from tqdm.auto import tqdm
 
 from mimic_pl.encoders import CLIPEncoder, Encoder
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
-from mimic_pl.features import Features
-from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.features import Features, Terms
+from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, fingerprint
-from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, States, UnitFactory, published_units
+from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
 
 Side = dict[str, Tensor]
-"""Tokens and pictures of one side as the encoder takes them."""
+"""Tokens and pictures of one side as the encoder takes them, and terms where the data module has a lexicon."""
+
+_ENCODED = ("input_ids", "attention_mask", "pixel_values")
 
 _SMALLEST_BATCH = 32
 """Entities that are encoded together at least: below, kernels round differently from row to row."""
@@ -42,6 +44,7 @@ class MIMIC(LightningModule):
 
     To build on it, subclass and override the hook that holds your idea:
 
+    - :meth:`encode`: from tokens and pictures of one side to features;
     - :meth:`configure_matcher`: the shared norms, the units and how their scores combine;
     - :meth:`compute_loss`: from the scores of a training batch to the loss;
     - :meth:`parameter_groups`: what decays and at which rate;
@@ -51,7 +54,10 @@ class MIMIC(LightningModule):
     Args:
         encoder: Turns tokens and pictures into features.
         units: The interaction units by name; the published three by default. The names are those of the scores.
+        matcher: Holds the units and combines their scores: their mean by default, as published, or
+            :class:`~mimic_pl.units.WeightedMatcher`.
         loss: Turns the scores of a training batch into the loss; the published one by default.
+        extra_losses: Further terms by name, added to the loss; none by default.
         optimizer: Makes the optimizer from parameter groups; published settings by default.
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
@@ -68,7 +74,9 @@ class MIMIC(LightningModule):
         self,
         encoder: Encoder,
         units: dict[str, UnitFactory] | None = None,
+        matcher: MatcherFactory = Matcher,
         loss: UnitConsistentLoss | None = None,
+        extra_losses: dict[str, LossTerm] | None = None,
         optimizer: OptimizerCallable = published_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
         ranker: Ranker | None = None,
@@ -77,8 +85,10 @@ class MIMIC(LightningModule):
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.make_matcher = matcher
         self.matcher = self.configure_matcher(units or published_units())
         self.loss = loss or UnitConsistentLoss()
+        self.extra_losses = nn.ModuleDict(extra_losses or {})
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
@@ -94,9 +104,21 @@ class MIMIC(LightningModule):
         """Make the part that scores pairs.
 
         Training and ranking both score through it and nothing else: to combine the units otherwise than by their mean,
-        return a subclass of :class:`~mimic_pl.units.Matcher` with another ``combine``.
+        configure or return a subclass of :class:`~mimic_pl.units.Matcher` with another ``combine``.
         """
-        return Matcher(self.encoder.dims, units)
+        return self.make_matcher(self.encoder.dims, units)
+
+    def encode(self, side: Side) -> Features:
+        """Turn tokens and pictures of one side into features; training and ranking both do it here.
+
+        Args:
+            side: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities, and
+                ``term_ids``, ``term_weights`` where the data module has a lexicon.
+        """
+        features: Features = self.encoder(**{name: side[name] for name in _ENCODED})
+        if "term_ids" in side:
+            features = features._replace(terms=Terms(side["term_ids"], side["term_weights"]))
+        return features
 
     def score(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
         """Score every pair from features: ``overall`` and each unit by name, each ``[mentions, entities]``.
@@ -107,7 +129,7 @@ class MIMIC(LightningModule):
 
     def forward(self, mentions: Side, entities: Side) -> dict[str, Tensor]:
         """Score every pair from tokens and pictures; see :meth:`score`."""
-        return self.score(self.encoder(**mentions), self.encoder(**entities))
+        return self.score(self.encode(mentions), self.encode(entities))
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -123,12 +145,20 @@ class MIMIC(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step: loss of the batch's mentions against the batch's gold entities."""
-        scores = self(batch["mentions"], batch["entities"])
+        mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
+        scores = self.score(mentions, entities)
         total, terms = self.compute_loss(scores, batch)
+        for name, term in self._named_extra_losses():
+            terms[name] = term(scores, mentions, entities, same_gold(batch["gold"]))
+            total = total + term.weight * terms[name]
         size = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=size)
         return total
+
+    def _named_extra_losses(self) -> Iterator[tuple[str, LossTerm]]:
+        for name, term in self.extra_losses.items():
+            yield name, cast(LossTerm, term)
 
     def on_fit_start(self) -> None:
         """Remember the run's seed."""
@@ -278,7 +308,7 @@ class MIMIC(LightningModule):
         """
         size = len(side["input_ids"])
         rows = torch.arange(max(size, _SMALLEST_BATCH), device=self.device).clamp_max(size - 1)
-        features = self.encoder(**{name: tensor[rows] for name, tensor in side.items()})
+        features = self.encode({name: tensor[rows] for name, tensor in side.items()})
         states = self.matcher.entity(features.padded(self.encoder.text_length))
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
@@ -293,7 +323,7 @@ class MIMIC(LightningModule):
             NonFiniteScoreError: A score is NaN or infinite; the message names the mention.
         """
         assert self.index is not None, "the index is filled at the start of the epoch"
-        states = self.matcher.mention(self.encoder(**batch["mentions"]))
+        states = self.matcher.mention(self.encode(batch["mentions"]))
         # Scores are ordered, so they are float32 whatever precision the features were computed in.
         states = {unit: {key: _as_float32(t) for key, t in state.items()} for unit, state in states.items()}
         try:

@@ -30,8 +30,8 @@ def pairwise(mentions: Features, entities: Features, score_pair) -> Tensor:
     """Score every pair on its own: ``[mentions, entities]``."""
     rows = []
     for m in range(len(mentions.text_global)):
-        one = Features(*(field[m] for field in mentions))
-        rows.append([score_pair(one, Features(*(f[e] for f in entities))) for e in range(len(entities.text_global))])
+        one = mentions.rows(m)
+        rows.append([score_pair(one, entities.rows(e)) for e in range(len(entities.text_global))])
     return torch.stack([torch.stack(row) for row in rows])
 
 

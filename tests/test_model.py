@@ -10,6 +10,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.features import Features
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.ranking import Ranker
 from mimic_pl.units import TGLU, VDLU, GlobalCosine, Matcher
@@ -41,8 +42,7 @@ def all_scores(model, data):
         sides = {}
         for side, loader in (("mentions", data.test_dataloader()), ("entities", data.entity_dataloader())):
             batches = [data.on_after_batch_transfer(copy.deepcopy(b), 0)[side] for b in loader]
-            features = [model.encoder(**batch) for batch in batches]
-            sides[side] = type(features[0])(*(torch.cat(field) for field in zip(*features, strict=True)))
+            sides[side] = Features.joined(model.encode(batch) for batch in batches)
         return model.score(sides["mentions"], sides["entities"])
 
 

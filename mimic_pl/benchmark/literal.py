@@ -135,8 +135,8 @@ def _unit(unit: Any) -> Callable[[Features, Features], Tensor]:
 
 def _parts(features: Features, size: int) -> Iterator[Features]:
     for start in range(0, len(features.text_global), size):
-        yield Features(*(field[start : start + size] for field in features))
+        yield features.rows(slice(start, start + size))
 
 
 def _moved(features: Features, device: str | None) -> Features:
-    return features if device is None else Features(*(field.to(device) for field in features))
+    return features if device is None else features.map(lambda field: field.to(device))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,7 +129,7 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
         if start < sample:
             kept.append(batch)
     sample = min(sample, entities)
-    features = joined(kept)
+    features = Features.joined(kept)
     # Golds come from the sample, whose ranking the literal scores check.
     best = min(_GOLDS_FROM, sample)
     small = in_form(index, "float32", torch.arange(sample))
@@ -144,7 +144,7 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
         top.gather(1, place),
         index,
         torch.arange(sample),
-        Features(*(field[:sample] for field in features)),
+        features.rows(slice(sample)),
     )
 
 
@@ -176,7 +176,7 @@ def run_problem(
     known = [row for row, golds in enumerate(asked.dataset.golds) if golds]
     chosen = sorted(known[row] for row in torch.randperm(len(known), generator=generator)[:mentions].tolist())
     batches = list(_encoded(model, data, asked, chosen, "mentions"))
-    features, golds = joined([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+    features, golds = Features.joined([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
 
     loader: Any = data.entity_dataloader()
     first = torch.unique(golds[golds >= 0].cpu())
@@ -193,7 +193,7 @@ def run_problem(
         batch = batch.padded(model.encoder.text_length)
         index.append(model.matcher.entity(batch))
         mine = torch.isin(positions[done : done + len(batch.text_global)], sampled).to(device)
-        kept.append(Features(*(field[mine] for field in batch)))
+        kept.append(batch.rows(mine))
         done += len(mine)
     while len(index) < index.num_entities:
         index.append(_disturbed(index, done, generator))
@@ -206,13 +206,8 @@ def run_problem(
         torch.where(golds >= 0, places.to(golds.device), -1),
         index,
         torch.searchsorted(positions, sampled),
-        joined(kept),
+        Features.joined(kept),
     )
-
-
-def joined(batches: Iterable[Features]) -> Features:
-    """Batches behind each other."""
-    return Features(*(torch.cat(field) for field in zip(*batches, strict=True)))
 
 
 def _encoded(
@@ -228,7 +223,7 @@ def _encoded(
     for batch in part:
         batch = data.on_after_batch_transfer(batch, 0)
         tensors = {name: tensor.to(model.device) for name, tensor in batch[side].items()}
-        yield model.encoder(**tensors), batch.get("gold", batch["index"]).to(model.device)
+        yield model.encode(tensors), batch.get("gold", batch["index"]).to(model.device)
 
 
 def _disturbed(index: MemoryIndex, entities: int, generator: torch.Generator) -> States:

@@ -230,11 +230,11 @@ def _alone(matcher: Matcher, name: str) -> Matcher:
 
 
 def _head(features: Features, count: int) -> Features:
-    return Features(*(field[:count] for field in features))
+    return features.rows(slice(count))
 
 
 def _doubled(features: Features) -> Features:
-    return Features(*(field.double() if field.is_floating_point() else field for field in features))
+    return features.map(lambda field: field.double() if field.is_floating_point() else field)
 
 
 def _without_grad(function: Callable[[], Any]) -> Callable[[], Any]:

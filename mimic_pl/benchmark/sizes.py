@@ -17,7 +17,7 @@ def sizes(settings: Settings) -> Row:
     features = random_features(64, torch.Generator().manual_seed(settings.seed), "cpu")
     index = MemoryIndex(64)
     index.append(random_matcher(settings.seed, "cpu").entity(features))
-    numbers = sum(field[0].numel() for field in features if field.is_floating_point())
+    numbers = sum(field[0].numel() for field in features[:4])
     published = f"{numbers:,} float32 features"
     return {
         "title": "Bytes per entity at published sizes",

@@ -112,15 +112,15 @@ def _peak(order: Order, batch: int, whole: bool, settings: Settings) -> int:
 
 def _leaves(batch: int, generator: torch.Generator, device: str) -> Features:
     features = random_features(batch, generator, device)
-    return Features(*(field.requires_grad_() if field.is_floating_point() else field for field in features))
+    return features.map(lambda field: field.requires_grad_() if field.is_floating_point() else field)
 
 
 def _features(tower: Encoder | None, side: Any, size: int | None) -> Features:
     if tower is not None:
         return tower(**{name: tensor[:size] for name, tensor in side.items()})
-    for field in side:
+    for field in side[:4]:
         field.grad = None
-    return Features(*(field[:size] for field in side))
+    return side.rows(slice(size))
 
 
 def _difference(settings: Settings) -> float:

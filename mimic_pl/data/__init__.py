@@ -2,11 +2,13 @@
 
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo import DemoMEL
+from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.published import RichpediaMEL, WikiDiverse, WikiMEL
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.statistics import PublishedStatistics
 
 __all__ = [
+    "BM25Lexicon",
     "DemoMEL",
     "Entity",
     "MELDataModule",

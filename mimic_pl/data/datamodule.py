@@ -12,10 +12,21 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
+from torch import nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mimic_pl.data.dataset import EntityDataset, Item, MentionDataset, TrainingDataset, collate, collate_cut
+from mimic_pl.data.changes import Augment, DropModality
+from mimic_pl.data.dataset import (
+    EntityDataset,
+    Item,
+    MentionDataset,
+    SideChange,
+    TrainingDataset,
+    collate,
+    collate_cut,
+)
 from mimic_pl.data.dropping import without_failing
+from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.pixels import PixelSource
@@ -62,6 +73,12 @@ class MELDataModule(LightningDataModule):
             Delete the folder when no run uses it.
         reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
             faster, but the pixels are not quite those of the published preprocessing.
+        lexicon: Makes sparse vectors of the texts for units that compare them
+            (:class:`~mimic_pl.data.lexicon.BM25Lexicon`); none by default.
+        augmentation: Renders the pictures of training batches anew each time, those of mentions and of entities: a
+            module that turns uint8 ``[3, S, S]`` into the same, such as a composition of
+            :mod:`torchvision.transforms.v2`; none by default.
+        modality_dropout: Share of training mentions that lose, each time anew, their picture or their text.
     """
 
     published: ClassVar[PublishedStatistics | None] = None
@@ -89,6 +106,9 @@ class MELDataModule(LightningDataModule):
         predict_file: str | None = None,
         picture_cache: str | None = "auto",
         reduced_decoding: bool = False,
+        lexicon: BM25Lexicon | None = None,
+        augmentation: nn.Module | None = None,
+        modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.root = root
@@ -105,6 +125,9 @@ class MELDataModule(LightningDataModule):
         self.predict_file = predict_file
         self.picture_cache = picture_cache
         self.reduced_decoding = reduced_decoding
+        self.lexicon = lexicon
+        self.augmentation = augmentation
+        self.modality_dropout = modality_dropout
         self.picture_report = PictureReport()
         self.mentions = {}
         self._preprocessor: Preprocessor | None = None
@@ -226,6 +249,7 @@ class MELDataModule(LightningDataModule):
                 self.entity_template,
                 self._pixels(self.entity_pictures),
                 self.preprocessor,
+                None if self.lexicon is None else self.lexicon.fit(map(self.entity_template, self.entities)),
             )
         for split in _STAGES[stage]:
             if split not in self._datasets:
@@ -280,6 +304,7 @@ class MELDataModule(LightningDataModule):
             self._pixels(self.mention_pictures),
             self.preprocessor,
             f"{split} mentions",
+            None if self.lexicon is None else self.lexicon.mentions(map(self.mention_template, mentions)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -290,11 +315,20 @@ class MELDataModule(LightningDataModule):
             raise DataError(f"No training mention of {self.folder} has a gold in the knowledge base.")
         if self.pictures == "drop":
             kept = self._with_pictures(mentions, kept)
-        dataset = TrainingDataset(mentions, self._entity_dataset, kept, self.seed)
+        dataset = TrainingDataset(mentions, self._entity_dataset, kept, self.seed, self._training_changes())
         processes, rank = self._processes()
         sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
         sampler.set_epoch(first_epoch(self.trainer))
         return self._loader(dataset, sampler, self.batch_size, keep_workers=True)
+
+    def _training_changes(self) -> dict[str, list[SideChange]]:
+        changes: dict[str, list[SideChange]] = {"mentions": [], "entities": []}
+        if self.augmentation is not None:
+            for side in changes.values():
+                side.append(Augment(self.augmentation))
+        if self.modality_dropout:
+            changes["mentions"].append(DropModality(self.modality_dropout, self.preprocessor))
+        return changes
 
     def _with_pictures(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
         left, failed = without_failing(
@@ -335,6 +369,7 @@ class MELDataModule(LightningDataModule):
             "picture policy": self.pictures,
             "reduced decoding": str(self.reduced_decoding),
             "knowledge base": digest.hexdigest(),
+            "lexicon": "none" if self.lexicon is None else self.lexicon.describe(),
         }
 
     def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Any]:
@@ -365,6 +400,7 @@ class MELDataModule(LightningDataModule):
                     "input_ids": side["input_ids"],
                     "attention_mask": side["attention_mask"],
                     "pixel_values": self.preprocessor.normalize(side["pixels"], side["has_picture"]),
+                    **{name: side[name] for name in ("term_ids", "term_weights") if name in side},
                 }
         return batch
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
+from mimic_pl.data.lexicon import TermTable
 from mimic_pl.data.pictures import Failure
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
@@ -21,6 +22,9 @@ from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError
 
 Item = dict[str, Any]
+
+SideChange = Callable[[Item, Sequence[int]], None]
+"""Changes one side of a training batch in place; it draws for each item by the item's own seed."""
 
 
 class TokenTable:
@@ -79,7 +83,7 @@ class TokenTable:
 
 
 class _Side:
-    """What a side's items are made of: tokens, pixels, and whether there is a picture."""
+    """What a side's items are made of: tokens, pixels, whether there is a picture, and terms if there is a lexicon."""
 
     def __init__(
         self,
@@ -88,15 +92,19 @@ class _Side:
         pixels: PixelSource,
         preprocessor: Preprocessor,
         name: str,
+        terms: TermTable | None,
     ) -> None:
         self.tokens = TokenTable((template(record) for record in records), preprocessor, name, len(records))
         self.pixels = pixels
+        self.terms = terms
 
     def batch(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Item, list[Failure]]:
         """Items at these indices, each with the first of its pictures that opens: tensors ``[batch, ...]``."""
         pixels, has_picture, failures = self.pixels.batch(names)
         ids, mask = self.tokens[indices]
         side = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_picture": has_picture}
+        if self.terms is not None:
+            side["term_ids"], side["term_weights"] = self.terms[indices]
         return side, failures
 
 
@@ -121,9 +129,10 @@ class EntityDataset(BatchDataset):
         template: TextTemplate,
         pixels: PixelSource,
         preprocessor: Preprocessor,
+        terms: TermTable | None = None,
     ) -> None:
         self.entities = entities
-        self.side = _Side(entities, template, pixels, preprocessor, "entities")
+        self.side = _Side(entities, template, pixels, preprocessor, "entities", terms)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -152,11 +161,12 @@ class MentionDataset(BatchDataset):
         pixels: PixelSource,
         preprocessor: Preprocessor,
         name: str,
+        terms: TermTable | None = None,
     ) -> None:
         self.mentions = mentions
         self.golds = [[positions[gold] for gold in mention.golds if gold in positions] for mention in mentions]
         self.width = max((len(golds) for golds in self.golds), default=0)
-        self.side = _Side(mentions, template, pixels, preprocessor, name)
+        self.side = _Side(mentions, template, pixels, preprocessor, name, terms)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -175,13 +185,29 @@ class TrainingDataset(BatchDataset):
     """Pairs of a mention and its gold entity; only mentions with a gold in the knowledge base are in it.
 
     Items are addressed by ``epoch * len + index`` (see :class:`~mimic_pl.data.sampler.TrainSampler`).
+
+    Args:
+        mentions: The training split.
+        entities: The knowledge base.
+        kept: Mentions that are trained on.
+        seed: Decides what is drawn.
+        changes: What happens to the items of a batch: each is called with one side (``mentions`` or ``entities``) of
+            the batch and a seed for each of its items.
     """
 
-    def __init__(self, mentions: MentionDataset, entities: EntityDataset, kept: Sequence[int], seed: int) -> None:
+    def __init__(
+        self,
+        mentions: MentionDataset,
+        entities: EntityDataset,
+        kept: Sequence[int],
+        seed: int,
+        changes: Mapping[str, Sequence[SideChange]] | None = None,
+    ) -> None:
         self.mentions = mentions
         self.entities = entities
         self.kept = list(kept)
         self.seed = seed
+        self.changes = changes or {}
 
     def __len__(self) -> int:
         """Number of items."""
@@ -201,7 +227,12 @@ class TrainingDataset(BatchDataset):
         batch = self.mentions.__getitems__(indices)
         entities, failures = self.entities.with_picture_first(golds, firsts)
         failures = batch["failures"] + failures
-        return {**batch, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
+        batch = {**batch, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
+        for number, side in enumerate(("mentions", "entities")):
+            seeds = [draw(2**62, self.seed, address, number) for address in addresses]
+            for change in self.changes.get(side, ()):
+                change(batch[side], seeds)
+        return batch
 
 
 def collate(batch: Any) -> Item:

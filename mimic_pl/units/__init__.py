@@ -3,9 +3,11 @@
 from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.cosine import GlobalCosine
-from mimic_pl.units.matcher import Matcher, States, published_units
+from mimic_pl.units.lexical import Lexical
+from mimic_pl.units.matcher import Matcher, MatcherFactory, States, published_units
 from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
+from mimic_pl.units.weighted import WeightedMatcher
 
 __all__ = [
     "Bounds",
@@ -13,10 +15,13 @@ __all__ = [
     "TGLU",
     "VDLU",
     "GlobalCosine",
+    "Lexical",
     "Matcher",
+    "MatcherFactory",
     "State",
     "States",
     "Unit",
     "UnitFactory",
+    "WeightedMatcher",
     "published_units",
 ]

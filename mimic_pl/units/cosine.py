@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, nn
 
@@ -17,20 +19,24 @@ class GlobalCosine(Unit):
     Args:
         dims: Widths of the features.
         scale: Initial exp(tau); 1 / 0.07 as in CLIP.
+        modality: Compare the ``text`` features only, the ``image`` features only, or ``both``.
     """
 
     reads_padding = False
 
-    def __init__(self, dims: FeatureDims, scale: float = 1 / 0.07) -> None:
+    def __init__(
+        self, dims: FeatureDims, scale: float = 1 / 0.07, modality: Literal["both", "text", "image"] = "both"
+    ) -> None:
         super().__init__(dims)
+        self.modality = modality
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
     def mention(self, features: Features) -> State:
-        """State: ``direction`` ``[mentions, dims.text + dims.image]``, of length 1."""
+        """State: ``direction`` ``[mentions, width]``, of length 1."""
         return {"direction": self._direction(features)}
 
     def entity(self, features: Features) -> State:
-        """State: ``direction`` ``[entities, dims.text + dims.image]``, of length 1."""
+        """State: ``direction`` ``[entities, width]``, of length 1."""
         return {"direction": self._direction(features)}
 
     def score(self, mentions: State, entities: State) -> Tensor:
@@ -41,6 +47,10 @@ class GlobalCosine(Unit):
         """S of aligned pairs, ``[pairs]``."""
         return self.log_scale.exp() * (mentions["direction"] * entities["direction"]).sum(dim=-1)
 
-    @staticmethod
-    def _direction(features: Features) -> Tensor:
-        return nn.functional.normalize(torch.cat([features.text_global, features.image_global], dim=-1), dim=-1)
+    def _direction(self, features: Features) -> Tensor:
+        compared = {
+            "text": [features.text_global],
+            "image": [features.image_global],
+            "both": [features.text_global, features.image_global],
+        }[self.modality]
+        return nn.functional.normalize(torch.cat(compared, dim=-1), dim=-1)

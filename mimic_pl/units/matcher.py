@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ from mimic_pl.units.vdlu import VDLU
 
 States = Mapping[str, State]
 """The states of all units by the units' names."""
+
+MatcherFactory = Callable[[FeatureDims, Mapping[str, UnitFactory]], "Matcher"]
+"""How a configuration names the matcher: its class and arguments, all but the widths and the units."""
 
 OVERALL = "overall"
 

@@ -142,12 +142,12 @@ def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, form="f
     with torch.no_grad():
         index = MemoryIndex(len(order), form=form)
         for start in range(0, len(order), 10):
-            index.append(matcher.entity(type(entities)(*(field[order[start : start + 10]] for field in entities))))
+            index.append(matcher.entity(entities.rows(order[start : start + 10])))
         gold = order.argsort()[golds]
         parts = [
             ranker(
                 matcher,
-                matcher.mention(type(mentions)(*(field[s : s + batch] for field in mentions))),
+                matcher.mention(mentions.rows(slice(s, s + batch))),
                 gold[s : s + batch],
                 index,
             )

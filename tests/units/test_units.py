@@ -71,7 +71,7 @@ def test_vdlu_in_float32_is_as_exact_as_the_literal_order():
     in_float32 = unit(mentions, entities)
     literal32 = reference.pairwise(mentions, entities, lambda m, e: reference.vdlu(unit, m, e))
     unit.double()
-    exact = unit(*(type(f)(*(field.double() for field in f)) for f in (mentions, entities)))
+    exact = unit(*(f.map(torch.Tensor.double) for f in (mentions, entities)))
     error, literal_error = (in_float32 - exact).abs().max(), (literal32 - exact).abs().max()
     assert error < 1e-4
     assert error < 5 * literal_error

@@ -22,6 +22,7 @@ class UnitConsistentLoss(nn.Module):
         weights: w_S by score name (``overall``, ``text``, ...); scores that are not named weigh 1, and a weight of 0
             leaves a term out.
         temperature: Divides the scores; 1 in the paper.
+        learn_temperature: Train the temperature, from that value on.
         mask_false_negatives: Leave out a column that holds the row's own gold a second time (two mentions of the batch
             with the same gold entity). The published loss counts it as a negative.
 
@@ -34,6 +35,7 @@ class UnitConsistentLoss(nn.Module):
         weights: dict[str, float] | None = None,
         temperature: float = 1.0,
         mask_false_negatives: bool = False,
+        learn_temperature: bool = False,
     ) -> None:
         super().__init__()
         if temperature <= 0:
@@ -42,8 +44,16 @@ class UnitConsistentLoss(nn.Module):
         if negative:
             raise ConfigError(f"Loss weights must not be negative, but {negative} are.")
         self.weights: Mapping[str, float] = dict(weights or {})
-        self.temperature = temperature
+        self.log_temperature: nn.Parameter | None = None
+        if learn_temperature:
+            self.log_temperature = nn.Parameter(torch.tensor(float(temperature)).log())
+        self.fixed_temperature = temperature
         self.mask_false_negatives = mask_false_negatives
+
+    @property
+    def temperature(self) -> Tensor | float:
+        """What the scores are divided by, as it is now."""
+        return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def forward(self, scores: Mapping[str, Tensor], gold: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.

@@ -1,0 +1,75 @@
+"""A lexical unit: what mention and entity spell alike, which no trained encoder sees as sharply."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.units.base import State, Unit
+
+_PAIRS = 4096
+"""Aligned pairs whose terms are compared at once."""
+
+
+class Lexical(Unit):
+    """Weighted overlap of the terms of both texts, times a learned factor.
+
+        S = exp(tau) sum over terms t of w_m(t) w_e(t),  tau learned
+
+    The terms and their weights are those of the data module's lexicon (``--data.lexicon BM25Lexicon``: then the sum is
+    BM25 of the mention's text as the query). Nothing but tau is trained here.
+
+    Args:
+        dims: Widths of the features.
+        scale: Initial exp(tau).
+    """
+
+    reads_padding = False
+
+    def __init__(self, dims: FeatureDims, scale: float = 1.0) -> None:
+        super().__init__(dims)
+        self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
+
+    def mention(self, features: Features) -> State:
+        """State: ``ids`` and ``weights`` of the text's terms, ``[mentions, terms]``."""
+        return self._state(features)
+
+    def entity(self, features: Features) -> State:
+        """State: ``ids`` and ``weights`` of the text's terms, ``[entities, terms]``."""
+        return self._state(features)
+
+    def score(self, mentions: State, entities: State) -> Tensor:
+        """S, ``[mentions, entities]``."""
+        ids, weights = entities["ids"], entities["weights"]
+        # Only the mentions' terms count: a row for each, and an empty last one for all others.
+        known = torch.unique(mentions["ids"])
+        rows = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
+        rows = torch.where(known[rows] == ids, rows, len(known))
+        queries = weights.new_zeros(len(known) + 1, len(mentions["ids"]))
+        columns = torch.arange(len(mentions["ids"]), device=ids.device)[:, None].expand_as(mentions["ids"])
+        places = torch.searchsorted(known, mentions["ids"]), columns
+        queries.index_put_(places, mentions["weights"].to(weights.dtype), accumulate=True)
+        overlap = nn.functional.embedding_bag(rows, queries, per_sample_weights=weights, mode="sum")
+        return self.log_scale.exp() * overlap.T
+
+    def pairs(self, mentions: State, entities: State) -> Tensor:
+        """S of aligned pairs, ``[pairs]``."""
+        parts = []
+        for start in range(0, len(mentions["ids"]), _PAIRS):
+            rows = slice(start, start + _PAIRS)
+            same = mentions["ids"][rows, :, None] == entities["ids"][rows, None, :]
+            products = mentions["weights"][rows, :, None] * entities["weights"][rows, None, :]
+            parts.append((same * products).sum(dim=(1, 2)))
+        return self.log_scale.exp() * torch.cat(parts)
+
+    @staticmethod
+    def _state(features: Features) -> State:
+        if features.terms is None:
+            raise ConfigError(
+                "The Lexical unit needs the terms of the texts, and the data module has no lexicon. Add one: "
+                "--data.lexicon mimic_pl.data.BM25Lexicon."
+            )
+        ids, weights = features.terms
+        return {"ids": ids.to(torch.int32), "weights": weights}

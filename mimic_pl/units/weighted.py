@@ -1,0 +1,43 @@
+"""Learned weights of the units instead of their mean."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from mimic_pl.features import FeatureDims
+from mimic_pl.units.base import UnitFactory
+from mimic_pl.units.matcher import Matcher
+
+
+class WeightedMatcher(Matcher):
+    """The overall score is a weighted sum of the units' scores.
+
+        S = sum over units u of softplus(a_u) S_u,  a learned
+
+    It starts as the mean. A weight is never negative, so that more of a unit's score can never mean less overall and
+    ranking may go on bounding it.
+
+    Args:
+        dims: Widths of the encoder's features.
+        units: Named factories of the units.
+    """
+
+    monotone = True
+
+    def __init__(self, dims: FeatureDims, units: Mapping[str, UnitFactory]) -> None:
+        super().__init__(dims, units)
+        self.raw_weights = nn.Parameter(torch.full((len(self.units),), math.log(math.expm1(1 / len(self.units)))))
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """The weight of each unit as it is now."""
+        return dict(zip(self.units, nn.functional.softplus(self.raw_weights).tolist(), strict=True))
+
+    def combine(self, scores: dict[str, Tensor]) -> Tensor:
+        """S of pairs from the units' scores, of the same shape."""
+        weights = nn.functional.softplus(self.raw_weights)
+        return torch.stack([weight * scores[name] for weight, name in zip(weights, self.units, strict=True)]).sum(dim=0)
