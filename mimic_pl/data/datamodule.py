@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -78,6 +78,8 @@ class MELDataModule(LightningDataModule):
         augmentation: Renders the pictures of training batches anew each time, those of mentions and of entities: a
             module that turns uint8 ``[3, S, S]`` into the same, such as a composition of
             :mod:`torchvision.transforms.v2`; none by default.
+        modalities: What the model gets of mentions and entities: ``both``, their ``text`` only, or their ``pictures``
+            only (then every text is empty).
         modality_dropout: Share of training mentions that lose, each time anew, their picture or their text.
     """
 
@@ -108,6 +110,7 @@ class MELDataModule(LightningDataModule):
         reduced_decoding: bool = False,
         lexicon: BM25Lexicon | None = None,
         augmentation: nn.Module | None = None,
+        modalities: Literal["both", "text", "pictures"] = "both",
         modality_dropout: float = 0.0,
     ) -> None:
         super().__init__()
@@ -127,6 +130,7 @@ class MELDataModule(LightningDataModule):
         self.reduced_decoding = reduced_decoding
         self.lexicon = lexicon
         self.augmentation = augmentation
+        self.modalities = modalities
         self.modality_dropout = modality_dropout
         self.picture_report = PictureReport()
         self.mentions = {}
@@ -246,15 +250,15 @@ class MELDataModule(LightningDataModule):
             self.entity_pictures.warn_if_absent(entity.pictures for entity in self.entities)
             self._entity_dataset = EntityDataset(
                 self.entities,
-                self.entity_template,
+                self._text,
                 self._pixels(self.entity_pictures),
                 self.preprocessor,
-                None if self.lexicon is None else self.lexicon.fit(map(self.entity_template, self.entities)),
+                None if self.lexicon is None else self.lexicon.fit(map(self._text, self.entities)),
             )
         for split in _STAGES[stage]:
             if split not in self._datasets:
                 self._add_split(split)
-        if self._cache is not None:
+        if self._cache is not None and self.modalities != "text":
             self._cache.fill(partial(self._pictures_of, _STAGES[stage]))
 
     @cached_property
@@ -266,7 +270,15 @@ class MELDataModule(LightningDataModule):
         return PictureCache(folder, self.preprocessor, self.reduced_decoding, share=0.5 if by_default else 1.0)
 
     def _pixels(self, pictures: PictureFolder) -> PixelSource:
-        return PixelSource(pictures, self.preprocessor, self.reduced_decoding, self._cache)
+        return PixelSource(
+            pictures, self.preprocessor, self.reduced_decoding, self._cache, blank=self.modalities == "text"
+        )
+
+    def _text(self, record: Entity | Mention) -> str:
+        """What the model reads of a record."""
+        if self.modalities == "pictures":
+            return ""
+        return self.entity_template(record) if isinstance(record, Entity) else self.mention_template(record)
 
     def _pictures_of(self, splits: Iterable[str]) -> Iterator[Chain]:
         """Pictures that these splits need: of every mention, of every entity the first, of a training gold any."""
@@ -300,11 +312,11 @@ class MELDataModule(LightningDataModule):
         self._datasets[split] = MentionDataset(
             mentions,
             known,
-            self.mention_template,
+            self._text,
             self._pixels(self.mention_pictures),
             self.preprocessor,
             f"{split} mentions",
-            None if self.lexicon is None else self.lexicon.mentions(map(self.mention_template, mentions)),
+            None if self.lexicon is None else self.lexicon.mentions(map(self._text, mentions)),
         )
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -366,6 +378,7 @@ class MELDataModule(LightningDataModule):
             digest.update("\0".join((entity.qid, *entity.pictures, "")).encode())
         return {
             "text template": self.entity_template.template,
+            "modalities": self.modalities,
             "picture policy": self.pictures,
             "reduced decoding": str(self.reduced_decoding),
             "knowledge base": digest.hexdigest(),

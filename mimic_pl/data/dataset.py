@@ -18,7 +18,6 @@ from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import draw
-from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError
 
 Item = dict[str, Any]
@@ -88,13 +87,13 @@ class _Side:
     def __init__(
         self,
         records: Sequence[Entity] | Sequence[Mention],
-        template: TextTemplate,
+        text_of: Callable[[Any], str],
         pixels: PixelSource,
         preprocessor: Preprocessor,
         name: str,
         terms: TermTable | None,
     ) -> None:
-        self.tokens = TokenTable((template(record) for record in records), preprocessor, name, len(records))
+        self.tokens = TokenTable(map(text_of, records), preprocessor, name, len(records))
         self.pixels = pixels
         self.terms = terms
 
@@ -126,13 +125,13 @@ class EntityDataset(BatchDataset):
     def __init__(
         self,
         entities: Sequence[Entity],
-        template: TextTemplate,
+        text_of: Callable[[Any], str],
         pixels: PixelSource,
         preprocessor: Preprocessor,
         terms: TermTable | None = None,
     ) -> None:
         self.entities = entities
-        self.side = _Side(entities, template, pixels, preprocessor, "entities", terms)
+        self.side = _Side(entities, text_of, pixels, preprocessor, "entities", terms)
 
     def __len__(self) -> int:
         """Number of items."""
@@ -157,7 +156,7 @@ class MentionDataset(BatchDataset):
         self,
         mentions: Sequence[Mention],
         positions: Mapping[str, int],
-        template: TextTemplate,
+        text_of: Callable[[Any], str],
         pixels: PixelSource,
         preprocessor: Preprocessor,
         name: str,
@@ -166,7 +165,7 @@ class MentionDataset(BatchDataset):
         self.mentions = mentions
         self.golds = [[positions[gold] for gold in mention.golds if gold in positions] for mention in mentions]
         self.width = max((len(golds) for golds in self.golds), default=0)
-        self.side = _Side(mentions, template, pixels, preprocessor, name, terms)
+        self.side = _Side(mentions, text_of, pixels, preprocessor, name, terms)
 
     def __len__(self) -> int:
         """Number of items."""

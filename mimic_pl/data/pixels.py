@@ -37,6 +37,7 @@ class PixelSource:
         preprocessor: Resizes them.
         reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.data.decoding.decode`).
         cache: Where pixels may lie already.
+        blank: Make nothing of any picture, for a model that is to see texts only.
     """
 
     def __init__(
@@ -45,11 +46,13 @@ class PixelSource:
         preprocessor: Preprocessor,
         reduced: bool = False,
         cache: PictureCache | None = None,
+        blank: bool = False,
     ) -> None:
         self.folder = folder
         self.preprocessor = preprocessor
         self.reduced = reduced
         self.cache = cache
+        self.blank = blank
 
     def batch(self, names: Sequence[Sequence[str]]) -> PixelBatch:
         """For every item the pixels of the first of its pictures that opens.
@@ -60,7 +63,7 @@ class PixelSource:
         rows = torch.full((len(names),), -1)
         decoded: dict[int, Tensor] = {}
         failures: list[Failure] = []
-        for item, own in enumerate(names):
+        for item, own in enumerate(() if self.blank else names):
             found, failed = self.folder.first(own, self._load)
             failures += failed
             if isinstance(found, Tensor):

@@ -19,14 +19,15 @@ class VDLU(Unit):
         dims: Widths of the features.
         hidden_dim: Width d of the vectors inside; the published model has d = ``dims.image``.
         kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
+        gated: With False both gates are 1 for every pair, to see what the gates do.
     """
 
     reads_padding = False
 
-    def __init__(self, dims: FeatureDims, hidden_dim: int = 96, kernel: Kernel = "auto") -> None:
+    def __init__(self, dims: FeatureDims, hidden_dim: int = 96, kernel: Kernel = "auto", gated: bool = True) -> None:
         super().__init__(dims)
-        self.entity_to_mention = DualGate(dims.image, hidden_dim, kernel)
-        self.mention_to_entity = DualGate(dims.image, hidden_dim, kernel)
+        self.entity_to_mention = DualGate(dims.image, hidden_dim, kernel, gated)
+        self.mention_to_entity = DualGate(dims.image, hidden_dim, kernel, gated)
 
     def mention(self, features: Features) -> State:
         """State: ``query``, ``key``, ``pooled``, each ``[mentions, d]``."""
@@ -66,7 +67,7 @@ class DualGate(nn.Module):
     vectors. A pair needs five products and some twenty scalars, never a vector of width d.
     """
 
-    def __init__(self, image_dim: int, hidden_dim: int, kernel: Kernel = "auto") -> None:
+    def __init__(self, image_dim: int, hidden_dim: int, kernel: Kernel = "auto", gated: bool = True) -> None:
         super().__init__()
         self.kernel: Kernel = kernel
         self.global_ = nn.Linear(image_dim, hidden_dim)
@@ -75,6 +76,11 @@ class DualGate(nn.Module):
         self.mix = nn.Linear(hidden_dim, hidden_dim)
         self.gate = nn.Linear(hidden_dim, 1)
         self.norm = nn.LayerNorm(hidden_dim)
+        if not gated:
+            # tanh(0 . c + 20) is 1 to the last bit of every type, and no kernel needs to know.
+            nn.init.zeros_(self.gate.weight)
+            nn.init.constant_(self.gate.bias, 20.0)
+            self.gate.requires_grad_(False)
 
     def forward(self, queries: State, keys: State) -> Tensor:
         """f for every pair, ``[queries, keys]``."""
