@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.features import FeatureDims
+from mimic_pl.losses import AssignmentLoss, IntraModalLoss, SymmetricLoss, UnitConsistentLoss, same_gold
+from tests.reference import random_features
 
 
 def literal_cross_entropy(scores, temperature=1.0, left_out=()):
@@ -61,3 +63,70 @@ def test_impossible_settings_are_refused(arguments, message):
 def test_weights_that_name_no_score_or_leave_none_are_refused(weights):
     with pytest.raises(ConfigError):
         UnitConsistentLoss(weights=weights)(SCORES, GOLD)
+
+
+def random_sides(count, more=0):
+    torch.manual_seed(count)
+    return (random_features(size, FeatureDims(6, 5)) for size in (count, count + more))
+
+
+def test_a_learned_temperature_starts_at_its_value_and_gets_a_gradient():
+    fixed, learned = UnitConsistentLoss(temperature=0.5), UnitConsistentLoss(temperature=0.5, learn_temperature=True)
+    total, _ = learned(SCORES, GOLD)
+    torch.testing.assert_close(total, fixed(SCORES, GOLD)[0])
+    total.backward()
+    step = 1e-3
+    with torch.no_grad():
+        learned.log_temperature += step
+        difference = (learned(SCORES, GOLD)[0] - total) / step
+    torch.testing.assert_close(learned.log_temperature.grad, difference, rtol=1e-2, atol=1e-3)
+    assert not list(fixed.parameters())
+
+
+def test_the_symmetric_term_is_the_loss_of_the_columns():
+    sides = random_sides(4)
+    term = SymmetricLoss(temperature=0.5, scores=("a", "b"))(SCORES, *sides, same_gold(GOLD))
+    left_out = {(0, 2), (2, 0)}
+    expected = [literal_cross_entropy(SCORES[name].T, 0.5, left_out) for name in "ab"]
+    assert term.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
+
+
+def test_the_symmetric_term_names_scores_of_the_model():
+    with pytest.raises(ConfigError, match="scores are"):
+        SymmetricLoss()(SCORES, *random_sides(4), same_gold(GOLD))
+
+
+@pytest.mark.parametrize("modalities", [("text",), ("image",), ("text", "image")])
+def test_the_intra_modal_term_contrasts_cosines(modalities):
+    mentions, entities = random_sides(4)
+    term = IntraModalLoss(temperature=0.1, modalities=modalities)(SCORES, mentions, entities, same_gold(GOLD))
+    expected = []
+    for modality in modalities:
+        m, e = (getattr(side, f"{modality}_global") for side in (mentions, entities))
+        cosines = torch.nn.functional.cosine_similarity(m[:, None], e[None], dim=-1)
+        expected.append(literal_cross_entropy(cosines, 0.1, {(0, 2), (2, 0)}))
+    assert term.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
+
+
+def test_the_assignment_shares_every_entity_out():
+    """Against the plan as plain products, which Sinkhorn's iteration makes doubly stochastic."""
+    scores = {"overall": 2 * torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))}
+    gold = torch.arange(5)
+    term = AssignmentLoss(temperature=0.7, iterations=200)(scores, *random_sides(5), same_gold(gold))
+    plan = (scores["overall"] / 0.7).exp()
+    for _ in range(400):
+        plan = plan / plan.sum(dim=0, keepdim=True)
+        plan = plan / plan.sum(dim=1, keepdim=True)
+    assert torch.allclose(plan.sum(dim=0), torch.ones(5, dtype=torch.float64))
+    assert term.item() == pytest.approx(-plan.diagonal().log().mean().item(), rel=1e-4)
+    # An entity that all mentions like alike is no longer anybody's best.
+    loved = scores["overall"] + torch.tensor([9.0, 0, 0, 0, 0], dtype=torch.float64)
+    shared = AssignmentLoss(temperature=0.7, iterations=200)({"overall": loved}, *random_sides(5), same_gold(gold))
+    assert shared.item() == pytest.approx(term.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("term", [SymmetricLoss, IntraModalLoss, AssignmentLoss])
+def test_further_terms_refuse_what_they_can_not_use(term):
+    for options in ({"weight": 0.0}, {"temperature": -1.0}):
+        with pytest.raises(ConfigError):
+            term(**options)

@@ -1,0 +1,99 @@
+"""The lexical unit and the weighted sum, against sums written out."""
+
+import pytest
+import torch
+from torch import nn
+
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Terms
+from mimic_pl.ranking import MemoryIndex, Ranker
+from mimic_pl.units import TGLU, GlobalCosine, Lexical, Matcher, WeightedMatcher
+from tests import reference
+
+DIMS = FeatureDims(text=12, image=10)
+
+
+def features(count, seed, terms=7, vocabulary=20):
+    generator = torch.Generator().manual_seed(seed)
+    ids = torch.stack([torch.randperm(vocabulary, generator=generator)[:terms] for _ in range(count)])
+    weights = torch.rand(count, terms, generator=generator) * (torch.rand(count, terms, generator=generator) > 0.4)
+    torch.manual_seed(seed)
+    return reference.random_features(count, DIMS)._replace(terms=Terms(ids, weights))
+
+
+def literal(mention, entity):
+    """The overlap of two texts, term by term."""
+    known = dict(zip(entity.ids.tolist(), entity.weights.tolist(), strict=True))
+    return sum(
+        weight * known.get(term, 0.0)
+        for term, weight in zip(mention.ids.tolist(), mention.weights.tolist(), strict=True)
+    )
+
+
+def test_scores_and_pairs_are_the_overlap():
+    unit = Lexical(DIMS, scale=2.5)
+    mentions, entities = features(6, 0), features(9, 1, terms=11)
+    expected = torch.tensor(
+        [[2.5 * literal(mentions.rows(m).terms, entities.rows(e).terms) for e in range(9)] for m in range(6)]
+    )
+    torch.testing.assert_close(unit(mentions, entities), expected)
+    pairs = unit.pairs(unit.mention(mentions), unit.entity(entities.rows(slice(6))))
+    torch.testing.assert_close(pairs, expected[:, :6].diagonal())
+
+
+def test_only_the_factor_trains():
+    unit = Lexical(DIMS)
+    unit(features(4, 0), features(4, 1)).sum().backward()
+    assert [name for name, p in unit.named_parameters() if p.grad is not None and p.grad.abs() > 0] == ["log_scale"]
+
+
+def test_without_a_lexicon_it_says_what_to_do():
+    with pytest.raises(ConfigError, match="--data.lexicon"):
+        Lexical(DIMS).mention(reference.random_features(2, DIMS))
+
+
+def test_the_weighted_sum_starts_as_the_mean_and_learns():
+    units = {"text": lambda dims: TGLU(dims, 8), "global": GlobalCosine, "lexical": Lexical}
+    torch.manual_seed(0)
+    matcher = WeightedMatcher(DIMS, units)
+    mean = Matcher(DIMS, units)
+    mean.load_state_dict({k: v for k, v in matcher.state_dict().items() if k != "raw_weights"})
+    mentions, entities = features(4, 0), features(5, 1)
+    sides = matcher.mention(mentions), matcher.entity(entities)
+    torch.testing.assert_close(matcher.score(*sides)["overall"], mean.score(*sides)["overall"])
+    nn.init.constant_(matcher.raw_weights, -3.0)
+    matcher.raw_weights.data[2] = 2.0
+    scores = matcher.score(*sides)
+    assert all(weight > 0 for weight in matcher.weights.values())
+    expected = sum(matcher.weights[name] * scores[name] for name in units)
+    torch.testing.assert_close(scores["overall"], expected)
+    scores["overall"].sum().backward()
+    assert (matcher.raw_weights.grad != 0).all()
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
+def test_ranking_with_both_is_that_of_the_whole_table(form):
+    torch.manual_seed(1)
+    matcher = WeightedMatcher(DIMS, {"text": lambda dims: TGLU(dims, 8), "lexical": Lexical})
+    matcher.raw_weights.data = torch.tensor([0.3, 1.7])
+    index = MemoryIndex(60, form=form)
+    gold = torch.arange(8)[:, None] * 5
+    with torch.no_grad():
+        index.append(matcher.entity(features(60, 3)))
+        mentions = matcher.mention(features(8, 2))
+        found = [Ranker(60, prune=prune)(matcher, mentions, gold, index) for prune in (True, False)]
+        sides = mentions, index.select(torch.arange(60)).states
+        double = [
+            {
+                unit: {k: state[k].double() if state[k].is_floating_point() else state[k] for k in state}
+                for unit, state in side.items()
+            }
+            for side in sides
+        ]
+        scores = matcher.double().score(*double)
+    for ranking in found:
+        for name, table in scores.items():
+            order = table.float().argsort(dim=1, descending=True, stable=True)
+            assert torch.equal(ranking.ranks[name], (order == gold).int().argmax(dim=1) + 1), name
+        order = scores["overall"].float().argsort(dim=1, descending=True, stable=True)
+        assert torch.equal(ranking.top_entities, order)
