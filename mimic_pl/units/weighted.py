@@ -12,6 +12,9 @@ from mimic_pl.features import FeatureDims
 from mimic_pl.units.base import UnitFactory
 from mimic_pl.units.matcher import Matcher
 
+_SMALLEST = 1e-6
+"""Weights are set no smaller than this."""
+
 
 class WeightedMatcher(Matcher):
     """The overall score is a weighted sum of the units' scores.
@@ -36,6 +39,13 @@ class WeightedMatcher(Matcher):
     def weights(self) -> dict[str, float]:
         """The weight of each unit as it is now."""
         return dict(zip(self.units, nn.functional.softplus(self.raw_weights).tolist(), strict=True))
+
+    def set_weights(self, weights: Tensor) -> None:
+        """Set the weight of each unit, ``[units]``, none negative."""
+        # softplus's inverse; below the smallest weight it would run off to minus infinity.
+        wide = weights.to(self.raw_weights.device, torch.float64).clamp_min(_SMALLEST)
+        with torch.no_grad():
+            self.raw_weights.copy_(wide + torch.log(-torch.expm1(-wide)))
 
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
         """S of pairs from the units' scores, of the same shape."""

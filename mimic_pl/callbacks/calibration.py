@@ -1,0 +1,127 @@
+"""Weights of the units, fitted where overfitting shows: on mentions that training has not seen."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from mimic_pl.errors import ConfigError
+from mimic_pl.ranking import EntityIndex
+from mimic_pl.units import WeightedMatcher
+
+_log = logging.getLogger(__name__)
+
+
+class WeightCalibration(Callback):
+    """Fits the weights of a :class:`~mimic_pl.units.WeightedMatcher` on the validation split, before each validation.
+
+    A unit that has learned the training mentions by heart looks perfect in training and deserves little weight; one
+    that knows little but never overfits (a lexical one) looks poor there and deserves more. So the weights, one a unit,
+    are those that minimise
+
+        -log softmax_e(sum over units u of w_u S_u(m, e)), w_u >= 0,
+
+    at the golds of validation mentions, among their golds and a sample of the knowledge base. Training goes on from
+    them, and checkpoints hold them. Figures on the validation split are then those of a split with one fitted number a
+    unit; the test split stays untouched.
+
+    Args:
+        mentions: Mentions that it is fitted on, the first ones of the split.
+        entities: Entities of the sample.
+        seed: Draws the sample.
+    """
+
+    def __init__(self, mentions: int = 512, entities: int = 1024, seed: int = 0) -> None:
+        self.mentions = mentions
+        self.entities = entities
+        self.seed = seed
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check that there are weights.
+
+        Raises:
+            ConfigError: The model's matcher has none.
+        """
+        if stage == "fit" and not isinstance(pl_module.matcher, WeightedMatcher):
+            raise ConfigError(
+                "WeightCalibration fits the weights of the units, and this model takes their mean. Give it weights: "
+                "--model.matcher mimic_pl.units.WeightedMatcher."
+            )
+
+    def on_validation_batch_start(
+        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+    ) -> None:
+        """Fit the weights, once the index is there and nothing has been ranked yet."""
+        if trainer.state.fn != "fit" or trainer.sanity_checking or batch_idx:
+            return
+        scores, gold = self._scores(trainer, pl_module)
+        # All processes take those of the first: each has mentions of its own.
+        weights = trainer.strategy.broadcast(fit_weights(scores, gold) if len(gold) else None)
+        if weights is not None:
+            pl_module.matcher.set_weights(weights)
+        pl_module.log_dict({f"weight/{name}": weight for name, weight in pl_module.matcher.weights.items()})
+
+    @torch.no_grad()
+    def _scores(self, trainer: Trainer, pl_module: Any) -> tuple[Tensor, Tensor]:
+        """Scores by unit ``[units, mentions, entities]``, and the column of each mention's gold ``[mentions]``."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        index: EntityIndex = pl_module.index
+        sides, golds, seen = [], [], 0
+        for batch in data.val_dataloader():
+            moved = trainer.strategy.batch_to_device(batch)
+            kept = (moved["gold"] >= 0).any(dim=1)
+            with trainer.precision_plugin.forward_context():
+                sides.append(pl_module.encode(moved["mentions"]).rows(kept))
+            golds.append(moved["gold"][kept].max(dim=1).values)
+            seen += len(golds[-1])
+            if seen >= self.mentions:
+                break
+        gold = torch.cat(golds)
+        generator = torch.Generator().manual_seed(self.seed)
+        sample = torch.randperm(len(index), generator=generator)[: self.entities].to(gold.device)
+        columns = torch.cat([sample, gold]).unique()  # type: ignore[no-untyped-call]
+        entities = index.select(columns).states
+        parts = []
+        for side in sides:
+            mentions = pl_module.matcher.mention(side.map(_as_float32))
+            scores = pl_module.matcher.score(mentions, entities)
+            parts.append(torch.stack([scores[name] for name in pl_module.matcher.units]))
+        return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
+
+
+def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
+    """The weights that make the golds most likely.
+
+    Args:
+        scores: Scores by unit, ``[units, mentions, entities]``.
+        gold: Column of each mention's gold, int64 ``[mentions]``.
+
+    Returns:
+        One weight a unit, float64 ``[units]``, none negative. The problem is convex in the weights.
+    """
+    scores = scores.detach().double().cpu()
+    gold = gold.cpu()
+    # Units differ in scale by orders of magnitude: fitted in deviations of their scores.
+    spread = scores.std(dim=2).mean(dim=1).clamp_min(1e-6)
+    scores = scores / spread[:, None, None]
+    raw = torch.zeros(len(scores), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([raw], max_iter=100, line_search_fn="strong_wolfe")
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        overall = torch.einsum("u,ume->me", nn.functional.softplus(raw), scores)
+        value = nn.functional.cross_entropy(overall, gold)
+        value.backward()  # type: ignore[no-untyped-call]
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    return nn.functional.softplus(raw).detach() / spread
+
+
+def _as_float32(tensor: Tensor) -> Tensor:
+    return tensor.float() if tensor.is_floating_point() else tensor
