@@ -67,3 +67,22 @@ def test_published_hyperparameters(name):
     assert all(unit["init_args"] == {"hidden_dim": 96} for unit in model["units"].values())
     assert model["optimizer"]["init_args"] == {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-4, "weight_decay": 1e-4}
     assert config["data"]["init_args"]["batch_size"] == 128
+
+
+OVERLAYS = sorted([*(CONFIGS / "experiments").glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", "RichpediaMEL")
+    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
+    options += ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "true", "--data.num_workers", "0"]
+    main(["fit", "--config", str(CONFIGS / "richpedia.yaml"), "--config", str(overlay), *options])
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
+def test_every_overlay_says_first_what_it_changes(overlay):
+    first, *rest = overlay.read_text().splitlines()
+    assert first.startswith("# ") and first.endswith("."), "the first line is a sentence"
+    assert set(yaml.safe_load("\n".join(rest))) <= {"trainer", "model", "data"}
