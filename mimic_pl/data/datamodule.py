@@ -15,6 +15,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mimic_pl.data.dataset import EntityDataset, Item, MentionDataset, TrainingDataset, collate, collate_cut
+from mimic_pl.data.degradation import Degradation, DegradedPixels, PictureDegradation
 from mimic_pl.data.dropping import without_failing
 from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
@@ -62,6 +63,8 @@ class MELDataModule(LightningDataModule):
             Delete the folder when no run uses it.
         reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
             faster, but the pixels are not quite those of the published preprocessing.
+        degradation: Makes the mentions of validation, test and prediction worse (see
+            :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base stay as they are.
     """
 
     published: ClassVar[PublishedStatistics | None] = None
@@ -89,6 +92,7 @@ class MELDataModule(LightningDataModule):
         predict_file: str | None = None,
         picture_cache: str | None = "auto",
         reduced_decoding: bool = False,
+        degradation: Degradation | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -105,6 +109,7 @@ class MELDataModule(LightningDataModule):
         self.predict_file = predict_file
         self.picture_cache = picture_cache
         self.reduced_decoding = reduced_decoding
+        self.degradation = degradation
         self.picture_report = PictureReport()
         self.mentions = {}
         self._preprocessor: Preprocessor | None = None
@@ -273,14 +278,17 @@ class MELDataModule(LightningDataModule):
                 f"{split}: of {len(mentions)} mentions {nil} have no gold (nil) and {unknown} a gold that is not in "
                 f"the knowledge base; they are {fate}."
             )
-        self._datasets[split] = MentionDataset(
-            mentions,
-            known,
-            self.mention_template,
-            self._pixels(self.mention_pictures),
-            self.preprocessor,
-            f"{split} mentions",
-        )
+        self._datasets[split] = self._mention_dataset(split, mentions, self._pixels(self.mention_pictures))
+
+    def _mention_dataset(self, split: str, mentions: list[Mention], pixels: PixelSource) -> MentionDataset:
+        known = self.entities.positions
+        return MentionDataset(mentions, known, self.mention_template, pixels, self.preprocessor, f"{split} mentions")
+
+    def _degraded(self, split: str, degradation: Degradation) -> MentionDataset:
+        pixels = self._pixels(self.mention_pictures)
+        if isinstance(degradation, PictureDegradation):
+            pixels = DegradedPixels(self.mention_pictures, self.preprocessor, degradation, self.reduced_decoding)
+        return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled pairs of a mention and its gold entity."""
@@ -314,15 +322,15 @@ class MELDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Mentions of the validation split."""
-        return self._eval_loader(self._datasets["val"], self.eval_batch_size)
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Mentions of the test split."""
-        return self._eval_loader(self._datasets["test"], self.eval_batch_size)
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Mentions to link."""
-        return self._eval_loader(self._datasets["predict"], self.eval_batch_size)
+        return self._eval_loader("predict")
 
     def describe_entities(self) -> dict[str, str]:
         """What the model sees of the knowledge base, to tell whether an index was made from the same."""
@@ -374,8 +382,9 @@ class MELDataModule(LightningDataModule):
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
-    def _eval_loader(self, dataset: MentionDataset, batch_size: int) -> DataLoader[Any]:
-        return self._loader(dataset, EvalSampler(dataset, *self._processes()), batch_size)
+    def _eval_loader(self, split: str) -> DataLoader[Any]:
+        dataset = self._datasets[split] if self.degradation is None else self._degraded(split, self.degradation)
+        return self._loader(dataset, EvalSampler(dataset, *self._processes()), self.eval_batch_size)
 
     def _loader(
         self,
