@@ -78,9 +78,11 @@ class PredictionWriter(Callback):
         if folder is None or not trainer.is_global_zero:
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        degradation = getattr(data, "degradation", None)  # which data modules of other projects need not have
         summary = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
             "data": type(data).__name__,
+            **({} if degradation is None else {"degradation": str(degradation)}),
             "mentions": len(data.mentions["test"]),
             "mentions_without_gold_in_kb": missing_golds(data.mentions["test"], data.entities),
             "entities": len(data.entities),

@@ -30,9 +30,9 @@ class Choice(NamedTuple):
 def choose_run(args: list[str]) -> Choice:
     """Decide on the run.
 
-    - ``test``, ``validate`` and ``predict`` without ``--config`` and ``--model`` take the newest run, or that of
-      ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, with ``--config`` files and options on
-      top, and its best checkpoint.
+    - ``test``, ``validate``, ``predict`` and ``robustness`` without ``--config`` and ``--model`` take the newest run,
+      or that of ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, with ``--config`` files and
+      options on top, and its best checkpoint.
     - ``--ckpt_path best`` and ``last`` mean those of that run; with a ``--config`` only its weights are taken.
     - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run.
 
@@ -41,7 +41,7 @@ def choose_run(args: list[str]) -> Choice:
     """
     if args == ["fit"]:
         raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
-    if not args or args[0] not in ("fit", "validate", "test", "predict") or _only_asks(args):
+    if not args or args[0] not in ("fit", "validate", "test", "predict", "robustness") or _only_asks(args):
         return Choice(args)
     command, rest = args[0], args[1:]
     given = _peek(rest)

@@ -11,6 +11,8 @@ from mimic_pl.cli.benchmark import ABOUT as ABOUT_BENCHMARK
 from mimic_pl.cli.benchmark import add_benchmark_arguments, benchmark
 from mimic_pl.cli.doctor import ABOUT as ABOUT_DOCTOR
 from mimic_pl.cli.doctor import add_doctor_arguments, doctor
+from mimic_pl.cli.robustness import ABOUT as ABOUT_ROBUSTNESS
+from mimic_pl.cli.robustness import add_robustness_arguments, robustness
 
 
 class Command(NamedTuple):
@@ -33,6 +35,9 @@ OWN_COMMANDS = {
     "doctor": Command("Check a data folder before any training.", ABOUT_DOCTOR, add_doctor_arguments, doctor),
     "benchmark": Command(
         "Measure how fast this machine ranks, trains and reads.", ABOUT_BENCHMARK, add_benchmark_arguments, benchmark
+    ),
+    "robustness": Command(
+        "Evaluate a run on mentions made worse, grade by grade.", ABOUT_ROBUSTNESS, add_robustness_arguments, robustness
     ),
 }
 """By name, in the order in which help lists them."""

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from pathlib import Path
-
-import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root
+from mimic_pl.cli.sections import with_sections
 from mimic_pl.data import MELDataModule
-from mimic_pl.errors import ConfigError
 
 ABOUT = "Check a data folder before any training: files, counts, golds, pictures, leakage between splits."
 
@@ -38,23 +33,6 @@ def doctor(args: list[str]) -> int:
 
     parser = LightningArgumentParser(prog="mimic-pl doctor", description=ABOUT, exit_on_error=False)
     add_doctor_arguments(parser)
-    config = parser.parse_args(list(_with_data_sections(args)))
+    config = parser.parse_args(list(with_sections(args, ("data",))))
     check_data_root(config)
     return int(run_doctor(parser.instantiate_classes(config).data))
-
-
-def _with_data_sections(args: list[str]) -> Iterator[str]:
-    """Replace each ``--config FILE`` by the file's ``data`` section, in place, so that later options still win."""
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name not in ("-c", "--config"):
-            yield arg
-            continue
-        path = Path(value if equals else next(rest, ""))
-        if not path.is_file():
-            raise ConfigError(f"The configuration {str(path)!r} does not exist.")
-        section = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("data")
-        if section is None:
-            raise ConfigError(f"The configuration {path} has no 'data' section to check.")
-        yield f"--data={json.dumps(section)}"

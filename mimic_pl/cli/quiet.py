@@ -13,6 +13,7 @@ _WARNINGS = (
     r".*isinstance\(treespec, LeafSpec\).*",  # torch's own deprecation inside Lightning
     r".*It is recommended to use `self\.log\(.*sync_dist=True.*",  # ranks are summed over processes by the metrics
     r".*LightningCLI's args parameter is intended to run from within Python.*",
+    r".*callbacks used to create the checkpoint need to be provided.*",  # evaluation alone needs none of them
     r".*`trainer\.init_module`.*",
 )
 

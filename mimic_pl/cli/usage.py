@@ -11,6 +11,7 @@ from importlib import import_module
 from torch import nn
 
 from mimic_pl.data import MELDataModule
+from mimic_pl.data.degradation import Degradation
 from mimic_pl.encoders import Encoder
 from mimic_pl.model import MIMIC
 from mimic_pl.units import Unit
@@ -98,9 +99,9 @@ def _options(class_path: str | None) -> Iterator[str]:
 
 def _classes() -> Iterator[str]:
     """Names of the classes that a configuration can choose from."""
-    bases: list[type] = [Encoder, Unit, MIMIC, MELDataModule]
+    bases: list[type] = [Encoder, Unit, MIMIC, MELDataModule, Degradation]
     while bases:
         base = bases.pop()
-        if not inspect.isabstract(base) and issubclass(base, nn.Module | MELDataModule):
+        if not inspect.isabstract(base) and issubclass(base, nn.Module | MELDataModule | Degradation):
             yield base.__name__
         bases.extend(base.__subclasses__())

@@ -25,6 +25,7 @@ from mimic_pl.data.dataset import (
     collate,
     collate_cut,
 )
+from mimic_pl.data.degradation import Degradation, DegradedPixels, PictureDegradation
 from mimic_pl.data.dropping import without_failing
 from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
@@ -81,6 +82,8 @@ class MELDataModule(LightningDataModule):
         modalities: What the model gets of mentions and entities: ``both``, their ``text`` only, or their ``pictures``
             only (then every text is empty).
         modality_dropout: Share of training mentions that lose, each time anew, their picture or their text.
+        degradation: Makes the mentions of validation, test and prediction worse (see
+            :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base stay as they are.
     """
 
     published: ClassVar[PublishedStatistics | None] = None
@@ -112,6 +115,7 @@ class MELDataModule(LightningDataModule):
         augmentation: nn.Module | None = None,
         modalities: Literal["both", "text", "pictures"] = "both",
         modality_dropout: float = 0.0,
+        degradation: Degradation | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -132,6 +136,7 @@ class MELDataModule(LightningDataModule):
         self.augmentation = augmentation
         self.modalities = modalities
         self.modality_dropout = modality_dropout
+        self.degradation = degradation
         self.picture_report = PictureReport()
         self.mentions = {}
         self._preprocessor: Preprocessor | None = None
@@ -309,15 +314,24 @@ class MELDataModule(LightningDataModule):
                 f"{split}: of {len(mentions)} mentions {nil} have no gold (nil) and {unknown} a gold that is not in "
                 f"the knowledge base; they are {fate}."
             )
-        self._datasets[split] = MentionDataset(
+        self._datasets[split] = self._mention_dataset(split, mentions, self._pixels(self.mention_pictures))
+
+    def _mention_dataset(self, split: str, mentions: list[Mention], pixels: PixelSource) -> MentionDataset:
+        return MentionDataset(
             mentions,
-            known,
+            self.entities.positions,
             self._text,
-            self._pixels(self.mention_pictures),
+            pixels,
             self.preprocessor,
             f"{split} mentions",
             None if self.lexicon is None else self.lexicon.mentions(map(self._text, mentions)),
         )
+
+    def _degraded(self, split: str, degradation: Degradation) -> MentionDataset:
+        pixels = self._pixels(self.mention_pictures)
+        if isinstance(degradation, PictureDegradation) and not pixels.blank:
+            pixels = DegradedPixels(self.mention_pictures, self.preprocessor, degradation, self.reduced_decoding)
+        return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled pairs of a mention and its gold entity."""
@@ -360,15 +374,15 @@ class MELDataModule(LightningDataModule):
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Mentions of the validation split."""
-        return self._eval_loader(self._datasets["val"], self.eval_batch_size)
+        return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Any]:
         """Mentions of the test split."""
-        return self._eval_loader(self._datasets["test"], self.eval_batch_size)
+        return self._eval_loader("test")
 
     def predict_dataloader(self) -> DataLoader[Any]:
         """Mentions to link."""
-        return self._eval_loader(self._datasets["predict"], self.eval_batch_size)
+        return self._eval_loader("predict")
 
     def describe_entities(self) -> dict[str, str]:
         """What the model sees of the knowledge base, to tell whether an index was made from the same."""
@@ -423,8 +437,9 @@ class MELDataModule(LightningDataModule):
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
-    def _eval_loader(self, dataset: MentionDataset, batch_size: int) -> DataLoader[Any]:
-        return self._loader(dataset, EvalSampler(dataset, *self._processes()), batch_size)
+    def _eval_loader(self, split: str) -> DataLoader[Any]:
+        dataset = self._datasets[split] if self.degradation is None else self._degraded(split, self.degradation)
+        return self._loader(dataset, EvalSampler(dataset, *self._processes()), self.eval_batch_size)
 
     def _loader(
         self,

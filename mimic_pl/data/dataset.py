@@ -99,7 +99,7 @@ class _Side:
 
     def batch(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Item, list[Failure]]:
         """Items at these indices, each with the first of its pictures that opens: tensors ``[batch, ...]``."""
-        pixels, has_picture, failures = self.pixels.batch(names)
+        pixels, has_picture, failures = self.pixels.batch(names, indices)
         ids, mask = self.tokens[indices]
         side = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_picture": has_picture}
         if self.terms is not None:

@@ -30,7 +30,18 @@ def decode(path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS,
     Raises:
         PictureError: The picture fails.
     """
-    return preprocessor.pixels(open_picture(path, max_pixels, 2 * preprocessor.image_size if reduced else None))
+    return preprocessor.pixels(open_for(path, preprocessor, max_pixels, reduced))
+
+
+def open_for(
+    path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
+) -> Image.Image:
+    """Decode a picture as :func:`decode` does, but do not resize it.
+
+    Raises:
+        PictureError: The picture fails.
+    """
+    return open_picture(path, max_pixels, 2 * preprocessor.image_size if reduced else None)
 
 
 def fingerprint(preprocessor: Preprocessor, reduced: bool) -> str:

@@ -175,13 +175,14 @@ class PictureFolder:
 
 @dataclass
 class PictureReport:
-    """Counts the pictures that failed, each file once, over all epochs and workers."""
+    """Counts the pictures that failed, each file once, over all epochs, workers and stages."""
 
     failures: dict[str, str] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
 
     def add(self, failures: Sequence[Failure]) -> None:
-        """Count these."""
-        self.failures.update(failures)
+        """Count these, but for those that were told of before."""
+        self.failures.update((path, kind) for path, kind in failures if path not in self.told)
 
     def log(self, policy: PicturePolicy) -> None:
         """Say once what failed."""
@@ -194,4 +195,5 @@ class PictureReport:
             f"{len(self.failures)} pictures could not be used ({kinds}), for example {examples}. Policy {policy!r}: "
             f"{_FATES[policy]}. `mimic-pl doctor` lists what is wrong with a folder."
         )
+        self.told.update(self.failures)
         self.failures.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -54,8 +55,12 @@ class PixelSource:
         self.cache = cache
         self.blank = blank
 
-    def batch(self, names: Sequence[Sequence[str]]) -> PixelBatch:
+    def batch(self, names: Sequence[Sequence[str]], indices: Sequence[int] | None = None) -> PixelBatch:
         """For every item the pixels of the first of its pictures that opens.
+
+        Args:
+            names: The pictures of each item.
+            indices: Places of the items in their data set, for :meth:`load`; by default those in the batch.
 
         Raises:
             DataError: A picture failed and the folder's policy is ``error``.
@@ -64,7 +69,8 @@ class PixelSource:
         decoded: dict[int, Tensor] = {}
         failures: list[Failure] = []
         for item, own in enumerate(() if self.blank else names):
-            found, failed = self.folder.first(own, self._load)
+            index = item if indices is None else indices[item]
+            found, failed = self.folder.first(own, partial(self.load, index=index))
             failures += failed
             if isinstance(found, Tensor):
                 decoded[item] = found
@@ -83,8 +89,16 @@ class PixelSource:
             has_picture[item] = True
         return PixelBatch(pixels, has_picture, failures)
 
-    def _load(self, path: Path) -> int | Tensor:
-        """The picture's row in the cache, or where it is not there its pixels."""
+    def load(self, path: Path, index: int) -> int | Tensor:
+        """The picture's row in the cache, or where it is not there its pixels.
+
+        Args:
+            path: The picture.
+            index: Place in the data set of the item that it stands beside, which a subclass may heed.
+
+        Raises:
+            PictureError: The picture fails.
+        """
         found = None if self.cache is None else self.cache.find(path, self.folder.max_pixels)
         if isinstance(found, int):
             return found

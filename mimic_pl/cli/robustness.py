@@ -1,0 +1,81 @@
+"""``mimic-pl robustness``: a run's results as its mentions' pictures and texts get worse."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mimic_pl.cli.choice import check_data_root, choose_run
+from mimic_pl.cli.sections import with_sections
+from mimic_pl.data import MELDataModule
+from mimic_pl.data.degradation import KINDS
+from mimic_pl.errors import ConfigError
+from mimic_pl.model import MIMIC
+
+ABOUT = (
+    "Evaluate a trained run on mentions whose pictures and texts are made worse, grade by grade, and write "
+    "robustness.json into its folder. Without options: the newest run's best checkpoint, all kinds, the test split."
+)
+
+
+def add_robustness_arguments(parser: LightningArgumentParser) -> None:
+    """Add the options of ``robustness``."""
+    names = ",".join(kind.kind for kind in KINDS)
+    parser.add_argument(
+        "--run", type=str | None, help="Folder of the training run to take (default: the newest below lightning_logs)."
+    )
+    parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint: a file, 'best' (the default) or 'last'.")
+    parser.add_argument("--kinds", type=str, default=names, help="Kinds of degradation, separated by commas.")
+    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Split that is evaluated.")
+    parser.add_argument("--seed", type=int, default=43, help="Decides what is drawn.")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
+    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+
+
+def robustness(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: The command line behind ``robustness``.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ConfigError: There is no run, or no such kind.
+    """
+    # Imported here: it is no part of any other command.
+    from rich.console import Console
+    from tqdm.auto import tqdm
+
+    from mimic_pl.robustness import grades_of, measure, robustness_table, write_grades
+
+    choice = choose_run(["robustness", *args])
+    parser = LightningArgumentParser(prog="mimic-pl robustness", description=ABOUT, exit_on_error=False)
+    add_robustness_arguments(parser)
+    config = parser.parse_args(list(with_sections(choice.args[1:], ("trainer", "model", "data"))))
+    if choice.run is None:
+        raise ConfigError("robustness evaluates a trained run: leave --config and --model out, or add --run FOLDER.")
+    degradations = grades_of(config.kinds, config.seed)
+    check_data_root(config)
+    # The run's files stay as they are, and one bar shows the way through all grades.
+    config.trainer.default_root_dir = str(choice.run.folder)
+    for option in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
+        config.trainer[option] = False
+    built = parser.instantiate_classes(config)
+    trainer = Trainer(**vars(built.trainer))
+    if trainer.is_global_zero:
+        print(choice.note, flush=True)
+    grades = measure(trainer, built.model, built.data, degradations, config.split, config.ckpt_path)
+    bar = tqdm(grades, "Evaluating grades", len(degradations), leave=False, disable=not trainer.is_global_zero)
+    measured = list(bar)
+    if trainer.is_global_zero:
+        path = write_grades(choice.run.folder, measured)
+        mentions = len(built.data.mentions[config.split])
+        title = f"{type(built.data).__name__}, {config.split}: {mentions:,} mentions, seed {config.seed}"
+        Console().print(robustness_table(measured, title))
+        print(f"Written: {path}")
+    return 0

@@ -1,0 +1,39 @@
+"""Configurations whose sections a command takes in part, as arguments in their place on the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import yaml
+
+from mimic_pl.errors import ConfigError
+
+
+def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
+    """Replace each ``--config FILE`` by those of these sections that the file has, so that later options still win.
+
+    Args:
+        args: The command line.
+        names: The sections' names; the others are ignored.
+
+    Raises:
+        ConfigError: The file does not exist, or has none of the sections.
+    """
+    rest = iter(args)
+    for arg in rest:
+        option, equals, value = arg.partition("=")
+        if option not in ("-c", "--config"):
+            yield arg
+            continue
+        path = Path(value if equals else next(rest, ""))
+        if not path.is_file():
+            raise ConfigError(f"The configuration {str(path)!r} does not exist.")
+        sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        found = [name for name in names if sections.get(name) is not None]
+        if not found:
+            wanted = " and no ".join(repr(name) for name in names)
+            raise ConfigError(f"The configuration {path} has no {wanted} section.")
+        for name in found:
+            yield f"--{name}={json.dumps(sections[name])}"

@@ -1,0 +1,41 @@
+"""Pixels of degraded pictures: decoded anew, and never kept."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from torch import Tensor
+
+from mimic_pl.data.decoding import open_for
+from mimic_pl.data.degradation.base import PictureDegradation
+from mimic_pl.data.pictures import PictureFolder
+from mimic_pl.data.pixels import PixelSource
+from mimic_pl.data.preprocessor import Preprocessor
+
+
+class DegradedPixels(PixelSource):
+    """Makes the pixels of a folder's pictures, each made worse as the mention that it stands beside says.
+
+    It reads no cache and fills none: what lies there is resized already, and is what undisturbed mentions see.
+
+    Args:
+        folder: Where the pictures lie, and what happens where one fails.
+        preprocessor: Resizes them.
+        degradation: Is given every picture before it is resized.
+        reduced: Decode JPEGs at a reduced scale, as the undisturbed ones are.
+    """
+
+    def __init__(
+        self,
+        folder: PictureFolder,
+        preprocessor: Preprocessor,
+        degradation: PictureDegradation,
+        reduced: bool = False,
+    ) -> None:
+        super().__init__(folder, preprocessor, reduced)
+        self.degradation = degradation
+
+    def load(self, path: Path, index: int) -> Tensor:
+        """The pixels of the picture, made worse."""
+        picture = open_for(path, self.preprocessor, self.folder.max_pixels, self.reduced)
+        return self.preprocessor.pixels(self.degradation.picture(picture, self.degradation.rng(index)))
