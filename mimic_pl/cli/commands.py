@@ -11,6 +11,8 @@ from mimic_pl.cli.benchmark import ABOUT as ABOUT_BENCHMARK
 from mimic_pl.cli.benchmark import add_benchmark_arguments, benchmark
 from mimic_pl.cli.doctor import ABOUT as ABOUT_DOCTOR
 from mimic_pl.cli.doctor import add_doctor_arguments, doctor
+from mimic_pl.cli.report import ABOUT as ABOUT_REPORT
+from mimic_pl.cli.report import add_report_arguments, report
 
 
 class Command(NamedTuple):
@@ -34,5 +36,6 @@ OWN_COMMANDS = {
     "benchmark": Command(
         "Measure how fast this machine ranks, trains and reads.", ABOUT_BENCHMARK, add_benchmark_arguments, benchmark
     ),
+    "report": Command("Collect tested runs into a table with plots.", ABOUT_REPORT, add_report_arguments, report),
 }
 """By name, in the order in which help lists them."""
