@@ -9,14 +9,16 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mimic_pl.errors import ConfigError
 
 ABOUT = (
-    "Collect tested runs into one table (Markdown and CSV) with plots and significance, or show the worst mentions of a "
-    "run."
+    "Collect tested runs into one table (Markdown and CSV) with plots and significance, or show the worst mentions of "
+    "a run."
 )
 
 
 def add_report_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of ``report``."""
-    parser.add_argument("runs", nargs="*", type=str, help="Folders of tested runs; seeds of one experiment share a row.")
+    parser.add_argument(
+        "runs", nargs="*", type=str, help="Folders of tested runs; seeds of one experiment share a row."
+    )
     parser.add_argument("--output", type=str, default="report", help="Folder that the report is written into.")
     text = "Run with which the others are compared (default: the first of each data set)."
     parser.add_argument("--baseline", type=str | None, default=None, help=text)

@@ -1,4 +1,4 @@
-"""Reports of finished runs: one table, its plots, what differs by more than chance, and a page of the worst mentions."""
+"""Reports of finished runs: one table, plots, what differs by more than chance, and a page of the worst mentions."""
 
 from mimic_pl.report.errors_page import write_errors_page
 from mimic_pl.report.experiments import Experiment, group_runs

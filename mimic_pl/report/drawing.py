@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -49,17 +50,17 @@ def look(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 4) -> None:
-    """One legend for all panels, below them."""
-    entries = {}
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, below them, in as many columns as its longest entry leaves."""
+    entries: dict[str, Artist] = {}
     for own in axes:
         for handle, label in zip(*own.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            entries.setdefault(str(label), handle)
     if entries:
-        columns = min(columns, len(entries))
-        figure.legend(
-            list(entries.values()), list(entries), loc="outside lower center", ncols=columns, frameon=False, fontsize=9
-        )
+        inches = 0.5 + 0.08 * max(map(len, entries))
+        columns = max(1, min(len(entries), int(figure.get_figwidth() / inches)))
+        place = {"ncols": columns, "frameon": False, "fontsize": 9}
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", **place)
 
 
 def save(figure: Figure, path: Path) -> Path:

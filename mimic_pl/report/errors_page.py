@@ -114,7 +114,7 @@ def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
 
 def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
     text = loaded.data.entity_template(shown.entity)
-    heaviest = max((token.weight for token in shown.words), default=1.0)
+    heaviest = max((token.weight for token in shown.words if token.kind != "padding"), default=1.0)
     return {
         "qid": shown.entity.qid,
         "name": shown.entity.name,
@@ -128,8 +128,8 @@ def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
 
 
 def _shaded(token: Token, heaviest: float) -> dict[str, Any]:
-    """A token with the depth of its background: the heaviest is darkest."""
-    depth = 0.85 * token.weight / heaviest if heaviest > 0 else 0.0
+    """A token with the depth of its background: the heaviest is darkest; padding, which is many, tells its share."""
+    depth = 0.85 * token.weight / heaviest if heaviest > 0 and token.kind != "padding" else 0.0
     return {"text": token.text, "kind": token.kind, "percent": 100 * token.weight, "depth": depth}
 
 

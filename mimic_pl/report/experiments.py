@@ -21,8 +21,8 @@ _COUNTED = ("model", "data", "trainer", "early_stopping", "checkpoint")
 _BESIDE_THE_POINT = {
     "trainer": {
         "accelerator", "benchmark", "default_root_dir", "detect_anomaly", "deterministic", "enable_autolog_hparams",
-        "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode", "limit_predict_batches",
-        "log_every_n_steps", "logger", "model_registry", "num_sanity_val_steps", "profiler",
+        "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode",
+        "limit_predict_batches", "log_every_n_steps", "logger", "model_registry", "num_sanity_val_steps", "profiler",
     },
     "data": {"entity_batch_size", "eval_batch_size", "num_workers", "picture_cache", "predict_file", "seed"},
     "model": {"compile_encoder", "folder", "gradient_checkpointing", "kernel", "place", "ranker"},

@@ -70,11 +70,11 @@ def gates_figure(experiment: Experiment) -> Figure | None:
         for title, gates in values.items():
             weights = np.full(len(gates), 100 / len(gates))
             axis.hist(
-                gates, np.linspace(-1, 1, 41), weights=weights, histtype="stepfilled", alpha=0.55, label=title,
+                gates, np.linspace(-1, 1, 41).tolist(), weights=weights, histtype="stepfilled", alpha=0.55, label=title,
                 color=colours[title],
             )  # fmt: skip
             shut.append(f"{100 * (np.abs(gates) < SHUT).mean():.1f} % of {title}")
-        axis.set(xlim=(-1, 1), xlabel="gate", ylabel="share in %")
+        axis.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="gate", ylabel="share in %")
         axis.set_title(f"{name}\nshut (|gate| < {SHUT}): " + ",\n".join(shut), fontsize=9)
     legend_below(figure, axes)
     return figure

@@ -34,9 +34,10 @@ def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
             epochs, values = np.array(run.curve).T
             axis.plot(epochs, 100 * values, style, color=colour, label=label, linewidth=1.4, alpha=0.9)
             label = None  # one entry of the legend for all seeds
-            tested = dict(run.curve).get(run.best_epoch or 0)
+            best = run.best_epoch or 0
+            tested = dict(run.curve).get(best)
             if tested is not None:
-                axis.plot([run.best_epoch], [100 * tested], "o", color=colour, markersize=5)  # type: ignore[list-item]
+                axis.plot([best], [100 * tested], "o", color=colour, markersize=5)
     for name, axis in zip(sets, axes, strict=True):
         axis.set(title=name, xlabel="epochs trained", ylabel="validation MRR in %")
     legend_below(figure, axes)
@@ -57,20 +58,19 @@ def hits_figure(experiments: Sequence[Experiment]) -> Figure:
     thickness = 0.8 / len(scores)
     for name, axis in zip(sets, axes, strict=True):
         own = [experiment for experiment in experiments if experiment.dataset == name]
-        for number, score in enumerate(scores):
-            means = [experiment.mean(score, "hits@1") for experiment in own]
-            places = [row - 0.4 + (number + 0.5) * thickness for row, mean in enumerate(means) if mean is not None]
-            lengths = [100 * mean for mean in means if mean is not None]
-            bars = axis.barh(places, lengths, thickness, label=score, color=look(number)[0])
-            axis.bar_label(bars, fmt="%.1f", fontsize=7, padding=14 if any(len(e.runs) > 1 for e in own) else 2)
-            for row, experiment in enumerate(own):
-                spread, mean = experiment.deviation(score, "hits@1"), means[row]
-                if spread is not None and mean is not None:
-                    place = row - 0.4 + (number + 0.5) * thickness
+        for row, experiment in enumerate(own):
+            for number, score in enumerate(scores):
+                mean, spread = experiment.mean(score, "hits@1"), experiment.deviation(score, "hits@1") or 0.0
+                if mean is None:
+                    continue
+                place = row - 0.4 + (number + 0.5) * thickness
+                axis.barh(place, 100 * mean, thickness, label=score, color=look(number)[0])
+                if spread:
                     axis.errorbar(100 * mean, place, xerr=100 * spread, color="black", capsize=2, linewidth=0.8)
-        axis.set(title=name, xlabel="H@1 in %", ylim=(len(own) - 0.5, -0.5), xlim=(0, None))
+                end = 100 * (mean + spread), place
+                axis.annotate(f"{100 * mean:.1f}", end, (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.set(title=name, xlabel="H@1 in %", ylim=(len(own) - 0.5, -0.5), xlim=(0, 1.12 * axis.get_xlim()[1]))
         axis.set_yticks(range(len(own)), [experiment.name for experiment in own])
-        axis.margins(x=0.12)
         axis.grid(axis="y", visible=False)
     legend_below(figure, axes)
     return figure
@@ -79,7 +79,7 @@ def hits_figure(experiments: Sequence[Experiment]) -> Figure:
 def robustness_figure(experiment: Experiment) -> Figure | None:
     """H@1 against the strength of a disturbance: a panel for each kind, a line for each score, means over the runs.
 
-    Dotted lines are the undisturbed results. None if no run of the experiment has a ``robustness.json``.
+    Dotted lines are the results at strength 0, undisturbed. None if no run of the experiment has a ``robustness.json``.
     """
     runs = [run for run in experiment.runs if run.robustness]
     if not runs:
@@ -90,12 +90,12 @@ def robustness_figure(experiment: Experiment) -> Figure | None:
     figure, axes = panels(len(kinds), sharey=True)
     for (side, kind), axis in zip(kinds, axes, strict=True):
         for number, score in enumerate(scores):
-            own = [r for r in records if (r["side"], r["kind"]) == (side, kind) and "hits@1" in r["metrics"].get(score, {})]
-            strengths, means = _by_strength(own, score)
+            strengths, means = _by_strength([r for r in records if (r["side"], r["kind"]) == (side, kind)], score)
             axis.plot(strengths, means, "o-", label=score, color=look(number)[0], markersize=4)
-            clean = experiment.mean(score, "hits@1")
-            if clean is not None:
-                axis.axhline(100 * clean, color=look(number)[0], linestyle=":", linewidth=1)
+            if means and strengths[0] == 0:
+                axis.axhline(means[0], color=look(number)[0], linestyle=":", linewidth=1)
+        if len(strengths) == 1:
+            axis.set_xticks(strengths)
         axis.set(title=f"{kind} ({side})", xlabel="strength", ylim=(0, None))
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("H@1 in %")
@@ -124,9 +124,11 @@ def calibration_figure(experiments: Sequence[Experiment]) -> Figure | None:
         axis.stairs(found.share, edges, color="#444444", linewidth=1.2, label="share of all mentions")
         axis.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="what the confidence promises")
         kept = predictions.top.shape[1]
-        axis.set_title(f"{experiment.name}\nexpected error {100 * found.error:.1f} points, {kept} candidates", fontsize=9)
+        axis.set_title(
+            f"{experiment.name}\nexpected error {100 * found.error:.1f} points, {kept} candidates", fontsize=9
+        )
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence in the first candidate")
-    legend_below(figure, axes, columns=3)
+    legend_below(figure, axes)
     return figure
 
 
@@ -134,5 +136,6 @@ def _by_strength(records: Sequence[dict[str, Any]], score: str) -> tuple[list[fl
     """Strengths in order, and the mean H@1 in percent at each."""
     values: dict[float, list[float]] = {}
     for record in records:
-        values.setdefault(float(record["strength"]), []).append(100 * record["metrics"][score]["hits@1"])
+        if "hits@1" in record["metrics"].get(score, {}):
+            values.setdefault(float(record["strength"]), []).append(100 * record["metrics"][score]["hits@1"])
     return sorted(values), [float(np.mean(values[strength])) for strength in sorted(values)]

@@ -95,7 +95,7 @@ def unlike_inputs(rows: Sequence[Row]) -> list[str]:
 def cell(text: Any) -> str:
     """A text that does not break a Markdown table, nor is taken for HTML."""
     escaped = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return escaped.replace("*", "\\*").replace("_", "\\_")
+    return escaped.replace("*", "\\*")
 
 
 def percent(mean: float | None, deviation: float | None = None, metric: str = "hits@1") -> str:

@@ -119,7 +119,7 @@ def _cases(
 ) -> list[Case]:
     known, entities = loaded.data.entities.positions, loaded.data.entities
     firsts = [known[record["candidates"][0]["qid"]] for _, record in wrong]
-    patches = over_patches(loaded.model.matcher, mentions.features) or [None] * len(wrong)
+    patches = over_patches(loaded.model.matcher, mentions.features)
     words_of_gold = _words(loaded, mentions, golds)
     words_of_first = _words(loaded, mentions, firsts)
     cases = []
@@ -137,7 +137,7 @@ def _cases(
         ]
         gold = Shown(entities[golds[row]], record["rank"]["overall"], True, scores[row], words_of_gold[row])
         ranks = {name: rank for name, rank in record["rank"].items() if rank}
-        cases.append(Case(mention, ranks, margins[row], gold, shown, patches[row]))
+        cases.append(Case(mention, ranks, margins[row], gold, shown, patches[row] if patches else None))
     return cases
 
 

@@ -17,6 +17,9 @@ from mimic_pl.report.plots import calibration_figure, curves_figure, hits_figure
 from mimic_pl.report.significance import RESAMPLES, Comparison, compare
 from mimic_pl.report.table import as_csv, cell, markdown, percent, rows_of, unlike_inputs
 
+_SETTINGS = 20
+"""Settings in which two experiments differ that are listed at most."""
+
 
 def write_report(
     runs: Sequence[FinishedRun], folder: str | Path, baseline: FinishedRun | None = None, gates: bool = False
@@ -26,7 +29,8 @@ def write_report(
     Args:
         runs: At least one.
         folder: It is made if it does not exist.
-        baseline: The run whose experiment the others are compared with; by default the first of each data set.
+        baseline: The run whose experiment stands first, and with which the others of its data set are compared; by
+            default the first of each data set.
         gates: Also draw histograms of the gates, for which the models are loaded.
 
     Returns:
@@ -36,40 +40,51 @@ def write_report(
         DataError: A run of the baseline's data set was tested on other mentions.
     """
     folder = Path(folder)
-    experiments = group_runs([*runs, *([baseline] if baseline is not None else [])])
+    experiments = group_runs([*([baseline] if baseline is not None else []), *runs])
     significance = _significance(experiments, baseline)  # before anything is written: it may fail
     folder.mkdir(parents=True, exist_ok=True)
-    plots = {
-        title: save(figure, folder / f"{name}.png").name for title, name, figure in _figures(experiments, gates) if figure
-    }
+    plots = [
+        (title, note, save(figure, folder / f"{name}.png"))
+        for title, note, name, figure in _figures(experiments, gates)
+        if figure is not None
+    ]
     rows = rows_of(experiments)
     parts = [
         "# Report",
-        "Test results, percent (MR: mean rank), mean ± standard deviation over seeds. Results with other inputs are not "
-        "comparable, so every row says what it was given.",
+        "Test results, percent (MR: mean rank), mean ± standard deviation over seeds. Results with other inputs are "
+        "not comparable, so every row says what it was given.",
         *(f"**{sentence}**" for sentence in (*unlike_inputs(rows), *_repeated_seeds(experiments))),
         markdown(rows),
         *_settings(experiments),
         *significance,
-        *(f"## {title}\n\n![{cell(title)}]({file})" for title, file in plots.items()),
+        *(f"## {title}\n\n{note}\n\n![{cell(title)}]({file.name})" for title, note, file in plots),
         _runs(experiments),
     ]
     (folder / "report.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
     (folder / "report.csv").write_text(as_csv(rows), encoding="utf-8")
-    return [folder / "report.md", folder / "report.csv", *(folder / file for file in plots.values())]
+    return [folder / "report.md", folder / "report.csv", *(file for _, _, file in plots)]
 
 
-def _figures(experiments: Sequence[Experiment], gates: bool) -> Iterator[tuple[str, str, Figure | None]]:
-    """Title, name of the file, and figure."""
-    yield "Validation MRR by epoch", "mrr_by_epoch", curves_figure(experiments)
-    yield "H@1 by experiment", "hits", hits_figure(experiments)
+def _figures(experiments: Sequence[Experiment], gates: bool) -> Iterator[tuple[str, str, str, Figure | None]]:
+    """Title, how to read it, name of the file, and figure."""
+    note = "A line for each run; a dot marks the epoch whose checkpoint was tested."
+    yield "Validation MRR by epoch", note, "mrr_by_epoch", curves_figure(experiments)
+    yield "H@1 by experiment", "Test split; whiskers are the deviation over seeds.", "hits", hits_figure(experiments)
+    note = "Dotted: undisturbed."
     for experiment in experiments:
-        name = _file_name(experiment.name)
-        yield f"Robustness of {experiment.name}", f"robustness_{name}", robustness_figure(experiment)
-    yield "Calibration of the overall score", "calibration", calibration_figure(experiments)
-    if gates:
-        for experiment in experiments:
-            yield f"Gates of {experiment.name}", f"gates_{_file_name(experiment.name)}", gates_figure(experiment)
+        file = f"robustness_{_file_name(experiment.name)}"
+        yield f"Robustness of {experiment.name}", note, file, robustness_figure(experiment)
+    note = (
+        "The confidence is the first candidate's share in the softmax of the overall scores over the kept candidates, "
+        "not over the whole knowledge base; the expected error is the mean distance of confidence and accuracy over "
+        "ten bins. The first run of each experiment."
+    )
+    yield "Calibration of the overall score", note, "calibration", calibration_figure(experiments)
+    if not gates:
+        return
+    note = "Gates of the first run's test mentions. A gate at 0 shuts, at -1 or 1 it is wide open."
+    for experiment in experiments:
+        yield f"Gates of {experiment.name}", note, f"gates_{_file_name(experiment.name)}", gates_figure(experiment)
 
 
 def _file_name(name: str) -> str:
@@ -88,31 +103,31 @@ def _repeated_seeds(experiments: Sequence[Experiment]) -> Iterator[str]:
 
 def _settings(experiments: Sequence[Experiment]) -> Iterator[str]:
     """For each experiment in which settings it differs from the first one of its data set."""
-    sections = []
+    lines = []
     for first, others in _by_dataset(experiments):
         for other in others:
             pairs = differences(first, other)
-            lines = [f"| {cell(name)} | {cell(before)} | {cell(after)} |" for name, before, after in pairs]
-            lines = [f"| setting | {cell(first.name)} | {cell(other.name)} |", "|---|---|---|", *lines]
-            sections.append("\n".join(lines) if pairs else f"{cell(other.name)}: no setting differs.")
-    if sections:
-        yield "## What differs\n\n" + "\n\n".join(sections)
+            lines += [
+                f"| {cell(other.name)} | {cell(name)} | {cell(after)} | {cell(before)} in {cell(first.name)} |"
+                for name, before, after in pairs[:_SETTINGS]
+            ]
+            if len(pairs) > _SETTINGS:
+                lines.append(f"| {cell(other.name)} | and {len(pairs) - _SETTINGS} more | | |")
+    if lines:
+        head = ["| experiment | setting | its value | instead of |", "|---|---|---|---|"]
+        yield "## What differs\n\n" + "\n".join((*head, *lines))
 
 
 def _significance(experiments: Sequence[Experiment], baseline: FinishedRun | None) -> list[str]:
     """The section of comparisons; none without two experiments on one data set."""
     lines = []
     for first, others in _by_dataset(experiments):
-        if baseline is not None:
-            own = [e for e in (first, *others) if any(run.folder == baseline.folder for run in e.runs)]
-            if not own:
-                continue  # another data set's
-            first, others = own[0], [e for e in (first, *others) if e is not own[0]]
+        chosen = baseline is not None and any(run.folder == baseline.folder for run in first.runs)
         for other in others:
             try:
                 found = compare(*([run.predictions for run in e.runs] for e in (other, first)))
             except DataError as error:
-                if baseline is not None:
+                if chosen:
                     raise DataError(f"{other.name} can not be compared with {first.name}. {error}") from error
                 lines.append(f"| {cell(other.name)} | {cell(first.name)} | not compared: {cell(error)} | | | |")
                 continue
@@ -121,8 +136,8 @@ def _significance(experiments: Sequence[Experiment], baseline: FinishedRun | Non
     if not lines:
         return []
     text = (
-        "## Significance\n\nDifferences in points with their 95 % interval and two-sided p-value: paired bootstrap over "
-        f"the test mentions ({RESAMPLES:,} draws; Koehn 2004, Berg-Kirkpatrick et al. 2012). Of several seeds a "
+        "## Significance\n\nDifferences in points with their 95 % interval and two-sided p-value: paired bootstrap "
+        f"over the test mentions ({RESAMPLES:,} draws; Koehn 2004, Berg-Kirkpatrick et al. 2012). Of several seeds a "
         "mention's figure is the mean: the interval speaks of other mentions, not of other seeds. p is not corrected "
         "for the number of comparisons."
     )

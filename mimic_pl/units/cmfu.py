@@ -46,7 +46,7 @@ class CMFU(Unit):
         return (mentions["fused"] * entities["fused"]).sum(dim=-1)
 
     def gates(self, features: Features) -> Tensor:
-        """The gate of each mention, or entity, from normed features, ``[batch]``, between -1 and 1; 0 shuts text out."""
+        """The gate of each mention, or entity, from normed features, ``[batch]``, in [-1, 1]; 0 shuts text out."""
         return torch.tanh(self.gate(self.text(features.text_global))).squeeze(-1)
 
     def attention(self, features: Features) -> Tensor:

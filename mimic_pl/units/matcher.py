@@ -124,9 +124,7 @@ class Matcher(nn.Module):
             names: Units to score by; all of them by default.
         """
         wanted = set(self.units if names is None else names)
-        return {
-            name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted
-        }
+        return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
 
     def named_units(self) -> list[tuple[str, Unit]]:
         """The units with their names."""
