@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from mimic_pl.report.calibration import calibration
 from mimic_pl.report.drawing import legend_below, look, panels
@@ -94,8 +95,7 @@ def robustness_figure(experiment: Experiment) -> Figure | None:
             axis.plot(strengths, means, "o-", label=score, color=look(number)[0], markersize=4)
             if means and strengths[0] == 0:
                 axis.axhline(means[0], color=look(number)[0], linestyle=":", linewidth=1)
-        if len(strengths) == 1:
-            axis.set_xticks(strengths)
+        axis.xaxis.set_major_locator(MaxNLocator(5) if len(strengths) > 1 else FixedLocator(strengths))
         axis.set(title=f"{kind} ({side})", xlabel="strength", ylim=(0, None))
     for axis in axes[:: min(3, len(axes))]:
         axis.set_ylabel("H@1 in %")

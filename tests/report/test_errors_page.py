@@ -24,10 +24,9 @@ from mimic_pl.report.thumbnails import heat_map
 from mimic_pl.report.worst import worst_cases
 from tests.report.conftest import HARM, MORE_HARM
 
-
 PLAIN = {
-    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code", "div", "table", "tr", "th", "td", "section",
-    "mark", "figure", "img", "b", "small", "figcaption", "span", "br",
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code", "div", "table", "tr", "th", "td",
+    "section", "mark", "figure", "img", "b", "small", "figcaption", "span", "br",
 }  # fmt: skip
 
 
