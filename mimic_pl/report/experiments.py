@@ -41,7 +41,8 @@ class Experiment:
 
     Two runs are one experiment if their configurations agree but for the seed (``seed_everything``, the data's
     ``seed``), for places (of a path only the last part counts), and for settings of logging and speed, and if they were
-    tested on as many mentions and entities. Whatever is not known to be beside the point tells experiments apart.
+    tested on as many mentions and entities. A baseline that is not trained has no settings but its name (``baseline``
+    in ``metrics.json``). Whatever is not known to be beside the point tells experiments apart.
 
     Attributes:
         name: The folder that the runs lie in (``no_gate`` of ``runs/no_gate/version_0``), or the one above it where
@@ -118,10 +119,10 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
     """Sort runs into experiments, in the order in which they come; a run that is given twice counts once."""
     groups: dict[str, list[FinishedRun]] = {}
     for run in {run.folder: run for run in runs}.values():
-        sizes = run.summary["mentions"], run.summary["entities"]
-        key = json.dumps([settings_of(run.config), *sizes], sort_keys=True, default=str)
+        tested = [run.summary.get(name) for name in ("mentions", "entities", "baseline")]
+        key = json.dumps([settings_of(run.config), *tested], sort_keys=True, default=str)
         groups.setdefault(key, []).append(run)
-    names = [_name(members[0].folder) for members in groups.values()]
+    names = [members[0].summary.get("baseline") or _name(members[0].folder) for members in groups.values()]
     return [
         Experiment(
             name if names.count(name) == 1 else f"{name}/{members[0].folder.name}",

@@ -59,6 +59,15 @@ def test_what_decides_the_result_tells_them_apart_and_is_named(tmp_path, change)
     assert after == str(change[name]).rpartition("/")[2]
 
 
+def test_baselines_of_one_configuration_are_told_apart_by_their_names(tmp_path):
+    folders = [write_run(tmp_path / "baselines" / name, [1, 2]) for name in ("one", "two")]
+    for folder in folders:
+        summary = json.loads((folder / "metrics.json").read_text())
+        summary |= {"baseline": f"baseline {folder.name}", "checkpoint": None}
+        (folder / "metrics.json").write_text(json.dumps(summary))
+    assert [experiment.name for experiment in experiments_of(*folders)] == ["baseline one", "baseline two"]
+
+
 def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
     data = {"class_path": "mimic_pl.WikiMEL", "init_args": {"root": "/data/WikiMEL", "entity_template": "{name} | {x}"}}
     ranks = [[1, 2, 1, 12], [1, 1, 1, None], [3, 2, 1, 1]]
