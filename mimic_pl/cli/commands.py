@@ -11,6 +11,8 @@ from mimic_pl.cli.benchmark import ABOUT as ABOUT_BENCHMARK
 from mimic_pl.cli.benchmark import add_benchmark_arguments, benchmark
 from mimic_pl.cli.doctor import ABOUT as ABOUT_DOCTOR
 from mimic_pl.cli.doctor import add_doctor_arguments, doctor
+from mimic_pl.cli.report import ABOUT as ABOUT_REPORT
+from mimic_pl.cli.report import add_report_arguments, report
 from mimic_pl.cli.robustness import ABOUT as ABOUT_ROBUSTNESS
 from mimic_pl.cli.robustness import add_robustness_arguments, robustness
 
@@ -39,5 +41,6 @@ OWN_COMMANDS = {
     "robustness": Command(
         "Evaluate a run on mentions made worse, grade by grade.", ABOUT_ROBUSTNESS, add_robustness_arguments, robustness
     ),
+    "report": Command("Collect tested runs into a table with plots.", ABOUT_REPORT, add_report_arguments, report),
 }
 """By name, in the order in which help lists them."""

@@ -121,15 +121,36 @@ def global_to_local_pairs(
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, num_pairs, block):
             pairs = slice(start, start + block)
-            keys = key[pairs].to(query.dtype).mT
-            logits = torch.baddbmm(query.new_empty(()), query[pairs], keys, beta=0, alpha=_logit_scale(query))
-            attention = _softmax(logits.to(exact), None if key_mask is None else key_mask[pairs, None])
-            mean = _mean(attention[:, :, None], None if query_mask is None else _mean_weight(query_mask[pairs], exact))
-            local = _centre(torch.bmm(mean, value[pairs].to(exact)).squeeze(1))
+            masks = (None if mask is None else mask[pairs] for mask in (query_mask, key_mask))
+            mean = mean_attention_pairs(query[pairs], key[pairs], *masks)
+            local = _centre(torch.bmm(mean[:, None], value[pairs].to(exact)).squeeze(1))
             asked = context[pairs].to(exact)
             inverse = _inverse_deviation(local, eps)
             scores[pairs] = (local * asked * norm_weight).sum(-1) * inverse + asked @ norm_bias.to(exact)
     return scores
+
+
+@torch.no_grad()
+def mean_attention_pairs(
+    query: Tensor, key: Tensor, query_mask: Tensor | None = None, key_mask: Tensor | None = None
+) -> Tensor:
+    """A of selected pairs, averaged over the entity's tokens: how much each token of the mention counts.
+
+    Args:
+        query: Q of each pair's entity, ``[pairs, entity tokens, d]``.
+        key: K of each pair's mention, ``[pairs, mention tokens, d]``.
+        query_mask: Real tokens of each pair's entity, ``[pairs, entity tokens]``; all are if None.
+        key_mask: Real tokens of each pair's mention, ``[pairs, mention tokens]``.
+
+    Returns:
+        ``[pairs, mention tokens]``, rows that sum to 1, float32 or float64.
+    """
+    exact = _exact(query)
+    with torch.autocast(query.device.type, enabled=False):
+        keys = key.to(query.dtype).mT
+        logits = torch.baddbmm(query.new_empty(()), query, keys, beta=0, alpha=_logit_scale(query))
+        attention = _softmax(logits.to(exact), None if key_mask is None else key_mask[:, None])
+        return _mean(attention[:, :, None], None if query_mask is None else _mean_weight(query_mask, exact)).squeeze(1)
 
 
 class _NormedProduct(torch.autograd.Function):

@@ -45,9 +45,20 @@ class CMFU(Unit):
         """S_C of aligned pairs, ``[pairs]``."""
         return (mentions["fused"] * entities["fused"]).sum(dim=-1)
 
+    def gates(self, features: Features) -> Tensor:
+        """The gate of each mention, or entity, from normed features, ``[batch]``, in [-1, 1]; 0 shuts text out."""
+        return torch.tanh(self.gate(self.text(features.text_global))).squeeze(-1)
+
+    def attention(self, features: Features) -> Tensor:
+        """a, how a side's text attends to the tokens of its own picture, from normed features: ``[batch, tokens]``."""
+        return self._attend(self.text(features.text_global), self.image(features.image_local))
+
+    @staticmethod
+    def _attend(text: Tensor, image: Tensor) -> Tensor:
+        return torch.einsum("bd,btd->bt", text, image).softmax(dim=-1)
+
     def _fuse(self, features: Features) -> Tensor:
         text = self.text(features.text_global)
         image = self.image(features.image_local)
-        attention = torch.einsum("bd,btd->bt", text, image).softmax(dim=-1)
-        visual = torch.einsum("bt,btd->bd", attention, image)
+        visual = torch.einsum("bt,btd->bd", self._attend(text, image), image)
         return self.norm(torch.tanh(self.gate(text)) * text + visual)

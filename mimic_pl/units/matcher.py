@@ -63,21 +63,21 @@ class Matcher(nn.Module):
     @property
     def cheap_score_names(self) -> tuple[str, ...]:
         """``overall`` and the names of the units that are not dear."""
-        return (OVERALL, *(name for name, unit in self._named_units() if not unit.dear))
+        return (OVERALL, *(name for name, unit in self.named_units() if not unit.dear))
 
     def mention(self, features: Features) -> States:
         """Each unit's state of the mentions."""
-        normed = self._norm(features)
-        return {name: unit.mention(normed) for name, unit in self._named_units()}
+        normed = self.norm(features)
+        return {name: unit.mention(normed) for name, unit in self.named_units()}
 
     def entity(self, features: Features) -> States:
         """Each unit's state of the entities: what the index keeps of them."""
-        normed = self._norm(features)
-        return {name: unit.entity(normed) for name, unit in self._named_units()}
+        normed = self.norm(features)
+        return {name: unit.entity(normed) for name, unit in self.named_units()}
 
     def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
         """Named scores ``overall`` and of each unit, each ``[mentions, entities]``."""
-        scores = {name: unit.score(mentions[name], entities[name]) for name, unit in self._named_units()}
+        scores = {name: unit.score(mentions[name], entities[name]) for name, unit in self.named_units()}
         return {OVERALL: self.combine(scores), **scores}
 
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
@@ -99,11 +99,11 @@ class Matcher(nn.Module):
     @property
     def reads_padding(self) -> bool:
         """Whether any unit's score depends on the tokens behind a text's end."""
-        return any(unit.reads_padding for _, unit in self._named_units())
+        return any(unit.reads_padding for _, unit in self.named_units())
 
     def prepare(self, mentions: States) -> States:
         """Add to the mentions' states what :meth:`bounds` needs of them."""
-        return {name: unit.prepare(mentions[name]) for name, unit in self._named_units()}
+        return {name: unit.prepare(mentions[name]) for name, unit in self.named_units()}
 
     def bounds(self, mentions: States, entities: States) -> dict[str, Bounds]:
         """Bounds of the scores ``overall`` and of each unit, each ``[mentions, entities]``.
@@ -112,7 +112,7 @@ class Matcher(nn.Module):
             mentions: States of mentions, prepared.
             entities: States of entities.
         """
-        bounds = {name: unit.bounds(mentions[name], entities[name]) for name, unit in self._named_units()}
+        bounds = {name: unit.bounds(mentions[name], entities[name]) for name, unit in self.named_units()}
         lower = self.combine({name: bound.lower for name, bound in bounds.items()})
         exact = all(bound.exact for bound in bounds.values())
         upper = lower if exact else self.combine({name: bound.upper for name, bound in bounds.items()})
@@ -127,14 +127,14 @@ class Matcher(nn.Module):
             names: Units to score by; all of them by default.
         """
         wanted = set(self.units if names is None else names)
-        return {
-            name: unit.pairs(mentions[name], entities[name]) for name, unit in self._named_units() if name in wanted
-        }
+        return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
 
-    def _named_units(self) -> list[tuple[str, Unit]]:
+    def named_units(self) -> list[tuple[str, Unit]]:
+        """The units with their names."""
         return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]
 
-    def _norm(self, features: Features) -> Features:
+    def norm(self, features: Features) -> Features:
+        """The features as the units get them, after the shared norms."""
         return features._replace(
             text_global=self.text_global_norm(features.text_global),
             text_local=self.text_local_norm(features.text_local),

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.attention import global_to_local, global_to_local_pairs
+from mimic_pl.units.attention import global_to_local, global_to_local_pairs, mean_attention_pairs
 from mimic_pl.units.base import Bounds, State, Unit
 from mimic_pl.units.cone import Cone
 from mimic_pl.units.kernel_choice import Kernel
@@ -92,6 +92,14 @@ class TGLU(Unit):
         """S_T of aligned pairs, ``[pairs]``."""
         global_to_global = (mentions["global"] * entities["global"]).sum(dim=-1)
         return (global_to_global + global_to_local_pairs(**self._local(mentions, entities))) / 2
+
+    def attention(self, mentions: State, entities: State) -> Tensor:
+        """How much each token of the mention counts, in aligned pairs, ``[pairs, mention tokens]``; rows sum to 1.
+
+        The attention A, averaged over the entity's tokens.
+        """
+        local = self._local(mentions, entities)
+        return mean_attention_pairs(*(local[name] for name in ("query", "key", "query_mask", "key_mask")))
 
     def _local(self, mentions: State, entities: State) -> dict[str, Any]:
         """Arguments of the functions that compute g2l."""

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
-from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs
+from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs, gate_pairs
 from mimic_pl.units.kernel_choice import Kernel
 
 
@@ -44,6 +44,13 @@ class VDLU(Unit):
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_V of aligned pairs, ``[pairs]``."""
         return (self.entity_to_mention.pairs(entities, mentions) + self.mention_to_entity.pairs(mentions, entities)) / 2
+
+    def gates(self, mentions: State, entities: State) -> dict[str, Tensor]:
+        """The gates of aligned pairs by direction, each ``[pairs]``, between -1 and 1; near 0 a gate is shut."""
+        return {
+            "entity to mention": self.entity_to_mention.gates(entities, mentions),
+            "mention to entity": self.mention_to_entity.gates(mentions, entities),
+        }
 
     @staticmethod
     def _state(features: Features, asks: DualGate, answers: DualGate) -> State:
@@ -91,6 +98,10 @@ class DualGate(nn.Module):
         """f for aligned pairs, ``[pairs]``."""
         eps = self.norm_sum.eps, self.norm.eps
         return dual_gate_pairs(self._asking(queries), self._answering(keys), *self._scalars(), *eps)
+
+    def gates(self, queries: State, keys: State) -> Tensor:
+        """The gate of aligned pairs, ``[pairs]``."""
+        return gate_pairs(self._asking(queries), self._answering(keys), self._scalars()[0], self.norm_sum.eps)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         """w . b + b_g and |b~|^2."""

@@ -175,7 +175,7 @@ def test_blocks_batches_pruning_and_order_change_no_rank_of_a_real_matcher(seed,
 def reference_scores(matcher, mentions, entities):
     """Scores in float64 from the float32 states, rounded to float32: literal formulas, one pair at a time."""
     with torch.no_grad():
-        normed = [matcher._norm(side) for side in (mentions, entities)]
+        normed = [matcher.norm(side) for side in (mentions, entities)]
         literal = {"text": reference.tglu, "vision": reference.vdlu, "cross_modal": reference.cmfu}
         matcher = matcher.double()
         doubled = [type(side)(*(f.double() if f.is_floating_point() else f for f in side)) for side in normed]

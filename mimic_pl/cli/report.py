@@ -1,0 +1,58 @@
+"""``mimic-pl report``: runs side by side in one table with plots, and a page of the worst mentions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mimic_pl.errors import ConfigError
+
+ABOUT = (
+    "Collect tested runs into one table (Markdown and CSV) with plots and significance, or show the worst mentions of "
+    "a run."
+)
+
+
+def add_report_arguments(parser: LightningArgumentParser) -> None:
+    """Add the options of ``report``."""
+    parser.add_argument(
+        "runs", nargs="*", type=str, help="Folders of tested runs; seeds of one experiment share a row."
+    )
+    parser.add_argument("--output", type=str, default="report", help="Folder that the report is written into.")
+    text = "Run with which the others are compared (default: the first of each data set)."
+    parser.add_argument("--baseline", type=str | None, default=None, help=text)
+    parser.add_argument("--gates", action="store_true", help="Draw histograms of the gates too: loads the models.")
+    text = "Run whose worst mentions are shown in errors.html, with pictures and attention: loads its model."
+    parser.add_argument("--errors", type=str | None, default=None, help=text)
+    parser.add_argument("--worst", type=int, default=50, help="How many of them.")
+
+
+def report(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: The command line behind ``report``.
+
+    Returns:
+        The exit status.
+    """
+    # Imported here: it is no part of any other command.
+    from mimic_pl.report import open_finished, write_errors_page, write_report
+
+    parser = LightningArgumentParser(prog="mimic-pl report", description=ABOUT, exit_on_error=False)
+    add_report_arguments(parser)
+    given = parser.parse_args(args)
+    if not given.runs and given.errors is None:
+        raise ConfigError(
+            "report needs runs that were tested, for example: mimic-pl report runs/*/version_*; or one whose worst "
+            "mentions it shows: mimic-pl report --errors lightning_logs/version_0"
+        )
+    runs = [open_finished(folder) for folder in given.runs]
+    baseline = None if given.baseline is None else open_finished(given.baseline)
+    shown = None if given.errors is None else open_finished(given.errors)
+    written = write_report(runs, given.output, baseline, given.gates) if runs else []
+    if shown is not None:
+        written.append(write_errors_page(shown, Path(given.output) / "errors.html", given.worst))
+    print("Written: " + ", ".join(map(str, written)))
+    return 0

@@ -1,0 +1,103 @@
+"""Where the units look: TGLU at the mention's words, CMFU at the patches of its picture."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from mimic_pl.features import Features
+from mimic_pl.units import CMFU, TGLU, Matcher
+
+
+class Token(NamedTuple):
+    """A token of a mention's text, or all of its padding.
+
+    Attributes:
+        text: What is shown.
+        weight: Its share of the attention.
+        kind: ``word``, ``special`` (begin, end) or ``padding``.
+    """
+
+    text: str
+    weight: float
+    kind: Literal["word", "special", "padding"] = "word"
+
+
+class Patches(NamedTuple):
+    """Attention over a picture.
+
+    Attributes:
+        grid: Share of each patch, ``[rows, rows]``, row by row from the top left.
+        rest: Share of the tokens that are no patches (CLS).
+    """
+
+    grid: Tensor
+    rest: float
+
+
+@torch.no_grad()
+def over_words(matcher: Matcher, mentions: Features, entities: Features) -> Tensor | None:
+    """How the entities' texts attend to the mentions' tokens in aligned pairs, averaged over the entities' tokens.
+
+    Args:
+        matcher: Its first TGLU is asked.
+        mentions: Normed features of mentions.
+        entities: Normed features of as many entities.
+
+    Returns:
+        ``[pairs, mention tokens]``, rows that sum to 1; None if the model has no TGLU.
+    """
+    unit = next((unit for _, unit in matcher.named_units() if isinstance(unit, TGLU)), None)
+    return None if unit is None else unit.attention(unit.mention(mentions), unit.entity(entities)).float().cpu()
+
+
+@torch.no_grad()
+def over_patches(matcher: Matcher, mentions: Features) -> list[Patches] | None:
+    """How the mentions' texts attend to their pictures; None if the model has no CMFU.
+
+    Args:
+        matcher: Its first CMFU is asked.
+        mentions: Normed features of mentions.
+    """
+    unit = next((unit for _, unit in matcher.named_units() if isinstance(unit, CMFU)), None)
+    return None if unit is None else [split_patches(row) for row in unit.attention(mentions).float().cpu()]
+
+
+def split_patches(weights: Tensor) -> Patches:
+    """Tell patches from other tokens: the last r x r tokens are the patches of a square, those before them are not.
+
+    Args:
+        weights: Of a picture's tokens, ``[image_tokens]``.
+
+    Example:
+        >>> split_patches(torch.full((50,), 0.02)).grid.shape
+        torch.Size([7, 7])
+    """
+    rows = math.isqrt(len(weights))
+    others = len(weights) - rows * rows
+    return Patches(weights[others:].view(rows, rows), float(weights[:others].sum()))
+
+
+def tokens_of(tokenizer: Any, ids: Sequence[int], mask: Sequence[int], weights: Sequence[float]) -> list[Token]:
+    """The tokens of a text with their weights; padding, which the published model attends to as well, as one.
+
+    Args:
+        tokenizer: A tokenizer of transformers.
+        ids: Of the text's tokens, ``[text_tokens]``.
+        mask: 1 for a token, 0 for padding.
+        weights: Their shares of the attention.
+    """
+    special = set(tokenizer.all_special_ids)
+    found = []
+    for id_, real, weight in zip(ids, mask, weights, strict=True):
+        if real:
+            text = tokenizer.decode([id_]).strip() or tokenizer.convert_ids_to_tokens(id_)
+            found.append(Token(text, weight, "special" if id_ in special else "word"))
+    padding = [weight for real, weight in zip(mask, weights, strict=True) if not real]
+    if padding:
+        found.append(Token(f"padding × {len(padding)}", sum(padding), "padding"))
+    return found

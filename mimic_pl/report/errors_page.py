@@ -1,0 +1,137 @@
+"""One HTML page of a run's worst mentions, which needs nothing beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image
+
+from mimic_pl.data.records import Mention
+from mimic_pl.report.attention import Token
+from mimic_pl.report.finished import FinishedRun
+from mimic_pl.report.loaded import LoadedRun
+from mimic_pl.report.thumbnails import data_uri, heat_map
+from mimic_pl.report.worst import Case, Shown, worst_cases
+
+_TEXT = 220
+"""Characters of an entity's text that are shown."""
+
+
+def write_errors_page(run: FinishedRun, path: str | Path, worst: int = 50) -> Path:
+    """Write the page: each mention with picture, gold, candidates, scores, and what the units look at.
+
+    Pictures are small and inside the page, and all texts are escaped: nothing in a data set can run.
+
+    Args:
+        run: A tested run with its checkpoint and its data.
+        path: The page.
+        worst: Mentions on it, at most.
+
+    Raises:
+        ConfigError: The run has no checkpoint, or its data is not there.
+        DataError: The data is not what was tested.
+    """
+    loaded = LoadedRun(run)
+    page = render(loaded, worst_cases(loaded, worst))
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def render(loaded: LoadedRun, cases: Sequence[Case]) -> str:
+    """The page of these cases."""
+    environment = Environment(
+        loader=PackageLoader("mimic_pl.report", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    run = loaded.run
+    shown = [_case(loaded, case) for case in cases]
+    return environment.get_template("errors.html.jinja").render(
+        run=str(run.folder),
+        data=run.summary.get("data", ""),
+        mentions=run.summary["mentions"],
+        entities=run.summary["entities"],
+        without_gold=run.summary.get("mentions_without_gold_in_kb", 0),
+        mention_template=loaded.data.mention_template.template,
+        entity_template=loaded.data.entity_template.template,
+        hits={score: metrics["hits@1"] for score, metrics in run.metrics.items() if "hits@1" in metrics},
+        wrong=int((run.predictions.ranks["overall"] > 1).sum()),
+        right_alone=_right_alone(run),
+        cases=shown,
+        names=list(shown[0]["gold"]["scores"]) if shown else [],
+        has_words=any(case["gold"]["words"] for case in shown),
+        has_heat=any(case["heat"] for case in shown),
+    )
+
+
+def marked(mention: Mention) -> tuple[str, str, str]:
+    """The sentence before, at and after the mentioned words; without them in it, all of it is before."""
+    start = mention.sentence.lower().find(mention.mention.lower()) if mention.mention else -1
+    # Lower case may have another length: then nothing is marked rather than the wrong letters.
+    if start < 0 or len(mention.sentence.lower()) != len(mention.sentence):
+        return mention.sentence, "", ""
+    stop = start + len(mention.mention)
+    return mention.sentence[:start], mention.sentence[start:stop], mention.sentence[stop:]
+
+
+def _right_alone(run: FinishedRun) -> dict[str, float]:
+    """For each unit the share of the wrong mentions that it alone gets right."""
+    ranks = run.predictions.ranks
+    wrong = ranks["overall"] > 1
+    if not wrong.any():
+        return {}
+    return {name: float((own[wrong] == 1).mean()) for name, own in ranks.items() if name != "overall"}
+
+
+def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
+    picture = loaded.data.mention_picture(case.mention)
+    before, word, after = marked(case.mention)
+    heat = None
+    if picture is not None and case.patches is not None:
+        heat = data_uri(heat_map(picture, case.patches.grid))
+    return {
+        "id": case.mention.id,
+        "mention": case.mention.mention,
+        "before": before,
+        "word": word,
+        "after": after,
+        "picture": _uri(picture),
+        "heat": heat,
+        "rest": case.patches.rest if case.patches is not None else 0.0,
+        "rank": case.rank,
+        "margin": case.margin,
+        "gold": _entity(loaded, case.gold),
+        "candidates": [_entity(loaded, candidate) for candidate in case.candidates],
+    }
+
+
+def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
+    text = loaded.data.entity_template(shown.entity)
+    heaviest = max((token.weight for token in shown.words if token.kind != "padding"), default=1.0)
+    return {
+        "qid": shown.entity.qid,
+        "name": shown.entity.name,
+        "text": text if len(text) <= _TEXT else f"{text[:_TEXT]}...",
+        "picture": _uri(loaded.data.entity_picture(shown.entity)),
+        "place": shown.place,
+        "gold": shown.gold,
+        "scores": shown.scores,
+        "words": [_shaded(token, heaviest) for token in shown.words],
+    }
+
+
+def _shaded(token: Token, heaviest: float) -> dict[str, Any]:
+    """A token with the depth of its background: the heaviest is darkest; padding, which is many, tells its share."""
+    depth = 0.85 * token.weight / heaviest if heaviest > 0 and token.kind != "padding" else 0.0
+    return {"text": token.text, "kind": token.kind, "percent": 100 * token.weight, "depth": depth}
+
+
+def _uri(picture: Image.Image | None) -> str | None:
+    return None if picture is None else data_uri(picture)

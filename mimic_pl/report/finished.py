@@ -1,0 +1,218 @@
+"""A run that was trained and tested, as its folder tells it: no model is loaded for it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from mimic_pl.errors import ConfigError, DataError
+
+Record = dict[str, Any]
+"""A line of ``predictions.jsonl``."""
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """What a run answered to the test mentions, in their order.
+
+    Attributes:
+        ids: The mentions' ids.
+        golds: The mentions' golds by ``qid``.
+        ranks: For each score the rank of the best-ranked gold, int64 ``[mentions]``; 0 where no gold is in the
+            knowledge base.
+        top: Overall scores of the candidates that were kept, best first, float64 ``[mentions, kept]``; -inf where a
+            mention has fewer.
+    """
+
+    ids: list[str]
+    golds: list[tuple[str, ...]]
+    ranks: dict[str, NDArray[np.int64]]
+    top: NDArray[np.float64]
+
+    @property
+    def hits(self) -> NDArray[np.float64]:
+        """H@1 of each mention by the overall score, 0 or 1, ``[mentions]``."""
+        return (self.ranks["overall"] == 1).astype(np.float64)
+
+    @property
+    def reciprocal_ranks(self) -> NDArray[np.float64]:
+        """1 / rank of each mention by the overall score, ``[mentions]``; 0 where no gold is in the knowledge base."""
+        ranks = self.ranks["overall"]
+        return np.divide(1.0, ranks, out=np.zeros(len(ranks)), where=ranks > 0)
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """A run's folder after ``fit`` and ``test``.
+
+    Attributes:
+        folder: The folder, absolute.
+        config: Its ``config.yaml``.
+        summary: Its ``metrics.json``.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    summary: dict[str, Any]
+
+    @property
+    def metrics(self) -> dict[str, dict[str, float]]:
+        """Test metrics by score, shares between 0 and 1 and the mean rank."""
+        found: dict[str, dict[str, float]] = self.summary["metrics"]
+        return found
+
+    @property
+    def seed(self) -> str:
+        """What ``seed_everything`` was."""
+        return str(self.config.get("seed_everything"))
+
+    @property
+    def best_epoch(self) -> int | None:
+        """After how many epochs the tested checkpoint was written, if its name tells."""
+        found = re.search(r"epoch=(\d+)", Path(self.summary.get("checkpoint") or "").name)
+        return int(found.group(1)) + 1 if found else None
+
+    @property
+    def trained_epochs(self) -> int | None:
+        """How many epochs it was trained, up to the last validation; without one what was configured."""
+        if self.curve:
+            return self.curve[-1][0]
+        configured = (self.config.get("trainer") or {}).get("max_epochs")
+        return int(configured) if self.summary.get("checkpoint") and configured is not None else None
+
+    @cached_property
+    def curve(self) -> list[tuple[int, float]]:
+        """Validation MRR by the number of epochs trained, from TensorBoard's events; empty without them."""
+        return read_curve(self.folder, "val/mrr")
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """What it answered to the test mentions.
+
+        Raises:
+            ConfigError: There is no ``predictions.jsonl``.
+            DataError: A line of it can not be read.
+        """
+        return read_predictions(self.folder)
+
+    @cached_property
+    def robustness(self) -> list[dict[str, Any]]:
+        """The records of its ``robustness.json``; empty without one.
+
+        Raises:
+            DataError: The file is damaged.
+        """
+        path = self.folder / "robustness.json"
+        if not path.is_file():
+            return []
+        try:
+            records = json.loads(path.read_text(encoding="utf-8"))
+            for record in records:
+                float(record["strength"]), record["kind"], record["side"], record["metrics"]["overall"]["hits@1"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise DataError(
+                f"{path} is not a list of records with kind, side, strength and metrics by score ({error!r}). Measure "
+                "the run's robustness again, or remove the file."
+            ) from error
+        found: list[dict[str, Any]] = records
+        return found
+
+
+def open_finished(folder: str | Path) -> FinishedRun:
+    """Take a folder as a run that was tested.
+
+    Checkpoints need not lie there any more.
+
+    Raises:
+        ConfigError: It is no run, or was never tested.
+        DataError: A file of it is damaged.
+    """
+    path = Path(folder).expanduser().resolve()
+    if not (path / "config.yaml").is_file():
+        below = sorted(config.parent for config in path.glob("*/config.yaml")) if path.is_dir() else []
+        hint = f" Did you mean {', '.join(map(str, below[:3]))}?" if below else ""
+        raise ConfigError(
+            f"{path} is no run: it has no config.yaml. Give folders such as lightning_logs/version_0 that "
+            f"'mimic-pl fit' leaves behind.{hint}"
+        )
+    if not (path / "metrics.json").is_file():
+        raise ConfigError(f"The run {path} was never tested: mimic-pl test --run {path}")
+    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
+    if not isinstance(config, dict) or "data" not in config:
+        raise DataError(f"{path / 'config.yaml'} is no configuration of a run: it has no 'data'.")
+    try:
+        summary = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
+        summary["metrics"]["overall"]["hits@1"], summary["mentions"], summary["entities"]
+    except (ValueError, TypeError, KeyError) as error:
+        raise DataError(
+            f"{path / 'metrics.json'} can not be read ({error!r}). Test the run again: mimic-pl test --run {path}"
+        ) from error
+    return FinishedRun(path, config, summary)
+
+
+def read_records(folder: Path) -> Iterator[Record]:
+    """Lines of a run's ``predictions.jsonl``.
+
+    Raises:
+        ConfigError: There is none.
+        DataError: A line is damaged.
+    """
+    path = folder / "predictions.jsonl"
+    if not path.is_file():
+        raise ConfigError(f"The run {folder} has no predictions.jsonl. Test it again: mimic-pl test --run {folder}")
+    with path.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                record = json.loads(line)
+                record["id"], record["rank"]["overall"], record["golds"], record["candidates"]
+            except (ValueError, TypeError, KeyError) as error:
+                raise DataError(
+                    f"{path}, line {number}: not a prediction ({error!r}). Test the run again: "
+                    f"mimic-pl test --run {folder}"
+                ) from error
+            yield record
+
+
+def read_predictions(folder: Path) -> Predictions:
+    """Read a run's ``predictions.jsonl``; see :func:`read_records`."""
+    ids, golds, tops = [], [], []
+    ranks: dict[str, list[int]] = {}
+    for record in read_records(folder):
+        ids.append(str(record["id"]))
+        golds.append(tuple(gold["qid"] for gold in record["golds"]))
+        tops.append([candidate["scores"]["overall"] for candidate in record["candidates"]])
+        for name, rank in record["rank"].items():
+            ranks.setdefault(name, []).append(rank or 0)
+    if not ids:
+        raise DataError(f"{folder / 'predictions.jsonl'} is empty. Test the run again: mimic-pl test --run {folder}")
+    top = np.full((len(ids), max(map(len, tops))), -np.inf)
+    for row, scores in enumerate(tops):
+        top[row, : len(scores)] = scores
+    return Predictions(ids, golds, {name: np.array(column) for name, column in ranks.items()}, top)
+
+
+def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """A scalar of a run's TensorBoard events by the number of epochs trained, in order."""
+    # Imported here: it brings much along that no other reading needs.
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    if not any(folder.glob("events.out.tfevents.*")):
+        return []
+    # All values of scalars, and none of the pictures.
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
+    events.Reload()
+    if tag not in events.Tags()["scalars"] or "epoch" not in events.Tags()["scalars"]:
+        return []
+    epochs = {event.step: int(event.value) + 1 for event in events.Scalars("epoch")}
+    # A resumed run may have logged an epoch twice: the later one counts.
+    found = {epochs[event.step]: float(event.value) for event in events.Scalars(tag) if event.step in epochs}
+    return sorted(found.items())

@@ -1,0 +1,80 @@
+"""What the gates of VDLU and CMFU do on the test mentions; for this the model is loaded."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from mimic_pl.report.drawing import legend_below, look, panels
+from mimic_pl.report.experiments import Experiment
+from mimic_pl.report.loaded import LoadedRun
+from mimic_pl.units import CMFU, VDLU
+
+MENTIONS = 2_000
+"""Test mentions that are looked at, at most."""
+
+SHUT = 0.05
+"""Below this absolute value a gate lets next to nothing through."""
+
+SEED = 0
+
+Gates = dict[str, dict[str, NDArray[np.float32]]]
+"""Values of each gate (``vision, entity to mention``) by what it was computed for (``gold entities``)."""
+
+
+@torch.no_grad()
+def gates_of(loaded: LoadedRun) -> Gates:
+    """Gates of test mentions: VDLU's with their golds and with random entities, CMFU's of mentions and of their golds.
+
+    At most :data:`MENTIONS` mentions are drawn, those with a gold in the knowledge base; of several golds the first
+    counts. Empty if the model has neither unit.
+    """
+    units = loaded.model.matcher.named_units()
+    if not any(isinstance(unit, VDLU | CMFU) for _, unit in units):
+        return {}
+    generator = random.Random(SEED)
+    indices = [index for index in loaded.places if loaded.golds(index)]
+    indices = sorted(generator.sample(indices, min(MENTIONS, len(indices))))
+    if not indices:
+        return {}
+    mentions = loaded.mentions(indices).features
+    golds = loaded.entities([loaded.golds(index)[0] for index in indices]).features
+    others = loaded.entities(generator.choices(range(len(loaded.data.entities)), k=len(indices))).features
+    found: Gates = {}
+    for name, unit in units:
+        if isinstance(unit, VDLU):
+            for title, entities in (("gold entities", golds), ("random entities", others)):
+                for direction, gates in unit.gates(unit.mention(mentions), unit.entity(entities)).items():
+                    found.setdefault(f"{name}, {direction}", {})[title] = gates.float().cpu().numpy()
+        elif isinstance(unit, CMFU):
+            sides = {"mentions": mentions, "gold entities": golds}
+            found[name] = {title: unit.gates(features).float().cpu().numpy() for title, features in sides.items()}
+    return found
+
+
+def gates_figure(experiment: Experiment) -> Figure | None:
+    """Histograms of the gates of an experiment's first run; None if its model has none, or if it has no model."""
+    if not experiment.runs[0].config.get("model"):
+        return None
+    found = gates_of(LoadedRun(experiment.runs[0]))
+    if not found:
+        return None
+    colours = {"gold entities": look(0)[0], "random entities": look(1)[0], "mentions": look(2)[0]}
+    figure, axes = panels(len(found), width=4.4)
+    for (name, values), axis in zip(found.items(), axes, strict=True):
+        shut = []
+        for title, gates in values.items():
+            weights = np.full(len(gates), 100 / len(gates))
+            axis.hist(
+                gates, np.linspace(-1, 1, 41).tolist(), weights=weights, histtype="stepfilled", alpha=0.55, label=title,
+                color=colours[title],
+            )  # fmt: skip
+            shut.append(f"{100 * (np.abs(gates) < SHUT).mean():.1f} % of {title}")
+        axis.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="gate", ylabel="share in %")
+        axis.set_title(f"{name}\nshut (|gate| < {SHUT}): " + ",\n".join(shut), fontsize=9)
+    legend_below(figure, axes)
+    return figure

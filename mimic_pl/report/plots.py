@@ -1,0 +1,141 @@
+"""The plots of a report that need no model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, MaxNLocator
+
+from mimic_pl.report.calibration import calibration
+from mimic_pl.report.drawing import legend_below, look, panels
+from mimic_pl.report.experiments import Experiment
+from mimic_pl.report.table import units_of
+
+
+def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
+    """Validation MRR by epoch: a line for each run, a colour for each experiment, a panel for each data set.
+
+    A dot marks the epoch whose checkpoint was tested. None if no run has a curve.
+    """
+    with_curve = [experiment for experiment in experiments if any(run.curve for run in experiment.runs)]
+    if not with_curve:
+        return None
+    sets = list(dict.fromkeys(experiment.dataset for experiment in with_curve))
+    figure, axes = panels(len(sets), width=6.4, height=4.2, columns=2)
+    for number, experiment in enumerate(with_curve):
+        colour, style = look(number)
+        axis = axes[sets.index(experiment.dataset)]
+        label: str | None = experiment.name
+        for run in experiment.runs:
+            if not run.curve:
+                continue
+            epochs, values = np.array(run.curve).T
+            axis.plot(epochs, 100 * values, style, color=colour, label=label, linewidth=1.4, alpha=0.9)
+            label = None  # one entry of the legend for all seeds
+            best = run.best_epoch or 0
+            tested = dict(run.curve).get(best)
+            if tested is not None:
+                axis.plot([best], [100 * tested], "o", color=colour, markersize=5)
+    for name, axis in zip(sets, axes, strict=True):
+        axis.set(title=name, xlabel="epochs trained", ylabel="validation MRR in %")
+    legend_below(figure, axes)
+    return figure
+
+
+def hits_figure(experiments: Sequence[Experiment]) -> Figure:
+    """H@1 by experiment: bars for the overall score and each unit, with the deviation over seeds where there are more.
+
+    A panel for each data set; experiments from the top in the order in which they were given.
+    """
+    scores = ["overall", *units_of(experiments)]
+    sets = list(dict.fromkeys(experiment.dataset for experiment in experiments))
+    most = max(sum(experiment.dataset == name for experiment in experiments) for name in sets)
+    longest = max(len(experiment.name) for experiment in experiments)
+    width = 5.2 + 0.07 * longest
+    figure, axes = panels(len(sets), width=width, height=1.1 + most * (0.2 + 0.17 * len(scores)), columns=2)
+    thickness = 0.8 / len(scores)
+    for name, axis in zip(sets, axes, strict=True):
+        own = [experiment for experiment in experiments if experiment.dataset == name]
+        for row, experiment in enumerate(own):
+            for number, score in enumerate(scores):
+                mean, spread = experiment.mean(score, "hits@1"), experiment.deviation(score, "hits@1") or 0.0
+                if mean is None:
+                    continue
+                place = row - 0.4 + (number + 0.5) * thickness
+                axis.barh(place, 100 * mean, thickness, label=score, color=look(number)[0])
+                if spread:
+                    axis.errorbar(100 * mean, place, xerr=100 * spread, color="black", capsize=2, linewidth=0.8)
+                end = 100 * (mean + spread), place
+                axis.annotate(f"{100 * mean:.1f}", end, (3, 0), textcoords="offset points", va="center", fontsize=7)
+        axis.set(title=name, xlabel="H@1 in %", ylim=(len(own) - 0.5, -0.5), xlim=(0, 1.12 * axis.get_xlim()[1]))
+        axis.set_yticks(range(len(own)), [experiment.name for experiment in own])
+        axis.grid(axis="y", visible=False)
+    legend_below(figure, axes)
+    return figure
+
+
+def robustness_figure(experiment: Experiment) -> Figure | None:
+    """H@1 against the strength of a disturbance: a panel for each kind, a line for each score, means over the runs.
+
+    Dotted lines are the results at strength 0, undisturbed. None if no run of the experiment has a ``robustness.json``.
+    """
+    runs = [run for run in experiment.runs if run.robustness]
+    if not runs:
+        return None
+    records = [record for run in runs for record in run.robustness]
+    kinds = list(dict.fromkeys((record["side"], record["kind"]) for record in records))
+    scores = list(dict.fromkeys(score for record in records for score in record["metrics"]))
+    figure, axes = panels(len(kinds), sharey=True)
+    for (side, kind), axis in zip(kinds, axes, strict=True):
+        for number, score in enumerate(scores):
+            strengths, means = _by_strength([r for r in records if (r["side"], r["kind"]) == (side, kind)], score)
+            axis.plot(strengths, means, "o-", label=score, color=look(number)[0], markersize=4)
+            if means and strengths[0] == 0:
+                axis.axhline(means[0], color=look(number)[0], linestyle=":", linewidth=1)
+        axis.xaxis.set_major_locator(MaxNLocator(5) if len(strengths) > 1 else FixedLocator(strengths))
+        axis.set(title=f"{kind} ({side})", xlabel="strength", ylim=(0, None))
+    for axis in axes[:: min(3, len(axes))]:
+        axis.set_ylabel("H@1 in %")
+    legend_below(figure, axes)
+    return figure
+
+
+def calibration_figure(experiments: Sequence[Experiment]) -> Figure | None:
+    """Reliability of the overall score's confidence: a panel for the first run of each experiment.
+
+    Blue bars are accuracy, the diagonal is what it should be, grey steps are the share of mentions in each bin. None if
+    no run keeps two candidates: one alone has all the confidence.
+    """
+    runs = [(e, e.runs[0].predictions) for e in experiments if e.runs[0].predictions.top.shape[1] > 1]
+    if not runs:
+        return None
+    figure, axes = panels(len(runs), width=3.6, height=3.6)
+    for (experiment, predictions), axis in zip(runs, axes, strict=True):
+        found = calibration(predictions)
+        edges = np.linspace(0, 1, len(found.share) + 1)
+        filled = found.share > 0
+        axis.bar(
+            edges[:-1][filled], found.accuracy[filled], np.diff(edges)[filled], align="edge", color=look(0)[0],
+            edgecolor="white", label="share that is right",
+        )  # fmt: skip
+        axis.stairs(found.share, edges, color="#444444", linewidth=1.2, label="share of all mentions")
+        axis.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="what the confidence promises")
+        kept = predictions.top.shape[1]
+        axis.set_title(
+            f"{experiment.name}\nexpected error {100 * found.error:.1f} points, {kept} candidates", fontsize=9
+        )
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence in the first candidate")
+    legend_below(figure, axes)
+    return figure
+
+
+def _by_strength(records: Sequence[dict[str, Any]], score: str) -> tuple[list[float], list[float]]:
+    """Strengths in order, and the mean H@1 in percent at each."""
+    values: dict[float, list[float]] = {}
+    for record in records:
+        if "hits@1" in record["metrics"].get(score, {}):
+            values.setdefault(float(record["strength"]), []).append(100 * record["metrics"][score]["hits@1"])
+    return sorted(values), [float(np.mean(values[strength])) for strength in sorted(values)]

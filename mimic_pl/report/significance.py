@@ -1,0 +1,136 @@
+"""Whether two runs differ by more than the choice of the test mentions explains: a paired bootstrap over mentions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mimic_pl.errors import DataError
+from mimic_pl.report.finished import Predictions
+
+RESAMPLES = 10_000
+SEED = 0
+
+_NUMBERS_AT_ONCE = 1 << 22
+"""Mentions that are drawn at once: 32 MB."""
+
+
+class Comparison(NamedTuple):
+    """A difference between two runs.
+
+    Attributes:
+        difference: Mean over the mentions of the first one's figure less the second one's.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        p: Two-sided p-value of no difference.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+def paired_bootstrap(
+    differences: Mapping[str, NDArray[np.float64]], resamples: int = RESAMPLES, seed: int = SEED
+) -> dict[str, Comparison]:
+    """Paired bootstrap over mentions (Koehn 2004; Berg-Kirkpatrick, Burkett and Klein 2012).
+
+    As many mentions as there are, n, are drawn with replacement, ``resamples`` times; on each draw both runs are
+    evaluated, which for means over mentions is the mean of the mentions' differences. With d the difference on the test
+    set and d* that of a draw,
+
+    - the interval holds the middle 95 % of the d* (percentile interval);
+    - p is the share of draws with ``|d* - d| >= |d|``: draws scatter about d as test sets scatter about the truth, so
+      d* - d is what comes about where there is no difference (Berg-Kirkpatrick's ``d* > 2 d``, on both sides). The
+      test set itself counts as one draw, so that p is never 0.
+
+    It speaks of other mentions of the same kind, not of other seeds.
+
+    Args:
+        differences: By name of a metric the first run's figures less the second one's, ``[mentions]``.
+        resamples: Number of draws.
+        seed: Of the draws; the same for all metrics.
+
+    Example:
+        >>> hits, others = np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 1])
+        >>> paired_bootstrap({"H@1": hits - others})["H@1"].difference
+        0.25
+    """
+    names = list(differences)
+    values = np.stack([differences[name] for name in names])  # [metrics, mentions]
+    count = values.shape[1]
+    generator = np.random.default_rng(seed)
+    drawn = np.empty((len(names), resamples))
+    at_once = max(1, _NUMBERS_AT_ONCE // count)
+    for start in range(0, resamples, at_once):
+        rows = min(at_once, resamples - start)
+        mentions = generator.integers(0, count, (rows, count), dtype=np.int32)
+        for metric, own in enumerate(values):
+            drawn[metric, start : start + rows] = own[mentions].mean(axis=1)
+    found = {}
+    for name, own, draws in zip(names, values, drawn, strict=True):
+        difference = float(own.mean())
+        low, high = np.percentile(draws, [2.5, 97.5])
+        # Sums of thirds and fifths round differently in each order.
+        beyond = np.abs(draws - difference) >= abs(difference) - 1e-12
+        found[name] = Comparison(difference, float(low), float(high), float((beyond.sum() + 1) / (resamples + 1)))
+    return found
+
+
+def compare(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Comparison]:
+    """Compare two experiments on the same mentions by H@1 and MRR.
+
+    Of an experiment with several seeds a mention's figure is the mean over the seeds.
+
+    Args:
+        first: Predictions of each run of the first.
+        second: The same of the second.
+
+    Returns:
+        Comparisons by metric, first less second, shares between 0 and 1.
+
+    Raises:
+        DataError: The mentions differ; some that do are listed.
+    """
+    order = first[0]
+    hits = [_mean([_aligned(run, order, run.hits) for run in runs]) for runs in (first, second)]
+    mrr = [_mean([_aligned(run, order, run.reciprocal_ranks) for run in runs]) for runs in (first, second)]
+    return paired_bootstrap({"hits@1": hits[0] - hits[1], "mrr": mrr[0] - mrr[1]})
+
+
+def _mean(runs: list[NDArray[np.float64]]) -> NDArray[np.float64]:
+    mean: NDArray[np.float64] = np.mean(runs, axis=0)
+    return mean
+
+
+def _aligned(run: Predictions, order: Predictions, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A run's values in another run's order of mentions."""
+    places = range(len(run.ids))
+    if run.ids != order.ids:
+        position = {id_: place for place, id_ in enumerate(run.ids)}
+        if len(position) < len(run.ids) or len(order.ids) != len(run.ids) or position.keys() != set(order.ids):
+            raise DataError(_difference(run, order))
+        places = [position[id_] for id_ in order.ids]  # type: ignore[assignment]
+    for place, id_, golds in zip(places, order.ids, order.golds, strict=True):
+        if run.golds[place] != golds:
+            raise DataError(
+                f"Two runs can be compared on the same mentions only; {id_!r} has the golds {list(golds)} in one and "
+                f"{list(run.golds[place])} in the other. Test both on the same data."
+            )
+    return values[list(places)]
+
+
+def _difference(run: Predictions, order: Predictions) -> str:
+    own, other = set(run.ids), set(order.ids)
+    parts = [f"one was tested on {len(order.ids)} mentions, the other on {len(run.ids)}"]
+    for text, missing in (("only the first has", other - own), ("only the second has", own - other)):
+        if missing:
+            some = ", ".join(sorted(missing)[:5])
+            parts.append(f"{text} {len(missing)} of the ids ({some}{', ...' if len(missing) > 5 else ''})")
+    if own == other:
+        parts.append("ids occur more than once, and in another order")
+    return f"Two runs can be compared on the same mentions only: {'; '.join(parts)}. Test both on the same data."

@@ -1,0 +1,115 @@
+"""Run folders as fit and test leave them, written by hand, and one real run on a data set that means harm."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from torch.utils.tensorboard import SummaryWriter
+
+from mimic_pl.cli import main
+from tests import tiny
+
+HARM = '<script>alert("x")</script>'
+MORE_HARM = '"><img src=x onerror=alert(1)>'
+
+
+def write_run(
+    folder: Path,
+    ranks: list[int | None],
+    seed: int = 43,
+    changes: dict[str, Any] | None = None,
+    curve: dict[int, float] | None = None,
+    scores: list[list[float]] | None = None,
+    data: dict[str, Any] | None = None,
+) -> Path:
+    """A run whose mentions have these overall ranks; the text unit ranks all of them second.
+
+    Args:
+        changes: Settings by their dotted names.
+        curve: Validation MRR by epoch, counted from 0.
+        scores: Overall scores of each mention's candidates.
+        data: The data section.
+    """
+    folder.mkdir(parents=True)
+    config = tiny.config(Path("/data/Tiny"), folder.parent)
+    config["seed_everything"] = seed
+    config["data"] = data or config["data"]
+    config["data"]["init_args"].setdefault("mention_template", "{mention} [SEP] {sentence}")
+    config["data"]["init_args"].setdefault("entity_template", "{name} [SEP] {attr}")
+    for name, value in (changes or {}).items():
+        *parents, last = name.split(".")
+        place = config
+        for parent in parents:
+            place = place[parent]
+        place[last] = value
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    lines = []
+    for number, rank in enumerate(ranks):
+        own = scores[number] if scores else [2.0, 1.0]
+        candidates = [{"qid": f"Q{i}", "name": f"e{i}", "scores": {"overall": s, "text": s}} for i, s in enumerate(own)]
+        golds = [{"qid": f"Q{number}", "name": f"e{number}"}]
+        lines.append(
+            {"id": f"test-{number}", "mention": "m", "sentence": "m s", "golds": golds}
+            | {"rank": {"overall": rank, "text": 2}, "candidates": candidates}
+        )
+    (folder / "predictions.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    overall = {
+        "hits@1": sum(rank == 1 for rank in ranks) / len(ranks),
+        "mrr": sum(1 / rank for rank in ranks if rank) / len(ranks),
+        "mr": sum(rank or 12 for rank in ranks) / len(ranks),
+    }
+    summary = {
+        "checkpoint": str(folder / "checkpoints" / "epoch=3-mrr=0.5000.ckpt"),
+        "data": "MELDataModule",
+        "mentions": len(ranks),
+        "mentions_without_gold_in_kb": ranks.count(None),
+        "entities": 12,
+        "metrics": {"overall": overall, "text": {"hits@1": 0.0, "mrr": 0.5, "mr": 2.0}},
+    }
+    (folder / "metrics.json").write_text(json.dumps(summary))
+    if curve:
+        write_curve(folder, curve)
+    return folder
+
+
+def write_curve(folder: Path, curve: dict[int, float]) -> None:
+    """TensorBoard's events of a validation MRR by epoch, in a file of their own."""
+    writer = SummaryWriter(str(folder), filename_suffix=f".{len(list(folder.glob('events*')))}")
+    for epoch, value in curve.items():
+        writer.add_scalar("val/mrr", value, 10 * epoch)
+        writer.add_scalar("epoch", epoch, 10 * epoch)
+    writer.close()
+
+
+@pytest.fixture(scope="session")
+def harmful_run(tmp_path_factory) -> Path:
+    """A trained and tested run on a data set whose texts are code; not to be changed."""
+    home = tmp_path_factory.mktemp("harm")
+    root = tiny.write_set(home / "Tiny")
+    entities = json.loads((root / "kb_entity.json").read_text())
+    for entity in entities:
+        entity["entity_name"] += HARM
+        entity["attr"] += MORE_HARM
+    (root / "kb_entity.json").write_text(json.dumps(entities))
+    mentions = json.loads((root / "Tiny_test.json").read_text())
+    for mention in mentions:
+        mention["id"] += HARM
+        mention["sentence"] += f" {HARM} {MORE_HARM}"
+    mentions[0]["mentions"] += HARM  # not in its sentence as it stands
+    (root / "Tiny_test.json").write_text(json.dumps(mentions))
+    config = tiny.config(root, home)
+    config["trainer"]["max_epochs"] = 1
+    (home / "tiny.yaml").write_text(yaml.safe_dump(config))
+    before = Path.cwd()
+    os.chdir(home)
+    try:
+        main(["fit", "--config", "tiny.yaml"])
+        main(["test"])
+    finally:
+        os.chdir(before)
+    return home / "lightning_logs" / "version_0"

@@ -1,0 +1,209 @@
+"""The page of the worst mentions of a real run whose data set is full of code."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import shutil
+from html.parser import HTMLParser
+
+import pytest
+import torch
+from PIL import Image
+
+from mimic_pl.cli import main
+from mimic_pl.data.records import Mention
+from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.report import open_finished, write_errors_page
+from mimic_pl.report.attention import split_patches, tokens_of
+from mimic_pl.report.errors_page import marked
+from mimic_pl.report.gates import gates_of
+from mimic_pl.report.loaded import LoadedRun
+from mimic_pl.report.thumbnails import heat_map
+from mimic_pl.report.worst import worst_cases
+from tests.report.conftest import HARM, MORE_HARM
+
+PLAIN = {
+    "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code", "div", "table", "tr", "th", "td",
+    "section", "mark", "figure", "img", "b", "small", "figcaption", "span", "br",
+}  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, and all text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str, css: str | None = None) -> list[dict[str, str | None]]:
+        return [
+            a for name, a in self.elements if name == tag and (css is None or css in (a.get("class") or "").split())
+        ]
+
+
+@pytest.fixture(scope="module")
+def loaded(harmful_run) -> LoadedRun:
+    return LoadedRun(open_finished(harmful_run))
+
+
+@pytest.fixture(scope="module")
+def reported(harmful_run, tmp_path_factory):
+    """The folder that one command wrote."""
+    output = tmp_path_factory.mktemp("out")
+    with pytest.raises(SystemExit) as exit_:
+        main(["report", str(harmful_run), "--gates", "--errors", str(harmful_run), "--output", str(output)])
+    assert exit_.value.code == 0
+    return output
+
+
+@pytest.fixture(scope="module")
+def page(reported) -> Page:
+    return Page((reported / "errors.html").read_text(encoding="utf-8"))
+
+
+def records(run):
+    return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+
+
+def test_nothing_on_the_page_can_run_or_be_fetched(page):
+    assert not page.all("script")
+    for tag, attributes in page.elements:
+        assert tag in PLAIN, tag
+        assert not [name for name in attributes if name.startswith("on")]
+        for name in ("src", "href"):
+            assert attributes.get(name, "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
+    # and it is all there, as text
+    assert page.text.count(HARM) >= 9 and MORE_HARM in page.text
+
+
+def test_wrong_mentions_are_shown_with_pictures_gold_candidates_and_attention(page, harmful_run):
+    wrong = [record for record in records(harmful_run) if record["rank"]["overall"] > 1]
+    assert len(page.all("section")) == len(wrong) > 3
+    # The first names none of the words in its sentence.
+    assert len(page.all("mark")) == sum(not record["mention"].endswith(HARM) for record in wrong)
+    gold_rows = len(page.all("tr", "gold"))
+    assert gold_rows == len(wrong)
+    images = page.all("img")
+    assert all(Image.open(io.BytesIO(base64.b64decode(a["src"].partition(",")[2]))).width <= 128 for a in images)
+    assert sum(a["alt"] == "attention over patches" for a in images) == len(wrong)
+    assert len(page.all("div", "words")) == 2 * len(wrong)
+
+
+def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(loaded, harmful_run):
+    by_id = {record["id"]: record for record in records(harmful_run)}
+    cases = worst_cases(loaded, 4)
+    kept = 0
+    order = []
+    for case in worst_cases(loaded, 99):
+        record = by_id[case.mention.id]
+        first, gold = record["candidates"][0], record["golds"][0]["qid"]
+        assert case.gold.entity.qid == gold and case.gold.place == record["rank"]["overall"]
+        assert [shown.entity.qid for shown in case.candidates] == [c["qid"] for c in record["candidates"][:5]]
+        for candidate in record["candidates"]:
+            if candidate["qid"] == gold:  # what the ranking wrote of the gold itself
+                kept += 1
+                assert case.gold.scores == pytest.approx(candidate["scores"], abs=1e-4)
+                assert case.margin == pytest.approx(
+                    first["scores"]["overall"] - candidate["scores"]["overall"], abs=1e-4
+                )
+        order.append((-record["rank"]["overall"], -case.margin))
+        assert sum(token.weight for token in case.gold.words) == pytest.approx(1, abs=1e-5)
+        assert float(case.patches.grid.sum()) + case.patches.rest == pytest.approx(1, abs=1e-5)
+    assert kept > 0 and order == sorted(order)
+    assert [case.mention.id for case in cases] == [case.mention.id for case in worst_cases(loaded, 99)[:4]]
+
+
+def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
+    found = gates_of(loaded)
+    assert set(found) == {"vision, entity to mention", "vision, mention to entity", "cross_modal"}
+    matcher, data = loaded.model.matcher, loaded.data
+    mentions, entities = loaded.mentions(range(9)).features, loaded.entities(range(12)).features
+    golds = [int(mention.golds[0][1:]) for mention in data.mentions["test"]]
+    unit = matcher.units["vision"]
+    with torch.no_grad():
+        states = unit.mention(mentions), unit.entity(type(entities)(*(field[golds] for field in entities)))
+        expected = unit.gates(*states)["entity to mention"]
+        cross = matcher.units["cross_modal"].gates(mentions)
+    torch.testing.assert_close(torch.from_numpy(found["vision, entity to mention"]["gold entities"]), expected)
+    torch.testing.assert_close(torch.from_numpy(found["cross_modal"]["mentions"]), cross)
+    assert [path.name for path in reported.glob("gates_*.png")]
+
+
+def test_data_that_changed_since_the_test_is_refused(harmful_run, tmp_path):
+    run = tmp_path / "version_0"
+    shutil.copytree(harmful_run, run)
+    text = (run / "predictions.jsonl").read_text()
+    (run / "predictions.jsonl").write_text(text.replace('"id": "test-3', '"id": "other-3'))
+    with pytest.raises(DataError, match="are not of the test split"):
+        write_errors_page(open_finished(run), tmp_path / "errors.html")
+    assert not (tmp_path / "errors.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("sentence", "mention", "expected"),
+    [
+        ("the Jaguar runs", "jaguar", ("the ", "Jaguar", " runs")),
+        ("no such word", "jaguar", ("no such word", "", "")),
+        ("İ is longer in lower case: x", "x", ("İ is longer in lower case: x", "", "")),
+    ],
+)
+def test_the_mention_is_marked_where_it_stands(sentence, mention, expected):
+    assert marked(Mention("1", mention, sentence)) == expected
+
+
+@pytest.mark.parametrize(("tokens", "rows", "others"), [(50, 7, 1), (49, 7, 0), (197, 14, 1), (261, 16, 5)])
+def test_patches_are_told_from_other_tokens(tokens, rows, others):
+    weights = torch.arange(tokens, dtype=torch.float64)
+    found = split_patches(weights)
+    assert found.grid.shape == (rows, rows)
+    assert found.rest == sum(range(others)) and found.grid[0, 1] == others + 1 and found.grid[-1, -1] == tokens - 1
+
+
+def test_heat_lies_where_the_weight_is():
+    drawn = heat_map(Image.new("RGB", (100, 50), "white"), torch.tensor([[0.0, 0.0], [0.2, 0.0]]))
+    assert drawn.size == (100, 50)
+    assert drawn.getpixel((75, 10)) == drawn.getpixel((75, 40)) == (255, 255, 255)
+    red, green, blue = drawn.getpixel((25, 40))
+    assert red > green + 60 > blue
+
+
+def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
+    tokenizer = loaded.model.encoder.preprocessor.tokenizer
+    ids, mask = loaded.model.encoder.preprocessor.tokenize(["jaguar runs"])
+    weights = [1 / 16] * 16
+    found = tokens_of(tokenizer, ids[0].tolist(), mask[0].tolist(), weights)
+    assert [token.text for token in found] == ["[CLS]", "jaguar", "runs", "[EOS]", "padding × 12"]
+    assert [token.kind for token in found] == ["special", "word", "word", "special", "padding"]
+    assert found[-1].weight == pytest.approx(12 / 16)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "word"),
+    [
+        ([], 3, "report needs runs that were tested"),
+        (["nowhere"], 3, "nowhere is no run"),
+        (["--errors", "{run}", "--worst", "0"], 3, "must be positive"),
+        (["{run}", "--bogus"], 2, "--bogus"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_word(harmful_run, tmp_path, monkeypatch, capsys, arguments, code, word):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        main(["report", *(argument.format(run=harmful_run) for argument in arguments)])
+    assert exit_.value.code == code
+    assert word in capsys.readouterr().err
+
+
+def test_worst_must_be_positive(loaded):
+    with pytest.raises(ConfigError, match="must be positive"):
+        worst_cases(loaded, 0)

@@ -1,0 +1,193 @@
+"""Reports of runs that were written by hand: what stands in a row, and what the plots show."""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+
+import matplotlib
+import numpy as np
+import pytest
+from matplotlib._pylab_helpers import Gcf
+from PIL import Image
+
+from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.report import group_runs, open_finished, write_report
+from mimic_pl.report.calibration import calibration
+from mimic_pl.report.experiments import differences
+from mimic_pl.report.plots import curves_figure, hits_figure, robustness_figure
+from tests.report.conftest import write_curve, write_run
+
+LR = "model.init_args.optimizer.init_args.lr"
+
+
+def experiments_of(*folders):
+    return group_runs([open_finished(folder) for folder in folders])
+
+
+def test_seeds_places_and_logging_do_not_tell_experiments_apart(tmp_path):
+    first = write_run(tmp_path / "base" / "version_0", [1, 2])
+    beside = {
+        "trainer.default_root_dir": "/elsewhere",
+        "trainer.log_every_n_steps": 7,
+        "data.init_args.root": "../moved/Tiny",
+        "data.init_args.num_workers": 3,
+    }
+    seed = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=beside)
+    (found,) = experiments_of(first, seed, first)  # the first given twice
+    assert (found.name, found.dataset, found.seeds) == ("base", "Tiny", ["43", "44"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {LR: 0.1},
+        {"trainer.max_epochs": 3},
+        {"data.init_args.entity_template": "{name}"},
+        {"data.init_args.root": "/x/Y"},
+    ],
+)
+def test_what_decides_the_result_tells_them_apart_and_is_named(tmp_path, change):
+    first = write_run(tmp_path / "lightning_logs" / "version_0", [1, 2])
+    other = write_run(tmp_path / "lightning_logs" / "version_1", [1, 1], changes=change)
+    one, two = experiments_of(first, other)
+    assert (one.name, two.name) == (f"{tmp_path.name}/version_0", f"{tmp_path.name}/version_1")
+    (name,) = change
+    ((found, _, after),) = differences(one, two)
+    assert found == name.replace(".init_args", "")
+    assert after == str(change[name]).rpartition("/")[2]
+
+
+def test_baselines_of_one_configuration_are_told_apart_by_their_names(tmp_path):
+    folders = [write_run(tmp_path / "baselines" / name, [1, 2]) for name in ("one", "two")]
+    for folder in folders:
+        summary = json.loads((folder / "metrics.json").read_text())
+        summary |= {"baseline": f"baseline {folder.name}", "checkpoint": None}
+        (folder / "metrics.json").write_text(json.dumps(summary))
+    assert [experiment.name for experiment in experiments_of(*folders)] == ["baseline one", "baseline two"]
+
+
+def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
+    data = {"class_path": "mimic_pl.WikiMEL", "init_args": {"root": "/data/WikiMEL", "entity_template": "{name} | {x}"}}
+    ranks = [[1, 2, 1, 12], [1, 1, 1, None], [3, 2, 1, 1]]
+    runs = [write_run(tmp_path / "it" / f"version_{i}", r, seed=i, data=data) for i, r in enumerate(ranks)]
+    write_report([open_finished(run) for run in runs], tmp_path / "out")
+    row, published = csv.DictReader((tmp_path / "out" / "report.csv").open())
+    hits = [sum(rank == 1 for rank in own) / 4 for own in ranks]
+    assert float(row["hits@1_mean"]) == pytest.approx(statistics.mean(hits))
+    assert float(row["hits@1_deviation"]) == pytest.approx(statistics.stdev(hits))
+    wanted = {"experiment": "it", "dataset": "WikiMEL", "seeds": "0, 1, 2", "entities": "12", "mentions": "4"}
+    wanted |= {"entity_text": "{name} | {x}", "encoder": "CLIPEncoder from scratch", "epochs": "4 of 2"}
+    assert wanted.items() <= row.items()
+    assert published["hits@1_mean"] == "0.8798" and published["entities"] == "109976"
+    lines = (tmp_path / "out" / "report.md").read_text().splitlines()
+    table = [line.replace("\\|", "¦") for line in lines if line.startswith("|")][:4]
+    assert len({line.count("|") for line in table}) == 1  # a bar in a template breaks no row
+    assert "`{name} ¦ {x}`" in table[2]
+    assert f"{100 * statistics.mean(hits):.2f} ± {100 * statistics.stdev(hits):.2f}" in table[2]
+    assert "87.98" in table[3] and "109,976" in table[3]
+
+
+def test_a_whole_report(tmp_path):
+    """Files, sections, warnings, and no trace in matplotlib's global state."""
+    before = dict(matplotlib.rcParams)
+    base = write_run(tmp_path / "base" / "version_0", [1] * 30 + [2] * 10, curve={1: 0.4, 3: 0.5})
+    again = write_run(tmp_path / "base" / "version_1", [1] * 31 + [2] * 9)
+    worse = write_run(tmp_path / "worse" / "version_0", [2] * 40, changes={LR: 9.0})
+    short = write_run(
+        tmp_path / "short" / "version_0", [1] * 5, changes={"data.init_args.mention_template": "{mention}"}
+    )
+    records = [
+        {"kind": "blur", "side": "picture", "strength": s, "metrics": {"overall": {"hits@1": 0.5 - s / 10}}}
+        for s in (0.0, 2.0, 1.0)
+    ]
+    (worse / "robustness.json").write_text(json.dumps(records))
+    runs = [open_finished(folder) for folder in (worse, short, base, again)]
+    with pytest.raises(DataError, match="short can not be compared with base"):
+        write_report(runs, tmp_path / "strict", baseline=open_finished(base))
+    assert not (tmp_path / "strict").exists()
+
+    written = write_report(runs, tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert {path.name for path in written} == {
+        "report.md", "report.csv", "mrr_by_epoch.png", "hits.png", "robustness_worse.png", "calibration.png",
+    }  # fmt: skip
+    for path in written:
+        if path.suffix == ".png":
+            assert f"({path.name})" in text
+            assert Image.open(path).width > 300
+    assert "**Rows of Tiny differ in text of mentions, number of mentions: compare only those with the same.**" in text
+    assert "base has several runs of seed 43" in text
+    assert "| base | model.optimizer.lr | 0.001 | 9.0 in worse |" in text
+    (compared,) = [line for line in text.splitlines() if line.startswith("| base | worse |")]
+    assert "+76.25" in compared and "< 0.001" in compared
+    assert "| short | worse | not compared:" in text
+    assert dict(matplotlib.rcParams) == before and not Gcf.figs
+
+
+def test_curves_are_those_of_the_event_files(tmp_path):
+    """By epochs trained; a resumed run's later values count."""
+    run = write_run(tmp_path / "base" / "version_0", [1, 2], curve={1: 0.25, 3: 0.75})
+    write_curve(run, {3: 0.5, 5: 0.375})
+    (experiment,) = experiments_of(run)
+    assert experiment.runs[0].curve == [(2, 0.25), (4, 0.5), (6, 0.375)]
+    (axis,) = curves_figure([experiment]).axes
+    line, dot = axis.get_lines()
+    np.testing.assert_allclose(line.get_xydata(), [(2, 25), (4, 50), (6, 37.5)])
+    np.testing.assert_allclose(dot.get_xydata(), [(4, 50)])  # epoch=3 of the tested checkpoint's name
+    without = write_run(tmp_path / "none" / "version_0", [1, 2])
+    assert curves_figure(experiments_of(without)) is None
+
+
+def test_bars_and_robustness_show_the_figures(tmp_path):
+    run = write_run(tmp_path / "base" / "version_0", [1, 1, 2, 3])
+    records = [
+        {"kind": "blur", "side": "picture", "strength": s, "metrics": {"overall": {"hits@1": h}}}
+        for s, h in ((4.0, 0.125), (0.0, 0.5), (1.0, 0.25))
+    ]
+    (run / "robustness.json").write_text(json.dumps(records))
+    (experiment,) = experiments_of(run)
+    (axis,) = hits_figure([experiment]).axes
+    assert [bar.get_width() for bar in axis.patches] == [50.0, 0.0]
+    (axis,) = robustness_figure(experiment).axes
+    np.testing.assert_allclose(axis.get_lines()[0].get_xydata(), [(0, 50), (1, 25), (4, 12.5)])
+
+
+def test_calibration_counts_one_by_one(tmp_path):
+    generator = np.random.default_rng(0)
+    scores = [sorted(generator.normal(0, 2, generator.integers(2, 5)), reverse=True) for _ in range(200)]
+    ranks = [int(rank) for rank in generator.integers(1, 3, 200)]
+    found = calibration(open_finished(write_run(tmp_path / "a", ranks, scores=scores)).predictions, bins=4)
+    bins = [[], [], [], []]
+    for own, rank in zip(scores, ranks, strict=True):
+        confidence = np.exp(own[0]) / sum(np.exp(score) for score in own)
+        bins[next(b for b in range(4) if confidence <= (b + 1) / 4)].append((confidence, rank == 1))
+    filled = [bin_ for bin_ in bins if bin_]
+    error = sum(len(b) / 200 * abs(np.mean([r for _, r in b]) - np.mean([c for c, _ in b])) for b in filled)
+    assert found.error == pytest.approx(error)
+    np.testing.assert_allclose(found.share, [len(bin_) / 200 for bin_ in bins])
+
+
+@pytest.mark.parametrize(
+    ("break_it", "error", "message"),
+    [
+        (lambda run: (run / "config.yaml").unlink(), ConfigError, "is no run: it has no config.yaml"),
+        (lambda run: (run / "metrics.json").unlink(), ConfigError, "was never tested: mimic-pl test --run"),
+        (lambda run: (run / "metrics.json").write_text("{}"), DataError, "mimic-pl test --run"),
+        (lambda run: (run / "predictions.jsonl").unlink(), ConfigError, "has no predictions.jsonl. Test it again"),
+        (lambda run: (run / "predictions.jsonl").write_text("{}\n"), DataError, "predictions.jsonl, line 1"),
+        (lambda run: (run / "robustness.json").write_text("[{}]"), DataError, "robustness.json is not a list"),
+    ],
+)
+def test_what_is_missing_or_damaged_is_named(tmp_path, break_it, error, message):
+    run = write_run(tmp_path / "base" / "version_0", [1, 2])
+    break_it(run)
+    with pytest.raises(error, match=message):
+        write_report([open_finished(run)], tmp_path / "out")
+
+
+def test_a_folder_of_runs_is_no_run_and_the_runs_are_named(tmp_path):
+    write_run(tmp_path / "base" / "version_0", [1, 2])
+    with pytest.raises(ConfigError, match=r"Did you mean .*base/version_0\?"):
+        open_finished(tmp_path / "base")

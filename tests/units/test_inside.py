@@ -1,0 +1,81 @@
+"""What may be looked at inside the units, against the formulas written out in float64."""
+
+import math
+
+import pytest
+import torch
+
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.units import CMFU, TGLU, VDLU
+from tests import reference
+from tests.units.test_units import perturb
+
+DIMS = FeatureDims(text=12, image=10)
+PAIRS = 5
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    torch.manual_seed(5)
+
+
+def sides():
+    return (reference.random_features(PAIRS, DIMS, tokens=tokens, dtype=torch.float64) for tokens in (5, 3))
+
+
+def one(features, row):
+    return Features(*(field[row] for field in features))
+
+
+@pytest.mark.parametrize("width", [10, 6])
+@torch.no_grad()
+def test_vdlu_gates(width):
+    unit = perturb(VDLU(DIMS, width))
+    mentions, entities = sides()
+
+    def literal(gate, asks, answers):
+        q = gate.global_(asks.image_global)
+        p = gate.local(answers.image_local).mean(dim=0)
+        return torch.tanh(gate.gate(gate.mix(gate.norm_sum(p + q)))).squeeze()
+
+    found = unit.gates(unit.mention(mentions), unit.entity(entities))
+    pairs = [(one(mentions, row), one(entities, row)) for row in range(PAIRS)]
+    expected = {
+        "entity to mention": torch.stack([literal(unit.entity_to_mention, e, m) for m, e in pairs]),
+        "mention to entity": torch.stack([literal(unit.mention_to_entity, m, e) for m, e in pairs]),
+    }
+    assert found.keys() == expected.keys()
+    for direction, gates in expected.items():
+        assert gates.abs().min() < 0.99  # not all saturated
+        torch.testing.assert_close(found[direction], gates, rtol=1e-9, atol=1e-12)
+
+
+@torch.no_grad()
+def test_cmfu_gates_and_attention():
+    unit = perturb(CMFU(DIMS, 8))
+    features, _ = sides()
+    gates, attention = unit.gates(features), unit.attention(features)
+    for row in range(PAIRS):
+        x, y = unit.text(features.text_global[row]), unit.image(features.image_local[row])
+        weights = [math.exp(float(x @ token)) for token in y]
+        torch.testing.assert_close(attention[row], torch.tensor(weights).double() / sum(weights), rtol=1e-6, atol=1e-9)
+        expected = math.tanh(float(unit.gate.weight[0] @ x + unit.gate.bias))
+        assert float(gates[row]) == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@torch.no_grad()
+def test_tglu_attention_is_what_its_score_is_made_of(masked):
+    unit = perturb(TGLU(DIMS, 8, mask_padding=masked))
+    mentions, entities = sides()
+    found = unit.attention(unit.mention(mentions), unit.entity(entities))
+    for row in range(PAIRS):
+        m, e = one(mentions, row), one(entities, row)
+        query, key, value = unit.query(e.text_local), unit.key(m.text_local), unit.value(m.text_local)
+        logits = query @ key.T / math.sqrt(8)
+        if masked:
+            logits = logits[e.text_mask.bool()].masked_fill(~m.text_mask.bool(), -math.inf)
+        weights = torch.softmax(logits, dim=-1).mean(dim=0)
+        torch.testing.assert_close(found[row], weights, rtol=1e-9, atol=1e-12)
+        score = (m.text_global @ e.text_global + unit.context(e.text_global) @ unit.norm(found[row] @ value)) / 2
+        torch.testing.assert_close(score, reference.tglu(unit, m, e), rtol=1e-9, atol=1e-9)
