@@ -20,8 +20,8 @@ class BM25:
 
     ``sum over the words w of a query of idf(w) f / (f + k1 (1 - b + b n / n_mean))`` with f the occurrences of w in the
     document, n the document's words, n_mean their mean over all documents, and ``idf(w) = ln(1 + (N - N_w + 0.5) / (N_w
-    + 0.5))`` for N documents of which N_w hold w. A word that a query holds twice counts twice, so a mention counts once
-    more than the rest of its sentence. Words are those of :func:`~mimic_pl.data.words.words`.
+    + 0.5))`` for N documents of which N_w hold w. A word that a query holds twice counts twice, so a mention counts
+    once more than the rest of its sentence. Words are those of :func:`~mimic_pl.data.words.words`.
 
     Args:
         mentions: Text of each mention.

@@ -28,8 +28,8 @@ def rank_all(
 ) -> Iterator[Ranking]:
     """Rank all entities for all mentions, block by block.
 
-    The order is that of :mod:`mimic_pl.metrics`: score descending, then position in the knowledge base; a mention's rank
-    is that of its best-ranked gold.
+    The order is that of :mod:`mimic_pl.metrics`: score descending, then position in the knowledge base; a mention's
+    rank is that of its best-ranked gold.
 
     Args:
         scorer: Scores the mentions.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -73,7 +73,7 @@ def run_baselines(
         What ``baselines.json`` holds.
 
     Raises:
-        ConfigError: There is no such baseline, or no candidates are asked for.
+        ConfigError: There is no such baseline, nothing to rank by is left, or no candidates are asked for.
         DataError: The data can not be read.
     """
     unknown = sorted(set(chosen) - set(BASELINES))
@@ -90,11 +90,16 @@ def run_baselines(
     summary = _describe(data, split, side) | pictures
     published = data.published.test if split == "test" and data.published is not None else None
     console = Console()
+    left_out = [name for name in BASELINES if name in chosen and name not in scorers]
+    if len(left_out) == len(set(chosen)):
+        raise ConfigError(f"Nothing is left to rank by: {', '.join(left_out)} {_reason(encoder)}.")
     metrics: dict[str, dict[str, float]] = {}
     for name in (name for name in BASELINES if name in chosen and name in scorers):
         metrics[name] = _rank_and_write(name, scorers[name](), side, folder / name, top_k, summary)
     title = f"{type(data).__name__}, {'test' if split == 'test' else 'validation'}: no training"
     console.print(result_table(title, metrics, published, _caption(summary)))
+    if left_out:
+        console.print(f"Left out: {', '.join(left_out)}, which {_reason(encoder)}.", highlight=False)
     told = {**summary, "baselines": {name: {"what": BASELINES[name], **metrics[name]} for name in metrics}}
     write_atomically(folder / "baselines.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     return told
@@ -118,7 +123,9 @@ def _lexical(data: MELDataModule, side: _Side) -> dict[str, _Lazy]:
     return {
         "exact_name": lambda: ExactName(side.mentions, side.entities),
         "name_similarity": lambda: NameSimilarity(side.mentions, side.entities),
-        "bm25": lambda: BM25([mention(record) for record in side.mentions], (entity(record) for record in side.entities)),
+        "bm25": lambda: BM25(
+            [mention(record) for record in side.mentions], (entity(record) for record in side.entities)
+        ),
     }
 
 
@@ -169,6 +176,13 @@ def _caption(summary: dict[str, Any]) -> str:
             "picture"
         )
     return caption
+
+
+def _reason(encoder: Encoder | None) -> str:
+    """Why cosines are left out."""
+    if encoder is None:
+        return "need an encoder: give a configuration with a 'model' section (--config)"
+    return "need pictures, and no picture of the mentions or of the entities opens"
 
 
 def _rank_and_write(

@@ -62,8 +62,6 @@ def baselines(args: list[str]) -> int:
     config = parser.parse_args(list(_with_sections(args)))
     check_data_root(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
-    if config.model is None and config.only and set(chosen) & set(COSINES):
-        raise ConfigError(f"{config.only} needs an encoder: give a configuration with a 'model' section (--config).")
     if not set(chosen) & set(COSINES):
         config.model = None  # nothing heavy loads for names
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
