@@ -88,7 +88,7 @@ class PredictionWriter(Callback):
             "entities": len(data.entities),
             "metrics": metrics_by_score(trainer.callback_metrics, "test"),
         }
-        _write_atomically(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete ``links.jsonl``."""
@@ -130,11 +130,8 @@ class PredictionWriter(Callback):
         for row, line in enumerate(candidate_lists(ranking, self._entities, self.top_k)):
             index = int(outputs["index"][row])
             mention = mentions[index]
-            record: dict[str, Any] = {"id": mention.id, "mention": mention.mention, "sentence": mention.sentence}
-            if labelled:
-                record["golds"] = [{"qid": qid, "name": _name(qid, self._entities)} for qid in mention.golds]
-                record["rank"] = {name: column[row] or None for name, column in ranks.items()}
-            record["candidates"] = line
+            known = {name: column[row] for name, column in ranks.items()} if labelled else None
+            record = prediction(mention, self._entities, line, known)
             self._part.write(f"{index}\t{json.dumps(record, ensure_ascii=False)}\n")
 
     def _close(self, trainer: Trainer, name: str) -> Path | None:
@@ -147,6 +144,24 @@ class PredictionWriter(Callback):
             parts = [_part_path(self._folder, name, rank) for rank in range(trainer.world_size)]
             _merge(parts, self._folder / name)
         return self._folder
+
+
+def prediction(
+    mention: Mention, entities: EntityTable, candidates: list[dict[str, Any]], ranks: dict[str, int] | None = None
+) -> dict[str, Any]:
+    """What is written of a mention.
+
+    Args:
+        mention: The mention.
+        entities: The knowledge base.
+        candidates: As :func:`candidate_lists` makes them.
+        ranks: Its rank by each score, 0 where no gold is in the knowledge base; not given, golds are not told.
+    """
+    record: dict[str, Any] = {"id": mention.id, "mention": mention.mention, "sentence": mention.sentence}
+    if ranks is not None:
+        record["golds"] = [{"qid": qid, "name": _name(qid, entities)} for qid in mention.golds]
+        record["rank"] = {name: rank or None for name, rank in ranks.items()}
+    return {**record, "candidates": candidates}
 
 
 def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) -> list[list[dict[str, Any]]]:
@@ -217,7 +232,8 @@ def _merge(parts: list[Path], target: Path) -> None:
         path.unlink()
 
 
-def _write_atomically(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
+    """Write a text file that takes its name when it is complete."""
     temporary = path.with_name(f".{path.name}.tmp")
     with temporary.open("w", encoding="utf-8") as file:
         file.write(text)

@@ -7,6 +7,8 @@ from typing import NamedTuple
 
 from lightning.pytorch.cli import LightningArgumentParser
 
+from mimic_pl.cli.baselines import ABOUT as ABOUT_BASELINES
+from mimic_pl.cli.baselines import add_baselines_arguments, baselines
 from mimic_pl.cli.benchmark import ABOUT as ABOUT_BENCHMARK
 from mimic_pl.cli.benchmark import add_benchmark_arguments, benchmark
 from mimic_pl.cli.doctor import ABOUT as ABOUT_DOCTOR
@@ -35,6 +37,9 @@ class Command(NamedTuple):
 
 OWN_COMMANDS = {
     "doctor": Command("Check a data folder before any training.", ABOUT_DOCTOR, add_doctor_arguments, doctor),
+    "baselines": Command(
+        "Rank by names, BM25 and the untrained encoder.", ABOUT_BASELINES, add_baselines_arguments, baselines
+    ),
     "benchmark": Command(
         "Measure how fast this machine ranks, trains and reads.", ABOUT_BENCHMARK, add_benchmark_arguments, benchmark
     ),

@@ -6,13 +6,13 @@ import logging
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-import bm25s  # type: ignore[import-untyped]
+import bm25s
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from mimic_pl.data.words import words
+from mimic_pl.data.words import content_words
 from mimic_pl.errors import ConfigError
 
 _log = logging.getLogger(__name__)
@@ -62,8 +62,8 @@ class BM25Lexicon:
 
     An entity's vector holds BM25's weight of each of its words, a mention's how often each known word occurs in it, so
     that their product is BM25 of the mention's text as the query: exactly that where no text has more than
-    ``max_terms`` different terms. Words are lower-cased; with ``ngrams`` the character n-grams of every word are terms
-    as well, so that inflections and misspellings still meet.
+    ``max_terms`` different terms. Words are lower-cased and English stop words left out; with ``ngrams`` the character
+    n-grams of every word are terms as well, so that inflections and misspellings still meet.
 
     It is made from the knowledge base at hand and holds no trained weights: another knowledge base has another one.
 
@@ -135,7 +135,7 @@ class BM25Lexicon:
         return f"BM25 k1={self.k1} b={self.b} ngrams={self.ngrams} max_terms={self.max_terms}"
 
     def _terms(self, text: str) -> list[str]:
-        plain = words(text)
+        plain = content_words(text)
         if not self.ngrams:
             return plain
         # '#' is in no word: a gram never equals a word, and those at a word's ends say so.

@@ -88,11 +88,10 @@ class LoadedRun:
         for start in range(0, len(indices), _AT_ONCE):
             batch = dataset.__getitems__(list(indices[start : start + _AT_ONCE]))
             batch = self.data.on_after_batch_transfer(move_data_to_device(batch, self.model.device), 0)
-            parts.append(self.model.matcher.norm(self.model.encoder(**batch[side])))
+            parts.append(self.model.matcher.norm(self.model.encode(batch[side])))
             ids.append(batch[side]["input_ids"].cpu())
             masks.append(batch[side]["attention_mask"].cpu())
-        features = Features(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        return Encoded(features, torch.cat(ids), torch.cat(masks))
+        return Encoded(Features.joined(parts), torch.cat(ids), torch.cat(masks))
 
     def _places(self, ids: Sequence[str]) -> list[int]:
         """For each prediction the place of its mention in the test split."""
@@ -110,5 +109,4 @@ class LoadedRun:
 
 def take(features: Features, rows: Iterable[int]) -> Features:
     """The features at these rows; rows may come several times."""
-    chosen = torch.tensor(list(rows), device=features.text_global.device)
-    return Features(*(field[chosen] for field in features))
+    return features.rows(torch.tensor(list(rows), device=features.text_global.device))

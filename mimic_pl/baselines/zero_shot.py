@@ -1,0 +1,120 @@
+"""Zero-shot cosine of an encoder: its global features as its towers were trained, without any of ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+from tqdm.auto import tqdm
+
+from mimic_pl.data import MELDataModule
+from mimic_pl.encoders import Encoder
+
+_SMALLEST_BATCH = 32
+"""Records that are encoded together at least: below, kernels round differently from row to row."""
+
+_ENTITIES_AT_ONCE = 1 << 14
+"""Entities whose vectors are held in float64 at once."""
+
+
+class Embeddings(NamedTuple):
+    """Global features of one side, of length 1.
+
+    Attributes:
+        text: float32 ``[records, text width]``.
+        image: float32 ``[records, image width]``; a record without a picture has that of the blank picture, as in the
+            model.
+        pictures: How many records have a picture that opens.
+    """
+
+    text: Tensor
+    image: Tensor
+    pictures: int
+
+
+class Cosine:
+    """Mean over kinds of features of the cosine of mention and entity.
+
+    Args:
+        mentions: For each kind the mentions' vectors of length 1, ``[mentions, width]``.
+        entities: For each kind the entities' vectors of length 1, ``[entities, width]``.
+    """
+
+    def __init__(self, mentions: Sequence[Tensor], entities: Sequence[Tensor]) -> None:
+        self._mentions = mentions
+        self._entities = entities
+
+    def __call__(self, block: slice) -> npt.NDArray[np.float32]:
+        """Scores of these mentions, ``[mentions, entities]``."""
+        parts = []
+        for start in range(0, len(self._entities[0]), _ENTITIES_AT_ONCE):
+            part = slice(start, start + _ENTITIES_AT_ONCE)
+            # In float64 and rounded: equal entities have equal scores wherever they stand.
+            sides = zip(self._mentions, self._entities, strict=True)
+            cosines = [mentions[block].double() @ entities[part].double().T for mentions, entities in sides]
+            parts.append(torch.stack(cosines).mean(dim=0).float())
+        return torch.cat(parts, dim=1).numpy()
+
+
+@torch.inference_mode()
+def embed(encoder: Encoder, data: MELDataModule, split: str, device: str) -> tuple[Embeddings, Embeddings]:
+    """Encode the mentions of a split and the knowledge base.
+
+    The linear projections ``text_global`` and ``image_global`` that the library's encoders put on top of pretrained
+    towers start from random weights and would blur what the towers say: they are stepped over. The features of an
+    encoder without parts of these names are taken as it returns them.
+
+    Args:
+        encoder: The encoder; it is moved to the device.
+        data: The data, set up for the split.
+        split: ``val`` or ``test``.
+        device: Where to compute, as torch calls it.
+
+    Returns:
+        Those of the mentions and those of the entities.
+    """
+    encoder.to(device).eval()
+    loaders = {
+        "mentions": data.test_dataloader() if split == "test" else data.val_dataloader(),
+        "entities": data.entity_dataloader(),
+    }
+    with _without_projections(encoder):
+        mentions, entities = (_embed_side(encoder, data, name, loader, device) for name, loader in loaders.items())
+    return mentions, entities
+
+
+def _embed_side(encoder: Encoder, data: MELDataModule, name: str, loader: Any, device: str) -> Embeddings:
+    texts, images, pictures = [], [], 0
+    for batch in tqdm(loader, desc=f"Encoding {name}", unit="batch", leave=False, disable=None):
+        pictures += int(batch[name]["has_picture"].sum())
+        side = data.on_after_batch_transfer(move_data_to_device(batch, device), 0)[name]
+        size = len(side["input_ids"])
+        rows = torch.arange(max(size, _SMALLEST_BATCH), device=device).clamp_max(size - 1)
+        features = encoder(**{key: tensor[rows] for key, tensor in side.items()})
+        texts.append(normalize(features.text_global[:size].float(), dim=-1).cpu())
+        images.append(normalize(features.image_global[:size].float(), dim=-1).cpu())
+    return Embeddings(torch.cat(texts), torch.cat(images), pictures)
+
+
+@contextmanager
+def _without_projections(encoder: Encoder) -> Iterator[None]:
+    """Let the encoder's global features through as its towers yield them."""
+    projections = {
+        name: module
+        for name in ("text_global", "image_global")
+        if isinstance(module := getattr(encoder, name, None), nn.Linear)
+    }
+    try:
+        for name in projections:
+            setattr(encoder, name, nn.Identity())
+        yield
+    finally:
+        for name, module in projections.items():
+            setattr(encoder, name, module)

@@ -1,0 +1,94 @@
+"""``mimic-pl baselines``: what names, BM25 and the untrained encoder get on a data set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # its stubs do not list it
+from lightning.pytorch.cli import LightningArgumentParser
+
+from mimic_pl.cli.choice import check_data_root
+from mimic_pl.data import MELDataModule
+from mimic_pl.errors import ConfigError
+from mimic_pl.model import MIMIC
+
+ABOUT = (
+    "Rank a data set by what needs no training: names, BM25, and the zero-shot cosine of the configured encoder. A "
+    "result without these beside it says little."
+)
+
+
+def add_baselines_arguments(parser: LightningArgumentParser) -> None:
+    """Add the options of ``baselines``."""
+    text = "Take the 'model' and 'data' sections of this configuration; the rest is ignored. Several may be given."
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help=text)
+    parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True, required=False)
+    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Which mentions are ranked.")
+    text = "Folder for the results; by default baselines/NAME of the data set, baselines/NAME-val for --split val."
+    parser.add_argument("--output", type=str | None, default=None, help=text)
+    text = (
+        "Which baselines, separated by commas; by default all: exact_name, name_similarity, bm25, and with a model "
+        "text_cosine, image_cosine, both_cosines."
+    )
+    parser.add_argument("--only", type=str | None, default=None, help=text)
+    parser.add_argument("--top_k", type=int, default=10, help="Candidates of each mention that are written.")
+    text = "Where the encoder computes, as torch calls it; by default a GPU if there is one."
+    parser.add_argument("--device", type=str | None, default=None, help=text)
+
+
+def baselines(args: list[str]) -> int:
+    """Run the command.
+
+    Args:
+        args: The command line behind ``baselines``.
+
+    Returns:
+        The exit status.
+    """
+    # Imported here: it is no part of any other command.
+    import torch
+    from lightning.pytorch import seed_everything
+
+    from mimic_pl.baselines import BASELINES, run_baselines
+    from mimic_pl.baselines.run import COSINES
+
+    parser = LightningArgumentParser(prog="mimic-pl baselines", description=ABOUT, exit_on_error=False)
+    add_baselines_arguments(parser)
+    config = parser.parse_args(list(_with_sections(args)))
+    check_data_root(config)
+    chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
+    if not set(chosen) & set(COSINES):
+        config.model = None  # nothing heavy loads for names
+    device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if torch.device(device).type == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(f"--device is {device}, but torch sees no CUDA device here.")
+    seed_everything(43, verbose=False)  # for an encoder that is configured with random weights
+    built: Any = parser.instantiate_classes(config)
+    name = built.data.name or built.data.folder.resolve().name
+    folder = Path(config.output or Path("baselines") / (name if config.split == "test" else f"{name}-{config.split}"))
+    encoder = None if built.model is None else built.model.encoder
+    run_baselines(built.data, config.split, folder, encoder, chosen, config.top_k, device)
+    print(f"Written to {folder}.")
+    return 0
+
+
+def _with_sections(args: list[str]) -> Iterator[str]:
+    """Replace each ``--config FILE`` by its ``model`` and ``data`` sections, in place, so that later options win."""
+    rest = iter(args)
+    for arg in rest:
+        name, equals, value = arg.partition("=")
+        if name not in ("-c", "--config"):
+            yield arg
+            continue
+        path = Path(value if equals else next(rest, ""))
+        if not path.is_file():
+            raise ConfigError(f"The configuration {str(path)!r} does not exist.")
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise ConfigError(f"The configuration {path} has no 'data' section.")
+        yield "--config=" + json.dumps({key: content[key] for key in ("model", "data") if key in content})

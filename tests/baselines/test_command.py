@@ -1,0 +1,147 @@
+"""``mimic-pl baselines`` on a tiny set: what it prints and leaves behind."""
+
+from __future__ import annotations
+
+import json
+from typing import NamedTuple
+
+import pytest
+import yaml
+
+from mimic_pl.cli import main
+from tests import tiny
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+class Done(NamedTuple):
+    folder: object
+    printed: str
+    told: dict
+
+
+@pytest.fixture(scope="module")
+def config(tiny_set, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("config")
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(tiny.config(tiny_set, folder)))
+    return path
+
+
+def run(capsys, *args):
+    """Exit code, stdout, stderr."""
+    with pytest.raises(SystemExit) as exit_:
+        main(["baselines", *map(str, args)])
+    out, err = capsys.readouterr()
+    return int(exit_.value.code or 0), out, err
+
+
+def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code, out, err = run(capsys, "--config", config, "--top_k", "3", "--device", "cpu")
+    assert code == 0, err
+    folder = tmp_path / "baselines" / "Tiny"
+    told = json.loads((folder / "baselines.json").read_text())
+    names = ["exact_name", "name_similarity", "bm25", "text_cosine", "image_cosine", "both_cosines"]
+    assert list(told["baselines"]) == names and all(name in out for name in names)
+    # Every mention of the tiny set is its gold's name, which three entities share: guessing by position.
+    assert told["mentions_that_are_the_golds_name"] == 1.0
+    assert "100.0 % of the mentions equal the gold's name" in " ".join(out.split())
+    assert told["baselines"]["exact_name"]["hits@3"] == 1.0
+    assert (told["mentions_with_picture"], told["entities_with_picture"]) == (9, 8)
+
+    # What a test of a model leaves behind has the same fields, and is told of the same mentions.
+    main(["test", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)])
+    written = read(next(tmp_path.glob("lightning_logs/*/predictions.jsonl")))
+    summary = json.loads(next(tmp_path.glob("lightning_logs/*/metrics.json")).read_text())
+    for name in names:
+        lines = read(folder / name / "predictions.jsonl")
+        assert [list(line) for line in lines] == [list(line) for line in written]
+        for key in ("id", "mention", "sentence", "golds"):
+            assert [line[key] for line in lines] == [line[key] for line in written]
+        assert all(line["rank"].keys() == {"overall"} and len(line["candidates"]) == 3 for line in lines)
+        assert list(lines[0]["candidates"][0]) == list(written[0]["candidates"][0]) == ["qid", "name", "scores"]
+        ranks = [line["rank"]["overall"] for line in lines]
+        for line, rank in zip(lines, ranks, strict=True):
+            place = [candidate["qid"] for candidate in line["candidates"]]
+            gold = line["golds"][0]["qid"]
+            assert (place.index(gold) + 1 if gold in place else rank) == rank
+            assert (gold in place) == (rank <= 3)
+        metrics = json.loads((folder / name / "metrics.json").read_text())
+        assert set(summary) <= set(metrics)
+        assert metrics["metrics"]["overall"].keys() == summary["metrics"]["overall"].keys()
+        assert metrics["metrics"]["overall"]["mrr"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=1e-6)
+        assert {"what": told["baselines"][name]["what"], **metrics["metrics"]["overall"]} == told["baselines"][name]
+
+
+def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
+    data = ["--data", "MELDataModule", "--data.root", tiny_set, "--split", "val"]
+    code, out, _ = run(capsys, *data, "--output", tmp_path / "here", "--data.entity_template", "{name}")
+    assert code == 0 and "Left out: text_cosine, image_cosine, both_cosines, which need an encoder" in out
+    told = json.loads((tmp_path / "here" / "baselines.json").read_text())
+    assert list(told["baselines"]) == ["exact_name", "name_similarity", "bm25"]
+    assert (told["split"], told["mentions"], told["entities"]) == ("val", 7, 12)
+    # With names alone all three owners of a name are equal by every baseline: ranks by position.
+    by_position = [
+        (int(line["golds"][0]["qid"][1:]) % 3) + 1 for line in read(tmp_path / "here/bm25/predictions.jsonl")
+    ]
+    for name in told["baselines"]:
+        lines = read(tmp_path / "here" / name / "predictions.jsonl")
+        assert [line["rank"]["overall"] for line in lines] == by_position
+
+
+def test_without_pictures_those_cosines_are_left_out(config, tmp_path, capsys):
+    root = tiny.write_set(tmp_path / "Tiny")
+    for picture in (root / "kb_image").iterdir():
+        picture.unlink()
+    given = ["--config", config, "--data.root", root, "--output", tmp_path / "out"]
+    code, out, _ = run(capsys, *given, "--only", "text_cosine,image_cosine")
+    assert code == 0 and "Left out: image_cosine, which need pictures" in " ".join(out.split())
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["baselines.json", "text_cosine"]
+    code, _, err = run(capsys, *given, "--only", "image_cosine")
+    assert code == 3 and "no picture" in err
+
+
+def test_a_later_configuration_and_option_win(config, tiny_set, tmp_path, capsys):
+    overlay = tmp_path / "overlay.yaml"
+    overlay.write_text(yaml.safe_dump({"data": {"init_args": {"name": "Other", "entity_template": "{name}"}}}))
+    options = ["--data.name", "Tiny", "--output", tmp_path, "--only", "bm25"]
+    code, _, err = run(capsys, "--config", config, "--config", overlay, *options)
+    assert code == 0, err
+    told = json.loads((tmp_path / "baselines.json").read_text())
+    assert list(told["baselines"]) == ["bm25"] and told["text"]["entity"] == "{name}"
+    assert told["root"] == str(tiny_set)
+
+
+def test_a_mention_without_gold_in_the_knowledge_base_is_a_miss(tmp_path, capsys):
+    root = tiny.write_set(tmp_path / "Tiny")
+    file = root / "Tiny_test.json"
+    mentions = json.loads(file.read_text())
+    mentions[0]["answer"], mentions[1]["answer"] = "Q99", "nil"
+    file.write_text(json.dumps(mentions))
+    code, out, _ = run(capsys, "--data", "MELDataModule", "--data.root", root, "--output", tmp_path, "--only", "bm25")
+    assert code == 0 and "2 without a gold in the knowledge base count as misses" in " ".join(out.split())
+    lines = read(tmp_path / "bm25" / "predictions.jsonl")
+    assert [line["rank"]["overall"] is None for line in lines] == [True, True, *[False] * 7]
+    assert lines[0]["golds"] == [{"qid": "Q99", "name": None}] and lines[1]["golds"] == []
+    hits = json.loads((tmp_path / "baselines.json").read_text())["baselines"]["bm25"]["hits@20"]
+    assert hits == pytest.approx(7 / 9, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        (["--only", "bm25,tfidf"], "tfidf"),
+        (["--only", "text_cosine"], "--config"),
+        (["--top_k", "0"], "top_k"),
+        (["--config", "nowhere.yaml"], "nowhere.yaml"),
+        (["--data.root", "nowhere"], "nowhere"),
+    ],
+)
+def test_wrong_options_are_refused_with_a_word(tiny_set, tmp_path, capsys, options, word):
+    data = ["--data", "MELDataModule", "--data.root", tiny_set, "--output", tmp_path / "out"]
+    code, _, err = run(capsys, *data, *options)
+    assert code == 3 and word in err
+    assert not (tmp_path / "out").exists()
