@@ -131,7 +131,7 @@ def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
     golds = [int(mention.golds[0][1:]) for mention in data.mentions["test"]]
     unit = matcher.units["vision"]
     with torch.no_grad():
-        states = unit.mention(mentions), unit.entity(type(entities)(*(field[golds] for field in entities)))
+        states = unit.mention(mentions), unit.entity(entities.rows(golds))
         expected = unit.gates(*states)["entity to mention"]
         cross = matcher.units["cross_modal"].gates(mentions)
     torch.testing.assert_close(torch.from_numpy(found["vision, entity to mention"]["gold entities"]), expected)

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from mimic_pl.features import FeatureDims, Features
+from mimic_pl.features import FeatureDims
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import reference
 from tests.units.test_units import perturb
@@ -24,7 +24,7 @@ def sides():
 
 
 def one(features, row):
-    return Features(*(field[row] for field in features))
+    return features.rows(row)
 
 
 @pytest.mark.parametrize("width", [10, 6])
