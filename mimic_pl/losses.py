@@ -23,7 +23,7 @@ class UnitConsistentLoss(nn.Module):
             leaves a term out.
         temperature: Divides the scores; 1 in the paper.
         mask_false_negatives: Leave out a column that holds the row's own gold a second time (two mentions of the batch
-            with the same gold entity). The published loss counts it as a negative.
+            with the same gold entity), or another of its golds. The published loss counts it as a negative.
 
     Raises:
         ConfigError: A negative weight or a temperature that is not positive.
@@ -45,12 +45,16 @@ class UnitConsistentLoss(nn.Module):
         self.temperature = temperature
         self.mask_false_negatives = mask_false_negatives
 
-    def forward(self, scores: Mapping[str, Tensor], gold: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, scores: Mapping[str, Tensor], gold: Tensor, golds: Tensor | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Args:
             scores: Named scores ``[batch, batch]``: entity j is the gold of mention j.
-            gold: Position in the knowledge base of each mention's gold, int64 ``[batch]``.
+            gold: Position in the knowledge base of each mention's gold, int64 ``[batch]``: of the entity in its column.
+            golds: Positions of all golds of each mention, int64 ``[batch, golds]``, padded with -1; where no mention
+                has several they may be left out.
 
         Returns:
             The weighted sum, and each unweighted term by score name (those of weight 0 left out).
@@ -62,7 +66,9 @@ class UnitConsistentLoss(nn.Module):
         if unknown:
             raise ConfigError(f"Loss weights for {sorted(unknown)}, but the model's scores are {sorted(scores)}.")
         target = torch.arange(len(gold), device=gold.device)
-        same_gold = gold[:, None].eq(gold[None, :]) & target[:, None].ne(target[None, :])
+        golds = gold[:, None] if golds is None else golds
+        right = golds[:, :, None].eq(gold).any(dim=1)  # [batch, batch]: column j holds a gold of row i
+        same_gold = right & target[:, None].ne(target[None, :])
         terms: dict[str, Tensor] = {}
         for name, score in scores.items():
             if self.weights.get(name, 1.0) == 0:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from mimic_pl.encoders import CLIPEncoder, Encoder
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.features import Features
 from mimic_pl.losses import UnitConsistentLoss
-from mimic_pl.metrics import rank_metrics
+from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, fingerprint
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, States, UnitFactory, published_units
@@ -86,6 +87,7 @@ class MIMIC(LightningModule):
         if compile_encoder:
             self.encoder.compile()  # in place: the names of the weights stay
         self.metrics = self.configure_metrics()
+        self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class MIMIC(LightningModule):
             scores: Named scores ``[batch, batch]``; column j is the gold of mention j.
             batch: The batch as the data module made it.
         """
-        total, terms = self.loss(scores, batch["gold"])
+        total, terms = self.loss(scores, batch["gold"], batch.get("golds"))
         return total, terms
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -305,6 +307,8 @@ class MIMIC(LightningModule):
         ranking = self.rank(batch, stage)
         for name, metrics in self._metrics(stage):
             metrics.update(ranking.ranks[name], num_entities=len(self.index or ()))
+        golds = batch.get("gold_count"), batch.get("seen")
+        self._gold_metrics(stage).update(ranking.ranks, ranking.gold_ranks, *golds, num_entities=len(self.index or ()))
         return {"ranking": ranking, "index": batch["index"]}
 
     def _explain(self, error: NonFiniteScoreError, index: Tensor, split: str) -> str:
@@ -323,11 +327,17 @@ class MIMIC(LightningModule):
         for _, metrics in self._metrics(stage):
             self.log_dict(metrics.compute())
             metrics.reset()
+        anywhere = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        self.log_dict(self._gold_metrics(stage).compute(anywhere))
+        self._gold_metrics(stage).reset()
         self.index = None
 
     def _metrics(self, stage: str) -> Iterator[tuple[str, MetricCollection]]:
         for name, metrics in cast(nn.ModuleDict, self.metrics[stage]).items():
             yield name, cast(MetricCollection, metrics)
+
+    def _gold_metrics(self, stage: str) -> GoldMetrics:
+        return cast(GoldMetrics, self.gold_metrics[stage])
 
     # ---- published weights ------------------------------------------------------------------------------------
 

@@ -1,5 +1,6 @@
 """Raw files -> records -> batches."""
 
+from mimic_pl.data.cross import CrossDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo import DemoMEL
 from mimic_pl.data.published import RichpediaMEL, WikiDiverse, WikiMEL
@@ -7,6 +8,7 @@ from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.statistics import PublishedStatistics
 
 __all__ = [
+    "CrossDataModule",
     "DemoMEL",
     "Entity",
     "MELDataModule",
