@@ -15,8 +15,9 @@ from mimic_pl.callbacks.results import PUBLISHED, RECALL, metrics_by_group, metr
 class ResultTable(Callback):
     """Prints a table after ``test`` and ``validate``: a row for the overall score and for each unit.
 
-    Where a test split has mentions of golds that were seen in training and of others, each of the two has a row with
-    its overall results. After ``test`` of a data set with published results these are the last row.
+    Where mentions have several golds there is a second table, of recall over them. Where a test split has mentions of
+    golds that were seen in training and of others, each of the two has a row with its overall results. After ``test``
+    of a data set with published results these are the last row.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -41,6 +42,8 @@ class ResultTable(Callback):
         title = f"{title_of(data)}, {'test' if stage == 'test' else 'validation'}"
         groups = metrics_by_group(trainer.callback_metrics, stage)
         Console().print(result_table(title, scores, published, caption, groups))
+        if any(name in scores["overall"] for name in RECALL):
+            Console().print(result_table("recall over all golds of a mention", scores, columns=RECALL))
 
 
 def result_table(
@@ -49,6 +52,7 @@ def result_table(
     published: Mapping[str, float] | None = None,
     caption: str | None = None,
     groups: Mapping[str, Mapping[str, Any]] | None = None,
+    columns: Sequence[str] = PUBLISHED,
 ) -> Table:
     """Build the table: figures in percent, the mean rank in ranks.
 
@@ -59,8 +63,8 @@ def result_table(
             left blank.
         caption: What the figures are taken over.
         groups: Results of parts of the mentions, as :func:`~mimic_pl.callbacks.results.metrics_by_group` makes them.
+        columns: The metrics to show.
     """
-    columns = [*PUBLISHED, *(name for name in RECALL if any(name in metrics for metrics in scores.values()))]
     table = Table(title=title, caption=caption)
     table.add_column("score")
     for name in columns:

@@ -73,8 +73,8 @@ class CrossDataModule(MELDataModule):
 
     @property
     def title(self) -> str:
-        """The sets by name: ``WikiMEL + RichpediaMEL to WikiDiverse``."""
-        return f"{' + '.join(part.title for part in self.training_sets)} to {self.target.title}"
+        """The sets by folder: ``WikiMEL + RichpediaMEL to WikiDiverse``."""
+        return f"{' + '.join(part.folder.name for part in self.training_sets)} to {self.target.folder.name}"
 
     def prepare_data(self) -> None:
         """Let every set do what it needs to."""
@@ -145,7 +145,7 @@ class CrossDataModule(MELDataModule):
 
 
 class SeveralSets(Dataset[Item]):
-    """Training sets that hand out whole batches, each of one set, as :class:`~mimic_pl.data.sampler.SetSampler` says."""
+    """Training sets that hand out whole batches, each of one set: a :class:`~mimic_pl.data.sampler.SetSampler`'s."""
 
     def __init__(self, sets: Sequence[TrainingDataset]) -> None:
         self.sets = sets
