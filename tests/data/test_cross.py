@@ -22,10 +22,13 @@ from tests.data.conftest import Folder, WordPreprocessor
 def cross(tmp_path):
     """Three sets whose texts and positions tell them apart: set number n has the entities Qn0, Qn1, ... backwards."""
 
+    built = []
+
     def build(**options):
+        built.append(options)
         modules = []
         for number in range(3):
-            folder = Folder(tmp_path / f"set{number}")
+            folder = Folder(tmp_path / f"build{len(built)}" / f"set{number}")
             for entity in folder.entities:
                 entity["qid"] = f"Q{number}{entity['id']}"
                 entity["entity_name"] = f"entity{number}{entity['id']}"

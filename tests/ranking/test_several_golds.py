@@ -23,7 +23,7 @@ def every_rank(scores, gold):
     ]
 
 
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_every_gold_has_its_place_in_one_sorted_list(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))
