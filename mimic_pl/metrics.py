@@ -1,4 +1,4 @@
-"""Metrics over ranks: Hits@k, mean reciprocal rank and mean rank, as torchmetrics classes.
+"""Metrics over ranks: Hits@k, recall@k, mean reciprocal rank and mean rank, as torchmetrics classes.
 
 The rank of a mention is the 1-based position of its best-ranked gold among *all* entities of the knowledge base, in one
 total order: score descending, and between equal scores position in the knowledge base ascending. Top-k lists are
@@ -8,20 +8,30 @@ its ranks are the golds' positions in the knowledge base, whatever the scores.
 A rank of 0 says that no gold of the mention is in the knowledge base. Such a mention counts in every denominator: as a
 miss for Hits@k, as 0 for the reciprocal rank, and as one place behind the last entity for the mean rank.
 
+A mention may have several golds. Its rank is then that of the best one, and Hits@k asks whether any of them is among
+the best ``k``. Recall@k asks how many are: it is the mean over mentions of the share of a mention's golds that are
+among the best ``k`` entities. A gold that is not in the knowledge base counts in the share's denominator and is never
+found; a mention without any gold counts as 0. So recall@k equals Hits@k where every mention has one gold, and it is
+reported only where some mention has several. A mention with more golds than ``k`` can not reach 1.
+
 Every metric is a ratio of two integer sums, so memory does not grow with the data, and neither batch size, nor order,
 nor the number of processes changes the result.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 HITS = (1, 3, 5, 10, 20)
-"""The k of Hits@k that are reported."""
+"""The k of Hits@k and recall@k that are reported."""
+
+GROUPS = ("seen", "unseen")
+"""Mentions with a gold that was a gold in training, and those without: ``test`` reports them separately, too."""
 
 
 class RankMetric(Metric):
@@ -155,3 +165,150 @@ def rank_metrics(prefix: str) -> MetricCollection:
     # torchmetrics takes metrics whose states are equal after the first batch for the same metric and then updates only
     # one of them: Hits@1 would follow Hits@3 for ever if the first batch has no rank of 2 or 3.
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+
+class RecallAtK(Metric):
+    """Mean over mentions of the share of a mention's golds that are among the best ``k`` entities.
+
+    Args:
+        k: How many entities are looked at, at least 1.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> metric = RecallAtK(k=3)
+        >>> metric(torch.tensor([[2, 9], [1, 0]]), gold_count=torch.tensor([2, 1]))
+        tensor(0.7500)
+    """
+
+    is_differentiable = False
+    full_state_update = False
+    higher_is_better = True
+    scale = MeanReciprocalRank.scale
+    total: Tensor
+    mentions: Tensor
+
+    def __init__(self, k: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if k < 1:
+            raise ValueError(f"RecallAtK needs k of at least 1, got {k}.")
+        self.k = k
+        self.add_state("total", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("mentions", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, gold_ranks: Tensor, gold_count: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            gold_ranks: 1-based rank of every gold, int64 ``[mentions, golds]``; 0 where there is none, or where it is
+                not in the knowledge base.
+            gold_count: Golds of each mention, in the knowledge base or not, int64 ``[mentions]``.
+
+        Raises:
+            ValueError: A mention has more ranks than golds.
+        """
+        if (gold_ranks.gt(0).sum(dim=1) > gold_count).any():
+            raise ValueError("RecallAtK: a mention has more ranks than golds. Count all of its golds in gold_count.")
+        found = (gold_ranks.ge(1) & gold_ranks.le(self.k)).sum(dim=1)
+        self.total = self.total + (self.scale * found // gold_count.clamp_min(1)).sum()
+        self.mentions = self.mentions + len(gold_ranks)
+
+    def compute(self) -> Tensor:
+        """The mean over all mentions so far, a float32 scalar; NaN if there was none."""
+        return self.total.float() / self.mentions.float() / self.scale
+
+
+class MentionCount(RankMetric):
+    """How many mentions there were, whatever their ranks."""
+
+    def values(self, ranks: Tensor, num_entities: int) -> Tensor:
+        """Nothing: mentions are counted anyway."""
+        return torch.zeros_like(ranks)
+
+    def compute(self) -> Tensor:
+        """The number of mentions so far, a float32 scalar."""
+        return self.mentions.float()
+
+
+class GoldMetrics(nn.Module):
+    """What is reported only where a data set has it: recall over several golds, and golds seen in training or not.
+
+    - ``{stage}/recall@k`` and ``{stage}/{unit}/recall@k`` where some mention has several golds;
+    - for the overall score ``{stage}/seen/...`` and ``{stage}/unseen/...``: the published metrics and the number of
+      ``mentions`` of each of the two :data:`GROUPS`, where both occur. Mentions without a gold are in neither.
+
+    Args:
+        stage: ``val`` or ``test``.
+        names: The scores that golds are ranked by, ``overall`` among them.
+    """
+
+    def __init__(self, stage: str, names: Sequence[str]) -> None:
+        super().__init__()
+
+        def collection(prefix: str, metrics: dict[str, Metric | MetricCollection]) -> MetricCollection:
+            return MetricCollection(metrics, prefix=prefix, compute_groups=False)
+
+        self.recall = nn.ModuleDict(
+            {
+                name: collection(
+                    f"{stage}/" if name == "overall" else f"{stage}/{name}/",
+                    {f"recall@{k}": RecallAtK(k) for k in HITS},
+                )
+                for name in names
+            }
+        )
+        self.groups = nn.ModuleDict()
+        for group in GROUPS:
+            metrics = rank_metrics(f"{stage}/{group}/")
+            metrics.add_metrics({"mentions": MentionCount()})
+            self.groups[group] = metrics
+
+    def update(
+        self,
+        ranks: Mapping[str, Tensor],
+        gold_ranks: Mapping[str, Tensor],
+        gold_count: Tensor | None,
+        seen: Tensor | None,
+        num_entities: int,
+    ) -> None:
+        """Add a batch.
+
+        Args:
+            ranks: Rank of each mention by score name, int64 ``[mentions]``.
+            gold_ranks: Rank of every gold, int64 ``[mentions, golds]``; empty if nobody ranked them all.
+            gold_count: Golds of each mention, int64 ``[mentions]``; ``None`` where no mention of the split has several.
+            seen: 1 for a mention with a gold seen in training, 0 for one without, int64 ``[mentions]``, other numbers
+                for those without gold; ``None`` where that is not known.
+            num_entities: Size of the knowledge base.
+        """
+        if gold_count is not None:
+            for name, every in gold_ranks.items():
+                self._collection(self.recall, name).update(every, gold_count)
+        if seen is not None:
+            for group, wanted in zip(GROUPS, (1, 0), strict=True):
+                chosen = ranks["overall"][seen == wanted]
+                self._collection(self.groups, group).update(chosen, num_entities=num_entities)
+
+    def compute(self, anywhere: Callable[[bool], bool] = bool) -> dict[str, Tensor]:
+        """All that there is to report; every process must ask.
+
+        Args:
+            anywhere: Whether something holds for any process, from whether it does for this one.
+        """
+        told: dict[str, Tensor] = {}
+        for collections in (self.recall, self.groups):
+            mine = [self._collection(collections, name) for name in collections]
+            if anywhere(any(metric.update_called for metrics in mine for metric in metrics.values())):
+                told |= {name: value for metrics in mine for name, value in metrics.compute().items()}
+        if any(value.isnan() for value in told.values()):  # one of the two groups has no mention
+            told = {name: value for name, value in told.items() if name.split("/")[1] not in GROUPS}
+        return told
+
+    def reset(self) -> None:
+        """Forget all mentions."""
+        for collections in (self.recall, self.groups):
+            for name in collections:
+                self._collection(collections, name).reset()
+
+    @staticmethod
+    def _collection(collections: nn.ModuleDict, name: str) -> MetricCollection:
+        return cast(MetricCollection, collections[name])

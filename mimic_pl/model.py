@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
@@ -17,7 +18,7 @@ from mimic_pl.encoders import CLIPEncoder, Encoder
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.features import Features, Terms
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
-from mimic_pl.metrics import rank_metrics
+from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, fingerprint
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
@@ -96,6 +97,7 @@ class MIMIC(LightningModule):
         if compile_encoder:
             self.encoder.compile()  # in place: the names of the weights stay
         self.metrics = self.configure_metrics()
+        self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -137,10 +139,11 @@ class MIMIC(LightningModule):
         """Loss of a training batch, and its terms for the log.
 
         Args:
-            scores: Named scores ``[batch, batch]``; column j is the gold of mention j.
+            scores: Named scores ``[batch, columns]``; column j is the gold of mention j. There are more columns than
+                mentions where hard negatives are mined.
             batch: The batch as the data module made it.
         """
-        total, terms = self.loss(scores, batch["gold"])
+        total, terms = self.loss(scores, batch["gold"], batch.get("golds"), batch.get("columns"))
         return total, terms
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -149,7 +152,8 @@ class MIMIC(LightningModule):
         scores = self.score(mentions, entities)
         total, terms = self.compute_loss(scores, batch)
         for name, term in self._named_extra_losses():
-            terms[name] = term(scores, mentions, entities, same_gold(batch["gold"]))
+            right = same_gold(batch["gold"], batch.get("golds"), batch.get("columns"))
+            terms[name] = term(scores, mentions, entities, right)
             total = total + term.weight * terms[name]
         size = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
@@ -335,6 +339,8 @@ class MIMIC(LightningModule):
         ranking = self.rank(batch, stage)
         for name, metrics in self._metrics(stage):
             metrics.update(ranking.ranks[name], num_entities=len(self.index or ()))
+        golds = batch.get("gold_count"), batch.get("seen")
+        self._gold_metrics(stage).update(ranking.ranks, ranking.gold_ranks, *golds, num_entities=len(self.index or ()))
         return {"ranking": ranking, "index": batch["index"]}
 
     def _explain(self, error: NonFiniteScoreError, index: Tensor, split: str) -> str:
@@ -353,11 +359,17 @@ class MIMIC(LightningModule):
         for _, metrics in self._metrics(stage):
             self.log_dict(metrics.compute())
             metrics.reset()
+        anywhere = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        self.log_dict(self._gold_metrics(stage).compute(anywhere))
+        self._gold_metrics(stage).reset()
         self.index = None
 
     def _metrics(self, stage: str) -> Iterator[tuple[str, MetricCollection]]:
         for name, metrics in cast(nn.ModuleDict, self.metrics[stage]).items():
             yield name, cast(MetricCollection, metrics)
+
+    def _gold_metrics(self, stage: str) -> GoldMetrics:
+        return cast(GoldMetrics, self.gold_metrics[stage])
 
     # ---- published weights ------------------------------------------------------------------------------------
 

@@ -69,7 +69,12 @@ def test_published_hyperparameters(name):
     assert config["data"]["init_args"]["batch_size"] == 128
 
 
-OVERLAYS = sorted([*(CONFIGS / "experiments").glob("*.yaml"), *(CONFIGS / "recipes").glob("*.yaml")])
+OVERLAYS = sorted(
+    path
+    for folder in ("experiments", "recipes")
+    for path in (CONFIGS / folder).glob("*.yaml")
+    if not path.stem.startswith(("cross_to_", "low_resource_"))  # which have tests of their own
+)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -86,3 +91,39 @@ def test_every_overlay_says_first_what_it_changes(overlay):
     first, *rest = overlay.read_text().splitlines()
     assert first.startswith("# ") and first.endswith("."), "the first line is a sentence"
     assert set(yaml.safe_load("\n".join(rest))) <= {"trainer", "model", "data"}
+
+
+@pytest.mark.parametrize("target", PUBLISHED)
+def test_a_step_across_data_sets(target, clip_checkpoint, tmp_path, monkeypatch):
+    """Trained on the two others, with a model of any published configuration."""
+    monkeypatch.chdir(tmp_path)
+    folders = {"wikimel": "WikiMEL", "richpedia": "RichpediaMEL", "wikidiverse": "WikiDiverse"}
+    for name, folder in folders.items():
+        tiny.write_set(tmp_path / "data" / folder, FILE_STEMS[name])
+    overlay = CONFIGS / "experiments" / f"cross_to_{target}.yaml"
+    data = yaml.safe_load(overlay.read_text())["data"]["init_args"]
+    assert data["test"]["init_args"]["root"] == f"data/{folders[target]}"
+    assert {part["init_args"]["root"] for part in data["train"]} == {
+        f"data/{folder}" for name, folder in folders.items() if name != target
+    }
+    (tmp_path / "alone.yaml").write_text(overlay.read_text().replace("num_workers: 8", "num_workers: 0"))
+    options = ["--model.encoder.pretrained", clip_checkpoint, "--trainer.accelerator", "cpu"]
+    before = torch.random.get_rng_state()
+    files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", "alone.yaml"]
+    main(["fit", *files, *options, "--trainer.fast_dev_run", "true"])
+    torch.random.set_rng_state(before)
+
+
+@pytest.mark.parametrize(("percent", "mentions"), [(10, 2), (20, 4)])
+def test_a_run_of_low_resource(percent, mentions, clip_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", FILE_STEMS["wikimel"])
+    overlay = CONFIGS / "experiments" / f"low_resource_{percent}.yaml"
+    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
+    options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--data.batch_size", "1"]
+    options += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--checkpoint.save_last", "true"]
+    before = torch.random.get_rng_state()
+    main(["fit", "--config", str(CONFIGS / "wikimel.yaml"), "--config", str(overlay), *options])
+    torch.random.set_rng_state(before)
+    last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    assert torch.load(last, weights_only=True)["global_step"] == mentions  # of 20, one a batch

@@ -65,6 +65,21 @@ def test_weights_that_name_no_score_or_leave_none_are_refused(weights):
         UnitConsistentLoss(weights=weights)(SCORES, GOLD)
 
 
+def test_columns_of_any_gold_of_a_row_are_masked():
+    golds = torch.tensor([[9, 7, -1], [3, -1, -1], [7, 3, -1], [9, -1, -1]])  # those of GOLD are drawn from them
+    _, terms = UnitConsistentLoss(mask_false_negatives=True)(SCORES, GOLD, golds)
+    # Column 2 holds row 0's own gold, column 3 its other one; and so on.
+    left_out = {(0, 2), (0, 3), (2, 0), (2, 1)}
+    assert terms["a"].item() == pytest.approx(literal_cross_entropy(SCORES["a"], left_out=left_out), rel=1e-5)
+
+
+@pytest.mark.parametrize("mask", [True, False])
+def test_single_golds_give_the_same_loss_with_and_without_the_list(mask):
+    loss = UnitConsistentLoss(mask_false_negatives=mask)
+    padded = torch.stack([GOLD, torch.full_like(GOLD, -1)], dim=1)
+    assert torch.equal(loss(SCORES, GOLD)[0], loss(SCORES, GOLD, padded)[0])
+
+
 def random_sides(count, more=0):
     torch.manual_seed(count)
     return (random_features(size, FeatureDims(6, 5)) for size in (count, count + more))

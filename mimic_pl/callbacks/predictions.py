@@ -10,7 +10,7 @@ from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mimic_pl.callbacks.results import metrics_by_score, missing_golds
+from mimic_pl.callbacks.results import metrics_by_group, metrics_by_score, missing_golds, title_of
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
@@ -21,7 +21,8 @@ class PredictionWriter(Callback):
     """Writes what ``test`` and ``predict`` find into the run's folder.
 
     - ``test`` writes ``predictions.jsonl``, one mention a line with its golds, its ranks (``null`` where no gold is in
-      the knowledge base) and its top candidates, and ``metrics.json``;
+      the knowledge base) and its top candidates, and ``metrics.json``, with the results of golds seen in training and
+      of others in ``subsets`` where both occur;
     - ``predict`` writes ``links.jsonl``, one mention a line with its top candidates.
 
     Lines are in the order of the data set. They are streamed to a hidden file that takes the final name when it is
@@ -79,14 +80,16 @@ class PredictionWriter(Callback):
             return
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         degradation = getattr(data, "degradation", None)  # which data modules of other projects need not have
+        groups = metrics_by_group(trainer.callback_metrics, "test")
         summary = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "data": type(data).__name__,
+            "data": title_of(data),
             **({} if degradation is None else {"degradation": str(degradation)}),
             "mentions": len(data.mentions["test"]),
             "mentions_without_gold_in_kb": missing_golds(data.mentions["test"], data.entities),
             "entities": len(data.entities),
             "metrics": metrics_by_score(trainer.callback_metrics, "test"),
+            **({"subsets": groups} if groups else {}),
         }
         write_atomically(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor
 
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import as_table
-from mimic_pl.metrics import HITS
+from mimic_pl.metrics import GROUPS, HITS
 
 PUBLISHED = (*(f"hits@{k}" for k in HITS), "mrr", "mr")
 """The metrics' names in the order in which papers print them."""
+
+RECALL = tuple(f"recall@{k}" for k in HITS)
+"""Metrics that follow them where mentions have several golds."""
 
 
 def metrics_by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:
@@ -20,9 +24,29 @@ def metrics_by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict
     Args:
         logged: The Trainer's ``callback_metrics``.
         stage: ``val`` or ``test``: names are ``{stage}/{metric}`` for the overall score, ``{stage}/{unit}/{metric}``
-            for a unit's.
+            for a unit's. Those of :data:`~mimic_pl.metrics.GROUPS` are left out, see :func:`metrics_by_group`.
     """
-    result: dict[str, dict[str, float]] = {"overall": {}}
+    result: dict[str, dict[str, float]] = {"overall": {}} | _by_middle(logged, stage)
+    return {score: metrics for score, metrics in result.items() if score not in GROUPS}
+
+
+def metrics_by_group(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, Any]]:
+    """Results of mentions whose golds were seen in training and of the others, where both were reported.
+
+    Returns:
+        ``{"seen": {"mentions": 12, "metrics": {"mrr": ...}}, "unseen": ...}``; empty where there is no such report.
+    """
+    found = _by_middle(logged, stage)
+    return {
+        group: {"mentions": int(found[group].pop("mentions")), "metrics": found[group]}
+        for group in GROUPS
+        if group in found
+    }
+
+
+def _by_middle(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:
+    """A stage's metrics by what stands between stage and metric in their names; ``overall`` if nothing does."""
+    result: dict[str, dict[str, float]] = {}
     for name, value in logged.items():
         prefix, _, rest = name.partition("/")
         if prefix == stage:
@@ -32,10 +56,17 @@ def metrics_by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict
 
 
 def _published_order(metric: tuple[str, float]) -> tuple[int, str]:
-    return (PUBLISHED.index(metric[0]) if metric[0] in PUBLISHED else len(PUBLISHED), metric[0])
+    order = PUBLISHED + RECALL
+    return (order.index(metric[0]) if metric[0] in order else len(order), metric[0])
 
 
 def missing_golds(mentions: Sequence[Mention], entities: Sequence[Entity]) -> int:
     """How many mentions have no gold in the knowledge base."""
     known = as_table(entities).positions
     return sum(not any(gold in known for gold in mention.golds) for mention in mentions)
+
+
+def title_of(data: Any) -> str:
+    """What a data module wants to be called; the name of its class if it does not say."""
+    title: str = getattr(data, "title", type(data).__name__)
+    return title

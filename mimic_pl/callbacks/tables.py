@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from mimic_pl.callbacks.results import PUBLISHED, metrics_by_score, missing_golds
+from mimic_pl.callbacks.results import PUBLISHED, RECALL, metrics_by_group, metrics_by_score, missing_golds, title_of
 
 
 class ResultTable(Callback):
     """Prints a table after ``test`` and ``validate``: a row for the overall score and for each unit.
 
-    After ``test`` of a data set with published results these are the last row.
+    Where mentions have several golds there is a second table, of recall over them. Where a test split has mentions of
+    golds that were seen in training and of others, each of the two has a row with its overall results. After ``test``
+    of a data set with published results these are the last row.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -37,8 +39,11 @@ class ResultTable(Callback):
         caption = f"{len(mentions):,} mentions, ranked among {len(data.entities):,} entities"
         if missing := missing_golds(mentions, data.entities):
             caption += f"; {missing:,} without a gold in the knowledge base count as misses"
-        title = f"{type(data).__name__}, {'test' if stage == 'test' else 'validation'}"
-        Console().print(result_table(title, scores, published, caption))
+        title = f"{title_of(data)}, {'test' if stage == 'test' else 'validation'}"
+        groups = metrics_by_group(trainer.callback_metrics, stage)
+        Console().print(result_table(title, scores, published, caption, groups))
+        if any(name in scores["overall"] for name in RECALL):
+            Console().print(result_table("recall over all golds of a mention", scores, columns=RECALL))
 
 
 def result_table(
@@ -46,6 +51,8 @@ def result_table(
     scores: Mapping[str, Mapping[str, float]],
     published: Mapping[str, float] | None = None,
     caption: str | None = None,
+    groups: Mapping[str, Mapping[str, Any]] | None = None,
+    columns: Sequence[str] = PUBLISHED,
 ) -> Table:
     """Build the table: figures in percent, the mean rank in ranks.
 
@@ -55,21 +62,27 @@ def result_table(
         published: Published metrics of the overall score, shares between 0 and 1; metrics that were not published are
             left blank.
         caption: What the figures are taken over.
+        groups: Results of parts of the mentions, as :func:`~mimic_pl.callbacks.results.metrics_by_group` makes them.
+        columns: The metrics to show.
     """
     table = Table(title=title, caption=caption)
     table.add_column("score")
-    for name in PUBLISHED:
-        table.add_column(name.replace("hits", "h").upper(), justify="right")
+    for name in columns:
+        table.add_column(name.replace("hits", "h").replace("recall", "r").upper(), justify="right")
     for name, metrics in scores.items():
-        table.add_row(name, *_cells(metrics), style="bold" if name == "overall" else None)
+        table.add_row(name, *_cells(columns, metrics), style="bold" if name == "overall" else None)
+    if groups:
+        table.add_section()
+        for name, group in groups.items():
+            table.add_row(f"{name} ({group['mentions']:,})", *_cells(columns, group["metrics"]))
     if published:
         table.add_section()
-        table.add_row("published", *_cells(published), style="cyan")
+        table.add_row("published", *_cells(columns, published), style="cyan")
     return table
 
 
-def _cells(metrics: Mapping[str, float]) -> list[str]:
-    return [_cell(name, metrics[name]) if name in metrics else "" for name in PUBLISHED]
+def _cells(columns: Sequence[str], metrics: Mapping[str, float]) -> list[str]:
+    return [_cell(name, metrics[name]) if name in metrics else "" for name in columns]
 
 
 def _cell(name: str, value: float) -> str:

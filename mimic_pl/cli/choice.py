@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from argparse import ArgumentParser
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -71,14 +72,28 @@ def choose_run(args: list[str]) -> Choice:
 
 
 def check_data_root(config: Any) -> None:
-    """Check the data folder before a model is loaded for it.
+    """Check the data folder, or those of all data sets, before a model is loaded for it.
 
     Raises:
         ConfigError: It does not exist.
     """
-    module, _, name = config.data.class_path.rpartition(".")
-    data_class = getattr(import_module(module), name)
-    data_class.check_root(config.data.init_args.root)
+    for data in _data_sets(config.data.as_dict()):
+        module, _, name = data["class_path"].rpartition(".")
+        data_class = getattr(import_module(module), name)
+        data_class.check_root(data["init_args"]["root"])
+
+
+def _data_sets(data: Any) -> Iterator[dict[str, Any]]:
+    """The sections of a configuration of data that have a folder: itself, or those within."""
+    if isinstance(data, list):
+        for part in data:
+            yield from _data_sets(part)
+    elif isinstance(data, dict) and "class_path" in data:
+        arguments = data.get("init_args") or {}
+        if "root" in arguments:
+            yield data
+        else:
+            yield from _data_sets(list(arguments.values()))
 
 
 def require_same_task(run: Run, config: Any) -> None:
@@ -97,6 +112,9 @@ def require_same_task(run: Run, config: Any) -> None:
         for part in key.split("."):
             before = before.get(part) if isinstance(before, dict) else None
         now = config.get(key)
+        if key == "data.init_args.root" and before is None and now is None:  # several sets
+            sections = trained.get("data"), config.data.as_dict()
+            before, now = (", ".join(str(part["init_args"]["root"]) for part in _data_sets(data)) for data in sections)
         if before is not None and now is not None and str(before) != str(now):
             raise ConfigError(
                 f"The newest run {_short(run.folder)} was trained with {key} = {before}, and this command says {now}. "

@@ -1,5 +1,6 @@
 """Raw files -> records -> batches."""
 
+from mimic_pl.data.cross import CrossDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo import DemoMEL
 from mimic_pl.data.lexicon import BM25Lexicon
@@ -9,6 +10,7 @@ from mimic_pl.data.statistics import PublishedStatistics
 
 __all__ = [
     "BM25Lexicon",
+    "CrossDataModule",
     "DemoMEL",
     "Entity",
     "MELDataModule",

@@ -38,12 +38,23 @@ from mimic_pl.data.sampler import EvalSampler, LengthSampler, TrainSampler, firs
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
+from mimic_pl.data.training_split import golds_of, require_share, seeded_share
 from mimic_pl.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
 _FILES = {"train": "train", "val": "dev", "test": "test"}
-_STAGES = {"fit": ("train", "val"), "validate": ("val",), "test": ("test",), "predict": ("predict",)}
+_STAGES = {
+    "fit": ("train", "val"),
+    "train": ("train",),  # no stage of the Trainer: of a set that is trained on and validated elsewhere
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+}
+
+
+class MissingSplitError(DataError):
+    """A data set has no file of a split."""
 
 
 class MELDataModule(LightningDataModule):
@@ -84,6 +95,8 @@ class MELDataModule(LightningDataModule):
         modality_dropout: Share of training mentions that lose, each time anew, their picture or their text.
         degradation: Makes the mentions of validation, test and prediction worse (see
             :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base stay as they are.
+        train_share: Share of the training mentions that are trained on: 0.1 for a tenth, drawn by ``seed``; a larger
+            share holds a smaller one's mentions.
     """
 
     published: ClassVar[PublishedStatistics | None] = None
@@ -116,8 +129,10 @@ class MELDataModule(LightningDataModule):
         modalities: Literal["both", "text", "pictures"] = "both",
         modality_dropout: float = 0.0,
         degradation: Degradation | None = None,
+        train_share: float = 1.0,
     ) -> None:
         super().__init__()
+        require_share(train_share)
         self.root = root
         self.name = name
         self.mention_template = TextTemplate(mention_template)
@@ -137,6 +152,7 @@ class MELDataModule(LightningDataModule):
         self.modalities = modalities
         self.modality_dropout = modality_dropout
         self.degradation = degradation
+        self.train_share = train_share
         self.picture_report = PictureReport()
         self.mentions = {}
         self._preprocessor: Preprocessor | None = None
@@ -175,7 +191,7 @@ class MELDataModule(LightningDataModule):
         """The file of a split.
 
         Raises:
-            DataError: None of the names it may have is there.
+            MissingSplitError: None of the names it may have is there.
         """
         stems = (self.name,) if self.name else (*self.file_stems, self.folder.name)
         wanted = [f"{stem}_{_FILES[split]}.json" for stem in stems]
@@ -183,7 +199,7 @@ class MELDataModule(LightningDataModule):
         for file in wanted:
             if file.lower() in present:
                 return present[file.lower()]
-        raise DataError(
+        raise MissingSplitError(
             f"{self.folder} has no file of the {split} split: looked for {' or '.join(wanted)}, and there are "
             f"{', '.join(path.name for path in present.values()) or 'no JSON files'}. Say what its name begins with: "
             "--data.name NAME."
@@ -200,6 +216,16 @@ class MELDataModule(LightningDataModule):
             raise DataError(f"{self.folder} has {name} and {name}s. Move all pictures into one and remove the other.")
         folder = present[0] if present else self.folder / name
         return PictureFolder(folder, self.pictures, self.max_pixels, renamed=name == "mention_image")
+
+    @property
+    def parts(self) -> tuple[MELDataModule, ...]:
+        """The data sets that this is made of."""
+        return (self,)
+
+    @property
+    def title(self) -> str:
+        """What results call the data set."""
+        return type(self).__name__
 
     @property
     def folder(self) -> Path:
@@ -286,20 +312,36 @@ class MELDataModule(LightningDataModule):
         return self.entity_template(record) if isinstance(record, Entity) else self.mention_template(record)
 
     def _pictures_of(self, splits: Iterable[str]) -> Iterator[Chain]:
-        """Pictures that these splits need: of every mention, of every entity the first, of a training gold any."""
+        """Pictures that these splits need: of every mention, of a ranked entity the first, of a training gold any."""
         for split in splits:
             for mention in self.mentions[split]:
                 if mention.picture:
                     yield self.mention_pictures, (mention.picture,)
-        for entity in self.entities:
-            yield self.entity_pictures, entity.pictures
+        if set(splits) != {"train"}:
+            for entity in self.entities:
+                yield self.entity_pictures, entity.pictures
         if "train" in splits:
-            for gold in {golds[0] for golds in self._datasets["train"].golds if golds}:
+            for gold in {gold for golds in self._datasets["train"].golds for gold in golds}:
                 for picture in self.entities[gold].pictures:
                     yield self.entity_pictures, (picture,)
 
-    def _add_split(self, split: str) -> None:
+    def _read_split(self, split: str) -> list[Mention]:
         mentions = self.read_mentions(split)
+        return seeded_share(mentions, self.train_share, self.seed) if split == "train" else mentions
+
+    @cached_property
+    def seen_golds(self) -> frozenset[str] | None:
+        """``qid`` of every gold that is trained on, ``None`` without a training file; to be set if trained elsewhere.
+
+        ``test`` reports mentions of these golds and of others separately.
+        """
+        try:
+            return golds_of(self.mentions.get("train") or self._read_split("train"))
+        except MissingSplitError:
+            return None
+
+    def _add_split(self, split: str) -> None:
+        mentions = self._read_split(split)
         if not mentions:
             raise DataError(f"The {split} split of {self.folder} holds no mentions.")
         self.mentions[split] = mentions
@@ -325,6 +367,7 @@ class MELDataModule(LightningDataModule):
             self.preprocessor,
             f"{split} mentions",
             None if self.lexicon is None else self.lexicon.mentions(map(self._text, mentions)),
+            self.seen_golds if split == "test" else None,
         )
 
     def _degraded(self, split: str, degradation: Degradation) -> MentionDataset:
@@ -333,15 +376,23 @@ class MELDataModule(LightningDataModule):
             pixels = DegradedPixels(self.mention_pictures, self.preprocessor, degradation, self.reduced_decoding)
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
-    def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled pairs of a mention and its gold entity."""
+    def training_dataset(self) -> TrainingDataset:
+        """Pairs of a mention and its gold entity.
+
+        Raises:
+            DataError: There are none.
+        """
         mentions = self._datasets["train"]
         kept = [index for index, golds in enumerate(mentions.golds) if golds]
         if not kept:
             raise DataError(f"No training mention of {self.folder} has a gold in the knowledge base.")
         if self.pictures == "drop":
             kept = self._with_pictures(mentions, kept)
-        dataset = TrainingDataset(mentions, self._entity_dataset, kept, self.seed, self._training_changes())
+        return TrainingDataset(mentions, self._entity_dataset, kept, self.seed, self._training_changes())
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Shuffled pairs of a mention and its gold entity."""
+        dataset = self.training_dataset()
         processes, rank = self._processes()
         sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
         sampler.set_epoch(first_epoch(self.trainer))
@@ -358,7 +409,10 @@ class MELDataModule(LightningDataModule):
 
     def _with_pictures(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
         left, failed = without_failing(
-            ((i, mentions.mentions[i].picture, self.entities[mentions.golds[i][0]].pictures) for i in kept),
+            (
+                (i, mentions.mentions[i].picture, [self.entities[gold].pictures for gold in mentions.golds[i]])
+                for i in kept
+            ),
             self.mention_pictures,
             self.entity_pictures,
         )
@@ -444,8 +498,8 @@ class MELDataModule(LightningDataModule):
     def _loader(
         self,
         dataset: Dataset[Any],
-        sampler: Sampler[int],
-        batch_size: int,
+        sampler: Sampler[Any],
+        batch_size: int | None,
         keep_workers: bool = False,
         collate_with: Callable[[list[Item]], dict[str, Any]] = collate,
     ) -> DataLoader[Any]:

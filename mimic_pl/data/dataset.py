@@ -18,6 +18,7 @@ from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import draw
+from mimic_pl.data.training_split import seen_in_training
 from mimic_pl.errors import ConfigError
 
 Item = dict[str, Any]
@@ -150,7 +151,12 @@ class EntityDataset(BatchDataset):
 
 
 class MentionDataset(BatchDataset):
-    """Mentions of a split, with the positions of their golds in the knowledge base (-1: not there)."""
+    """Mentions of a split, with the positions of their golds in the knowledge base (-1: not there).
+
+    A batch also says, where some mention of the split has several golds, how many each has (``gold_count``), and where
+    it is known which golds were seen in training, whether each mention's were (``seen``, see
+    :mod:`mimic_pl.data.training_split`); both int64 ``[batch]``.
+    """
 
     def __init__(
         self,
@@ -161,8 +167,15 @@ class MentionDataset(BatchDataset):
         preprocessor: Preprocessor,
         name: str,
         terms: TermTable | None = None,
+        seen: frozenset[str] | None = None,
     ) -> None:
         self.mentions = mentions
+        several = any(len(mention.golds) > 1 for mention in mentions)
+        self.about: dict[str, Tensor] = {}
+        if several:
+            self.about["gold_count"] = torch.tensor([len(mention.golds) for mention in mentions])
+        if seen is not None:
+            self.about["seen"] = torch.tensor([seen_in_training(mention, seen) for mention in mentions])
         self.golds = [[positions[gold] for gold in mention.golds if gold in positions] for mention in mentions]
         self.width = max((len(golds) for golds in self.golds), default=0)
         self.side = _Side(mentions, text_of, pixels, preprocessor, name, terms)
@@ -177,11 +190,16 @@ class MentionDataset(BatchDataset):
         mentions, failures = self.side.batch(indices, [(picture,) if picture else () for picture in pictures])
         golds = [self.golds[index] + [-1] * (self.width - len(self.golds[index])) for index in indices]
         gold = torch.tensor(golds, dtype=torch.int64).view(len(indices), self.width)
-        return {"mentions": mentions, "gold": gold, "index": torch.tensor(indices), "failures": failures}
+        index = torch.tensor(indices)
+        about = {name: column[index] for name, column in self.about.items()}
+        return {"mentions": mentions, "gold": gold, "index": index, "failures": failures, **about}
 
 
 class TrainingDataset(BatchDataset):
     """Pairs of a mention and its gold entity; only mentions with a gold in the knowledge base are in it.
+
+    Of several golds one is drawn each epoch. A batch then carries all of them, too: ``golds``, int64 ``[batch, golds]``
+    padded with -1, beside the drawn ones, ``gold``, int64 ``[batch]``.
 
     Items are addressed by ``epoch * len + index`` (see :class:`~mimic_pl.data.sampler.TrainSampler`).
 
@@ -218,15 +236,19 @@ class TrainingDataset(BatchDataset):
         for address in addresses:
             epoch, place = divmod(address, len(self.kept))
             index = self.kept[place]
-            gold = self.mentions.golds[index][0]
+            candidates = self.mentions.golds[index]
+            # Another seed than the picture's, which would be drawn in step with it.
+            gold = candidates[draw(len(candidates), self.seed + 1, epoch, index) if len(candidates) > 1 else 0]
             count = len(self.entities.entities[gold].pictures)
             indices.append(index)
             golds.append(gold)
             firsts.append(draw(count, self.seed, epoch, index) if count > 1 else 0)
         batch = self.mentions.__getitems__(indices)
         entities, failures = self.entities.with_picture_first(golds, firsts)
+        own = {name: batch[name] for name in ("mentions", "index")}
+        further = {"golds": batch["gold"]} if self.mentions.width > 1 else {}
         failures = batch["failures"] + failures
-        batch = {**batch, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
+        batch = {**own, **further, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
         for number, side in enumerate(("mentions", "entities")):
             seeds = [draw(2**62, self.seed, address, number) for address in addresses]
             for change in self.changes.get(side, ()):

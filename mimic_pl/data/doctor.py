@@ -77,14 +77,15 @@ class Report:
 
 
 def run_doctor(datamodule: MELDataModule) -> int:
-    """Examine a data module's folder and print the report.
+    """Examine a data module's folder, or those of all of its sets, and print the report.
 
     Returns:
         The exit status: 0, or that of a data error if there are errors.
     """
-    report = examine(datamodule)
-    Console().print(report.table())
-    return DataError.exit_code if report.has_errors else 0
+    reports = [examine(part) for part in datamodule.parts]
+    for report in reports:
+        Console().print(report.table())
+    return DataError.exit_code if any(report.has_errors for report in reports) else 0
 
 
 def examine(datamodule: MELDataModule) -> Report:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Iterator, Sequence, Sized
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,44 @@ class TrainSampler(DistributedSampler[int]):
         """Positions of this process's items, each shifted by the epoch."""
         size = len(self.dataset)  # type: ignore[arg-type]
         return (self.epoch * size + index for index in super().__iter__())
+
+
+class SetSampler(DistributedSampler[tuple[int, list[int]]]):
+    """Batches of several sets, each of one set: the set's number, and addresses in it.
+
+    An epoch has every batch of every set, in an order that depends on seed and epoch alone; all processes take batches
+    of the same set at the same time, and have equally many.
+
+    Args:
+        samplers: A sampler for each set, all for the same process.
+        batch_sizes: Items in a batch of each set.
+        seed: Decides the order of the batches.
+    """
+
+    def __init__(self, samplers: Sequence[TrainSampler], batch_sizes: Sequence[int], seed: int = 0) -> None:
+        first = samplers[0]
+        super().__init__(first.dataset, first.num_replicas, first.rank, seed=seed)
+        self.samplers = samplers
+        self.batch_sizes = batch_sizes
+
+    def set_epoch(self, epoch: int) -> None:
+        """Turn to an epoch."""
+        super().set_epoch(epoch)
+        for sampler in self.samplers:
+            sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        """Number of this process's batches."""
+        return sum(-(-len(own) // size) for own, size in zip(self.samplers, self.batch_sizes, strict=True))
+
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
+        """This process's batches."""
+        batches = []
+        for number, (sampler, size) in enumerate(zip(self.samplers, self.batch_sizes, strict=True)):
+            addresses = list(sampler)
+            batches += [(number, addresses[at : at + size]) for at in range(0, len(addresses), size)]
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        return (batches[place] for place in torch.randperm(len(batches), generator=generator).tolist())
 
 
 class EvalSampler(DistributedSampler[int]):

@@ -56,10 +56,16 @@ def contrast(logits: Tensor, same_gold: Tensor) -> Tensor:
     return nn.functional.cross_entropy(logits.float().masked_fill(same_gold, -torch.inf), target)
 
 
-def same_gold(gold: Tensor) -> Tensor:
-    """Where a batch holds the same gold entity more than once, bool ``[batch, batch]``; false on the diagonal.
+def same_gold(gold: Tensor, golds: Tensor | None = None, columns: Tensor | None = None) -> Tensor:
+    """Which columns hold a right answer of a row beside the row's own column, bool ``[batch, columns]``.
 
     Args:
-        gold: Position of each mention's gold, int64 ``[batch]``.
+        gold: Position in the knowledge base of each mention's gold, int64 ``[batch]``: of the entity in its column.
+        golds: Positions of all golds of each mention, int64 ``[batch, golds]``, padded with -1; where no mention has
+            several they may be left out.
+        columns: Positions of the entities in the columns, the golds first; by default the golds alone.
     """
-    return gold[:, None].eq(gold[None, :]) & ~torch.eye(len(gold), dtype=torch.bool, device=gold.device)
+    columns = gold if columns is None else columns
+    right = (gold[:, None] if golds is None else golds)[:, :, None].eq(columns).any(dim=1)
+    own = torch.arange(len(columns), device=gold.device)
+    return right & own[: len(gold), None].ne(own)

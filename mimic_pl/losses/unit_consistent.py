@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
+from mimic_pl.losses.term import same_gold
 
 
 class UnitConsistentLoss(nn.Module):
@@ -24,7 +25,7 @@ class UnitConsistentLoss(nn.Module):
         temperature: Divides the scores; 1 in the paper.
         learn_temperature: Train the temperature, from that value on.
         mask_false_negatives: Leave out a column that holds the row's own gold a second time (two mentions of the batch
-            with the same gold entity). The published loss counts it as a negative.
+            with the same gold entity), or another of its golds. The published loss counts it as a negative.
 
     Raises:
         ConfigError: A negative weight or a temperature that is not positive.
@@ -55,12 +56,20 @@ class UnitConsistentLoss(nn.Module):
         """What the scores are divided by, as it is now."""
         return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
 
-    def forward(self, scores: Mapping[str, Tensor], gold: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self,
+        scores: Mapping[str, Tensor],
+        gold: Tensor,
+        golds: Tensor | None = None,
+        columns: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Args:
-            scores: Named scores ``[batch, batch]``: entity j is the gold of mention j.
-            gold: Position in the knowledge base of each mention's gold, int64 ``[batch]``.
+            scores: Named scores ``[batch, columns]``: entity j is the gold of mention j, those behind are negatives.
+            gold: Position in the knowledge base of each mention's gold, int64 ``[batch]``: of the entity in its column.
+            golds: Positions of all golds of each mention; see :func:`~mimic_pl.losses.same_gold`.
+            columns: Positions of the entities in the columns; see there.
 
         Returns:
             The weighted sum, and each unweighted term by score name (those of weight 0 left out).
@@ -72,14 +81,14 @@ class UnitConsistentLoss(nn.Module):
         if unknown:
             raise ConfigError(f"Loss weights for {sorted(unknown)}, but the model's scores are {sorted(scores)}.")
         target = torch.arange(len(gold), device=gold.device)
-        same_gold = gold[:, None].eq(gold[None, :]) & target[:, None].ne(target[None, :])
+        left_out = same_gold(gold, golds, columns) if self.mask_false_negatives else None
         terms: dict[str, Tensor] = {}
         for name, score in scores.items():
             if self.weights.get(name, 1.0) == 0:
                 continue
             logits = score.float() / self.temperature
-            if self.mask_false_negatives:
-                logits = logits.masked_fill(same_gold, -torch.inf)
+            if left_out is not None:
+                logits = logits.masked_fill(left_out, -torch.inf)
             terms[name] = nn.functional.cross_entropy(logits, target)
         if not terms:
             raise ConfigError("All loss weights are 0: nothing is left to train on. Give one a positive weight.")

@@ -56,11 +56,13 @@ class Ranking(NamedTuple):
         top_entities: Positions in the knowledge base of the top entities by overall score, best first, int64
             ``[mentions, k]``.
         top_scores: For ``overall`` and each unit, the scores of ``top_entities``, float32 ``[mentions, k]``.
+        gold_ranks: Like ``ranks``, but of every gold, int64 ``[mentions, golds]``; 0 where there is none.
     """
 
     ranks: dict[str, Tensor]
     top_entities: Tensor
     top_scores: dict[str, Tensor]
+    gold_ranks: dict[str, Tensor] = {}
 
 
 class Ranker:
@@ -74,6 +76,8 @@ class Ranker:
 
     Pruning: a pair is first bounded (see :meth:`~mimic_pl.units.Unit.bounds`), at a fraction of its cost. Where the
     bounds place it before or behind the gold and out of the top, it is never scored.
+
+    A mention with several golds takes as much work as so many mentions: each gold is ranked on its own.
 
     Args:
         top_k: How many top entities are kept for each mention.
@@ -114,7 +118,7 @@ class Ranker:
             matcher: Scores mentions against entities.
             mentions: States of the mentions, float32.
             gold: Positions of each mention's golds in the knowledge base, int64 ``[mentions, golds]``, padded with -1;
-                the best-ranked gold counts.
+                each is ranked.
             index: All entities.
 
         Raises:
@@ -146,7 +150,7 @@ class Ranker:
     def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex, pairs: int) -> Ranking:
         prune = self.prune and matcher.monotone
         search = _Search(matcher, mentions, gold, index, self.ranked(matcher), self.top_k, prune)
-        size = pairs // len(gold)
+        size = pairs // len(search.rows)
         if index.device.type == "cpu":
             size = min(size, _ENTITIES_AT_MOST)
         for start, stop, block in index.blocks(max(1, size)):
@@ -155,7 +159,10 @@ class Ranker:
 
 
 class _Search:
-    """One pass over the knowledge base for a block of mentions."""
+    """One pass over the knowledge base for a block of mentions.
+
+    It goes by rows of a mention and one of its golds, or none: as many as there are mentions, if none has several.
+    """
 
     def __init__(
         self,
@@ -170,38 +177,40 @@ class _Search:
         self.matcher = matcher
         self.ranked = ranked
         self.prune = prune
-        self.mentions = matcher.prepare(mentions) if prune else mentions
-        self.exact = ExactScores(matcher, mentions)
         if not gold.shape[1]:
             gold = gold.new_full((len(gold), 1), -1)
-        self.in_kb = gold.ge(0).any(dim=1)
-        self.golds = self._find_golds(gold, index)
-        self.ahead = {name: torch.zeros(len(gold), dtype=torch.int64, device=gold.device) for name in self.golds}
-        self.top = TopEntities(len(gold), min(top_k, len(index)), matcher.score_names, gold.device)
+        known = gold.ge(0)
+        known[:, 0] |= ~known.any(dim=1)
+        self.gold = gold
+        self.rows, self.columns = known.nonzero(as_tuple=True)  # mention, and which of its golds
+        if len(self.rows) > len(gold):
+            mentions = pick(mentions, self.rows)
+        self.mentions = matcher.prepare(mentions) if prune else mentions
+        self.exact = ExactScores(matcher, mentions)
+        own = gold[self.rows, self.columns]
+        self.in_kb = own.ge(0)
+        self.golds = self._find_golds(own, index)
+        self.ahead = {name: torch.zeros_like(own) for name in self.golds}
+        self.top = TopEntities(len(own), min(top_k, len(index)), matcher.score_names, gold.device)
 
-    def _find_golds(self, gold: Tensor, index: EntityIndex) -> dict[str, _Gold]:
-        """Each mention's best-ranked gold by each score."""
-        rows, columns = gold.ge(0).nonzero(as_tuple=True)
-        block = index.select(gold[rows, columns])
-        _require_finite_states(block, gold[rows, columns], rows)
+    def _find_golds(self, own: Tensor, index: EntityIndex) -> dict[str, _Gold]:
+        """Each row's gold by each score."""
+        rows = self.in_kb.nonzero()[:, 0]
+        block = index.select(own[rows])
+        _require_finite_states(block, own[rows], self.rows[rows])
         kinds = _with_overall(block.kinds)
         found: dict[str, _Gold] = {}
         for name, scores in self.exact(rows, block.states).items():
-            table = torch.full(gold.shape, -torch.inf, device=gold.device).index_put((rows, columns), scores)
-            kind = torch.zeros_like(gold).index_put((rows, columns), kinds[name])
-            best = table.amax(dim=1)
-            last = torch.iinfo(torch.int64).max
-            position, place = gold.masked_fill(gold.lt(0) | table.ne(best[:, None]), last).min(dim=1)
             # Without a gold nothing is counted: all scores lie behind +inf.
-            best = torch.where(self.in_kb, best, torch.inf)
-            found[name] = _Gold(best, position, kind.gather(1, place[:, None])[:, 0])
+            score = torch.full(own.shape, torch.inf, device=own.device).index_put((rows,), scores)
+            found[name] = _Gold(score, own, torch.zeros_like(own).index_put((rows,), kinds[name]))
         return found
 
     def look(self, block: Block, positions: Tensor) -> None:
         """Count a block's entities before the golds, and merge those on top."""
         _require_finite_states(block, positions)
         bounds = self._bounds(block)
-        _require_finite(bounds, positions)
+        _require_finite(bounds, positions, self.rows)
         margins = _margins(bounds)
         dear = tuple(name for name in self.matcher.units if not bounds[name].exact)
         kinds = _with_overall(block.kinds)
@@ -240,8 +249,21 @@ class _Search:
 
     def result(self) -> Ranking:
         """Ranks and top entities after all blocks."""
-        ranks = {name: torch.where(self.in_kb, self.ahead[name] + 1, 0) for name in self.ranked}
-        return Ranking(ranks, self.top.positions, self.top.scores)
+        gold_ranks = {
+            name: torch.zeros_like(self.gold).index_put(
+                (self.rows, self.columns), torch.where(self.in_kb, self.ahead[name] + 1, 0)
+            )
+            for name in self.ranked
+        }
+        last = torch.iinfo(torch.int64).max
+        best = {name: ranks.masked_fill(ranks.eq(0), last).amin(dim=1) for name, ranks in gold_ranks.items()}
+        first = torch.searchsorted(self.rows, torch.arange(len(self.gold), device=self.rows.device))
+        return Ranking(
+            {name: ranks.masked_fill(ranks.eq(last), 0) for name, ranks in best.items()},
+            self.top.positions[first],
+            {name: scores[first] for name, scores in self.top.scores.items()},
+            gold_ranks,
+        )
 
     def _bounds(self, block: Block) -> dict[str, Bounds]:
         if self.prune:
@@ -318,7 +340,7 @@ class _Search:
 
 
 class _Gold(NamedTuple):
-    """Each mention's best-ranked gold by one score, all ``[mentions]``."""
+    """Each row's gold by one score, all ``[rows]``."""
 
     score: Tensor
     position: Tensor
@@ -362,18 +384,18 @@ def _pairs_that_fit(device: torch.device) -> int:
     return max(_PAIRS_ON_CPU, min(_PAIRS_ON_DEVICE, free // 4 // _BYTES_PER_PAIR))
 
 
-def _require_finite_states(block: Block, positions: Tensor, rows: Tensor | None = None) -> None:
+def _require_finite_states(block: Block, positions: Tensor, mentions: Tensor | None = None) -> None:
     if block.finite.all():
         return
     column = int((~block.finite).nonzero()[0, 0])
-    mention = 0 if rows is None else int(rows[column])
+    mention = 0 if mentions is None else int(mentions[column])
     entity = int(positions[column])
     raise NonFiniteScoreError(
         f"What the units keep of entity {entity} is not finite.", OVERALL, mention, entity, float("nan")
     )
 
 
-def _require_finite(bounds: dict[str, Bounds], positions: Tensor) -> None:
+def _require_finite(bounds: dict[str, Bounds], positions: Tensor, mentions: Tensor) -> None:
     for name, bound in bounds.items():
         for block in {id(tensor): tensor for tensor in bound}.values():
             # One pass and one number to look at: a sum is finite unless a term is not (or all are near the largest
@@ -381,11 +403,11 @@ def _require_finite(bounds: dict[str, Bounds], positions: Tensor) -> None:
             if torch.isfinite(block.sum()) or torch.isfinite(block).all():
                 continue
             row, column = (~torch.isfinite(block)).nonzero()[0].tolist()
-            value, entity = block[row, column].item(), int(positions[column])
+            value, mention, entity = block[row, column].item(), int(mentions[row]), int(positions[column])
             raise NonFiniteScoreError(
-                f"The {name!r} score of mention {row} of this block with entity {entity} is {value}.",
+                f"The {name!r} score of mention {mention} of this block with entity {entity} is {value}.",
                 score=name,
-                mention=row,
+                mention=mention,
                 entity=entity,
                 value=value,
             )

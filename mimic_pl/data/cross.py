@@ -1,0 +1,160 @@
+"""Cross-data-set: train on some sets, test on another, each with its own knowledge base."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from mimic_pl.data.datamodule import MELDataModule
+from mimic_pl.data.dataset import Item, TrainingDataset
+from mimic_pl.data.records import Entity, Mention
+from mimic_pl.data.sampler import SetSampler, TrainSampler, first_epoch
+from mimic_pl.errors import ConfigError
+
+
+class CrossDataModule(MELDataModule):
+    """Trains on one or more data sets and tests on a set of its own.
+
+    - Training: every batch comes from one set, in batches of that set's size, so that the negatives are entities of one
+      knowledge base. An epoch takes every training mention of every set once; the sets' batches follow each other in a
+      random order. A batch's ``index`` and ``gold`` refer to the mentions and the knowledge base of its set.
+    - Validation: the dev split of one of the training sets, in that set's knowledge base. The target set has no say in
+      which checkpoint is the best.
+    - ``test`` and ``predict``: the target set, in its knowledge base. Golds count as seen if they were, by ``qid``, in
+      the training split of a set that was trained on.
+
+    ``entities`` and ``mentions`` are those of the set that is ranked: after ``setup("fit")`` of the validating one,
+    after ``setup("test")`` of the target. Results of the target set as published are not shown beside those of a
+    model that was trained elsewhere.
+
+    Args:
+        train: The sets to train on.
+        test: The target set.
+        validate_on: Which of the training sets validates: its place in ``train``.
+        seed: Decides the order of the sets' batches; the order within a set is decided by the set's own seed.
+
+    Raises:
+        ConfigError: There is nothing to train on, the target set is among the training sets, or ``validate_on`` is the
+            place of none.
+
+    Example:
+        >>> data = CrossDataModule([RichpediaMEL("r"), WikiDiverse("d")], test=WikiMEL("w"))  # doctest: +SKIP
+    """
+
+    def __init__(self, train: list[MELDataModule], test: MELDataModule, validate_on: int = 0, seed: int = 43) -> None:
+        if not train:
+            raise ConfigError("data.train names no data set to train on. Give at least one.")
+        if not 0 <= validate_on < len(train):
+            raise ConfigError(f"data.validate_on is {validate_on}, but data.train has places 0 to {len(train) - 1}.")
+        same = [part.root for part in train if part.folder.resolve() == test.folder.resolve()]
+        if same:
+            raise ConfigError(
+                f"{same[0]} is the target set and among the training sets. Cross-data-set results need a target that "
+                "was not trained on: take it out of data.train."
+            )
+        policies = {part.pictures for part in (*train, test)}
+        if len(policies) > 1:
+            raise ConfigError(f"The sets have the picture policies {sorted(policies)}. Give all of them the same one.")
+        workers = max(part.num_workers for part in train)
+        super().__init__(root=test.root, pictures=test.pictures, num_workers=workers, seed=seed)
+        self.training_sets = train
+        self.target = test
+        self.validating = train[validate_on]
+        self.shown = test
+
+    @property
+    def parts(self) -> tuple[MELDataModule, ...]:
+        """The training sets, and last the target."""
+        return (*self.training_sets, self.target)
+
+    @property
+    def title(self) -> str:
+        """The sets by folder: ``WikiMEL + RichpediaMEL to WikiDiverse``."""
+        return f"{' + '.join(part.folder.name for part in self.training_sets)} to {self.target.folder.name}"
+
+    def prepare_data(self) -> None:
+        """Let every set do what it needs to."""
+        for part in self.parts:
+            part.prepare_data()
+
+    def setup(self, stage: str) -> None:
+        """Read and tokenize what the stage needs of each set."""
+        for part in self.parts:
+            part.trainer = self.trainer
+            part.preprocessor = self.preprocessor
+            part.picture_report = self.picture_report
+        self.shown = self.validating if stage in ("fit", "validate") else self.target
+        if stage == "fit":
+            for part in self.training_sets:
+                part.setup("fit" if part is self.validating else "train")
+        else:
+            if stage == "test":
+                self.target.seen_golds = self.seen_golds
+            self.shown.setup(stage)
+        self.entities = self.shown.entities
+        self.mentions = self.shown.mentions
+
+    @cached_property
+    def seen_golds(self) -> frozenset[str] | None:
+        """``qid`` of every gold that is trained on in any of the training sets."""
+        known = [part.seen_golds for part in self.training_sets]
+        return frozenset().union(*(golds for golds in known if golds is not None)) if any(known) else None
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        """Batches of all training sets, each of one set."""
+        sets = [part.training_dataset() for part in self.training_sets]
+        own = [
+            TrainSampler(items, *self._processes(), shuffle=True, seed=part.seed)
+            for items, part in zip(sets, self.training_sets, strict=True)
+        ]
+        sampler = SetSampler(own, [part.batch_size for part in self.training_sets], self.seed)
+        sampler.set_epoch(first_epoch(self.trainer))
+        return self._loader(SeveralSets(sets), sampler, None, keep_workers=True)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        """Mentions of the validating set's dev split."""
+        return self.validating.val_dataloader()
+
+    def test_dataloader(self) -> DataLoader[Any]:
+        """Mentions of the target's test split."""
+        return self.target.test_dataloader()
+
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Mentions to link in the target's knowledge base."""
+        return self.target.predict_dataloader()
+
+    def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Any]:
+        """All entities of the knowledge base that is ranked; see :meth:`MELDataModule.entity_dataloader`."""
+        return self.shown.entity_dataloader(by_length, first)
+
+    def describe_entities(self) -> dict[str, str]:
+        """What the model sees of the knowledge base that is ranked."""
+        return self.shown.describe_entities()
+
+    def entity_picture(self, entity: Entity) -> Image.Image | None:
+        """The entity's first picture that opens, in the set that is ranked."""
+        return self.shown.entity_picture(entity)
+
+    def mention_picture(self, mention: Mention) -> Image.Image | None:
+        """The mention's picture, in the set that is ranked."""
+        return self.shown.mention_picture(mention)
+
+
+class SeveralSets(Dataset[Item]):
+    """Training sets that hand out whole batches, each of one set: a :class:`~mimic_pl.data.sampler.SetSampler`'s."""
+
+    def __init__(self, sets: Sequence[TrainingDataset]) -> None:
+        self.sets = sets
+
+    def __len__(self) -> int:
+        """Number of items in all sets."""
+        return sum(map(len, self.sets))
+
+    def __getitem__(self, batch: tuple[int, list[int]]) -> Item:
+        """The batch of a set's number and of addresses in it."""
+        number, addresses = batch
+        return self.sets[number].__getitems__(addresses)

@@ -1,0 +1,80 @@
+"""Ranks of every gold of a mention, against sorting the whole score matrix."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mimic_pl.errors import NonFiniteScoreError
+from mimic_pl.ranking import MemoryIndex, Ranker
+from mimic_pl.units import Matcher
+from tests.ranking.tables import TableUnit, pad, table_matcher, table_states
+from tests.ranking.test_engine import DIMS, reference_scores, trained_like
+
+
+def place(row, gold):
+    return sorted(range(len(row)), key=lambda e: (-row[e], e)).index(gold) + 1
+
+
+def every_rank(scores, gold):
+    return [
+        [place(row, g) if g >= 0 else 0 for g in golds]
+        for row, golds in zip(scores.tolist(), gold.tolist(), strict=True)
+    ]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_every_gold_has_its_place_in_one_sorted_list(data):
+    num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))
+    values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
+    tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("dear", "cheap")}
+    positions = st.lists(st.integers(0, num_entities - 1), max_size=4, unique=True)
+    gold = pad([data.draw(positions) for _ in range(num_mentions)])
+    order = torch.tensor(data.draw(st.permutations(range(gold.shape[1]))), dtype=torch.int64)
+    gold = gold[:, order]  # padding may stand anywhere
+    ranker = Ranker(3, prune=data.draw(st.booleans()), pairs_per_block=data.draw(st.integers(1, 200)))
+    index, mentions = table_states(tables)
+    ranking = ranker(table_matcher({"dear": 0.3, "cheap": None}), mentions, gold, index)
+    for name, scores in {"overall": (tables["dear"] + tables["cheap"]) / 2, **tables}.items():
+        expected = every_rank(scores, gold)
+        if gold.shape[1]:
+            assert ranking.gold_ranks[name].tolist() == expected
+        assert ranking.ranks[name].tolist() == [min(filter(None, ranks), default=0) for ranks in expected]
+    top = [
+        sorted(range(num_entities), key=lambda e, row=row: (-row[e], e))[:3]
+        for row in ((tables["dear"] + tables["cheap"]) / 2).tolist()
+    ]
+    assert ranking.top_entities.tolist() == top
+
+
+@pytest.mark.parametrize("prune", [True, False])
+def test_ranks_of_a_real_matcher_equal_those_of_float64(prune):
+    matcher, mentions, entities, golds = trained_like(2)
+    generator = torch.Generator().manual_seed(0)
+    gold = torch.cat([golds, torch.randint(0, 61, (13, 3), generator=generator)], dim=1)
+    gold[3, 1:], gold[7] = -1, -1
+    scores = reference_scores(matcher, mentions, entities)
+    with torch.no_grad():
+        index = MemoryIndex(61)
+        index.append(matcher.entity(entities))
+        ranking = Ranker(prune=prune, pairs_per_block=300)(matcher, matcher.mention(mentions), gold, index)
+    for name, table in scores.items():
+        assert ranking.gold_ranks[name].tolist() == every_rank(table, gold), name
+    for row in range(13):
+        top = sorted(range(61), key=lambda e, row=row: (-scores["overall"][row, e].item(), e))[:10]
+        assert ranking.top_entities[row].tolist() == top
+
+
+def test_a_non_finite_score_names_the_mention_and_not_the_row_of_its_gold():
+    class Broken(TableUnit):
+        def score(self, mentions, entities):
+            scores = super().score(mentions, entities).clone()
+            return scores.masked_fill(scores == 13, float("nan"))
+
+    scores = torch.zeros(3, 20)
+    scores[2, 13] = 13
+    index, mentions = table_states({"text": scores})
+    with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 13") as caught:
+        Ranker(pairs_per_block=15)(Matcher(DIMS, {"text": Broken}), mentions, pad([[0, 4, 5], [1], [2, 3]]), index)
+    assert (caught.value.mention, caught.value.entity) == (2, 13)
