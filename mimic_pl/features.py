@@ -53,6 +53,10 @@ class Features(NamedTuple):
         changed = {name: function(getattr(self, name)) for name in self._fields[:5]}
         return Features(**changed, terms=None if self.terms is None else Terms(*map(function, self.terms)))
 
+    def as_float32(self) -> Features:
+        """The same in float32, whatever precision it was computed in: what is ordered must not be rounded."""
+        return self.map(lambda field: field.float() if field.is_floating_point() else field)
+
     def rows(self, chosen: slice | int | Tensor) -> Features:
         """Some of the mentions or entities."""
         return self.map(lambda field: field[chosen])

@@ -1,8 +1,9 @@
 """Callbacks turn what the evaluation loops yield into files, tables and TensorBoard panels."""
 
 from mimic_pl.callbacks.calibration import WeightCalibration
+from mimic_pl.callbacks.hard_negatives import HardNegatives
 from mimic_pl.callbacks.panels import SamplePanels
 from mimic_pl.callbacks.predictions import PredictionWriter
 from mimic_pl.callbacks.tables import ResultTable
 
-__all__ = ["PredictionWriter", "ResultTable", "SamplePanels", "WeightCalibration"]
+__all__ = ["HardNegatives", "PredictionWriter", "ResultTable", "SamplePanels", "WeightCalibration"]

@@ -87,7 +87,7 @@ class WeightCalibration(Callback):
         entities = index.select(columns).states
         parts = []
         for side in sides:
-            mentions = pl_module.matcher.mention(side.map(_as_float32))
+            mentions = pl_module.matcher.mention(side.as_float32())
             scores = pl_module.matcher.score(mentions, entities)
             parts.append(torch.stack([scores[name] for name in pl_module.matcher.units]))
         return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
@@ -121,7 +121,3 @@ def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
     with torch.enable_grad():
         optimizer.step(loss)  # type: ignore[no-untyped-call]
     return nn.functional.softplus(raw).detach() / spread
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from lightning.pytorch import LightningDataModule
 from PIL import Image
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from mimic_pl.data.changes import Augment, DropModality
@@ -155,6 +155,7 @@ class MELDataModule(LightningDataModule):
         self.train_share = train_share
         self.picture_report = PictureReport()
         self.mentions = {}
+        self.hard_negatives: Tensor | None = None
         self._preprocessor: Preprocessor | None = None
         self._datasets: dict[str, MentionDataset] = {}
 
@@ -388,7 +389,9 @@ class MELDataModule(LightningDataModule):
             raise DataError(f"No training mention of {self.folder} has a gold in the knowledge base.")
         if self.pictures == "drop":
             kept = self._with_pictures(mentions, kept)
-        return TrainingDataset(mentions, self._entity_dataset, kept, self.seed, self._training_changes())
+        return TrainingDataset(
+            mentions, self._entity_dataset, kept, self.seed, self._training_changes(), self.hard_negatives
+        )
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled pairs of a mention and its gold entity."""
@@ -397,6 +400,11 @@ class MELDataModule(LightningDataModule):
         sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
         sampler.set_epoch(first_epoch(self.trainer))
         return self._loader(dataset, sampler, self.batch_size, keep_workers=True)
+
+    def mining_dataloader(self) -> DataLoader[Any]:
+        """All training mentions in order, undisturbed, on every process: to rank the knowledge base for them."""
+        dataset = self._datasets["train"]
+        return self._loader(dataset, EvalSampler(dataset), self.eval_batch_size)
 
     def _training_changes(self) -> dict[str, list[SideChange]]:
         changes: dict[str, list[SideChange]] = {"mentions": [], "entities": []}

@@ -210,6 +210,10 @@ class TrainingDataset(BatchDataset):
         seed: Decides what is drawn.
         changes: What happens to the items of a batch: each is called with one side (``mentions`` or ``entities``) of
             the batch and a seed for each of its items.
+        negatives: For each mention of the split the positions of entities that are hard to tell from its gold, int64
+            ``[mentions, negatives]`` padded with -1. In shared memory, so that loader processes see what is mined
+            later. A batch then holds one of each mention's, behind the golds, and says in ``columns`` which entities
+            it holds, int64 ``[columns]``.
     """
 
     def __init__(
@@ -219,12 +223,14 @@ class TrainingDataset(BatchDataset):
         kept: Sequence[int],
         seed: int,
         changes: Mapping[str, Sequence[SideChange]] | None = None,
+        negatives: Tensor | None = None,
     ) -> None:
         self.mentions = mentions
         self.entities = entities
         self.kept = list(kept)
         self.seed = seed
         self.changes = changes or {}
+        self.negatives = negatives
 
     def __len__(self) -> int:
         """Number of items."""
@@ -244,16 +250,35 @@ class TrainingDataset(BatchDataset):
             golds.append(gold)
             firsts.append(draw(count, self.seed, epoch, index) if count > 1 else 0)
         batch = self.mentions.__getitems__(indices)
-        entities, failures = self.entities.with_picture_first(golds, firsts)
+        hard, owners = self._hard(addresses, indices)
+        entities, failures = self.entities.with_picture_first(golds + hard, firsts + [0] * len(hard))
         own = {name: batch[name] for name in ("mentions", "index")}
         further = {"golds": batch["gold"]} if self.mentions.width > 1 else {}
+        if hard:
+            further["columns"] = torch.tensor(golds + hard)
         failures = batch["failures"] + failures
         batch = {**own, **further, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
         for number, side in enumerate(("mentions", "entities")):
             seeds = [draw(2**62, self.seed, address, number) for address in addresses]
+            if side == "entities":
+                seeds += [draw(2**62, self.seed, address, 2) for address in owners]
             for change in self.changes.get(side, ()):
                 change(batch[side], seeds)
         return batch
+
+    def _hard(self, addresses: Sequence[int], indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """One hard negative of each mention that has any, and the addresses of these mentions."""
+        if self.negatives is None:
+            return [], []
+        hard, owners = [], []
+        for address, index in zip(addresses, indices, strict=True):
+            mined = self.negatives[index]
+            known = int((mined >= 0).sum())
+            if known:
+                # A seed of its own: the draw is in step with no other.
+                hard.append(int(mined[draw(known, self.seed + 2, address // len(self.kept), index)]))
+                owners.append(address)
+        return hard, owners
 
 
 def collate(batch: Any) -> Item:

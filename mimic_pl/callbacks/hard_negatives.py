@@ -1,0 +1,109 @@
+"""Hard negatives: entities that the model itself mistakes for the golds, mined from the index."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from mimic_pl.data import MELDataModule
+from mimic_pl.errors import ConfigError
+from mimic_pl.ranking import Ranker
+
+
+class HardNegatives(Callback):
+    """Adds to every training batch, for each mention, one entity that ranks high and is wrong.
+
+    At the start of an epoch the knowledge base is encoded with the present weights and ranked for all training
+    mentions; the best-ranked entities that are no gold of a mention are its hard negatives. Each time the mention is
+    trained on, one of them is drawn and stands behind the batch's golds: a negative for all mentions of the batch. A
+    batch has up to twice as many entities to encode.
+
+    Every process mines for all mentions, and finds the same.
+
+    Args:
+        depth: How many of the best-ranked wrong entities a negative is drawn from.
+        first_epoch: The first epoch with hard negatives, from 0; an untrained model mistakes anything for anything.
+        every_n_epochs: Epochs from one mining to the next.
+
+    Raises:
+        ConfigError: A number that makes no sense.
+    """
+
+    def __init__(self, depth: int = 10, first_epoch: int = 1, every_n_epochs: int = 1) -> None:
+        if depth < 1 or first_epoch < 0 or every_n_epochs < 1:
+            raise ConfigError(
+                f"HardNegatives takes depth >= 1, first_epoch >= 0 and every_n_epochs >= 1, not {depth}, {first_epoch} "
+                f"and {every_n_epochs}."
+            )
+        self.depth = depth
+        self.first_epoch = first_epoch
+        self.every_n_epochs = every_n_epochs
+        self._mined: Tensor | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Set the memory aside that loader processes share, before any of them starts.
+
+        Raises:
+            ConfigError: Training batches come from no knowledge base, or from several.
+        """
+        if stage != "fit":
+            return
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        if not isinstance(data, MELDataModule) or len(data.parts) != 1:
+            raise ConfigError(
+                "HardNegatives mines one knowledge base, that of a MELDataModule, and the training data is "
+                f"{type(data).__name__}. Leave the callback out."
+            )
+        size = len(data.mentions["train"]), self.depth
+        self._mined = data.hard_negatives = torch.full(size, -1).share_memory_()  # type: ignore[no-untyped-call]
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """Mine, where it is due; the epoch's first batch is loaded after that."""
+        since = trainer.current_epoch - self.first_epoch
+        if since >= 0 and since % self.every_n_epochs == 0:
+            self._mine(trainer, pl_module)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was mined, for epochs that go on from it."""
+        return {} if self._mined is None else {"negatives": self._mined.clone()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up what was mined.
+
+        Raises:
+            ConfigError: It is of other mentions, or of another depth.
+        """
+        if self._mined is None:
+            return  # a test of a trained model mines nothing
+        mined = state_dict["negatives"]
+        if mined.shape != self._mined.shape:
+            raise ConfigError(
+                f"The checkpoint holds hard negatives {list(mined.shape)}, and there are {list(self._mined.shape)} to "
+                "be mined (training mentions, depth). Resume with the data and the depth of the run."
+            )
+        self._mined.copy_(mined)
+
+    @torch.no_grad()
+    def _mine(self, trainer: Trainer, pl_module: Any) -> None:
+        assert self._mined is not None
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        was_training = pl_module.training
+        pl_module.eval()
+        index = pl_module.encode_entities()
+        widest = max(len(mention.golds) for mention in data.mentions["train"])
+        ranker = Ranker(self.depth + widest, unit_ranks="cheap")
+        for batch in data.mining_dataloader():
+            moved = trainer.strategy.batch_to_device(batch)
+            with trainer.precision_plugin.forward_context():
+                features = pl_module.encode(moved["mentions"])
+            states = pl_module.matcher.mention(features.as_float32())
+            top = ranker(pl_module.matcher, states, moved["gold"], index).top_entities
+            wrong = ~(top[:, :, None] == moved["gold"][:, None, :]).any(dim=2)
+            # Stable: the wrong ones first, in the order of their ranks.
+            first = wrong.int().argsort(dim=1, descending=True, stable=True)[:, : self.depth]
+            found = top.gather(1, first).where(wrong.gather(1, first), -1).cpu()
+            self._mined[moved["index"].cpu(), : found.shape[1]] = found
+        pl_module.train(was_training)

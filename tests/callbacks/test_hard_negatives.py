@@ -1,0 +1,128 @@
+"""Hard negatives are what the model ranks high and wrong, and every batch holds them behind its golds."""
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+
+from mimic_pl import MIMIC, CrossDataModule, MELDataModule
+from mimic_pl.callbacks import HardNegatives
+from mimic_pl.encoders import CLIPEncoder
+from mimic_pl.errors import ConfigError
+from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.units import CMFU, GlobalCosine
+from tests import tiny
+
+UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8)}
+
+
+class Watch(Callback):
+    """Keeps the batches, and before each epoch the scores of the whole knowledge base, written out."""
+
+    def __init__(self):
+        self.batches, self.scores = {}, {}
+
+    @torch.no_grad()
+    def on_train_epoch_start(self, trainer, pl_module):
+        data = trainer.datamodule
+        pl_module.eval()
+        sides = []
+        for side, loader in (("mentions", data.mining_dataloader()), ("entities", data.entity_dataloader())):
+            batches = [data.on_after_batch_transfer(batch, 0)[side] for batch in loader]
+            sides.append([pl_module.encode(batch) for batch in batches])
+        mentions, entities = (parts[0].joined(parts) for parts in sides)
+        self.scores[trainer.current_epoch] = pl_module.score(mentions, entities)["overall"]
+        pl_module.train()
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        kept = {name: batch[name] for name in ("index", "gold", "columns") if name in batch}
+        kept["entities"] = len(batch["entities"]["input_ids"])
+        self.batches.setdefault(trainer.current_epoch, []).append(kept)
+
+
+def parts(tmp_path, **options):
+    torch.manual_seed(0)
+    root = tmp_path / "set"
+    if not root.exists():
+        tiny.write_set(root)
+    data = MELDataModule(str(root), name="Tiny", batch_size=6, **{"num_workers": 0, **options})
+    optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.05)  # noqa: E731
+    loss = UnitConsistentLoss(mask_false_negatives=True)
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), UNITS, loss=loss, optimizer=optimizer), data
+
+
+def trained(tmp_path, callbacks, epochs, resume=None, **options):
+    model, data = parts(tmp_path, **options)
+    trainer = Trainer(
+        max_epochs=epochs,
+        accelerator="cpu",
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+        default_root_dir=tmp_path,
+        callbacks=callbacks,
+        enable_checkpointing=False,
+    )
+    trainer.fit(model, data, ckpt_path=resume)
+    return trainer, model, data
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_batches_hold_what_the_model_of_the_epoch_mistakes(tmp_path, num_workers):
+    watch, depth = Watch(), 3
+    trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
+    golds = [data.entities.positions[mention.golds[0]] for mention in data.mentions["train"]]
+    assert all("columns" not in batch for batch in watch.batches[0]), "the first epoch has none"
+    for epoch in (1, 2):
+        for batch in watch.batches[epoch]:
+            size = len(batch["gold"])
+            assert torch.equal(batch["columns"][:size], batch["gold"])
+            assert len(batch["columns"]) == batch["entities"] == 2 * size
+            for index, hard in zip(batch["index"].tolist(), batch["columns"][size:].tolist(), strict=True):
+                order = watch.scores[epoch][index].argsort(descending=True).tolist()
+                order.remove(golds[index])
+                assert hard in order[:depth], (epoch, index)
+    drawn = [[c for batch in watch.batches[e] for c in batch["columns"][len(batch["gold"]) :].tolist()] for e in (1, 2)]
+    assert drawn[0] != drawn[1]
+
+
+def test_the_loss_counts_hard_negatives_unless_they_are_right():
+    scores = {"overall": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))}
+    gold, columns = torch.tensor([5, 6]), torch.tensor([5, 6, 6, 9])
+    plain, _ = UnitConsistentLoss()(scores, gold, None, columns)
+    torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(scores["overall"], torch.tensor([0, 1])))
+    masked, _ = UnitConsistentLoss(mask_false_negatives=True)(scores, gold, None, columns)
+    left = scores["overall"].clone()
+    left[1, 2] = -torch.inf  # entity 6, once more
+    torch.testing.assert_close(masked, torch.nn.functional.cross_entropy(left, torch.tensor([0, 1])))
+
+
+def test_a_resumed_run_goes_on_with_what_was_mined(tmp_path):
+    whole = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 4)[1]
+    trainer, _, _ = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 2)
+    trainer.save_checkpoint(tmp_path / "two.ckpt")
+    _, resumed, _ = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 4, resume=tmp_path / "two.ckpt")
+    for name, weight in whole.state_dict().items():
+        assert torch.equal(weight, resumed.state_dict()[name]), name
+
+
+def test_several_knowledge_bases_have_none_to_mine(tmp_path):
+    model, data = parts(tmp_path)
+    tiny.write_set(tmp_path / "other")
+    cross = CrossDataModule([data], MELDataModule(str(tmp_path / "other"), name="Tiny"))
+    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[HardNegatives()])
+    with pytest.raises(ConfigError, match="mines one knowledge base"):
+        trainer.fit(model, cross)
+
+
+def test_resuming_with_another_depth_is_refused(tmp_path):
+    trainer, _, _ = trained(tmp_path, [HardNegatives(3)], 1)
+    trainer.save_checkpoint(tmp_path / "one.ckpt")
+    with pytest.raises(ConfigError, match="Resume with the data and the depth"):
+        trained(tmp_path, [HardNegatives(4)], 2, resume=tmp_path / "one.ckpt")
+
+
+@pytest.mark.parametrize("options", [{"depth": 0}, {"first_epoch": -1}, {"every_n_epochs": 0}])
+def test_numbers_that_make_no_sense(options):
+    with pytest.raises(ConfigError, match="HardNegatives takes"):
+        HardNegatives(**options)
