@@ -45,9 +45,17 @@ class CMFU(Unit):
         """S_C of aligned pairs, ``[pairs]``."""
         return (mentions["fused"] * entities["fused"]).sum(dim=-1)
 
+    def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
+        """The gate of each side: ``mention`` ``[mentions]`` and ``entity`` ``[entities]``."""
+        sides = {"mention": mentions, "entity": entities}
+        return {name: self._opening(self.text(side.text_global)).squeeze(-1) for name, side in sides.items()}
+
     def _fuse(self, features: Features) -> Tensor:
         text = self.text(features.text_global)
         image = self.image(features.image_local)
         attention = torch.einsum("bd,btd->bt", text, image).softmax(dim=-1)
         visual = torch.einsum("bt,btd->bd", attention, image)
-        return self.norm(torch.tanh(self.gate(text)) * text + visual)
+        return self.norm(self._opening(text) * text + visual)
+
+    def _opening(self, text: Tensor) -> Tensor:
+        return torch.tanh(self.gate(text))

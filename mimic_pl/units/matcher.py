@@ -128,6 +128,17 @@ class Matcher(nn.Module):
             name: unit.pairs(mentions[name], entities[name]) for name, unit in self._named_units() if name in wanted
         }
 
+    def gates(self, mentions: Features, entities: Features) -> dict[str, dict[str, Tensor]]:
+        """Values of the gates by unit and by gate; units without gates are left out (see :meth:`Unit.gates`).
+
+        Args:
+            mentions: Features of mentions, as the encoder yields them.
+            entities: Features of entities.
+        """
+        sides = self._norm(mentions), self._norm(entities)
+        values = {name: unit.gates(*sides) for name, unit in self._named_units()}
+        return {name: gates for name, gates in values.items() if gates}
+
     def _named_units(self) -> list[tuple[str, Unit]]:
         return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]
 

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
-from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs
+from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs, gate_values
 from mimic_pl.units.kernel_choice import Kernel
 
 
@@ -43,6 +43,14 @@ class VDLU(Unit):
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_V of aligned pairs, ``[pairs]``."""
         return (self.entity_to_mention.pairs(entities, mentions) + self.mention_to_entity.pairs(mentions, entities)) / 2
+
+    def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
+        """The gate of each direction, ``entity_to_mention`` and ``mention_to_entity``, ``[mentions, entities]``."""
+        asked, known = self.mention(mentions), self.entity(entities)
+        return {
+            "entity_to_mention": self.entity_to_mention.gates(known, asked).T,
+            "mention_to_entity": self.mention_to_entity.gates(asked, known),
+        }
 
     @staticmethod
     def _state(features: Features, asks: DualGate, answers: DualGate) -> State:
@@ -85,6 +93,11 @@ class DualGate(nn.Module):
         """f for aligned pairs, ``[pairs]``."""
         eps = self.norm_sum.eps, self.norm.eps
         return dual_gate_pairs(self._asking(queries), self._answering(keys), *self._scalars(), *eps)
+
+    def gates(self, queries: State, keys: State) -> Tensor:
+        """The gate of every pair, ``[queries, keys]``."""
+        gate_bias, _ = self._scalars()
+        return gate_values(self._asking(queries), self._answering(keys), gate_bias, self.norm_sum.eps)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         """w . b + b_g and |b~|^2."""
