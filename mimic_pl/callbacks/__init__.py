@@ -1,7 +1,8 @@
 """Callbacks turn what the evaluation loops yield into files, tables and TensorBoard panels."""
 
+from mimic_pl.callbacks.monitor import FailureMonitor
 from mimic_pl.callbacks.panels import SamplePanels
 from mimic_pl.callbacks.predictions import PredictionWriter
 from mimic_pl.callbacks.tables import ResultTable
 
-__all__ = ["PredictionWriter", "ResultTable", "SamplePanels"]
+__all__ = ["FailureMonitor", "PredictionWriter", "ResultTable", "SamplePanels"]
