@@ -109,16 +109,18 @@ class CollapseWatch:
                     "larger loss weight or learning rate, or leave the unit out.",
                 )
             )
+        decisive = [name for name, share in shares.items() if share >= self.agreement]
         for name, share in shares.items():
-            if self._again(f"agreement {name}", share >= self.agreement):
+            # Where several have the overall ranking they agree with each other: none of them decides alone.
+            if self._again(f"agreement {name}", decisive == [name]):
                 others = listed([other for other in units if other != name])
                 findings.append(
                     Finding(
                         f"overall is {name}",
                         f"The overall ranking is {name}'s: {share:.0%} of the mentions that are not first by both have "
-                        f"the same rank overall as by {name} alone. {others} change nothing, whatever they have "
-                        "learned. Their scores may be too small beside it: give them a larger loss weight, or combine "
-                        "the scores with weights (Matcher.combine).",
+                        f"the same rank overall as by {name} alone, so what {others} learned changes nothing. Their "
+                        "scores may be too small beside it: give them a larger loss weight, or combine the scores with "
+                        "weights (Matcher.combine).",
                     )
                 )
         return figures, findings
