@@ -79,9 +79,9 @@ PUBLISHED = {"text": text, "vision": vision, "cross_modal": cross_modal}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """80 mentions to validate by, so that shares say something."""
-    root = tiny.write_set(tmp_path_factory.mktemp("monitored") / "Tiny", splits={"train": 24, "dev": 80, "test": 1})
-    return lambda: MELDataModule(str(root), name="Tiny", batch_size=8, num_workers=0)
+    """60 mentions to validate by, so that shares say something."""
+    root = tiny.write_set(tmp_path_factory.mktemp("monitored") / "Tiny", splits={"train": 24, "dev": 60, "test": 1})
+    return lambda: MELDataModule(str(root), name="Tiny", batch_size=8, eval_batch_size=60, num_workers=0)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ def fit(make_trainer, data, tmp_path, caplog):
         )
         if change is not None:
             change(trained)
-        settings = {"max_epochs": 4, "log_every_n_steps": 1, "num_sanity_val_steps": 1}
+        settings = {"max_epochs": 3, "log_every_n_steps": 1, "num_sanity_val_steps": 1}
         settings["logger"] = TensorBoardLogger(tmp_path, "runs")
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="mimic_pl"):
@@ -130,14 +130,14 @@ def test_a_healthy_run_is_silent_and_leaves_its_curves(fit, kwargs):
         *(f"{name}/{unit}" for name in ("agreement", "mrr_to_chance") for unit in PUBLISHED),
         *("loss_to_start", "hits@1_rise", "mrr_rise"),
     }
-    assert len(found["gates_near_zero/cross_modal/entity"]) == len(found["mrr_rise"]) == 4, "once a validation"
+    assert len(found["gates_near_zero/cross_modal/entity"]) == len(found["mrr_rise"]) == 3, "once a validation"
     assert all(math.isfinite(value) for curve in found.values() for value in curve)
 
 
 def test_units_at_chance(fit):
     said, found = fit({"text": text, "blind": Constant})
     at_chance = [line for line in said if "no better than chance" in line]
-    assert [line.partition(":")[0] for line in at_chance] == ["Epoch 1", "Epoch 2", "Epoch 3"]
+    assert [line.partition(":")[0] for line in at_chance] == ["Epoch 1", "Epoch 2"]
     assert "The overall score has collapsed to text alone: blind ranks no better than chance" in at_chance[0]
     random = sum(1 / rank for rank in range(1, 13)) / 12
     assert f"a random ranking of 12 entities has {1 / 12:.4f} and {random:.4f}" in at_chance[0]
@@ -147,7 +147,7 @@ def test_units_at_chance(fit):
 def test_an_overall_ranking_that_is_one_units(fit):
     said, found = fit({"text": text, "faint": faint}, FailureMonitor(vanishing_share=0, chance_margin=0))
     lines = [line for line in said if "The overall ranking is" in line]
-    assert len(lines) >= 2 and all("is text's: 100% of the mentions" in line for line in lines)
+    assert lines and all("is text's: 100% of the mentions" in line for line in lines)
     assert set(found["agreement/text"]) == {1} and max(found["agreement/faint"]) < 0.9
 
 
@@ -186,20 +186,20 @@ def test_hits_that_stall_while_mrr_rises(fit):
             rank = torch.full_like(ranking.ranks["overall"], max(2, 5 - self.current_epoch))
             return ranking._replace(ranks={**ranking.ranks, "overall": rank})
 
-    said, found = fit(model=Approaching)
+    said, found = fit(monitor=FailureMonitor(stall_validations=3), model=Approaching)
     (line,) = [line for line in said if "H@1 stalls" in line]
-    assert line.startswith("Epoch 3") and "MRR went from 0.2000 to 0.5000, H@1 from 0.0000 to 0.0000" in line
-    assert found["mrr_rise"] == pytest.approx([0, 0.05, 1 / 3 - 0.2, 0.3], abs=1e-6)
+    assert line.startswith("Epoch 2") and "MRR went from 0.2000 to 0.3333, H@1 from 0.0000 to 0.0000" in line
+    assert found["mrr_rise"] == pytest.approx([0, 0.05, 1 / 3 - 0.2], abs=1e-6)
 
 
 def test_a_diverging_loss(fit):
     ascend = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.05, maximize=True)}
-    said, found = fit(monitor=FailureMonitor(divergence_batches=4, explosion=1e9), **ascend)
+    said, found = fit(monitor=FailureMonitor(divergence_batches=4, explosion=1e9), max_epochs=2, **ascend)
     assert any("has been above its start for" in line for line in said)
     assert found["loss_to_start"][-1] > 1.2
-    said, _ = fit(monitor=FailureMonitor(divergence_batches=10**6, explosion=1.5), **ascend)
+    said, _ = fit(monitor=FailureMonitor(divergence_batches=10**6, explosion=1.5), max_epochs=2, **ascend)
     lines = [line for line in said if "The loss explodes" in line]
-    assert lines and len(lines) <= 4 and "times the" in lines[0]
+    assert 1 <= len(lines) <= 2 and "times the" in lines[0]
 
 
 def test_the_loss_is_that_of_a_batch_whatever_is_accumulated(fit):
