@@ -62,3 +62,9 @@ class DeviceMemoryError(MimicError):
     """The device's memory does not hold even a small block of the work."""
 
     exit_code = 8
+
+
+class NonFiniteLossError(MimicError):
+    """A training loss that is NaN or infinite: every later step would be lost."""
+
+    exit_code = 9

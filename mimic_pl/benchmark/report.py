@@ -14,7 +14,10 @@ from rich.table import Table
 from mimic_pl.benchmark.timing import Timing, ratio
 
 Row = dict[str, Any]
-"""A family of measurements: ``title``, ``setting``, ``lines``, and ``checks``, what was found to be right or wrong."""
+"""A family of measurements: ``title``, ``setting``, ``lines``, and ``checks``, what was found to be right or wrong.
+
+Where things are compared by several figures there is a ``table`` too: a dictionary for each of them, of the same keys.
+"""
 
 Line = dict[str, Any]
 """One of them: ``what``, ``value`` in ``unit``, and mostly ``against``, ``other`` and the ``ratio`` other / value."""
@@ -68,7 +71,11 @@ def print_machine(console: Console, found: dict[str, Any]) -> None:
 def print_row(console: Console, row: Row) -> None:
     """Print a family of measurements as a table."""
     setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
-    table = Table(title=row["title"], caption=setting, title_justify="left", caption_justify="left")
+    title = row["title"]
+    if "table" in row:
+        console.print(_compared(row["table"], title))
+        title = None
+    table = Table(title=title, caption=setting, title_justify="left", caption_justify="left")
     table.add_column("what", overflow="fold")
     table.add_column("measured", justify="right")
     table.add_column("against", overflow="fold")
@@ -81,6 +88,20 @@ def print_row(console: Console, row: Row) -> None:
     console.print(table)
     for name, value in row.get("checks", {}).items():
         console.print(f"  {name}: {value}", highlight=False)
+
+
+def _compared(rows: list[dict[str, Any]], title: str) -> Table:
+    """Things that are compared by several figures: a row for each of them, the first column their names."""
+    table = Table(title=title, title_justify="left")
+    for column, value in rows[0].items():
+        table.add_column(column, justify="left" if isinstance(value, str) else "right")
+    for row in rows:
+        table.add_row(*(value if isinstance(value, str) else _figure(value) for value in row.values()))
+    return table
+
+
+def _figure(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 or value == int(value) else f"{value:.3g}"
 
 
 def _ratio(line: Line) -> str:

@@ -22,6 +22,7 @@ _FUNCTIONS = {
     "ranking": ("ranking", "ranking"),
     "trained": ("ranking", "trained"),
     "bytes": ("sizes", "sizes"),
+    "overhead": ("overhead", "overhead"),
     "memory": ("index", "memory"),
     "training": ("training", "training"),
     "encoding": ("encoding", "encoding"),

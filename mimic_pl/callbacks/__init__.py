@@ -2,8 +2,16 @@
 
 from mimic_pl.callbacks.calibration import WeightCalibration
 from mimic_pl.callbacks.hard_negatives import HardNegatives
+from mimic_pl.callbacks.monitor import FailureMonitor
 from mimic_pl.callbacks.panels import SamplePanels
 from mimic_pl.callbacks.predictions import PredictionWriter
 from mimic_pl.callbacks.tables import ResultTable
 
-__all__ = ["HardNegatives", "PredictionWriter", "ResultTable", "SamplePanels", "WeightCalibration"]
+__all__ = [
+    "FailureMonitor",
+    "HardNegatives",
+    "PredictionWriter",
+    "ResultTable",
+    "SamplePanels",
+    "WeightCalibration",
+]

@@ -15,7 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mimic_pl.callbacks import PredictionWriter, ResultTable, SamplePanels
+from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task
 from mimic_pl.cli.commands import OWN_COMMANDS
 from mimic_pl.cli.quiet import quiet_libraries
@@ -101,6 +101,7 @@ class MimicCLI(LightningCLI):
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(SamplePanels, "panels")
         parser.add_lightning_class_args(ResultTable, "table")
+        parser.add_lightning_class_args(FailureMonitor, "monitor")
         parser.set_defaults(CALLBACK_DEFAULTS)
 
     def before_instantiate_classes(self) -> None:

@@ -1,4 +1,4 @@
-"""What the gates of VDLU and CMFU do on the test mentions; for this the model is loaded."""
+"""What the gates of the units do on the test mentions; for this the model is loaded."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from mimic_pl.report.drawing import legend_below, look, panels
 from mimic_pl.report.experiments import Experiment
 from mimic_pl.report.loaded import LoadedRun
-from mimic_pl.units import CMFU, VDLU
 
 MENTIONS = 2_000
 """Test mentions that are looked at, at most."""
@@ -28,14 +27,11 @@ Gates = dict[str, dict[str, NDArray[np.float32]]]
 
 @torch.no_grad()
 def gates_of(loaded: LoadedRun) -> Gates:
-    """Gates of test mentions: VDLU's with their golds and with random entities, CMFU's of mentions and of their golds.
+    """Gates of test mentions: of pairs with their golds and with random entities, of one side by itself.
 
     At most :data:`MENTIONS` mentions are drawn, those with a gold in the knowledge base; of several golds the first
-    counts. Empty if the model has neither unit.
+    counts. Empty if no unit has a gate.
     """
-    units = loaded.model.matcher.named_units()
-    if not any(isinstance(unit, VDLU | CMFU) for _, unit in units):
-        return {}
     generator = random.Random(SEED)
     indices = [index for index in loaded.places if loaded.golds(index)]
     indices = sorted(generator.sample(indices, min(MENTIONS, len(indices))))
@@ -45,14 +41,12 @@ def gates_of(loaded: LoadedRun) -> Gates:
     golds = loaded.entities([loaded.golds(index)[0] for index in indices]).features
     others = loaded.entities(generator.choices(range(len(loaded.data.entities)), k=len(indices))).features
     found: Gates = {}
-    for name, unit in units:
-        if isinstance(unit, VDLU):
-            for title, entities in (("gold entities", golds), ("random entities", others)):
-                for direction, gates in unit.gates(unit.mention(mentions), unit.entity(entities)).items():
-                    found.setdefault(f"{name}, {direction}", {})[title] = gates.float().cpu().numpy()
-        elif isinstance(unit, CMFU):
-            sides = {"mentions": mentions, "gold entities": golds}
-            found[name] = {title: unit.gates(features).float().cpu().numpy() for title, features in sides.items()}
+    for name, unit in loaded.model.matcher.named_units():
+        for title, entities in (("gold entities", golds), ("random entities", others)):
+            for gate, values in unit.gates(mentions, entities).items():
+                # Mention i stands beside entity i; a gate of the mention alone does not change with the entity.
+                own = values.diagonal() if values.ndim == 2 else values
+                found.setdefault(f"{name}, {gate.replace('_', ' ')}", {})[title] = own.float().cpu().numpy()
     return found
 
 
@@ -63,7 +57,7 @@ def gates_figure(experiment: Experiment) -> Figure | None:
     found = gates_of(LoadedRun(experiment.runs[0]))
     if not found:
         return None
-    colours = {"gold entities": look(0)[0], "random entities": look(1)[0], "mentions": look(2)[0]}
+    colours = {"gold entities": look(0)[0], "random entities": look(1)[0]}
     figure, axes = panels(len(found), width=4.4)
     for (name, values), axis in zip(found.items(), axes, strict=True):
         shut = []

@@ -95,6 +95,20 @@ class Unit(nn.Module, ABC):
             scores.append(self.score(*sides).diagonal())
         return torch.cat(scores)
 
+    def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
+        """How far the unit's gates are open for a block of pairs, by name, each value between -1 and 1.
+
+        For monitors and plots; no score reads it. A unit without gates, the default, has none.
+
+        Args:
+            mentions: Normed features of mentions.
+            entities: Normed features of entities.
+
+        Returns:
+            ``[mentions, entities]`` for a gate of pairs, ``[mentions]`` or ``[entities]`` for a gate of one side.
+        """
+        return {}
+
     def forward(self, mentions: Features, entities: Features) -> Tensor:
         """Score every pair from features: ``[mentions, entities]``."""
         return self.score(self.mention(mentions), self.entity(entities))

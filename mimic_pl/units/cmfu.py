@@ -45,9 +45,10 @@ class CMFU(Unit):
         """S_C of aligned pairs, ``[pairs]``."""
         return (mentions["fused"] * entities["fused"]).sum(dim=-1)
 
-    def gates(self, features: Features) -> Tensor:
-        """The gate of each mention, or entity, from normed features, ``[batch]``, in [-1, 1]; 0 shuts text out."""
-        return torch.tanh(self.gate(self.text(features.text_global))).squeeze(-1)
+    def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
+        """The gate of each side: ``mention`` ``[mentions]`` and ``entity`` ``[entities]``."""
+        sides = {"mention": mentions, "entity": entities}
+        return {name: self._opening(self.text(side.text_global)).squeeze(-1) for name, side in sides.items()}
 
     def attention(self, features: Features) -> Tensor:
         """a, how a side's text attends to the tokens of its own picture, from normed features: ``[batch, tokens]``."""
@@ -61,4 +62,7 @@ class CMFU(Unit):
         text = self.text(features.text_global)
         image = self.image(features.image_local)
         visual = torch.einsum("bt,btd->bd", self._attend(text, image), image)
-        return self.norm(torch.tanh(self.gate(text)) * text + visual)
+        return self.norm(self._opening(text) * text + visual)
+
+    def _opening(self, text: Tensor) -> Tensor:
+        return torch.tanh(self.gate(text))

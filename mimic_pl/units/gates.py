@@ -90,16 +90,11 @@ def dual_gate_pairs(
     return _dual_gate(_of_aligned, norm_sum_eps, norm_eps, *asking, *answering, gate_bias, bias_square)
 
 
-def gate_pairs(asking: Asking, answering: Answering, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
-    """The gate itself, tanh(w . c + b_g), for aligned pairs, ``[pairs]``: how much of c opens, between -1 and 1."""
-    square, width = asking.query_square + answering.pooled_square, asking.query.shape[-1]
-    r = _inverse_spread(square, _of_aligned(asking.query, answering.pooled), width, norm_sum_eps)
-    return torch.tanh((asking.gate + answering.gate) * r + gate_bias)
-
-
-def _inverse_spread(square: Tensor, product: Tensor, width: int, eps: float) -> Tensor:
-    """1 / s with s^2 = (|p~|^2 + |q~|^2 + 2 p~.q~) / d + eps."""
-    return ((square + 2 * product).clamp_min(0) / width + eps).rsqrt()
+def gate_values(asking: Asking, answering: Answering, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
+    """tanh(w . c + b_g) of one direction alone, for every pair, ``[queries, keys]``."""
+    query_square, gate = asking.query_square[:, None], asking.gate[:, None]
+    spread = _spread(_of_all, asking.query, query_square, answering.pooled, answering.pooled_square)
+    return torch.tanh((gate + answering.gate) * (spread + norm_sum_eps).rsqrt() + gate_bias)
 
 
 def _of_all(left: Tensor, right: Tensor) -> Tensor:
@@ -108,6 +103,17 @@ def _of_all(left: Tensor, right: Tensor) -> Tensor:
 
 def _of_aligned(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=-1)
+
+
+def _spread(
+    product: Callable[[Tensor, Tensor], Tensor],
+    query: Tensor,
+    query_square: Tensor,
+    pooled: Tensor,
+    pooled_square: Tensor,
+) -> Tensor:
+    """Variance of p + q over the width."""
+    return (query_square + pooled_square + 2 * product(query, pooled)).clamp_min(0) / query.shape[-1]
 
 
 def _dual_gate(
@@ -121,7 +127,7 @@ def _dual_gate(
     gate_bias, bias_square = sides[20:]
     width = query.shape[-1]
 
-    r = _inverse_spread(query_square + pooled_square, product(query, pooled), width, norm_sum_eps)
+    r = (_spread(product, query, query_square, pooled, pooled_square) + norm_sum_eps).rsqrt()  # 1 / s
     opening = torch.tanh((q_gate + gate) * r + gate_bias)
 
     # Products of the centred c with itself, with k~ and with y~.

@@ -129,6 +129,17 @@ class Matcher(nn.Module):
         wanted = set(self.units if names is None else names)
         return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
 
+    def gates(self, mentions: Features, entities: Features) -> dict[str, dict[str, Tensor]]:
+        """Values of the gates by unit and by gate; units without gates are left out (see :meth:`Unit.gates`).
+
+        Args:
+            mentions: Features of mentions, as the encoder yields them.
+            entities: Features of entities.
+        """
+        sides = self.norm(mentions), self.norm(entities)
+        values = {name: unit.gates(*sides) for name, unit in self.named_units()}
+        return {name: gates for name, gates in values.items() if gates}
+
     def named_units(self) -> list[tuple[str, Unit]]:
         """The units with their names."""
         return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]

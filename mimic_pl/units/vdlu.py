@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
-from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs, gate_pairs
+from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs, gate_values
 from mimic_pl.units.kernel_choice import Kernel
 
 
@@ -26,6 +26,7 @@ class VDLU(Unit):
 
     def __init__(self, dims: FeatureDims, hidden_dim: int = 96, kernel: Kernel = "auto", gated: bool = True) -> None:
         super().__init__(dims)
+        self.gated = gated
         self.entity_to_mention = DualGate(dims.image, hidden_dim, kernel, gated)
         self.mention_to_entity = DualGate(dims.image, hidden_dim, kernel, gated)
 
@@ -45,11 +46,14 @@ class VDLU(Unit):
         """S_V of aligned pairs, ``[pairs]``."""
         return (self.entity_to_mention.pairs(entities, mentions) + self.mention_to_entity.pairs(mentions, entities)) / 2
 
-    def gates(self, mentions: State, entities: State) -> dict[str, Tensor]:
-        """The gates of aligned pairs by direction, each ``[pairs]``, between -1 and 1; near 0 a gate is shut."""
+    def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
+        """The gate of each direction, ``entity_to_mention`` and ``mention_to_entity``, ``[mentions, entities]``."""
+        if not self.gated:
+            return {}
+        asked, known = self.mention(mentions), self.entity(entities)
         return {
-            "entity to mention": self.entity_to_mention.gates(entities, mentions),
-            "mention to entity": self.mention_to_entity.gates(mentions, entities),
+            "entity_to_mention": self.entity_to_mention.gates(known, asked).T,
+            "mention_to_entity": self.mention_to_entity.gates(asked, known),
         }
 
     @staticmethod
@@ -100,8 +104,9 @@ class DualGate(nn.Module):
         return dual_gate_pairs(self._asking(queries), self._answering(keys), *self._scalars(), *eps)
 
     def gates(self, queries: State, keys: State) -> Tensor:
-        """The gate of aligned pairs, ``[pairs]``."""
-        return gate_pairs(self._asking(queries), self._answering(keys), self._scalars()[0], self.norm_sum.eps)
+        """The gate of every pair, ``[queries, keys]``."""
+        gate_bias, _ = self._scalars()
+        return gate_values(self._asking(queries), self._answering(keys), gate_bias, self.norm_sum.eps)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         """w . b + b_g and |b~|^2."""

@@ -92,6 +92,23 @@ def test_bytes_per_entity(measured):
     assert all(line["other"] == 4 * 25_888 for line in row["lines"])
 
 
+def test_overhead_of_the_parts_adds_up(measured):
+    row = measured[0]["rows"]["overhead"]
+    found = {line["model"]: line for line in row["table"]}
+    units, whole = ("text", "vision", "cross_modal"), found["MIMIC"]
+    assert whole["bytes / entity"] == 4 * 4832 + 25
+    assert found["concatenation alone"]["bytes / entity"] == 4 * (512 + 96) + 9
+    norms = 2 * (2 * 512 + 2 * 96)  # of the features, in every matcher
+    assert whole["parameters"] - norms == sum(found[f"{unit} alone"]["parameters"] - norms for unit in units)
+    for figure in ("FLOPs / mention", "FLOPs / entity", "FLOPs / pair"):
+        assert whole[figure] == sum(found[f"{unit} alone"][figure] for unit in units) > 0
+        for unit in units:
+            assert found[f"without {unit}"][figure] == whole[figure] - found[f"{unit} alone"][figure]
+    assert all(line["ms / mention"] > 0 for line in row["table"])
+    assert whole["times as fast"] == 1
+    assert "concatenation alone" in measured[1]
+
+
 def test_gradients_of_both_orders_agree(measured):
     (difference,) = measured[0]["rows"]["training"]["checks"].values()
     assert 0 <= difference < 1e-5

@@ -125,17 +125,19 @@ def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(load
 
 def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
     found = gates_of(loaded)
-    assert set(found) == {"vision, entity to mention", "vision, mention to entity", "cross_modal"}
+    gates = {"vision": ("entity to mention", "mention to entity"), "cross_modal": ("mention", "entity")}
+    assert set(found) == {f"{unit}, {gate}" for unit, own in gates.items() for gate in own}
     matcher, data = loaded.model.matcher, loaded.data
     mentions, entities = loaded.mentions(range(9)).features, loaded.entities(range(12)).features
     golds = [int(mention.golds[0][1:]) for mention in data.mentions["test"]]
     unit = matcher.units["vision"]
     with torch.no_grad():
-        states = unit.mention(mentions), unit.entity(entities.rows(golds))
-        expected = unit.gates(*states)["entity to mention"]
-        cross = matcher.units["cross_modal"].gates(mentions)
+        # Pair by pair, where the figure takes the diagonal of a square.
+        pairs = [(mentions.rows(slice(i, i + 1)), entities.rows(slice(gold, gold + 1))) for i, gold in enumerate(golds)]
+        expected = torch.cat([unit.gates(*pair)["entity_to_mention"][0] for pair in pairs])
+        cross = torch.cat([matcher.units["cross_modal"].gates(*pair)["mention"] for pair in pairs])
     torch.testing.assert_close(torch.from_numpy(found["vision, entity to mention"]["gold entities"]), expected)
-    torch.testing.assert_close(torch.from_numpy(found["cross_modal"]["mentions"]), cross)
+    torch.testing.assert_close(torch.from_numpy(found["cross_modal, mention"]["gold entities"]), cross)
     assert [path.name for path in reported.glob("gates_*.png")]
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mimic_pl.features import FeatureDims
-from mimic_pl.units import CMFU, TGLU, VDLU
+from mimic_pl.units import CMFU, TGLU
 from tests import reference
 from tests.units.test_units import perturb
 
@@ -27,40 +27,15 @@ def one(features, row):
     return features.rows(row)
 
 
-@pytest.mark.parametrize("width", [10, 6])
 @torch.no_grad()
-def test_vdlu_gates(width):
-    unit = perturb(VDLU(DIMS, width))
-    mentions, entities = sides()
-
-    def literal(gate, asks, answers):
-        q = gate.global_(asks.image_global)
-        p = gate.local(answers.image_local).mean(dim=0)
-        return torch.tanh(gate.gate(gate.mix(gate.norm_sum(p + q)))).squeeze()
-
-    found = unit.gates(unit.mention(mentions), unit.entity(entities))
-    pairs = [(one(mentions, row), one(entities, row)) for row in range(PAIRS)]
-    expected = {
-        "entity to mention": torch.stack([literal(unit.entity_to_mention, e, m) for m, e in pairs]),
-        "mention to entity": torch.stack([literal(unit.mention_to_entity, m, e) for m, e in pairs]),
-    }
-    assert found.keys() == expected.keys()
-    for direction, gates in expected.items():
-        assert gates.abs().min() < 0.99  # not all saturated
-        torch.testing.assert_close(found[direction], gates, rtol=1e-9, atol=1e-12)
-
-
-@torch.no_grad()
-def test_cmfu_gates_and_attention():
+def test_cmfu_attention():
     unit = perturb(CMFU(DIMS, 8))
     features, _ = sides()
-    gates, attention = unit.gates(features), unit.attention(features)
+    attention = unit.attention(features)
     for row in range(PAIRS):
         x, y = unit.text(features.text_global[row]), unit.image(features.image_local[row])
         weights = [math.exp(float(x @ token)) for token in y]
         torch.testing.assert_close(attention[row], torch.tensor(weights).double() / sum(weights), rtol=1e-6, atol=1e-9)
-        expected = math.tanh(float(unit.gate.weight[0] @ x + unit.gate.bias))
-        assert float(gates[row]) == pytest.approx(expected, rel=1e-9)
 
 
 @pytest.mark.parametrize("masked", [False, True])

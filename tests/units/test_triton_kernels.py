@@ -281,7 +281,7 @@ def test_a_unit_computed_by_both_kernels_equals_the_literal_formula():
     mentions, entities = (reference.random_features(n, dims) for n in (3, 4))
     expected = reference.pairwise(mentions, entities, lambda *pair: reference.vdlu(unit.cpu(), *pair))
     unit.to(DEVICE)
-    m, e = (side(type(mentions)(*(f.to(DEVICE) for f in features))) for side, features in
+    m, e = (side(features.map(lambda f: f.to(DEVICE))) for side, features in
             ((unit.mention, mentions), (unit.entity, entities)))  # fmt: skip
 
     def direction(gate, queries, keys):

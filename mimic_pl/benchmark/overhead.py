@@ -1,0 +1,95 @@
+"""What each part of MIMIC costs: parameters, operations, time and bytes, beside plain concatenation."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from mimic_pl.benchmark.encoders import build_encoder, random_inputs
+from mimic_pl.benchmark.flops import flops, matcher_flops, parameters
+from mimic_pl.benchmark.problem import DIMS, random_features
+from mimic_pl.benchmark.report import Line, Row, fact, timed
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.ranking import MemoryIndex, Ranker
+from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher, UnitFactory, published_units
+
+MIMIC = "MIMIC"
+
+_COUNTED = 4
+"""Mentions and entities whose operations are counted."""
+
+
+def variants() -> dict[str, dict[str, UnitFactory]]:
+    """The units of MIMIC, of its ablations and of plain concatenation, by what the table calls them."""
+    units = published_units()
+    found: dict[str, dict[str, UnitFactory]] = {MIMIC: units}
+    for left_out in units:
+        found[f"without {left_out}"] = {name: unit for name, unit in units.items() if name != left_out}
+    for alone in units:
+        found[f"{alone} alone"] = {alone: units[alone]}
+    padding: dict[str, UnitFactory] = {"text": partial(TGLU, mask_padding=True), "vision": VDLU, "cross_modal": CMFU}
+    found["padding masked"] = padding
+    found["gates of vision fixed at 1"] = {**units, "vision": partial(VDLU, gated=False)}
+    found["concatenation in vision's place"] = {**units, "vision": GlobalCosine}
+    found["concatenation alone"] = {"global": GlobalCosine}
+    return found
+
+
+@torch.no_grad()
+def overhead(settings: Settings) -> Row:
+    """All variants at published sizes on the same random features, every pair scored, measured side by side."""
+    mentions = settings.mentions or settings.size(64, 8)
+    entities = settings.entities or settings.size(2048, 100)
+    generator = torch.Generator().manual_seed(settings.seed)
+    asked, known = (random_features(count, generator, settings.device) for count in (mentions, entities))
+    few = [random_features(_COUNTED, generator, "cpu") for _ in range(2)]
+    gold = torch.randint(entities, (mentions, 1), generator=generator).to(settings.device)
+    table: list[dict[str, Any]] = []
+    works: dict[str, Work] = {}
+    ranker = Ranker(prune=False)  # what bounds settle depends on the data, and random features tell nothing of it
+    for name, units in variants().items():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(settings.seed)
+            matcher = Matcher(DIMS, units).eval()
+        counted = matcher_flops(matcher, *few)
+        matcher.to(settings.device)
+        index = MemoryIndex(entities, settings.device)
+        index.append(matcher.entity(known))
+        works[name] = Work(partial(ranker, matcher, matcher.mention(asked), gold, index), mentions)
+        table.append(
+            {
+                "model": name,
+                "parameters": parameters(matcher),
+                "FLOPs / mention": counted.mention,
+                "FLOPs / entity": counted.entity,
+                "FLOPs / pair": counted.pair,
+                "bytes / entity": index.bytes_per_entity,
+            }
+        )
+    times = in_turn(works, settings.turns, settings.device)
+    for line in table:
+        line["ms / mention"] = 1000 * times[line["model"]].median
+        line["times as fast"] = times[MIMIC].median / times[line["model"]].median
+    return {
+        "title": "Overhead of each part, beside the encoder, at published sizes",
+        "setting": {"mentions": mentions, "entities": entities, "form": "float32", "rounds": settings.turns},
+        "table": table,
+        "lines": [
+            *(timed(name, times[name], MIMIC, times[MIMIC], "mention") for name in works if name != MIMIC),
+            *_encoder(settings),
+        ],
+    }
+
+
+def _encoder(settings: Settings) -> list[Line]:
+    """What all variants have in common."""
+    encoder = build_encoder(settings.encoder, settings.seed).eval()
+    side = random_inputs(encoder, 1, torch.Generator().manual_seed(settings.seed), "cpu")
+    name = f"the {settings.encoder} encoder"
+    return [
+        fact(f"{name}: parameters", parameters(encoder), ""),
+        fact(f"{name}: FLOPs", flops(lambda: encoder(**side)), "", "mention or entity"),
+    ]

@@ -1,0 +1,280 @@
+"""A watch over training: known failure signatures are said in plain words when they show, with their curves."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+
+from mimic_pl.callbacks.results import metrics_by_score
+from mimic_pl.callbacks.signatures import (
+    AgreementCount,
+    CollapseWatch,
+    Finding,
+    GateWatch,
+    GradientWatch,
+    LossWatch,
+    StallWatch,
+    gradient_norms,
+)
+from mimic_pl.callbacks.signatures.loss import Place
+from mimic_pl.errors import ConfigError, NonFiniteLossError
+from mimic_pl.model import MIMIC
+
+_LOG = logging.getLogger(__name__)
+
+_GATED = 64
+"""Mentions and entities at most whose gates are looked at: 4,096 pairs tell a share to a percent."""
+
+_TERM = "train/loss_"
+
+
+class FailureMonitor(Callback):
+    """Watches ``fit`` for what goes wrong with such models, and says it once an epoch in a warning.
+
+    The warning names the figures and what to try; curves are logged as ``monitor/...``. Recognised are
+
+    - a unit whose ranking is no better than chance while the overall is, and an overall ranking that is one unit's
+      (``monitor/mrr_to_chance/...``, ``monitor/agreement/...``, after each validation);
+    - gates near zero, of each unit that has some (``monitor/gates_near_zero/...``, on a part of one training batch at
+      each validation);
+    - H@1 that stalls while MRR rises (``monitor/hits@1_rise``, ``monitor/mrr_rise``);
+    - a loss above its start or exploding (``monitor/loss_to_start``, every ``log_every_n_steps`` optimizer steps), and
+      one that is not finite: the first batch and the first terms are named;
+    - a unit, or the encoder, without gradient or next to none (``monitor/gradient_share/...``, every
+      ``log_every_n_steps`` steps, before clipping).
+
+    With several processes figures are those of all of them and the first one speaks. A resumed run remembers the start
+    of its loss and its validations.
+
+    Args:
+        enabled: Watch at all.
+        chance_margin: An MRR at most so far above a random ranking's is at chance (and always within three standard
+            deviations of it).
+        agreement: Share of mentions with the same rank overall as by one unit from which on that unit decides alone;
+            mentions whose gold is first by both are not counted.
+        collapse_validations: These two must show in so many validations behind each other.
+        near_zero: A gate below this absolute value is near zero.
+        closed_share: Share of a gate's values near zero from which on it is closed.
+        stall_validations: Validations over which H@1 is compared with MRR.
+        stall_mrr: Rise of MRR over these that H@1 should take part in.
+        stall_share: H@1 stalls if it rises by less than this share of MRR's rise.
+        divergence: Multiple of the loss's start (the mean of its first five batches) above which it has risen.
+        divergence_batches: It must stay above for so many batches.
+        explosion: Multiple of the start that is an explosion, seen once.
+        stop_on_non_finite: Stop at a loss that is not finite instead of only saying so. Under loss scaling
+            (``16-mixed``), which skips such steps, it is only said.
+        vanishing_share: Share of the whole model's gradient norm below which a part's has vanished.
+        gradient_looks: In so many looks behind each other.
+
+    Raises:
+        ConfigError: A threshold is not positive.
+        NonFiniteLossError: The loss is not finite, and ``stop_on_non_finite``.
+
+    Example:
+        >>> trainer = Trainer(callbacks=[FailureMonitor(closed_share=0.95)])  # doctest: +SKIP
+    """
+
+    def __init__(
+        self,
+        enabled: bool = True,
+        chance_margin: float = 0.01,
+        agreement: float = 0.9,
+        collapse_validations: int = 2,
+        near_zero: float = 0.05,
+        closed_share: float = 0.9,
+        stall_validations: int = 4,
+        stall_mrr: float = 0.02,
+        stall_share: float = 0.1,
+        divergence: float = 1.2,
+        divergence_batches: int = 100,
+        explosion: float = 5.0,
+        stop_on_non_finite: bool = True,
+        vanishing_share: float = 1e-4,
+        gradient_looks: int = 3,
+    ) -> None:
+        wrong = {name: value for name, value in locals().items() if isinstance(value, (int, float)) and value < 0}
+        few = {"collapse_validations": collapse_validations, "gradient_looks": gradient_looks}
+        wrong |= {name: value for name, value in few.items() if value < 1}
+        if stall_validations < 2:
+            wrong["stall_validations"] = stall_validations
+        if wrong:
+            raise ConfigError(
+                f"monitor: {wrong}; thresholds must not be negative, windows hold at least 1 look or validation, and "
+                "stall_validations at least 2. To turn the monitor off: --monitor.enabled false."
+            )
+        self.enabled = enabled
+        self.near_zero = near_zero
+        self.stop_on_non_finite = stop_on_non_finite
+        self._loss = LossWatch(divergence, divergence_batches, explosion)
+        self._gradients = GradientWatch(vanishing_share, gradient_looks)
+        self._gates = GateWatch(closed_share, near_zero)
+        self._collapse = CollapseWatch(chance_margin, agreement, collapse_validations)
+        self._stall = StallWatch(stall_validations, stall_mrr, stall_share)
+        self._agreement = AgreementCount()
+        self._sample: dict[str, dict[str, Tensor]] | None = None
+        self._place = Place(0, 0, 0)
+        self._said: set[tuple[int, str]] = set()
+
+    # ---- training -----------------------------------------------------------------------------------------------
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        """Keep a part of the first batch since the last validation, for its gates."""
+        self._place = Place(trainer.global_step, trainer.current_epoch, batch_idx)
+        if self.enabled and self._sample is None and isinstance(pl_module, MIMIC):
+            self._sample = {
+                side: {name: tensor[:_GATED].clone() for name, tensor in batch[side].items()}
+                for side in ("mentions", "entities")
+            }
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        """Look at the gradients, complete and before clipping."""
+        if not self.enabled or not isinstance(pl_module, MIMIC) or trainer.global_step % _every(trainer):
+            return
+        parts = {**pl_module.matcher.units, "encoder": pl_module.encoder}
+        shares, findings = self._gradients.look(gradient_norms(pl_module, parts))
+        self._log(trainer, {f"gradient_share/{name}": share for name, share in shares.items()})
+        self._say(trainer, findings)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Keep the loss, and look at it from time to time."""
+        loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
+        if not self.enabled or not isinstance(loss, Tensor):
+            return
+        accumulated = trainer.accumulate_grad_batches
+        # Lightning hands out the loss as it is accumulated.
+        scale = accumulated if pl_module.automatic_optimization else 1
+        self._loss.add(self._place, loss * scale, _terms(trainer))
+        if len(self._loss) >= _every(trainer) * accumulated:
+            summaries = self._non_finite(trainer, pl_module)
+            figures, findings = self._loss.look(summaries)
+            self._log(trainer, figures)
+            self._say(trainer, findings)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Let nothing that is not finite pass at the end."""
+        self._sample = None
+        if self.enabled and len(self._loss):
+            self._non_finite(trainer, pl_module)
+
+    def _non_finite(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
+        """Say or raise what is not finite since the last look; every process does so together.
+
+        Returns:
+            The processes' summaries of the loss, on the CPU, ``[processes, 3 + terms]``.
+        """
+        gathered: Any = pl_module.all_gather(self._loss.summary())
+        summaries: Tensor = gathered.reshape(trainer.world_size, -1).cpu()
+        finding = self._loss.non_finite(summaries)
+        if finding is not None:
+            skipped = getattr(trainer.precision_plugin, "scaler", None) is not None
+            if self.stop_on_non_finite and not skipped:
+                raise NonFiniteLossError(finding.text)
+            self._say(trainer, [finding])
+        return summaries
+
+    # ---- validation ---------------------------------------------------------------------------------------------
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Look at the gates; a loss that is not finite is named before ranking stumbles over the weights."""
+        self._agreement = AgreementCount()
+        if not self._watches(trainer):
+            return
+        if len(self._loss):
+            self._non_finite(trainer, pl_module)
+        if self._sample is None or not isinstance(pl_module, MIMIC):
+            return
+        sample, self._sample = self._sample, None
+        with torch.no_grad(), trainer.precision_plugin.forward_context():
+            sides = [pl_module.encoder(**sample[side]) for side in ("mentions", "entities")]
+            gates = pl_module.matcher.gates(*sides)
+        values = {f"{unit}/{name}": gate for unit, named in gates.items() for name, gate in named.items()}
+        if not values:
+            return
+        near = torch.stack([value.float().abs().lt(self.near_zero).float().mean() for value in values.values()])
+        shares = dict(zip(values, trainer.strategy.reduce(near, reduce_op="mean").tolist(), strict=True))
+        self._log(trainer, {f"gates_near_zero/{name}": share for name, share in shares.items()})
+        self._say(trainer, self._gates.look(shares))
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count where the overall rank is a unit's."""
+        if self._watches(trainer) and isinstance(outputs, Mapping) and "ranking" in outputs:
+            self._agreement.add(outputs["ranking"].ranks)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Judge ranks and metrics."""
+        if not self._watches(trainer):
+            return
+        scores = metrics_by_score(trainer.callback_metrics, "val")
+        mrr = {name: metrics["mrr"] for name, metrics in scores.items() if "mrr" in metrics}
+        hits = {name: metrics["hits@1"] for name, metrics in scores.items() if "hits@1" in metrics}
+        if self._agreement.names:
+            counts = trainer.strategy.reduce(self._agreement.summary().to(pl_module.device), reduce_op="sum").tolist()
+            pairs = zip(self._agreement.names, zip(counts[1::2], counts[2::2], strict=True), strict=True)
+            entities = len(trainer.datamodule.entities)  # type: ignore[attr-defined]
+            if "overall" in mrr:
+                figures, findings = self._collapse.look(mrr, hits, dict(pairs), entities, counts[0])
+                self._log(trainer, figures)
+                self._say(trainer, findings)
+        if "overall" in mrr and "overall" in hits:
+            figures, findings = self._stall.look(hits["overall"], mrr["overall"])
+            self._log(trainer, figures)
+            self._say(trainer, findings)
+
+    # ---- memory and voice ---------------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to remember."""
+        return {
+            "start": self._loss.start,
+            "history": [list(pair) for pair in self._stall.history],
+            "streaks": dict(self._collapse.streaks),
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Remember it."""
+        self._loss.start = state_dict["start"]
+        self._stall.history = [(hits, mrr) for hits, mrr in state_dict["history"]]
+        self._collapse.streaks = dict(state_dict["streaks"])
+
+    def _watches(self, trainer: Trainer) -> bool:
+        return self.enabled and trainer.state.fn == "fit" and not trainer.sanity_checking
+
+    def _log(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
+        for logger in trainer.loggers:  # the first process's alone write
+            logger.log_metrics({f"monitor/{name}": value for name, value in figures.items()}, trainer.global_step)
+
+    def _say(self, trainer: Trainer, findings: list[Finding]) -> None:
+        for finding in findings:
+            once = trainer.current_epoch, finding.signature
+            if once not in self._said and trainer.is_global_zero:
+                _LOG.warning("Epoch %d: %s", trainer.current_epoch, finding.text)
+            self._said.add(once)
+
+
+def _every(trainer: Trainer) -> int:
+    """Optimizer steps between two looks."""
+    return trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
+
+
+def _terms(trainer: Trainer) -> dict[str, Tensor]:
+    """The terms of the loss that the model has logged for this batch."""
+    return {
+        name.removeprefix(_TERM): value
+        for name, value in trainer.callback_metrics.items()
+        if name.startswith(_TERM) and name not in (f"{_TERM}step", f"{_TERM}epoch")
+    }
