@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # its stubs do not list it
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root
+from mimic_pl.cli.sections import add_config_argument, with_sections
 from mimic_pl.data import MELDataModule
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
@@ -24,8 +22,7 @@ ABOUT = (
 
 def add_baselines_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of ``baselines``."""
-    text = "Take the 'model' and 'data' sections of this configuration; the rest is ignored. Several may be given."
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help=text)
+    add_config_argument(parser, "Take the 'model' and 'data' sections of this configuration; the rest is ignored.")
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True, required=False)
     parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
     parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Which mentions are ranked.")
@@ -56,10 +53,11 @@ def baselines(args: list[str]) -> int:
 
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
+    from mimic_pl.callbacks.predictions import write_atomically
 
     parser = LightningArgumentParser(prog="mimic-pl baselines", description=ABOUT, exit_on_error=False)
     add_baselines_arguments(parser)
-    config = parser.parse_args(list(_with_sections(args)))
+    config = parser.parse_args(list(with_sections(args, ("model", "data"))))
     check_data_root(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
     if not set(chosen) & set(COSINES):
@@ -72,23 +70,10 @@ def baselines(args: list[str]) -> int:
     name = built.data.name or built.data.folder.resolve().name
     folder = Path(config.output or Path("baselines") / (name if config.split == "test" else f"{name}-{config.split}"))
     encoder = None if built.model is None else built.model.encoder
-    run_baselines(built.data, config.split, folder, encoder, chosen, config.top_k, device)
+    told = run_baselines(built.data, config.split, folder, encoder, chosen, config.top_k, device)
+    # As in a run's folder: by the inputs the report tells which results may be compared.
+    inputs = yaml.safe_dump({"data": yaml.safe_load(parser.dump(config))["data"]}, allow_unicode=True)
+    for name in told["baselines"]:
+        write_atomically(folder / name / "config.yaml", inputs)
     print(f"Written to {folder}.")
     return 0
-
-
-def _with_sections(args: list[str]) -> Iterator[str]:
-    """Replace each ``--config FILE`` by its ``model`` and ``data`` sections, in place, so that later options win."""
-    rest = iter(args)
-    for arg in rest:
-        name, equals, value = arg.partition("=")
-        if name not in ("-c", "--config"):
-            yield arg
-            continue
-        path = Path(value if equals else next(rest, ""))
-        if not path.is_file():
-            raise ConfigError(f"The configuration {str(path)!r} does not exist.")
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if not isinstance(content, dict):
-            raise ConfigError(f"The configuration {path} has no 'data' section.")
-        yield "--config=" + json.dumps({key: content[key] for key in ("model", "data") if key in content})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root
-from mimic_pl.cli.sections import with_sections
+from mimic_pl.cli.sections import add_config_argument, with_sections
 from mimic_pl.data import MELDataModule
 
 ABOUT = "Check a data folder before any training: files, counts, golds, pictures, leakage between splits."
@@ -13,9 +13,7 @@ ABOUT = "Check a data folder before any training: files, counts, golds, pictures
 
 def add_doctor_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of ``doctor``."""
-    parser.add_argument(
-        "-c", "--config", type=str | None, help="Take the 'data' section of this configuration; the rest is ignored."
-    )
+    add_config_argument(parser, "Take the 'data' section of this configuration; the rest is ignored.")
     parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
 
 

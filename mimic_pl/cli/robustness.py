@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root, choose_run
-from mimic_pl.cli.sections import with_sections
+from mimic_pl.cli.sections import add_config_argument, with_sections
 from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import KINDS
 from mimic_pl.errors import ConfigError
@@ -23,6 +23,8 @@ ABOUT = (
 def add_robustness_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of ``robustness``."""
     names = ",".join(kind.kind for kind in KINDS)
+    text = "Take the 'trainer', 'model' and 'data' sections of this configuration on top of the run's."
+    add_config_argument(parser, text)
     parser.add_argument(
         "--run", type=str | None, help="Folder of the training run to take (default: the newest below lightning_logs)."
     )

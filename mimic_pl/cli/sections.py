@@ -7,12 +7,19 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # its stubs do not list it
+from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.errors import ConfigError
 
 
+def add_config_argument(parser: LightningArgumentParser, text: str) -> None:
+    """Add ``--config``, which may be given several times: what a later file says is laid over the earlier ones."""
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help=f"{text} Several may be given.")
+
+
 def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    """Replace each ``--config FILE`` by those of these sections that the file has, so that later options still win.
+    """Replace each ``--config FILE`` by those of these sections that the file has, in place: later options still win.
 
     Args:
         args: The command line.
@@ -30,10 +37,9 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
         path = Path(value if equals else next(rest, ""))
         if not path.is_file():
             raise ConfigError(f"The configuration {str(path)!r} does not exist.")
-        sections = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        found = [name for name in names if sections.get(name) is not None]
+        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
+        found = {name: sections[name] for name in names if isinstance(sections, dict) and name in sections}
         if not found:
             wanted = " and no ".join(repr(name) for name in names)
             raise ConfigError(f"The configuration {path} has no {wanted} section.")
-        for name in found:
-            yield f"--{name}={json.dumps(sections[name])}"
+        yield f"--config={json.dumps(found)}"
