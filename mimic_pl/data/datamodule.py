@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
-from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -27,15 +26,14 @@ from mimic_pl.data.dataset import (
 )
 from mimic_pl.data.degradation import Degradation, DegradedPixels, PictureDegradation
 from mimic_pl.data.dropping import without_failing
+from mimic_pl.data.folder import MissingSplitError, PublishedFolder
 from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
-from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import EvalSampler, LengthSampler, TrainSampler, first_epoch
-from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.data.training_split import golds_of, require_share, seeded_share
@@ -43,7 +41,6 @@ from mimic_pl.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
 
-_FILES = {"train": "train", "val": "dev", "test": "test"}
 _STAGES = {
     "fit": ("train", "val"),
     "train": ("train",),  # no stage of the Trainer: of a set that is trained on and validated elsewhere
@@ -53,11 +50,7 @@ _STAGES = {
 }
 
 
-class MissingSplitError(DataError):
-    """A data set has no file of a split."""
-
-
-class MELDataModule(LightningDataModule):
+class MELDataModule(PublishedFolder, LightningDataModule):
     """Any data set in the published layout: a knowledge base, three splits of mentions, two folders of pictures.
 
     A folder holds ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
@@ -98,12 +91,6 @@ class MELDataModule(LightningDataModule):
         train_share: Share of the training mentions that are trained on: 0.1 for a tenth, drawn by ``seed``; a larger
             share holds a smaller one's mentions.
     """
-
-    published: ClassVar[PublishedStatistics | None] = None
-    """What the paper says of this data set, if it does."""
-
-    file_stems: ClassVar[tuple[str, ...]] = ()
-    """What the split files' names may begin with, for a data set whose files are not named after it."""
 
     entities: EntityTable
     mentions: dict[str, list[Mention]]
@@ -159,65 +146,6 @@ class MELDataModule(LightningDataModule):
         self._preprocessor: Preprocessor | None = None
         self._datasets: dict[str, MentionDataset] = {}
 
-    # ---- files, for subclasses to override ----------------------------------------------------------------------
-
-    @classmethod
-    def check_root(cls, root: str) -> None:
-        """Fail before anything loads if the folder is not there.
-
-        Raises:
-            ConfigError: It is not.
-        """
-        if not Path(root).expanduser().is_dir():
-            raise ConfigError(
-                f"The data folder {root!r} does not exist (looked in {Path(root).expanduser().resolve()}). "
-                "Unpack the data set there, or say where it is with --data.root PATH."
-            )
-
-    def read_entities(self) -> Sequence[Entity]:
-        """Read the knowledge base, in the order that positions count.
-
-        What an override returns is stored as an :class:`~mimic_pl.data.table.EntityTable`, of which ``entities`` makes
-        new records when asked: whatever else is to be known of an entity goes into its ``fields``.
-        """
-        return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json")
-
-    def read_mentions(self, split: str) -> list[Mention]:
-        """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
-        if split == "predict":
-            return self.read_mentions("test") if self.predict_file is None else read_mentions(Path(self.predict_file))
-        return read_mentions(self.split_file(split))
-
-    def split_file(self, split: str) -> Path:
-        """The file of a split.
-
-        Raises:
-            MissingSplitError: None of the names it may have is there.
-        """
-        stems = (self.name,) if self.name else (*self.file_stems, self.folder.name)
-        wanted = [f"{stem}_{_FILES[split]}.json" for stem in stems]
-        present = {path.name.lower(): path for path in sorted(self.folder.glob("*.json"))}
-        for file in wanted:
-            if file.lower() in present:
-                return present[file.lower()]
-        raise MissingSplitError(
-            f"{self.folder} has no file of the {split} split: looked for {' or '.join(wanted)}, and there are "
-            f"{', '.join(path.name for path in present.values()) or 'no JSON files'}. Say what its name begins with: "
-            "--data.name NAME."
-        )
-
-    def picture_folder(self, name: str) -> PictureFolder:
-        """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``: releases differ.
-
-        Raises:
-            DataError: Both are there.
-        """
-        present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
-        if len(present) > 1:
-            raise DataError(f"{self.folder} has {name} and {name}s. Move all pictures into one and remove the other.")
-        folder = present[0] if present else self.folder / name
-        return PictureFolder(folder, self.pictures, self.max_pixels, renamed=name == "mention_image")
-
     @property
     def parts(self) -> tuple[MELDataModule, ...]:
         """The data sets that this is made of."""
@@ -227,29 +155,6 @@ class MELDataModule(LightningDataModule):
     def title(self) -> str:
         """What results call the data set."""
         return type(self).__name__
-
-    @property
-    def folder(self) -> Path:
-        """The data folder."""
-        return Path(self.root).expanduser()
-
-    @cached_property
-    def entity_pictures(self) -> PictureFolder:
-        """Where the entities' pictures lie."""
-        return self.picture_folder("kb_image")
-
-    @cached_property
-    def mention_pictures(self) -> PictureFolder:
-        """Where the mentions' pictures lie."""
-        return self.picture_folder("mention_image")
-
-    def entity_picture(self, entity: Entity) -> Image.Image | None:
-        """The entity's first picture that opens, to be shown to a person."""
-        return self.entity_pictures.first_readable(entity.pictures)[0]
-
-    def mention_picture(self, mention: Mention) -> Image.Image | None:
-        """The mention's picture, to be shown to a person."""
-        return self.mention_pictures.first_readable((mention.picture,) if mention.picture else ())[0]
 
     # ---- Lightning's hooks --------------------------------------------------------------------------------------
 
