@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
-from mimic_pl.encoders import CLIPEncoder, Encoder
+from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.features import Features, Terms
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
@@ -25,8 +25,6 @@ from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, Un
 
 Side = dict[str, Tensor]
 """Tokens and pictures of one side as the encoder takes them, and terms where the data module has a lexicon."""
-
-_ENCODED = ("input_ids", "attention_mask", "pixel_values")
 
 _SMALLEST_BATCH = 32
 """Entities that are encoded together at least: below, kernels round differently from row to row."""
@@ -117,7 +115,7 @@ class MIMIC(LightningModule):
             side: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities, and
                 ``term_ids``, ``term_weights`` where the data module has a lexicon.
         """
-        features: Features = self.encoder(**{name: side[name] for name in _ENCODED})
+        features: Features = self.encoder(**{name: side[name] for name in INPUTS})
         if "term_ids" in side:
             features = features._replace(terms=Terms(side["term_ids"], side["term_weights"]))
         return features

@@ -1,5 +1,6 @@
 """Every shipped configuration builds its model and takes a real step, on a stand-in of its data and its checkpoint."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -127,3 +128,18 @@ def test_a_run_of_low_resource(percent, mentions, clip_checkpoint, tmp_path, mon
     torch.random.set_rng_state(before)
     last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == mentions  # of 20, one a batch
+
+
+def test_the_best_recipe_trains_and_tests(clip_checkpoint, tmp_path, monkeypatch):
+    """All callbacks at work, unlike in a fast run: the monitor, the calibration, a test from the run's folder."""
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", "RichpediaMEL")
+    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
+    options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.max_epochs", "2"]
+    files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", str(CONFIGS / "recipes" / "best.yaml")]
+    before = torch.random.get_rng_state()
+    main(["fit", *files, *options])
+    main(["test"])
+    torch.random.set_rng_state(before)
+    metrics = json.loads((tmp_path / "lightning_logs" / "version_0" / "metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"overall", "text", "vision", "cross_modal", "picture", "lexical"}

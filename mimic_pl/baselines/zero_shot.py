@@ -15,7 +15,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from mimic_pl.data import MELDataModule
-from mimic_pl.encoders import Encoder
+from mimic_pl.encoders import INPUTS, Encoder
 
 _SMALLEST_BATCH = 32
 """Records that are encoded together at least: below, kernels round differently from row to row."""
@@ -97,7 +97,7 @@ def _embed_side(encoder: Encoder, data: MELDataModule, name: str, loader: Any, d
         side = data.on_after_batch_transfer(move_data_to_device(batch, device), 0)[name]
         size = len(side["input_ids"])
         rows = torch.arange(max(size, _SMALLEST_BATCH), device=device).clamp_max(size - 1)
-        features = encoder(**{key: tensor[rows] for key, tensor in side.items()})
+        features = encoder(**{key: side[key][rows] for key in INPUTS})
         texts.append(normalize(features.text_global[:size].float(), dim=-1).cpu())
         images.append(normalize(features.image_global[:size].float(), dim=-1).cpu())
     return Embeddings(torch.cat(texts), torch.cat(images), pictures)

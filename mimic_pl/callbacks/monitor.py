@@ -192,7 +192,7 @@ class FailureMonitor(Callback):
             return
         sample, self._sample = self._sample, None
         with torch.no_grad(), trainer.precision_plugin.forward_context():
-            sides = [pl_module.encoder(**sample[side]) for side in ("mentions", "entities")]
+            sides = [pl_module.encode(sample[side]) for side in ("mentions", "entities")]
             gates = pl_module.matcher.gates(*sides)
         values = {f"{unit}/{name}": gate for unit, named in gates.items() for name, gate in named.items()}
         if not values:

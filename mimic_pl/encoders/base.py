@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from mimic_pl.encoders.preprocessor import Preprocessor
 from mimic_pl.features import FeatureDims, Features
 
+INPUTS = ("input_ids", "attention_mask", "pixel_values")
+"""What an encoder is called with; a side of a batch may hold more."""
+
 
 class Encoder(nn.Module, ABC):
     """Turns the tokens and pictures of a batch of mentions, or of entities, into features (paper section 3.2).
