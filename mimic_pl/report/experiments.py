@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -14,6 +15,8 @@ import numpy as np
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.report.finished import FinishedRun
 from mimic_pl.runs import RUNS
+
+_ONE_OF_SEVERAL = re.compile(r"(version|seed)[_-]?\d+")
 
 _COUNTED = ("model", "data", "trainer", "early_stopping", "checkpoint")
 """Parts of a configuration that decide what a run learns and which checkpoint is tested; the others only write."""
@@ -46,7 +49,8 @@ class Experiment:
 
     Attributes:
         name: The folder that the runs lie in (``no_gate`` of ``runs/no_gate/version_0``), or the one above it where
-            that is ``lightning_logs``; with the run's own name behind it where several experiments would share it.
+            that is ``lightning_logs`` or a seed's (``seed_43``); where several experiments would share it with the
+            run's own name behind it, or a number.
         runs: At least one.
         settings: The configuration that they share, flat: ``{"model.init_args.encoder.class_path": ...}``.
     """
@@ -98,7 +102,7 @@ class Experiment:
     @property
     def seeds(self) -> list[str]:
         """Seeds of the runs."""
-        return [run.seed for run in self.runs]
+        return [run.seed for run in self.runs if run.seed is not None]
 
     def values(self, score: str, metric: str) -> list[float]:
         """A metric of each run that has it."""
@@ -122,14 +126,15 @@ def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
         tested = [run.summary.get(name) for name in ("mentions", "entities", "baseline")]
         key = json.dumps([settings_of(run.config), *tested], sort_keys=True, default=str)
         groups.setdefault(key, []).append(run)
-    names = [members[0].summary.get("baseline") or _name(members[0].folder) for members in groups.values()]
+    firsts = [members[0] for members in groups.values()]
+    names = [first.summary.get("baseline") or _name(first.folder) for first in firsts]
+    names = [
+        name if names.count(name) == 1 else f"{name}/{first.folder.name}"
+        for name, first in zip(names, firsts, strict=True)
+    ]
     return [
-        Experiment(
-            name if names.count(name) == 1 else f"{name}/{members[0].folder.name}",
-            members,
-            settings_of(members[0].config),
-        )
-        for name, members in zip(names, groups.values(), strict=True)
+        Experiment(name, members, settings_of(members[0].config))
+        for name, members in zip(_distinct(names), groups.values(), strict=True)
     ]
 
 
@@ -187,5 +192,14 @@ def _values_of(config: Any, key: str) -> list[str]:
 
 
 def _name(folder: Path) -> str:
-    above = folder.parent
-    return (above.parent.name if above.name == RUNS else above.name) or folder.name
+    """The nearest folder above a run that tells more than which run, or which seed, it is."""
+    telling = (
+        above.name for above in folder.parents if above.name != RUNS and not _ONE_OF_SEVERAL.fullmatch(above.name)
+    )
+    return next(telling, "") or folder.name
+
+
+def _distinct(names: Sequence[str]) -> Iterator[str]:
+    """The names, those that come more than once with a number behind them."""
+    for place, name in enumerate(names):
+        yield name if names.count(name) == 1 else f"{name} ({names[: place + 1].count(name)})"

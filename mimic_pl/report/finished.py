@@ -71,9 +71,10 @@ class FinishedRun:
         return found
 
     @property
-    def seed(self) -> str:
-        """What ``seed_everything`` was."""
-        return str(self.config.get("seed_everything"))
+    def seed(self) -> str | None:
+        """What ``seed_everything`` was; None for what is not trained."""
+        seed = self.config.get("seed_everything")
+        return None if seed is None else str(seed)
 
     @property
     def best_epoch(self) -> int | None:

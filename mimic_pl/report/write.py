@@ -106,6 +106,8 @@ def _settings(experiments: Sequence[Experiment]) -> Iterator[str]:
     lines = []
     for first, others in _by_dataset(experiments):
         for other in others:
+            if not (first.runs[0].config.get("model") and other.runs[0].config.get("model")):
+                continue  # a baseline has no settings to compare
             pairs = differences(first, other)
             lines += [
                 f"| {cell(other.name)} | {cell(name)} | {cell(after)} | {cell(before)} in {cell(first.name)} |"

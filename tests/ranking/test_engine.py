@@ -127,12 +127,8 @@ def trained_like(seed, mask_padding=False):
             parameter.add_(0.2 * torch.randn_like(parameter))
     entities = reference.random_features(61, DIMS, tokens=6)
     golds = torch.randint(0, 61, (13, 1))
-    mentions = type(entities)(
-        *(
-            f[golds[:, 0]] + torch.randn_like(f[golds[:, 0]]) if f.is_floating_point() else f[golds[:, 0]]
-            for f in entities
-        )
-    )
+    alike = entities.rows(golds[:, 0])
+    mentions = alike.map(lambda f: f + torch.randn_like(f) if f.is_floating_point() else f)
     return matcher, mentions, entities, golds
 
 
@@ -178,7 +174,7 @@ def reference_scores(matcher, mentions, entities):
         normed = [matcher.norm(side) for side in (mentions, entities)]
         literal = {"text": reference.tglu, "vision": reference.vdlu, "cross_modal": reference.cmfu}
         matcher = matcher.double()
-        doubled = [type(side)(*(f.double() if f.is_floating_point() else f for f in side)) for side in normed]
+        doubled = [side.map(lambda f: f.double() if f.is_floating_point() else f) for side in normed]
         units = {
             name: reference.pairwise(*doubled, lambda m, e, name=name: literal[name](matcher.units[name], m, e))
             for name in literal
