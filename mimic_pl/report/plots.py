@@ -52,29 +52,34 @@ def hits_figure(experiments: Sequence[Experiment]) -> Figure:
     """
     scores = ["overall", *units_of(experiments)]
     sets = list(dict.fromkeys(experiment.dataset for experiment in experiments))
-    most = max(sum(experiment.dataset == name for experiment in experiments) for name in sets)
     longest = max(len(experiment.name) for experiment in experiments)
-    width = 5.2 + 0.07 * longest
-    figure, axes = panels(len(sets), width=width, height=1.1 + most * (0.2 + 0.17 * len(scores)), columns=2)
-    thickness = 0.8 / len(scores)
-    for name, axis in zip(sets, axes, strict=True):
-        own = [experiment for experiment in experiments if experiment.dataset == name]
-        for row, experiment in enumerate(own):
+    bars = [sum(1 + _bars(e, scores) for e in experiments if e.dataset == name) for name in sets]
+    figure, axes = panels(len(sets), width=5.2 + 0.07 * longest, height=1.1 + 0.17 * max(bars), columns=2)
+    for name, height, axis in zip(sets, bars, axes, strict=True):
+        place, ticks = 0.0, []
+        for experiment in (experiment for experiment in experiments if experiment.dataset == name):
+            ticks.append((place + (_bars(experiment, scores) - 1) / 2, experiment.name))
             for number, score in enumerate(scores):
                 mean, spread = experiment.mean(score, "hits@1"), experiment.deviation(score, "hits@1") or 0.0
                 if mean is None:
                     continue
-                place = row - 0.4 + (number + 0.5) * thickness
-                axis.barh(place, 100 * mean, thickness, label=score, color=look(number)[0])
+                axis.barh(place, 100 * mean, 1.0, label=score, color=look(number)[0])
                 if spread:
                     axis.errorbar(100 * mean, place, xerr=100 * spread, color="black", capsize=2, linewidth=0.8)
                 end = 100 * (mean + spread), place
                 axis.annotate(f"{100 * mean:.1f}", end, (3, 0), textcoords="offset points", va="center", fontsize=7)
-        axis.set(title=name, xlabel="H@1 in %", ylim=(len(own) - 0.5, -0.5), xlim=(0, 1.12 * axis.get_xlim()[1]))
-        axis.set_yticks(range(len(own)), [experiment.name for experiment in own])
+                place += 1
+            place += 1  # a bar's width between experiments
+        axis.set(title=name, xlabel="H@1 in %", ylim=(height - 1, -1), xlim=(0, 1.12 * axis.get_xlim()[1]))
+        axis.set_yticks(*zip(*ticks, strict=True))
         axis.grid(axis="y", visible=False)
     legend_below(figure, axes)
     return figure
+
+
+def _bars(experiment: Experiment, scores: Sequence[str]) -> int:
+    """How many of the scores an experiment has."""
+    return sum(experiment.mean(score, "hits@1") is not None for score in scores)
 
 
 def robustness_figure(experiment: Experiment) -> Figure | None:
