@@ -135,3 +135,47 @@ def test_an_entity_of_the_published_model_is_4832_numbers():
 def test_a_model_without_units_or_with_a_clashing_name_is_refused(units):
     with pytest.raises(ConfigError, match="overall"):
         Matcher(DIMS, units)
+
+
+def test_vdlu_without_gates_adds_the_whole_of_c():
+    """o = LN2(c + k) for every pair, and nothing of the gates trains."""
+    torch.manual_seed(3)
+    unit = perturb_all_but_gates(VDLU(DIMS, 6, gated=False))
+    mentions = reference.random_features(4, DIMS, dtype=torch.float64)
+    entities = reference.random_features(5, DIMS, dtype=torch.float64)
+
+    def direction(part, asks, answers):
+        q, k = part.global_(asks.image_global), part.global_(answers.image_global)
+        c = part.mix(part.norm_sum(part.local(answers.image_local).mean(dim=-2) + q))
+        return part.norm(c + k) @ part.norm(q)
+
+    def literal(mention, entity):
+        return (
+            direction(unit.entity_to_mention, entity, mention) + direction(unit.mention_to_entity, mention, entity)
+        ) / 2
+
+    scores = unit(mentions, entities)
+    torch.testing.assert_close(scores, reference.pairwise(mentions, entities, literal), rtol=1e-9, atol=1e-9)
+    scores.sum().backward()
+    assert all((p.grad is None) == (".gate." in name) for name, p in unit.named_parameters())
+    assert unit.gates(mentions, entities) == {}
+
+
+def perturb_all_but_gates(module: torch.nn.Module) -> torch.nn.Module:
+    kept = {name: value.clone() for name, value in module.state_dict().items() if ".gate." in name}
+    module = perturb(module)
+    module.load_state_dict(kept, strict=False)
+    return module
+
+
+@pytest.mark.parametrize("modality", ["both", "text", "image"])
+def test_the_cosine_compares_the_modality_that_is_named(modality):
+    torch.manual_seed(4)
+    unit = GlobalCosine(DIMS, scale=3.0, modality=modality)
+    mentions, entities = (reference.random_features(n, DIMS) for n in (3, 5))
+    parts = {"both": ("text_global", "image_global"), "text": ("text_global",), "image": ("image_global",)}[modality]
+    m, e = (torch.cat([getattr(side, part) for part in parts], dim=1) for side in (mentions, entities))
+    expected = 3 * torch.nn.functional.cosine_similarity(m[:, None], e[None], dim=-1)
+    torch.testing.assert_close(unit(mentions, entities), expected)
+    pairs = unit.pairs(unit.mention(mentions), unit.entity(entities.rows(slice(3))))
+    torch.testing.assert_close(pairs, expected[:, :3].diagonal())
