@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, set_parsing_settings
@@ -16,7 +17,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
-from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task
+from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
 from mimic_pl.cli.commands import OWN_COMMANDS
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.usage import short_message
@@ -118,7 +119,7 @@ class MimicCLI(LightningCLI):
         """Say where the result is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
-            _tell(f"Best checkpoint: {best}. To evaluate it on the test split: mimic-pl test")
+            _tell(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; its outputs go into the chosen run's folder."""
@@ -155,7 +156,9 @@ def main(args: Sequence[str] | None = None) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     try:
         if given and given[0] in OWN_COMMANDS:
-            sys.exit(OWN_COMMANDS[given[0]].run(given[1:]))
+            if status := OWN_COMMANDS[given[0]].run(given[1:]):
+                sys.exit(status)
+            return  # a notebook that called it goes on
         choice = choose_run(given)
         if choice.note:
             _tell(choice.note)

@@ -65,9 +65,9 @@ def choose_run(args: list[str]) -> Choice:
         checkpoint = run.checkpoint(given.ckpt_path or "best")
         # Behind the configuration, which may hold a path of its own, and behind the words best and last.
         rest = [*rest, "--ckpt_path", str(checkpoint)]
-        note = f"{'Resuming' if command == 'fit' else 'Taking'} run {_short(run.folder)}, checkpoint {checkpoint.name}."
+        note = f"{'Resuming' if command == 'fit' else 'Taking'} run {short(run.folder)}, checkpoint {checkpoint.name}."
     else:
-        note = f"Taking run {_short(run.folder)}, checkpoint {given.ckpt_path}."
+        note = f"Taking run {short(run.folder)}, checkpoint {given.ckpt_path}."
     return Choice([command, *front, *rest], run if takes_config or command == "fit" else None, note)
 
 
@@ -117,7 +117,7 @@ def require_same_task(run: Run, config: Any) -> None:
             before, now = (", ".join(str(part["init_args"]["root"]) for part in _data_sets(data)) for data in sections)
         if before is not None and now is not None and str(before) != str(now):
             raise ConfigError(
-                f"The newest run {_short(run.folder)} was trained with {key} = {before}, and this command says {now}. "
+                f"The newest run {short(run.folder)} was trained with {key} = {before}, and this command says {now}. "
                 "To resume another run, give the path of its checkpoint: --ckpt_path FOLDER/checkpoints/last.ckpt."
             )
 
@@ -136,8 +136,9 @@ def _only_asks(args: list[str]) -> bool:
     return any(arg in ("-h", "--help") or arg.startswith(("--help", "--print_config", "--model.help")) for arg in args)
 
 
-def _short(folder: Path) -> str:
+def short(path: Path) -> str:
+    """A path as one would type it here."""
     try:
-        return str(folder.relative_to(Path.cwd()))
+        return str(path.relative_to(Path.cwd()))
     except ValueError:
-        return str(folder)
+        return str(path)

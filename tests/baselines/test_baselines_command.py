@@ -32,10 +32,13 @@ def config(tiny_set, tmp_path_factory):
 
 def run(capsys, *args):
     """Exit code, stdout, stderr."""
-    with pytest.raises(SystemExit) as exit_:
+    code = 0
+    try:
         main(["baselines", *map(str, args)])
+    except SystemExit as exit_:
+        code = int(exit_.code or 0)
     out, err = capsys.readouterr()
-    return int(exit_.value.code or 0), out, err
+    return code, out, err
 
 
 def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsys):
