@@ -4,11 +4,15 @@ import os
 import tempfile
 
 import pytest
+import torch
 
 from tests import tiny
 
 # Nothing in the tests may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
+
+# Some tests fork processes, and a child of a process that has used OpenMP's threads waits for threads that it lacks.
+torch.set_num_threads(1)
 
 # Nor keep anything of the pictures that they draw.
 _caches = tempfile.TemporaryDirectory()
