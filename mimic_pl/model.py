@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
 
-from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder
+from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, filled_up
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.features import Features, Terms
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
@@ -25,9 +25,6 @@ from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, Un
 
 Side = dict[str, Tensor]
 """Tokens and pictures of one side as the encoder takes them, and terms where the data module has a lexicon."""
-
-_SMALLEST_BATCH = 32
-"""Entities that are encoded together at least: below, kernels round differently from row to row."""
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
@@ -303,14 +300,9 @@ class MIMIC(LightningModule):
             self.train(was_training)
 
     def _entity_states(self, side: Side) -> States:
-        """Encode a batch of entities, a small one filled up.
-
-        Entities that are equal to a unit (for VDLU all without a picture) must have equal states, wherever they stand;
-        the kernels for small products round differently.
-        """
+        """Encode a batch of entities: those that a unit can not tell apart (all without a picture) get one state."""
         size = len(side["input_ids"])
-        rows = torch.arange(max(size, _SMALLEST_BATCH), device=self.device).clamp_max(size - 1)
-        features = self.encode({name: tensor[rows] for name, tensor in side.items()})
+        features = self.encode(filled_up(side))
         states = self.matcher.entity(features.padded(self.encoder.text_length))
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 

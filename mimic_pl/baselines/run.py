@@ -14,7 +14,7 @@ from mimic_pl.baselines.bm25 import BM25
 from mimic_pl.baselines.names import ExactName, NameSimilarity
 from mimic_pl.baselines.ranking import BlockScorer, rank_all
 from mimic_pl.baselines.zero_shot import Cosine, embed
-from mimic_pl.callbacks.predictions import candidate_lists, prediction, write_atomically
+from mimic_pl.callbacks.predictions import candidate_lists, prediction
 from mimic_pl.callbacks.results import metrics_by_score, missing_golds
 from mimic_pl.callbacks.tables import result_table
 from mimic_pl.data import MELDataModule, Mention
@@ -23,6 +23,7 @@ from mimic_pl.data.template import TextTemplate
 from mimic_pl.encoders import Encoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.metrics import rank_metrics
+from mimic_pl.store.files import write_file
 
 BASELINES = {
     "exact_name": "the mention is the entity's name, character by character",
@@ -101,7 +102,7 @@ def run_baselines(
     if left_out:
         console.print(f"Left out: {', '.join(left_out)}, which {_reason(encoder)}.", highlight=False)
     told = {**summary, "baselines": {name: {"what": BASELINES[name], **metrics[name]} for name in metrics}}
-    write_atomically(folder / "baselines.json", json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / "baselines.json", (json.dumps(told, indent=2, ensure_ascii=False) + "\n").encode())
     return told
 
 
@@ -205,7 +206,7 @@ def _rank_and_write(
     bar.close()
     by_score = metrics_by_score(metrics.compute(), "test")
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "predictions.jsonl", "".join(lines))
+    write_file(folder / "predictions.jsonl", "".join(lines).encode())
     about = {"checkpoint": None, "baseline": name, **summary, "metrics": by_score}
-    write_atomically(folder / "metrics.json", json.dumps(about, indent=2, ensure_ascii=False) + "\n")
+    write_file(folder / "metrics.json", (json.dumps(about, indent=2, ensure_ascii=False) + "\n").encode())
     return by_score["overall"]

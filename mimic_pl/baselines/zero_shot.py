@@ -15,10 +15,7 @@ from torch.nn.functional import normalize
 from tqdm.auto import tqdm
 
 from mimic_pl.data import MELDataModule
-from mimic_pl.encoders import INPUTS, Encoder
-
-_SMALLEST_BATCH = 32
-"""Records that are encoded together at least: below, kernels round differently from row to row."""
+from mimic_pl.encoders import INPUTS, Encoder, filled_up
 
 _ENTITIES_AT_ONCE = 1 << 14
 """Entities whose vectors are held in float64 at once."""
@@ -96,8 +93,7 @@ def _embed_side(encoder: Encoder, data: MELDataModule, name: str, loader: Any, d
         pictures += int(batch[name]["has_picture"].sum())
         side = data.on_after_batch_transfer(move_data_to_device(batch, device), 0)[name]
         size = len(side["input_ids"])
-        rows = torch.arange(max(size, _SMALLEST_BATCH), device=device).clamp_max(size - 1)
-        features = encoder(**{key: side[key][rows] for key in INPUTS})
+        features = encoder(**filled_up({key: side[key] for key in INPUTS}))
         texts.append(normalize(features.text_global[:size].float(), dim=-1).cpu())
         images.append(normalize(features.image_global[:size].float(), dim=-1).cpu())
     return Embeddings(torch.cat(texts), torch.cat(images), pictures)

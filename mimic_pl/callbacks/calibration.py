@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
 import torch
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranking import EntityIndex
 from mimic_pl.units import WeightedMatcher
-
-_log = logging.getLogger(__name__)
 
 
 class WeightCalibration(Callback):
@@ -58,12 +55,16 @@ class WeightCalibration(Callback):
         """Fit the weights, once the index is there and nothing has been ranked yet."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or batch_idx:
             return
-        scores, gold = self._scores(trainer, pl_module)
         # All processes take those of the first: each has mentions of its own.
-        weights = trainer.strategy.broadcast(fit_weights(scores, gold) if len(gold) else None)
+        weights = trainer.strategy.broadcast(self._fit(trainer, pl_module) if trainer.is_global_zero else None)
         if weights is not None:
             pl_module.matcher.set_weights(weights)
         pl_module.log_dict({f"weight/{name}": weight for name, weight in pl_module.matcher.weights.items()})
+
+    def _fit(self, trainer: Trainer, pl_module: Any) -> Tensor | None:
+        """Weights from this process's mentions; None if none of them has a gold in the knowledge base."""
+        scores, gold = self._scores(trainer, pl_module)
+        return fit_weights(scores, gold) if len(gold) else None
 
     @torch.no_grad()
     def _scores(self, trainer: Trainer, pl_module: Any) -> tuple[Tensor, Tensor]:
@@ -103,7 +104,7 @@ def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
     Returns:
         One weight a unit, float64 ``[units]``, none negative. The problem is convex in the weights.
     """
-    scores = scores.detach().double().cpu()
+    scores = scores.detach().cpu().double()
     gold = gold.cpu()
     # Units differ in scale by orders of magnitude: fitted in deviations of their scores.
     spread = scores.std(dim=2).mean(dim=1).clamp_min(1e-6)

@@ -15,6 +15,7 @@ from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranking import Ranking
+from mimic_pl.store.files import write_file
 
 
 class PredictionWriter(Callback):
@@ -91,7 +92,7 @@ class PredictionWriter(Callback):
             "metrics": metrics_by_score(trainer.callback_metrics, "test"),
             **({"subsets": groups} if groups else {}),
         }
-        write_atomically(folder / "metrics.json", json.dumps(summary, indent=2, ensure_ascii=False) + "\n")
+        write_file(folder / "metrics.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete ``links.jsonl``."""
@@ -233,13 +234,3 @@ def _merge(parts: list[Path], target: Path) -> None:
     temporary.replace(target)
     for path in parts:
         path.unlink()
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Write a text file that takes its name when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)

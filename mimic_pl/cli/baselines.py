@@ -53,7 +53,7 @@ def baselines(args: list[str]) -> int:
 
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
-    from mimic_pl.callbacks.predictions import write_atomically
+    from mimic_pl.store.files import write_file
 
     parser = LightningArgumentParser(prog="mimic-pl baselines", description=ABOUT, exit_on_error=False)
     add_baselines_arguments(parser)
@@ -74,6 +74,6 @@ def baselines(args: list[str]) -> int:
     # As in a run's folder: by the inputs the report tells which results may be compared.
     inputs = yaml.safe_dump({"data": yaml.safe_load(parser.dump(config))["data"]}, allow_unicode=True)
     for name in told["baselines"]:
-        write_atomically(folder / name / "config.yaml", inputs)
+        write_file(folder / name / "config.yaml", inputs.encode())
     print(f"Written to {folder}.")
     return 0

@@ -1,8 +1,8 @@
 """Encoders turn the tokens and pictures of one side into :class:`~mimic_pl.features.Features`."""
 
-from mimic_pl.encoders.base import INPUTS, Encoder
+from mimic_pl.encoders.base import INPUTS, Encoder, filled_up
 from mimic_pl.encoders.clip import CLIPEncoder
 from mimic_pl.encoders.preprocessor import Preprocessor
 from mimic_pl.encoders.text_vision import TextVisionEncoder
 
-__all__ = ["INPUTS", "CLIPEncoder", "Encoder", "Preprocessor", "TextVisionEncoder"]
+__all__ = ["INPUTS", "CLIPEncoder", "Encoder", "Preprocessor", "TextVisionEncoder", "filled_up"]

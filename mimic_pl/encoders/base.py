@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -13,6 +14,22 @@ from mimic_pl.features import FeatureDims, Features
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
 """What an encoder is called with; a side of a batch may hold more."""
+
+_SMALLEST_BATCH = 32
+
+
+def filled_up(side: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A batch with its last record repeated until there are 32; a larger one as it is.
+
+    The kernels for small products round differently from row to row, and records that are equal must have equal
+    features wherever they stand.
+
+    Args:
+        side: Tensors ``[batch, ...]``, ``input_ids`` among them.
+    """
+    size = len(side["input_ids"])
+    rows = torch.arange(max(size, _SMALLEST_BATCH), device=side["input_ids"].device).clamp_max(size - 1)
+    return {name: tensor[rows] for name, tensor in side.items()}
 
 
 class Encoder(nn.Module, ABC):

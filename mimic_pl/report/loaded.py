@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -105,8 +105,3 @@ class LoadedRun:
                 f"mentions. Test the run again: mimic-pl test --run {self.run.folder}"
             )
         return [place[id_] for id_ in ids]
-
-
-def take(features: Features, rows: Iterable[int]) -> Features:
-    """The features at these rows; rows may come several times."""
-    return features.rows(torch.tensor(list(rows), device=features.text_global.device))

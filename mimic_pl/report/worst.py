@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import torch
+
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.errors import ConfigError
 from mimic_pl.report.attention import Patches, Token, over_patches, over_words, tokens_of
 from mimic_pl.report.finished import Record, read_records
-from mimic_pl.report.loaded import Encoded, LoadedRun, take
+from mimic_pl.report.loaded import Encoded, LoadedRun
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def worst_cases(loaded: LoadedRun, worst: int, candidates: int = 5) -> list[Case
     return _cases(
         loaded,
         [wrong[row] for row in order],
-        Encoded(take(mentions.features, order), mentions.input_ids[order], mentions.attention_mask[order]),
+        Encoded(mentions.features.rows(torch.tensor(order)), mentions.input_ids[order], mentions.attention_mask[order]),
         [golds[row] for row in order],
         [scores[row] for row in order],
         [margins[row] for row in order],
@@ -98,7 +100,7 @@ def _best_golds(
 ) -> tuple[list[int], list[dict[str, float]]]:
     """Of each mention the gold with the highest overall score, its position and its scores."""
     rows, positions = zip(*((row, gold) for row, i in enumerate(indices) for gold in loaded.golds(i)), strict=True)
-    scores = loaded.score(take(mentions.features, rows), loaded.entities(positions).features)
+    scores = loaded.score(mentions.features.rows(torch.tensor(rows)), loaded.entities(positions).features)
     best: dict[int, int] = {}
     overall = scores["overall"].tolist()
     for pair, row in enumerate(rows):
