@@ -167,7 +167,7 @@ def main(args: Sequence[str] | None = None) -> None:
         problem = _as_mimic_error(error)
         if problem is None or os.environ.get("MIMIC_PL_DEBUG") == "1":
             raise
-        print(f"error: {problem}", file=sys.stderr)
+        print(f"error: {_paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
 
 
@@ -175,6 +175,13 @@ class UsageError(MimicError):
     """A command line that can not be understood."""
 
     exit_code = 2
+
+
+def _paragraph(error: MimicError) -> str:
+    """What an error says; torch puts the traceback of a loader process before it."""
+    name = f"{type(error).__module__}.{type(error).__qualname__}: "
+    text = str(error)
+    return text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
 
 
 def _as_mimic_error(error: Exception) -> MimicError | None:

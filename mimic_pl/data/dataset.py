@@ -259,10 +259,12 @@ class TrainingDataset(BatchDataset):
         failures = batch["failures"] + failures
         batch = {**own, **further, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
         for number, side in enumerate(("mentions", "entities")):
+            if not self.changes.get(side):
+                continue
             seeds = [draw(2**62, self.seed, address, number) for address in addresses]
             if side == "entities":
                 seeds += [draw(2**62, self.seed, address, 2) for address in owners]
-            for change in self.changes.get(side, ()):
+            for change in self.changes[side]:
                 change(batch[side], seeds)
         return batch
 

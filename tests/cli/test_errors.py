@@ -124,3 +124,17 @@ def test_a_problem_that_is_not_known_keeps_its_words():
         "  Given value: X(y=1)"
     )
     assert short_message(tree) == "model.size: Something new went wrong"
+
+
+def test_a_picture_that_fails_in_a_loader_process_is_one_paragraph(command, trained, tmp_path):
+    shutil.copytree(trained.root, tmp_path / "set")
+    for picture in (tmp_path / "set" / "mention_images").iterdir():
+        picture.write_bytes(b"no picture")
+    options = ["--data.root", str(tmp_path / "set"), "--data.pictures", "error", "--data.num_workers", "1"]
+    code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
+    assert code == 4
+    (message,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert (
+        message.startswith("error: The picture ") and "mention_images" in message and "--data.pictures blank" in message
+    )
+    assert "Traceback" not in err
