@@ -108,12 +108,12 @@ class CrossDataModule(MELDataModule):
         """Batches of all training sets, each of one set."""
         sets = [part.training_dataset() for part in self.training_sets]
         own = [
-            TrainSampler(items, *self._processes(), shuffle=True, seed=part.seed)
+            TrainSampler(items, part.batch_size, *self._processes(), seed=part.seed)
             for items, part in zip(sets, self.training_sets, strict=True)
         ]
-        sampler = SetSampler(own, [part.batch_size for part in self.training_sets], self.seed)
+        sampler = SetSampler(own, self.seed)
         sampler.set_epoch(first_epoch(self.trainer))
-        return self._loader(SeveralSets(sets), sampler, None, keep_workers=True)
+        return self._loader(SeveralSets(sets), sampler, keep_workers=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Mentions of the validating set's dev split."""
@@ -128,7 +128,7 @@ class CrossDataModule(MELDataModule):
         return self.target.predict_dataloader()
 
     def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Any]:
-        """All entities of the knowledge base that is ranked; see :meth:`MELDataModule.entity_dataloader`."""
+        """Entities of the knowledge base that is ranked; see :meth:`MELDataModule.entity_dataloader`."""
         return self.shown.entity_dataloader(by_length, first)
 
     def describe_entities(self) -> dict[str, str]:

@@ -33,7 +33,7 @@ from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, Pic
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
-from mimic_pl.data.sampler import EvalSampler, LengthSampler, TrainSampler, first_epoch
+from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, first_epoch
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.data.training_split import golds_of, require_share, seeded_share
@@ -301,15 +301,13 @@ class MELDataModule(PublishedFolder, LightningDataModule):
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled pairs of a mention and its gold entity."""
         dataset = self.training_dataset()
-        processes, rank = self._processes()
-        sampler = TrainSampler(dataset, processes, rank, shuffle=True, seed=self.seed)
+        sampler = TrainSampler(dataset, self.batch_size, *self._processes(), seed=self.seed)
         sampler.set_epoch(first_epoch(self.trainer))
-        return self._loader(dataset, sampler, self.batch_size, keep_workers=True)
+        return self._loader(dataset, sampler, keep_workers=True)
 
     def mining_dataloader(self) -> DataLoader[Any]:
-        """All training mentions in order, undisturbed, on every process: to rank the knowledge base for them."""
-        dataset = self._datasets["train"]
-        return self._loader(dataset, EvalSampler(dataset), self.eval_batch_size)
+        """The training mentions in order, undisturbed: to rank the knowledge base for them."""
+        return self._in_order(self._datasets["train"])
 
     def _training_changes(self) -> dict[str, list[SideChange]]:
         changes: dict[str, list[SideChange]] = {"mentions": [], "entities": []}
@@ -367,22 +365,23 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         }
 
     def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Any]:
-        """All entities of the knowledge base, on every process.
+        """This process's entities of the knowledge base; its sampler's ``positions`` say which those are.
 
         Args:
-            first: In order, begin with the batch that holds this entity.
+            first: In order, begin with the batch that holds this one of them.
             by_length: The longest texts first instead of in order, and each batch's ``input_ids`` and
                 ``attention_mask`` no longer than its longest text; ``index`` (int64 ``[batch]``) says which entities
                 they are. Only where padding is masked are the features of a shorter batch the same.
         """
-        if by_length:
-            lengths = LengthSampler(self._entity_dataset.side.tokens.lengths)
-            return self._loader(self._entity_dataset, lengths, self.entity_batch_size, collate_with=collate_cut)
-        # Whole batches: a batch's size decides the last bits of what is computed from it.
-        start = first // self.entity_batch_size * self.entity_batch_size
-        return self._loader(
-            self._entity_dataset, EvalSampler(self._entity_dataset, start=start), self.entity_batch_size
+        dataset = self._entity_dataset
+        sampler = EntitySampler(
+            len(dataset),
+            self.entity_batch_size,
+            *self._processes(),
+            lengths=dataset.side.tokens.lengths if by_length else None,
+            first=first,
         )
+        return self._loader(dataset, sampler, collate_with=collate_cut if by_length else collate)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
         """Normalise the pictures on the device, and count those that failed."""
@@ -406,19 +405,21 @@ class MELDataModule(PublishedFolder, LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:
         dataset = self._datasets[split] if self.degradation is None else self._degraded(split, self.degradation)
-        return self._loader(dataset, EvalSampler(dataset, *self._processes()), self.eval_batch_size)
+        return self._in_order(dataset)
+
+    def _in_order(self, dataset: MentionDataset) -> DataLoader[Any]:
+        return self._loader(dataset, EvalSampler(dataset, self.eval_batch_size, *self._processes()))
 
     def _loader(
         self,
         dataset: Dataset[Any],
         sampler: Sampler[Any],
-        batch_size: int | None,
         keep_workers: bool = False,
         collate_with: Callable[[list[Item]], dict[str, Any]] = collate,
     ) -> DataLoader[Any]:
         return DataLoader(
             dataset,
-            batch_size=batch_size,
+            batch_size=None,  # the samplers make the batches
             sampler=sampler,
             collate_fn=collate_with,
             num_workers=self.num_workers,

@@ -115,9 +115,9 @@ class BatchDataset(Dataset[Item]):
         """The items at these indices: tensors ``[batch, ...]``, and all failures in one list."""
         raise NotImplementedError
 
-    def __getitem__(self, index: int) -> Item:
-        """The item at an index, as a batch of one."""
-        return self.__getitems__([index])
+    def __getitem__(self, index: int | list[int]) -> Item:
+        """The item at an index, as a batch of one; or a batch at the indices that a sampler of batches hands out."""
+        return self.__getitems__(index if isinstance(index, list) else [index])
 
 
 class EntityDataset(BatchDataset):
@@ -184,14 +184,18 @@ class MentionDataset(BatchDataset):
         """Number of items."""
         return len(self.mentions)
 
-    def __getitems__(self, indices: list[int]) -> Item:
-        """The items at these positions."""
+    def __getitems__(self, numbers: list[int]) -> Item:
+        """The items at these positions; for numbers from the length on, items whose ``index`` is -1: not to be counted.
+
+        See :class:`~mimic_pl.data.sampler.EvalSampler`.
+        """
+        indices = [number % len(self.mentions) for number in numbers]
         pictures = [self.mentions[index].picture for index in indices]
         mentions, failures = self.side.batch(indices, [(picture,) if picture else () for picture in pictures])
         golds = [self.golds[index] + [-1] * (self.width - len(self.golds[index])) for index in indices]
         gold = torch.tensor(golds, dtype=torch.int64).view(len(indices), self.width)
-        index = torch.tensor(indices)
-        about = {name: column[index] for name, column in self.about.items()}
+        about = {name: column[indices] for name, column in self.about.items()}
+        index = torch.tensor([number if number < len(self.mentions) else -1 for number in numbers])
         return {"mentions": mentions, "gold": gold, "index": index, "failures": failures, **about}
 
 

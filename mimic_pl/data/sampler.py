@@ -1,4 +1,4 @@
-"""Which items a process sees, and in which order."""
+"""Which items a process sees, in which batches and in which order."""
 
 from __future__ import annotations
 
@@ -10,19 +10,62 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import DistributedSampler, Sampler
 
+from mimic_pl.errors import ConfigError
 
-class TrainSampler(DistributedSampler[int]):
-    """Shuffles by seed and epoch, and yields ``epoch * len(dataset) + index``.
+
+class TrainSampler(DistributedSampler[list[int]]):
+    """Shuffles by seed and epoch, and yields batches of ``epoch * len(dataset) + index``.
 
     The number tells a data set both which item and which epoch it is, so that what is random about an item (which of
     an entity's pictures) depends on seed, epoch and index alone: not on workers, and not on where a run was resumed.
     Lightning calls :meth:`set_epoch`, and leaves a distributed sampler as it is.
+
+    Several processes share each batch of ``processes * batch_size`` items: together they see what one process with
+    that batch size sees, every item once an epoch. The last, smaller batch is shared out evenly, too; if it has fewer
+    items than there are processes, the batch before takes them in.
+
+    Args:
+        dataset: What is sampled.
+        batch_size: Items in a batch of one process.
+        processes: Number of processes.
+        rank: Which one this is.
+        seed: Decides the order.
     """
 
-    def __iter__(self) -> Iterator[int]:
-        """Positions of this process's items, each shifted by the epoch."""
+    def __init__(self, dataset: Sized, batch_size: int, processes: int = 1, rank: int = 0, seed: int = 0) -> None:
+        super().__init__(dataset, processes, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        if len(dataset) < processes:
+            raise ConfigError(
+                f"There are {len(dataset)} training mentions for {processes} processes. Take fewer (--trainer.devices)."
+            )
+        self.batch_size = batch_size
+        self.num_samples = sum(len(batch) for batch in self._batches(range(len(dataset))))
+        self.total_size = len(dataset)
+
+    def __len__(self) -> int:
+        """Number of batches, the same for all processes."""
+        return len(self._starts()) - 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """This process's batches."""
+        size = self.total_size
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        order = torch.randperm(size, generator=generator).tolist()
+        return self._batches([self.epoch * size + index for index in order])
+
+    def _starts(self) -> list[int]:
+        """Where the batches of all processes together begin, and where the last one ends."""
         size = len(self.dataset)  # type: ignore[arg-type]
-        return (self.epoch * size + index for index in super().__iter__())
+        starts = list(range(0, size, self.num_replicas * self.batch_size))
+        if len(starts) > 1 and size - starts[-1] < self.num_replicas:
+            starts.pop()
+        return [*starts, size]
+
+    def _batches(self, order: Sequence[int]) -> Iterator[list[int]]:
+        starts = self._starts()
+        for start, stop in zip(starts, starts[1:], strict=False):
+            cuts = [start + (stop - start) * rank // self.num_replicas for rank in (self.rank, self.rank + 1)]
+            yield list(order[cuts[0] : cuts[1]])
 
 
 class SetSampler(DistributedSampler[tuple[int, list[int]]]):
@@ -33,15 +76,13 @@ class SetSampler(DistributedSampler[tuple[int, list[int]]]):
 
     Args:
         samplers: A sampler for each set, all for the same process.
-        batch_sizes: Items in a batch of each set.
         seed: Decides the order of the batches.
     """
 
-    def __init__(self, samplers: Sequence[TrainSampler], batch_sizes: Sequence[int], seed: int = 0) -> None:
+    def __init__(self, samplers: Sequence[TrainSampler], seed: int = 0) -> None:
         first = samplers[0]
         super().__init__(first.dataset, first.num_replicas, first.rank, seed=seed)
         self.samplers = samplers
-        self.batch_sizes = batch_sizes
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to an epoch."""
@@ -51,51 +92,92 @@ class SetSampler(DistributedSampler[tuple[int, list[int]]]):
 
     def __len__(self) -> int:
         """Number of this process's batches."""
-        return sum(-(-len(own) // size) for own, size in zip(self.samplers, self.batch_sizes, strict=True))
+        return sum(map(len, self.samplers))
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         """This process's batches."""
-        batches = []
-        for number, (sampler, size) in enumerate(zip(self.samplers, self.batch_sizes, strict=True)):
-            addresses = list(sampler)
-            batches += [(number, addresses[at : at + size]) for at in range(0, len(addresses), size)]
+        batches = [(number, batch) for number, sampler in enumerate(self.samplers) for batch in sampler]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         return (batches[place] for place in torch.randperm(len(batches), generator=generator).tolist())
 
 
-class EvalSampler(DistributedSampler[int]):
-    """Every item from ``start`` on exactly once over all processes, in order: none comes twice to even them out."""
+class EvalSampler(DistributedSampler[list[int]]):
+    """Batches of items in order, the same ones for any number of processes: each batch goes to one process.
 
-    def __init__(self, dataset: Sized, num_replicas: int = 1, rank: int = 0, start: int = 0) -> None:
-        super().__init__(dataset, num_replicas, rank, shuffle=False)  # type: ignore[arg-type]
-        self.positions = range(start + rank, len(dataset), num_replicas)
-        self.num_samples = len(self.positions)
-        self.total_size = len(dataset)
+    Processes take turns. They must take equally many, since they rank together: one that has none left for the last
+    turn gets a single item numbered from ``len(dataset)`` on, which is to be computed and not counted.
 
-    def __iter__(self) -> Iterator[int]:
-        """Positions of this process's items."""
-        return iter(self.positions)
-
-
-class LengthSampler(Sampler[int]):
-    """Every item once, the longest first, and those of one length in order.
-
-    Batches are of items of similar length, and the first one needs the most memory: what does not fit fails at once.
+    A batch's content decides the last bits of what is computed from it, so results do not depend on the number of
+    processes.
 
     Args:
-        lengths: Length of each item ``[items]``.
+        dataset: What is sampled.
+        batch_size: Items in a batch.
+        processes: Number of processes.
+        rank: Which one this is.
     """
 
-    def __init__(self, lengths: npt.NDArray[Any]) -> None:
-        self.order = np.argsort(-lengths.astype(np.int64), kind="stable")
+    def __init__(self, dataset: Sized, batch_size: int, processes: int = 1, rank: int = 0) -> None:
+        super().__init__(dataset, processes, rank, shuffle=False)  # type: ignore[arg-type]
+        size = len(dataset)
+        starts = range(rank * batch_size, size, processes * batch_size)
+        self.batches = [list(range(start, min(start + batch_size, size))) for start in starts]
+        turns = -(-size // (processes * batch_size))
+        self.batches += [[size]] * (turns - len(self.batches))
 
     def __len__(self) -> int:
-        """Number of items."""
-        return len(self.order)
+        """Number of batches, the same for all processes."""
+        return len(self.batches)
 
-    def __iter__(self) -> Iterator[int]:
-        """Positions of the items."""
-        return iter(self.order.data)
+    def __iter__(self) -> Iterator[list[int]]:
+        """This process's batches."""
+        return iter(self.batches)
+
+
+class EntitySampler(Sampler[list[int]]):
+    """Batches of entities, each of which goes to one process.
+
+    Args:
+        entities: How many there are.
+        batch_size: Entities in a batch.
+        processes: Number of processes.
+        rank: Which one this is.
+        lengths: Length of each entity's text, int ``[entities]``. Then batches are of texts of similar length and the
+            longest come first (what does not fit the memory fails at once), and processes take turns. Otherwise
+            batches are in order, and each process has a stretch of the knowledge base.
+        first: In order: begin with the batch that holds this one of the process's entities.
+    """
+
+    def __init__(
+        self,
+        entities: int,
+        batch_size: int,
+        processes: int = 1,
+        rank: int = 0,
+        lengths: npt.NDArray[Any] | None = None,
+        first: int = 0,
+    ) -> None:
+        # Whole batches: a batch's content decides the last bits of what is computed from it.
+        starts = range(0, entities, batch_size)
+        if lengths is None:
+            order = np.arange(entities)
+            own = starts[len(starts) * rank // processes : len(starts) * (rank + 1) // processes]
+        else:
+            order = np.argsort(-lengths.astype(np.int64), kind="stable")
+            own = starts[rank::processes]
+        self.batches = [order[start : start + batch_size].tolist() for start in own]
+        self.positions: npt.NDArray[np.int64] = np.sort(
+            np.fromiter((position for batch in self.batches for position in batch), np.int64)
+        )
+        self.batches = self.batches[first // batch_size :]
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Positions of each batch's entities."""
+        return iter(self.batches)
 
 
 def first_epoch(trainer: Any) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from itertools import chain
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from lightning.pytorch import LightningModule, Trainer
 
 from mimic_pl.data import Entity, MELDataModule, Mention
 from mimic_pl.data.dataset import TokenTable
-from mimic_pl.data.sampler import EvalSampler, TrainSampler
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
 from tests.data.conftest import WordPreprocessor
@@ -129,25 +127,6 @@ def test_workers_report_each_failure_once(folder, caplog):
         module.teardown("fit")
     (record,) = caplog.records
     assert "2 pictures could not be used (1 missing, 1 unreadable)" in record.message
-
-
-@pytest.mark.parametrize("size", [1, 2, 7, 12])
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_samplers(size, processes):
-    items = list(range(size))
-    seen = list(chain(*(EvalSampler(items, processes, rank) for rank in range(processes))))
-    assert sorted(seen) == items
-    assert sum(len(EvalSampler(items, processes, rank)) for rank in range(processes)) == size
-    epochs = []
-    for epoch in range(3):
-        samplers = [TrainSampler(items, processes, rank, seed=43) for rank in range(processes)]
-        for sampler in samplers:
-            sampler.set_epoch(epoch)
-        addresses = list(chain(*samplers))
-        assert all(address // size == epoch for address in addresses)
-        assert {address % size for address in addresses} == set(items)
-        epochs.append([address % size for address in addresses])
-    assert size < 7 or epochs[0] != epochs[1]
 
 
 def test_the_trainer_drives_it(folder):

@@ -7,49 +7,95 @@ import subprocess
 import sys
 from itertools import chain
 
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimic_pl.data.sampler import EvalSampler, TrainSampler, draw
+from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, draw
+from mimic_pl.errors import ConfigError
 
 sizes = st.integers(1, 60)
+batch_sizes = st.integers(1, 9)
 processes = st.integers(1, 3)
 seeds = st.integers(0, 2**31)
 
 
-def places(size, seed, epoch, count=1, rank=0):
-    sampler = TrainSampler(range(size), count, rank, seed=seed)
+def batches(size, seed, epoch, batch_size=7, count=1, rank=0):
+    sampler = TrainSampler(range(size), batch_size, count, rank, seed)
     sampler.set_epoch(epoch)
-    addresses = list(sampler)
-    assert {address // size for address in addresses} <= {epoch}
-    return [address % size for address in addresses]
+    drawn = list(sampler)
+    assert len(sampler) == len(drawn)
+    assert {address // size for batch in drawn for address in batch} <= {epoch}
+    return [[address % size for address in batch] for batch in drawn]
 
 
-@given(sizes, processes)
-def test_evaluation_shares_out_every_item_once(size, count):
-    parts = [list(EvalSampler(range(size), count, rank)) for rank in range(count)]
-    assert [len(EvalSampler(range(size), count, rank)) for rank in range(count)] == [len(part) for part in parts]
-    assert sorted(chain(*parts)) == list(range(size))  # complete, and disjoint
-    assert all(part == sorted(part) for part in parts)
+@given(sizes, batch_sizes, processes)
+def test_evaluation_has_the_same_batches_however_many_processes_share_them(size, batch_size, count):
+    one = list(EvalSampler(range(size), batch_size))
+    assert list(chain(*one)) == list(range(size))
+    samplers = [EvalSampler(range(size), batch_size, count, rank) for rank in range(count)]
+    parts = [list(sampler) for sampler in samplers]
+    assert {len(part) for part in parts} == {-(-len(one) // count)} == {len(sampler) for sampler in samplers}
+    by_turns = [batch for turn in zip(*parts, strict=True) for batch in turn]
+    assert by_turns[: len(one)] == one
+    assert all(batch == [size] for batch in by_turns[len(one) :])  # to be computed, and not counted
 
 
-@given(sizes, seeds, st.integers(0, 1000))
-def test_training_takes_every_item_once_an_epoch(size, seed, epoch):
-    order = places(size, seed, epoch)
-    assert sorted(order) == list(range(size))
-    assert order == places(size, seed, epoch)
+@given(sizes, batch_sizes, seeds, st.integers(0, 1000))
+def test_training_takes_every_item_once_an_epoch(size, batch_size, seed, epoch):
+    drawn = batches(size, seed, epoch, batch_size)
+    assert sorted(chain(*drawn)) == list(range(size))
+    assert all(len(batch) == batch_size for batch in drawn[:-1]) and len(drawn[-1]) <= batch_size
+    assert drawn == batches(size, seed, epoch, batch_size)
 
 
-@given(sizes, processes, seeds)
-def test_training_processes_have_equally_many_items_and_miss_none(size, count, seed):
-    parts = [places(size, seed, 3, count, rank) for rank in range(count)]
-    assert {len(part) for part in parts} == {-(-size // count)}  # equal, or the slower process would be waited for
-    assert set(chain(*parts)) == set(range(size))
+@given(st.integers(3, 60), batch_sizes, processes, seeds)
+def test_training_processes_share_the_batches_of_one(size, batch_size, count, seed):
+    parts = [batches(size, seed, 3, batch_size, count, rank) for rank in range(count)]
+    together = [list(chain(*batch)) for batch in zip(*parts, strict=True)]  # equally many: else one waits for ever
+    assert list(chain(*together)) == list(chain(*batches(size, seed, 3, batch_size * count)))
+    assert all(len(batch) == batch_size * count for batch in together[:-1])
+    for batch in zip(*parts, strict=True):
+        lengths = [len(part) for part in batch]
+        assert min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
+
+
+def test_more_processes_than_items():
+    with pytest.raises(ConfigError, match="2 training mentions for 3 processes"):
+        TrainSampler(range(2), 8, 3, 0)
+
+
+@given(sizes, batch_sizes, processes, st.booleans(), seeds)
+def test_entities_are_shared_out_in_the_batches_of_one_process(size, batch_size, count, by_length, seed):
+    lengths = np.random.default_rng(seed).integers(0, 40, size).astype(np.uint16) if by_length else None
+    one = list(EntitySampler(size, batch_size, lengths=lengths))
+    samplers = [EntitySampler(size, batch_size, count, rank, lengths) for rank in range(count)]
+    parts = [list(sampler) for sampler in samplers]
+    assert sorted(chain(*parts)) == sorted(one)
+    assert sorted(chain(*one)) == list(range(size))
+    for sampler, part in zip(samplers, parts, strict=True):
+        assert sampler.positions.tolist() == sorted(chain(*part))
+    if by_length:
+        order = list(chain(*one))
+        assert order == sorted(range(size), key=lambda entity: (-int(lengths[entity]), entity))
+    else:  # stretches
+        assert list(chain(*parts)) == one
+
+
+@given(sizes, batch_sizes, processes, st.integers(0, 60))
+def test_encoding_goes_on_with_the_batch_that_holds_an_entity(size, batch_size, count, first):
+    for rank in range(count):
+        own = list(EntitySampler(size, batch_size, count, rank))
+        rest = list(EntitySampler(size, batch_size, count, rank, first=first))
+        assert rest == own[len(own) - len(rest) :]
+        kept = list(chain(*own))[first:]
+        assert list(chain(*rest))[len(list(chain(*rest))) - len(kept) :] == kept
 
 
 @given(seeds)
 def test_epochs_and_seeds_differ(seed):
-    orders = [places(40, seed, 0), places(40, seed, 1), places(40, seed + 7, 0)]
+    orders = [batches(40, seed, 0), batches(40, seed, 1), batches(40, seed + 7, 0)]
     assert orders[0] != orders[1] and orders[0] != orders[2]
 
 
