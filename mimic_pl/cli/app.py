@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import set_parsing_settings
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,10 +19,9 @@ from lightning.pytorch.utilities import rank_zero_only
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
 from mimic_pl.cli.commands import OWN_COMMANDS
+from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.quiet import quiet_libraries
-from mimic_pl.cli.usage import short_message
 from mimic_pl.data import MELDataModule
-from mimic_pl.errors import CheckpointError, MimicError
 from mimic_pl.model import MIMIC
 from mimic_pl.runs import Run
 
@@ -88,6 +87,8 @@ class MimicCLI(LightningCLI):
         if subcommand != "fit":
             text = "Folder of the training run to take (default: the newest below lightning_logs)."
             parser.add_argument("--run", type=str | None, default=None, help=text)
+        # Lightning's own default runs code from a checkpoint that it fetches from an address.
+        parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # ResultTable shows the metrics
         if subcommand == "predict":
@@ -148,10 +149,12 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line without the program's name; ``sys.argv`` by default.
 
     Raises:
-        SystemExit: With the error's exit code, after one paragraph on stderr. With ``MIMIC_PL_DEBUG=1`` in the
-            environment errors come through with their traceback.
+        SystemExit: With the error's exit code, after one paragraph on stderr; the traceback stands before it with
+            ``--debug`` anywhere on the command line, or ``MIMIC_PL_DEBUG=1`` in the environment.
     """
     given = list(sys.argv[1:] if args is None else args)
+    debug = debugging(given)
+    given = [arg for arg in given if arg != DEBUG]
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
     try:
@@ -163,39 +166,12 @@ def main(args: Sequence[str] | None = None) -> None:
         if choice.note:
             _tell(choice.note)
         MimicCLI(choice)
-    except (MimicError, ArgumentError, RuntimeError, ValueError) as error:
-        problem = _as_mimic_error(error)
-        if problem is None or os.environ.get("MIMIC_PL_DEBUG") == "1":
-            raise
-        print(f"error: {_paragraph(problem)}", file=sys.stderr)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        problem = as_mimic_error(error)
+        print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
-
-
-class UsageError(MimicError):
-    """A command line that can not be understood."""
-
-    exit_code = 2
-
-
-def _paragraph(error: MimicError) -> str:
-    """What an error says; torch puts the traceback of a loader process before it."""
-    name = f"{type(error).__module__}.{type(error).__qualname__}: "
-    text = str(error)
-    return text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
-
-
-def _as_mimic_error(error: Exception) -> MimicError | None:
-    # jsonargparse wraps what a class says in its constructor into an error of its own for each level of the tree.
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MimicError):
-            return cause
-        cause = cause.__cause__
-    if isinstance(error, ArgumentError):
-        return UsageError(short_message(str(error)))
-    if "Error(s) in loading state_dict" in str(error):
-        return CheckpointError(f"The checkpoint does not fit the configured model. {error}")
-    return None
 
 
 def _logger_of(run: Run) -> TensorBoardLogger:
