@@ -22,7 +22,7 @@ _DAMAGE = (
 )
 
 
-_GLOBAL = re.compile(r"GLOBAL ([\w.]+) was not an allowed global")
+_GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
@@ -57,10 +57,11 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
-        what = f" such as {found.group(1)}" if found else ""
+        if found is None:
+            raise damaged(path, "it is no file of tensors and plain values") from error
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values{what}, or is damaged; code in it was not run. Take another "
-            "checkpoint, of a source that you trust."
+            f"{path} holds more than tensors and plain values: {found.group(1)}. Such code can do anything; it was not "
+            "run. Take another checkpoint, of a source that you trust."
         ) from error
     except _DAMAGE as error:
         raise damaged(path, error) from error
@@ -98,8 +99,8 @@ def require_numbers(state: Mapping[str, Any], source: object) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"The weights in {source} are not all numbers: NaN in {', '.join(wrong[:3])}{more}. The training diverged or "
-            "the file is damaged: take an earlier checkpoint."
+            f"The weights in {source} are not all numbers: NaN in {', '.join(wrong[:3])}{more}. The training diverged "
+            "or the file is damaged: take an earlier checkpoint."
         )
 
 

@@ -13,7 +13,7 @@ code  what it says
 4     :class:`DataError`: the data set, or a file that a run left behind
 5     :class:`CheckpointError`: weights
 6     :class:`NonFiniteScoreError`: a score that is NaN or infinite
-7     :class:`StoreError`: an entity index or a picture cache
+7     :class:`StoreError`: an entity index, a picture cache; another process writes there
 8     :class:`DeviceMemoryError`: the memory of the device or of the host
 9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
 10    :class:`MachineError`: no room on a disk, no permission, a process that was killed

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.data import MELDataModule
-from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.errors import CheckpointError, ConfigError, StoreError
 from mimic_pl.model import MIMIC
 
 RUNS = "lightning_logs"
@@ -163,6 +164,28 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {checkpoint} do not fit the model of {run.config}: {error}") from error
     return built.model.eval(), built.data
+
+
+def become_only_writer(folder: Path, command: str) -> FileLock:
+    """Keep other processes from writing the same outputs into a run's folder, until the lock is released.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+        command: Whose outputs: a run may be tested while it trains.
+
+    Raises:
+        StoreError: Another process writes them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{command}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(
+            f"Another process is writing the outputs of {command!r} into {folder}. Wait for it to end (one that was "
+            "killed holds no lock), or choose another folder: --trainer.default_root_dir FOLDER."
+        ) from error
+    return lock
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import re
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
@@ -23,7 +25,7 @@ from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.data import MELDataModule
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import Run
+from mimic_pl.runs import RUNS, Run, become_only_writer
 
 COMMANDS = {
     "fit": "Train a model; the run goes into lightning_logs/version_N.",
@@ -49,10 +51,12 @@ class MimicCLI(LightningCLI):
 
     Args:
         choice: The command line and the run that it works on.
+        held: Releases, when it is closed, what the command holds.
     """
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: Choice, held: ExitStack) -> None:
         self.choice = choice
+        self.held = held
         strict = {"exit_on_error": False}
         super().__init__(
             MIMIC,
@@ -116,6 +120,24 @@ class MimicCLI(LightningCLI):
             else:
                 self.save_config_callback = None  # the run's configuration stays as it was trained
 
+    def before_fit(self) -> None:
+        """Let no other process write into the run's folder."""
+        self._become_only_writer()
+
+    def before_test(self) -> None:
+        """Let no other process write the run's results."""
+        self._become_only_writer()
+
+    def before_predict(self) -> None:
+        """Let no other process write the run's links."""
+        self._become_only_writer()
+
+    def _become_only_writer(self) -> None:
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: every process must ask
+        writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
+        if writes and rank_zero_only.rank == 0:
+            self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
+
     def after_fit(self) -> None:
         """Say where the result is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
@@ -123,10 +145,15 @@ class MimicCLI(LightningCLI):
             _tell(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; its outputs go into the chosen run's folder."""
+        """Build the Trainer; its outputs go into the chosen run's folder, or into a new one."""
         run = self.choice.run
-        if run is not None:
-            logger = self._get(self.config_init, "trainer").logger
+        logger = self._get(self.config_init, "trainer").logger
+        if run is None:
+            root = str(self._get(self.config_init, "trainer").default_root_dir or Path.cwd())
+            # Under SLURM runs are called by their job.
+            if logger in (None, True) and "://" not in root and not SLURMEnvironment.detect():
+                kwargs["logger"] = NewVersion(root, name=RUNS)
+        else:
             if logger is False:
                 kwargs["default_root_dir"] = str(run.folder)
             elif logger in (None, True) or isinstance(logger, TensorBoardLogger):
@@ -165,13 +192,31 @@ def main(args: Sequence[str] | None = None) -> None:
         choice = choose_run(given)
         if choice.note:
             _tell(choice.note)
-        MimicCLI(choice)
+        with ExitStack() as held:
+            MimicCLI(choice, held)
     except Exception as error:
         if debug:
             traceback.print_exc()
         problem = as_mimic_error(error)
         print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+class NewVersion(TensorBoardLogger):
+    """Lightning's own logger, but two processes that start at once never take the same ``version_N``."""
+
+    def _get_next_version(self) -> int:
+        version = super()._get_next_version()
+        while rank_zero_only.rank == 0:
+            try:
+                (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
+            except FileExistsError:
+                if not Path(self.root_dir).is_dir():
+                    raise
+                version += 1
+            else:
+                break
+        return version
 
 
 def _logger_of(run: Run) -> TensorBoardLogger:

@@ -79,8 +79,8 @@ def _of_machine(error: Exception) -> MimicError | None:
         )
     if isinstance(error, RuntimeError) and (found := _KILLED.search(str(error))):
         return MachineError(
-            f"A loader process ended: {found.group()}. The system kills processes when memory runs short (dmesg tells): "
-            "use fewer of them (--data.num_workers), or smaller batches. To see an error inside of one: "
+            f"A loader process ended: {found.group()}. The system kills processes when memory runs short (dmesg "
+            "tells): use fewer of them (--data.num_workers), or smaller batches. To see an error inside of one: "
             "--data.num_workers 0."
         )
     if isinstance(error, OSError):
@@ -108,8 +108,8 @@ def _unexpected(error: Exception) -> UnexpectedError:
     frames = traceback.extract_tb(error.__traceback__)
     where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return UnexpectedError(
-        f"unexpected {type(error).__name__}{where}: {_last_line(error)}. This is a mistake in a program, in mimic-pl or "
-        f"in a class of your own. {DEBUG} on the command line shows the traceback, which belongs into a report of it."
+        f"unexpected {type(error).__name__}{where}: {_last_line(error)}. This is a mistake in a program, in mimic-pl "
+        f"or in a class of your own. {DEBUG} on the command line shows the traceback, which a report of it needs."
     )
 
 

@@ -233,8 +233,8 @@ def read_predictions(folder: Path) -> Predictions:
             ranks.setdefault(name, []).append(rank or 0)
     if any(len(column) != len(ids) for column in ranks.values()):
         raise DataError(
-            f"{folder / 'predictions.jsonl'} has ranks by other scores in some lines than in others. Test the run again: "
-            f"mimic-pl test --run {folder}"
+            f"{folder / 'predictions.jsonl'} has ranks by other scores in some lines than in others. Test the run "
+            f"again: mimic-pl test --run {folder}"
         )
     if not ids:
         raise DataError(f"{folder / 'predictions.jsonl'} is empty. Test the run again: mimic-pl test --run {folder}")
@@ -257,8 +257,8 @@ def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
         events.Reload()
     except Exception as error:  # of protobuf and tensorboard, which have no base of their own
         raise DataError(
-            f"TensorBoard's events in {folder} can not be read ({error!r:.200}). Delete events.out.tfevents.* there to do "
-            "without the curve."
+            f"TensorBoard's events in {folder} can not be read ({error!r:.200}). Delete events.out.tfevents.* there to "
+            "do without the curve."
         ) from error
     if tag not in events.Tags()["scalars"] or "epoch" not in events.Tags()["scalars"]:
         return []

@@ -54,7 +54,8 @@ class Store:
     @staticmethod
     def exists(folder: Path | str) -> bool:
         """Whether there is a finished store."""
-        return (Path(folder).expanduser() / MANIFEST).exists()
+        # os.path.exists: unlike Path.exists it takes a folder that may not be looked into for one without a store.
+        return os.path.exists(Path(folder).expanduser() / MANIFEST)
 
     @classmethod
     def open(cls, folder: Path | str, kind: str, expects: Mapping[str, Any] | None = None, check: bool = True) -> Store:
