@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins.environments import SLURMEnvironment
 from lightning.pytorch.utilities import rank_zero_only
 
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
@@ -69,7 +69,7 @@ class MimicCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "mimic-pl",
-                "description": "Multimodal entity linking with MIMIC.",
+                "description": f"Multimodal entity linking with MIMIC. {DEBUG} anywhere shows tracebacks of errors.",
                 **strict,
                 **{name: {"description": text, **strict} for name, text in COMMANDS.items()},
             },
@@ -135,7 +135,7 @@ class MimicCLI(LightningCLI):
     def _become_only_writer(self) -> None:
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: every process must ask
         writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
-        if writes and rank_zero_only.rank == 0:
+        if writes and self.trainer.is_global_zero:
             self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
 
     def after_fit(self) -> None:
@@ -207,7 +207,7 @@ class NewVersion(TensorBoardLogger):
 
     def _get_next_version(self) -> int:
         version = super()._get_next_version()
-        while rank_zero_only.rank == 0:
+        while getattr(rank_zero_only, "rank", 0) == 0:
             try:
                 (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
             except FileExistsError:

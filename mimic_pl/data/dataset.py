@@ -307,4 +307,6 @@ def _handed_over(batch: Any) -> Any:
         return batch
     if isinstance(batch, dict):
         return {name: _handed_over(value) for name, value in batch.items()}
-    return batch.share_memory_() if isinstance(batch, Tensor) and batch.numel() else batch
+    if isinstance(batch, Tensor) and batch.numel():
+        batch.share_memory_()  # type: ignore[no-untyped-call]
+    return batch

@@ -55,11 +55,14 @@ def test_code_in_a_checkpoint_is_not_run_by_load_run(run, tmp_path):
     assert not (tmp_path / "exploded").exists()
 
 
-@pytest.mark.parametrize("damage", ["half", "all but the end", "empty", "text", "another pickle"])
+@pytest.mark.parametrize("damage", ["half", "all but the end", "empty", "text", "another pickle", "folder"])
 def test_damaged_checkpoints(command, run, tmp_path, damage):
     path = run.last_checkpoint
     whole = path.read_bytes()
+    marked = bytearray(whole)  # a record as a folder, from which torch takes nothing, and says nothing
+    marked[whole.rindex(b"PK\x01\x02", 0, whole.rindex(b"/data/2")) + 38] |= 16
     content = {
+        "folder": bytes(marked),
         "half": whole[: len(whole) // 2],
         "all but the end": whole[:-30],
         "empty": b"",

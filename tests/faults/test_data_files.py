@@ -47,6 +47,7 @@ def test_one_entity_and_batches_of_one(command, trained, tmp_path):
         (root / f"Tiny_{split}.json").write_text(json.dumps([{**row, "answer": entity["qid"]} for row in rows]))
     sizes = ["--data.batch_size", "1", "--data.eval_batch_size", "1", "--data.entity_batch_size", "1"]
     options = ["--config", str(trained.config), "--data.root", str(root), "--trainer.default_root_dir", str(tmp_path)]
+    sizes += ["--trainer.max_epochs", "1"]
     code, _, err = command("fit", *options, *sizes, folder=tmp_path)
     assert code == 0, err
     code, _, err = command("test", folder=tmp_path)
