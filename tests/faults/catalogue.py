@@ -91,7 +91,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("two processes fill one picture cache: one waits", "every picture once", None, "data/test_picture_cache.py::test_two_processes_at_once"),
     ),
     "Checkpoints": (
-        Fault("a pickle with code in it: `test --ckpt_path`, `fit --ckpt_path`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_any_command", 3),
+        Fault("a pickle with code in it: `test`, `fit` and `robustness --ckpt_path`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_any_command", 3),
         Fault("the same for `load_run`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_load_run"),
         Fault("the same for `MIMIC.from_published`: what is no tensor is left out", "exploded", None, "test_published.py::test_code_in_a_checkpoint_is_never_run"),
         Fault("cut off, empty, something else, or a record marked as a folder (torch leaves that tensor to chance)", "can not be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_checkpoints", 6),
