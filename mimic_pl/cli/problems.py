@@ -93,7 +93,7 @@ def _of_system(error: OSError, text: str) -> MachineError:
     what = f"{where}: {error.strerror}" if where and error.strerror else text
     if error.errno in _FULL:
         return MachineError(
-            f"The disk is full ({what}). Checkpoints and stores of before are whole. Make room, or let the outputs go to "
+            f"The disk is full ({what}). Earlier checkpoints and stores are whole. Make room, or let the outputs go to "
             "another disk (--trainer.default_root_dir FOLDER)."
         )
     if error.errno in _DENIED:
