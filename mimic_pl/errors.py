@@ -1,6 +1,23 @@
 """What can go wrong, by kind. Every message says what was wrong, where, and what to do about it.
 
-The command line prints the message as one paragraph and exits with :attr:`MimicError.exit_code`.
+The command line prints the message as one paragraph and exits with :attr:`MimicError.exit_code`, which each kind has
+for itself:
+
+====  ====================================================================================
+code  what it says
+====  ====================================================================================
+0     done
+1     an exception that nobody expected: a mistake in mimic-pl, or in a class of your own
+2     :class:`UsageError`: the command line or a configuration file can not be understood
+3     :class:`ConfigError`: a value that can not work
+4     :class:`DataError`: the data set, or a file that a run left behind
+5     :class:`CheckpointError`: weights
+6     :class:`NonFiniteScoreError`: a score that is NaN or infinite
+7     :class:`StoreError`: an entity index, a picture cache; another process writes there
+8     :class:`DeviceMemoryError`: the memory of the device or of the host
+9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
+10    :class:`MachineError`: no room on a disk, no permission, a process that was killed
+====  ====================================================================================
 """
 
 
@@ -16,6 +33,12 @@ class ConfigError(MimicError):
     exit_code = 3
 
 
+class UsageError(ConfigError):
+    """A command line or a configuration file that can not be understood."""
+
+    exit_code = 2
+
+
 class DataError(MimicError):
     """A data set that is not as it should be (missing file, malformed JSON, unknown gold, unreadable picture)."""
 
@@ -23,7 +46,7 @@ class DataError(MimicError):
 
 
 class CheckpointError(MimicError):
-    """Weights that do not fit the model (unknown or missing names, other shapes, unreadable file)."""
+    """Weights that can not be used (damaged file, code in it, unknown or missing names, other shapes, NaN)."""
 
     exit_code = 5
 
@@ -59,7 +82,7 @@ class StoreError(MimicError):
 
 
 class DeviceMemoryError(MimicError):
-    """The device's memory does not hold even a small block of the work."""
+    """The memory of the device, or of the host, does not hold even a small block of the work."""
 
     exit_code = 8
 
@@ -68,3 +91,9 @@ class NonFiniteLossError(MimicError):
     """A training loss that is NaN or infinite: every later step would be lost."""
 
     exit_code = 9
+
+
+class MachineError(MimicError):
+    """What the machine refuses: room on a disk or in shared memory, a permission; or it killed a process."""
+
+    exit_code = 10

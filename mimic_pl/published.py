@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load
 from torch import Tensor, nn
 
+from mimic_pl.checkpoint import damaged, load_tensors, require_checksums, require_numbers
 from mimic_pl.errors import CheckpointError
 
 _RENAMES = [
@@ -49,7 +49,8 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
             as tensors only: code in it is never run.
 
     Raises:
-        CheckpointError: The file is missing or unreadable, or holds names that the published model does not have.
+        CheckpointError: The file is missing, unreadable or damaged, or holds names that the published model does not
+            have, or weights that are NaN. Safetensors files have no checksums: damage to their numbers shows only then.
     """
     state = _read_tensors(Path(path))
     renamed, unknown = {}, []
@@ -130,17 +131,21 @@ class _Placeholder:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path.resolve()}. Give the path of the published file.")
-    try:
-        content = load_file(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"{path} can not be read as a checkpoint: it is truncated, or no file of plain tensors "
-            f"({str(error).splitlines()[0] if str(error) else type(error).__name__})."
-        ) from error
+    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no state dict: expected tensors by name, or these under 'state_dict'.")
+    if not all(isinstance(name, str) for name in state):
+        raise CheckpointError(f"{path} holds no state dict: a name in it is no text.")
+    require_numbers(state, path)
     return state
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load(path.read_bytes())  # read, not mapped: a file that is cut off meanwhile would end the process
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
+        raise damaged(path, error) from error
 
 
 def _read_pickle(path: Path) -> object:
@@ -149,7 +154,11 @@ def _read_pickle(path: Path) -> object:
     The published checkpoints carry their configuration as objects of a library that need not be installed here:
     whatever is no tensor becomes a placeholder.
     """
-    others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    require_checksums(path)
+    try:
+        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+    except Exception as error:  # whatever bytes that are no pickle make of the reader of pickles
+        raise damaged(path, error) from error
     placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in others]
     with torch.serialization.safe_globals(placeholders):
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_tensors(path)

@@ -93,7 +93,7 @@ def measure(
             metrics = None if degradation.strength else undisturbed
             if metrics is None:
                 data.degradation = degradation if degradation.strength else None
-                evaluate(model, datamodule=data, ckpt_path=ckpt_path, verbose=False)
+                evaluate(model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
                 metrics = metrics_by_score(trainer.callback_metrics, split)
                 ckpt_path = None  # loaded
             if not degradation.strength:

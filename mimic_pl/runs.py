@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import pickle
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
+from filelock import FileLock, Timeout
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
+from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.data import MELDataModule
-from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.errors import CheckpointError, ConfigError, StoreError
 from mimic_pl.model import MIMIC
 
 RUNS = "lightning_logs"
@@ -35,6 +35,14 @@ class Run:
     def config(self) -> Path:
         """The configuration that the run was started with."""
         return self.folder / "config.yaml"
+
+    def read_config(self) -> dict[str, Any]:
+        """The content of :attr:`config`.
+
+        Raises:
+            ConfigError: The file can not be read.
+        """
+        return read_yaml(self.config)
 
     @property
     def checkpoints(self) -> list[Path]:
@@ -135,27 +143,66 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
 
     Raises:
         ConfigError: The folder is no run, or its configuration does not fit this version.
-        CheckpointError: The weights do not fit the model.
+        CheckpointError: The weights do not fit the model, or can not be read.
 
     Example:
         >>> model, data = load_run("lightning_logs/version_0")  # doctest: +SKIP
         >>> Trainer().test(model, data)  # doctest: +SKIP
     """
     run = open_run(folder)
-    config = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    config = run.read_config()
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
     parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
     try:
         built = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
-    except (ArgumentError, KeyError) as error:
+    except (ArgumentError, KeyError, TypeError) as error:
         raise ConfigError(f"The configuration {run.config} does not describe a model and its data: {error}") from error
     checkpoint = run.checkpoint(which)
     try:
-        built.model.load_state_dict(_read_checkpoint(checkpoint)["state_dict"])
-    except (RuntimeError, KeyError) as error:
+        built.model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+    except RuntimeError as error:
         raise CheckpointError(f"The weights in {checkpoint} do not fit the model of {run.config}: {error}") from error
     return built.model.eval(), built.data
+
+
+def become_only_writer(folder: Path, command: str) -> FileLock:
+    """Keep other processes from writing the same outputs into a run's folder, until the lock is released.
+
+    Args:
+        folder: The folder; it is made if it is not there.
+        command: Whose outputs: a run may be tested while it trains.
+
+    Raises:
+        StoreError: Another process writes them.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / f".{command}.lock", thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise StoreError(
+            f"Another process is writing the outputs of {command!r} into {folder}. Wait for it to end (one that was "
+            "killed holds no lock), or choose another folder: --trainer.default_root_dir FOLDER."
+        ) from error
+    return lock
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file.
+
+    Raises:
+        ConfigError: It can not be read, or holds no keys.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} can not be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # a byte that is no UTF-8 is a ValueError
+        raise ConfigError(f"The configuration {path} is no YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"The configuration {path} is empty, or no list of keys and values.")
+    return content
 
 
 def _is_run(folder: Path) -> bool:
@@ -171,17 +218,11 @@ def _metric_in_name(path: Path) -> float | None:
     return float(found.group(1)) if found else None
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    # mmap: what is not looked at is not read.
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    return checkpoint
-
-
 def _remembered_best(path: Path) -> str | None:
     """File name of the best checkpoint as ModelCheckpoint kept it in this one; None if it can not be read."""
     try:
-        callbacks = _read_checkpoint(path).get("callbacks", {})
-    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        callbacks = read_checkpoint(path, check=False).get("callbacks", {})
+    except CheckpointError:
         return None  # a damaged file: older ones and the file names still tell
     for name, state in callbacks.items():
         if name.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):

@@ -19,6 +19,10 @@ _caches = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = _caches.name
 
 
+def pytest_addoption(parser):
+    parser.addoption("--fuzz-inputs", type=int, default=2000, help="Inputs of tests/faults/test_fuzz.py, all together.")
+
+
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory):
     """The folder of a tiny data set in the published layout; not to be changed."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
+import traceback
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -19,12 +21,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
 from mimic_pl.cli.commands import OWN_COMMANDS
+from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.quiet import quiet_libraries
-from mimic_pl.cli.usage import short_message
 from mimic_pl.data import MELDataModule
-from mimic_pl.errors import CheckpointError, MimicError
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import Run
+from mimic_pl.runs import RUNS, Run, become_only_writer
 
 COMMANDS = {
     "fit": "Train a model; the run goes into lightning_logs/version_N.",
@@ -50,10 +51,12 @@ class MimicCLI(LightningCLI):
 
     Args:
         choice: The command line and the run that it works on.
+        held: Releases, when it is closed, what the command holds.
     """
 
-    def __init__(self, choice: Choice) -> None:
+    def __init__(self, choice: Choice, held: ExitStack) -> None:
         self.choice = choice
+        self.held = held
         strict = {"exit_on_error": False}
         super().__init__(
             MIMIC,
@@ -66,7 +69,7 @@ class MimicCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "mimic-pl",
-                "description": "Multimodal entity linking with MIMIC.",
+                "description": f"Multimodal entity linking with MIMIC. {DEBUG} anywhere shows tracebacks of errors.",
                 **strict,
                 **{name: {"description": text, **strict} for name, text in COMMANDS.items()},
             },
@@ -88,6 +91,8 @@ class MimicCLI(LightningCLI):
         if subcommand != "fit":
             text = "Folder of the training run to take (default: the newest below lightning_logs)."
             parser.add_argument("--run", type=str | None, default=None, help=text)
+        # Lightning's own default runs code from a checkpoint that it fetches from an address.
+        parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # ResultTable shows the metrics
         if subcommand == "predict":
@@ -115,6 +120,24 @@ class MimicCLI(LightningCLI):
             else:
                 self.save_config_callback = None  # the run's configuration stays as it was trained
 
+    def before_fit(self) -> None:
+        """Let no other process write into the run's folder."""
+        self._become_only_writer()
+
+    def before_test(self) -> None:
+        """Let no other process write the run's results."""
+        self._become_only_writer()
+
+    def before_predict(self) -> None:
+        """Let no other process write the run's links."""
+        self._become_only_writer()
+
+    def _become_only_writer(self) -> None:
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: every process must ask
+        writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
+        if writes and self.trainer.is_global_zero:
+            self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
+
     def after_fit(self) -> None:
         """Say where the result is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
@@ -122,10 +145,15 @@ class MimicCLI(LightningCLI):
             _tell(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; its outputs go into the chosen run's folder."""
+        """Build the Trainer; its outputs go into the chosen run's folder, or into a new one."""
         run = self.choice.run
-        if run is not None:
-            logger = self._get(self.config_init, "trainer").logger
+        logger = self._get(self.config_init, "trainer").logger
+        if run is None:
+            root = str(self._get(self.config_init, "trainer").default_root_dir or Path.cwd())
+            # Under SLURM runs are called by their job.
+            if logger in (None, True) and "://" not in root and not SLURMEnvironment.detect():
+                kwargs["logger"] = NewVersion(root, name=RUNS)
+        else:
             if logger is False:
                 kwargs["default_root_dir"] = str(run.folder)
             elif logger in (None, True) or isinstance(logger, TensorBoardLogger):
@@ -148,10 +176,12 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line without the program's name; ``sys.argv`` by default.
 
     Raises:
-        SystemExit: With the error's exit code, after one paragraph on stderr. With ``MIMIC_PL_DEBUG=1`` in the
-            environment errors come through with their traceback.
+        SystemExit: With the error's exit code, after one paragraph on stderr; the traceback stands before it with
+            ``--debug`` anywhere on the command line, or ``MIMIC_PL_DEBUG=1`` in the environment.
     """
     given = list(sys.argv[1:] if args is None else args)
+    debug = debugging(given)
+    given = [arg for arg in given if arg != DEBUG]
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
     try:
@@ -162,40 +192,31 @@ def main(args: Sequence[str] | None = None) -> None:
         choice = choose_run(given)
         if choice.note:
             _tell(choice.note)
-        MimicCLI(choice)
-    except (MimicError, ArgumentError, RuntimeError, ValueError) as error:
-        problem = _as_mimic_error(error)
-        if problem is None or os.environ.get("MIMIC_PL_DEBUG") == "1":
-            raise
-        print(f"error: {_paragraph(problem)}", file=sys.stderr)
+        with ExitStack() as held:
+            MimicCLI(choice, held)
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        problem = as_mimic_error(error)
+        print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
 
 
-class UsageError(MimicError):
-    """A command line that can not be understood."""
+class NewVersion(TensorBoardLogger):
+    """Lightning's own logger, but two processes that start at once never take the same ``version_N``."""
 
-    exit_code = 2
-
-
-def _paragraph(error: MimicError) -> str:
-    """What an error says; torch puts the traceback of a loader process before it."""
-    name = f"{type(error).__module__}.{type(error).__qualname__}: "
-    text = str(error)
-    return text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
-
-
-def _as_mimic_error(error: Exception) -> MimicError | None:
-    # jsonargparse wraps what a class says in its constructor into an error of its own for each level of the tree.
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, MimicError):
-            return cause
-        cause = cause.__cause__
-    if isinstance(error, ArgumentError):
-        return UsageError(short_message(str(error)))
-    if "Error(s) in loading state_dict" in str(error):
-        return CheckpointError(f"The checkpoint does not fit the configured model. {error}")
-    return None
+    def _get_next_version(self) -> int:
+        version = super()._get_next_version()
+        while getattr(rank_zero_only, "rank", 0) == 0:
+            try:
+                (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
+            except FileExistsError:
+                if not Path(self.root_dir).is_dir():
+                    raise
+                version += 1
+            else:
+                break
+        return version
 
 
 def _logger_of(run: Run) -> TensorBoardLogger:

@@ -8,8 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from mimic_pl.checkpoint import read_checkpoint, require_numbers
 from mimic_pl.errors import ConfigError
 from mimic_pl.runs import RUNS, Run, newest_run, open_run, run_of_checkpoint
 
@@ -39,6 +38,7 @@ def choose_run(args: list[str]) -> Choice:
 
     Raises:
         ConfigError: There is no such run or checkpoint.
+        CheckpointError: The checkpoint can not be used.
     """
     if args == ["fit"]:
         raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
@@ -47,8 +47,10 @@ def choose_run(args: list[str]) -> Choice:
     command, rest = args[0], args[1:]
     given = _peek(rest)
     named = given.ckpt_path in ("best", "last")
-    if not named and given.ckpt_path and "://" not in given.ckpt_path and not Path(given.ckpt_path).is_file():
-        raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Give a file, or 'best' or 'last'.")
+    if not named and given.ckpt_path and "://" not in given.ckpt_path:
+        if not Path(given.ckpt_path).is_file():
+            raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Give a file, or 'best' or 'last'.")
+        _check(Path(given.ckpt_path))
     bare = command != "fit" and not given.config and given.model is None
     if not (given.run or named or bare):
         untrained = command != "fit" and given.ckpt_path is None
@@ -63,6 +65,7 @@ def choose_run(args: list[str]) -> Choice:
     front = ["--config", str(run.config)] if takes_config else []
     if named or given.ckpt_path is None:
         checkpoint = run.checkpoint(given.ckpt_path or "best")
+        _check(checkpoint)
         # Behind the configuration, which may hold a path of its own, and behind the words best and last.
         rest = [*rest, "--ckpt_path", str(checkpoint)]
         note = f"{'Resuming' if command == 'fit' else 'Taking'} run {short(run.folder)}, checkpoint {checkpoint.name}."
@@ -106,7 +109,7 @@ def require_same_task(run: Run, config: Any) -> None:
     Raises:
         ConfigError: They differ.
     """
-    trained = yaml.safe_load(run.config.read_text(encoding="utf-8"))
+    trained = run.read_config()
     for key in ("data.class_path", "data.init_args.root", "model.class_path"):
         before: Any = trained
         for part in key.split("."):
@@ -120,6 +123,11 @@ def require_same_task(run: Run, config: Any) -> None:
                 f"The newest run {short(run.folder)} was trained with {key} = {before}, and this command says {now}. "
                 "To resume another run, give the path of its checkpoint: --ckpt_path FOLDER/checkpoints/last.ckpt."
             )
+
+
+def _check(checkpoint: Path) -> None:
+    """Read a checkpoint once with care, before anything else does."""
+    require_numbers(read_checkpoint(checkpoint)["state_dict"], checkpoint)
 
 
 def _peek(args: list[str]) -> Any:

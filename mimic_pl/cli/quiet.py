@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
 
 _WARNINGS = (
@@ -26,6 +27,15 @@ class _WithoutTips(logging.Filter):
         return "litlogger" not in message and "litmodels" not in message
 
 
+_told_by_thread = threading.excepthook
+
+
+def _tell_of_thread(args: threading.ExceptHookArgs) -> None:
+    # TensorBoard's writer keeps its error, and raises it where the next value is logged.
+    if not isinstance(args.exc_value, OSError) or type(args.thread).__name__ != "_AsyncWriterThread":
+        _told_by_thread(args)
+
+
 def quiet_libraries() -> None:
     """Silence them, in this process and in those it starts."""
     for message in _WARNINGS:
@@ -33,4 +43,5 @@ def quiet_libraries() -> None:
     # A filter on a logger sees only what is logged to it by name, so it sits where Lightning's records end up.
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_WithoutTips())
+    threading.excepthook = _tell_of_thread
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -6,11 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import yaml
 from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # its stubs do not list it
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.errors import ConfigError
+from mimic_pl.runs import read_yaml
 
 
 def add_config_argument(parser: LightningArgumentParser, text: str) -> None:
@@ -37,8 +37,8 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
         path = Path(value if equals else next(rest, ""))
         if not path.is_file():
             raise ConfigError(f"The configuration {str(path)!r} does not exist.")
-        sections = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found = {name: sections[name] for name in names if isinstance(sections, dict) and name in sections}
+        sections = read_yaml(path)
+        found = {name: sections[name] for name in names if name in sections}
         if not found:
             wanted = " and no ".join(repr(name) for name in names)
             raise ConfigError(f"The configuration {path} has no {wanted} section.")

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 from tqdm.auto import tqdm
 
 from mimic_pl.data.lexicon import TermTable
@@ -289,7 +289,7 @@ class TrainingDataset(BatchDataset):
 
 def collate(batch: Any) -> Item:
     """A batch as :class:`BatchDataset` makes it, which needs no putting together."""
-    return batch
+    return _handed_over(batch)
 
 
 def collate_cut(batch: Any) -> Item:
@@ -298,4 +298,19 @@ def collate_cut(batch: Any) -> Item:
     longest = max(1, int(side["attention_mask"].sum(dim=1).max()))
     for name in ("input_ids", "attention_mask"):
         side[name] = side[name][:, :longest].contiguous()
+    return _handed_over(batch)
+
+
+def _handed_over(batch: Any) -> Any:
+    """In a loader process: the batch in shared memory, through which the training process gets it.
+
+    It would get there by itself, but in a thread of torch's that only prints an error: without room there the batch
+    would be lost, and the training process would wait for it forever.
+    """
+    if get_worker_info() is None:
+        return batch
+    if isinstance(batch, dict):
+        return {name: _handed_over(value) for name, value in batch.items()}
+    if isinstance(batch, Tensor) and batch.numel():
+        batch.share_memory_()  # type: ignore[no-untyped-call]
     return batch

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 import struct
 import time
 from pathlib import Path
@@ -18,8 +19,10 @@ _SETTLED = 100_000_000
 
 
 def digest(path: Path) -> bytes | None:
-    """Hash of a file's content; ``None`` if it can not be read."""
+    """Hash of a file's content; ``None`` if it can not be read, or is no file that ends, such as a pipe."""
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return None
         return hashlib.blake2b(path.read_bytes(), digest_size=KEY_BYTES).digest()
     except (OSError, ValueError):  # a name that no file can have is a ValueError
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 import struct
 import threading
 import warnings
@@ -72,6 +73,8 @@ def open_picture(path: Path, max_pixels: int = MAX_PIXELS, reduced_to: int | Non
         PictureError: It is missing, unreadable, or larger than ``max_pixels``.
     """
     try:
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise PictureError(path, "unreadable", "a folder or a device, no file")
         with _open_header(path) as picture:
             if picture.width * picture.height > max_pixels:
                 raise PictureError(path, "oversized", f"{picture.width} x {picture.height} pixels")

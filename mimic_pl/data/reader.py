@@ -194,7 +194,7 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 def _text_fields(row: dict[str, Any], where: str, without: tuple[str, ...]) -> dict[str, str]:
     """Every other text field, for the template; a missing value is an empty text."""
     return {
-        key: _unicode(value or "", key, where)
+        _unicode(key, "the name of a field", where): _unicode(value or "", key, where)
         for key, value in row.items()
         if key not in without and (value is None or isinstance(value, str))
     }

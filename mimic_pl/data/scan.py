@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from mimic_pl.data.file_keys import digest
 from mimic_pl.data.pictures import Failure, PictureError, PictureFolder, open_picture
 
 
@@ -61,7 +61,4 @@ def failures(scanned: dict[str, ScannedPicture]) -> list[Failure]:
 
 
 def _digest(path: Path) -> str:
-    try:
-        return hashlib.sha256(path.read_bytes()).hexdigest()
-    except (OSError, ValueError):  # no file, or a name that no file can have
-        return ""
+    return (digest(path) or b"").hex()

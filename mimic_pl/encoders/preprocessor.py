@@ -12,6 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from mimic_pl.errors import ConfigError
 
+_CHARACTERS_PER_TOKEN = 1000
+"""No more of a text is looked at: a tokenizer takes a whole text apart, in 600 bytes of memory a character, before it
+lets go of all but the first tokens."""
+
 _IN_CACHE = 8
 """Pictures that are normalised at once on a CPU: 5 MB at 224 x 224."""
 
@@ -63,6 +67,8 @@ class Preprocessor:
         Returns:
             ``input_ids`` and ``attention_mask`` (1 for a token, 0 for padding), int64 ``[batch, text_length]``.
         """
+        most = self.text_length * _CHARACTERS_PER_TOKEN
+        texts = [text[:most] for text in texts]
         encoded = self.tokenizer(
             texts, padding="max_length", truncation=True, max_length=self.text_length, return_tensors="pt"
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.runs import read_yaml
 
 Record = dict[str, Any]
 """A line of ``predictions.jsonl``."""
@@ -119,7 +120,10 @@ class FinishedRun:
             records = json.loads(path.read_text(encoding="utf-8"))
             for record in records:
                 float(record["strength"]), record["kind"], record["side"], record["metrics"]["overall"]["hits@1"]
-        except (ValueError, TypeError, KeyError) as error:
+                for metrics in record["metrics"].values():
+                    for value in metrics.values():
+                        _require_number(value)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(
                 f"{path} is not a list of records with kind, side, strength and metrics by score ({error!r}). Measure "
                 "the run's robustness again, or remove the file."
@@ -147,13 +151,13 @@ def open_finished(folder: str | Path) -> FinishedRun:
         )
     if not (path / "metrics.json").is_file():
         raise ConfigError(f"The run {path} was never tested: mimic-pl test --run {path}")
-    config = yaml.safe_load((path / "config.yaml").read_text(encoding="utf-8"))
-    if not isinstance(config, dict) or "data" not in config:
+    config = read_yaml(path / "config.yaml")
+    if not isinstance(config.get("data"), dict):
         raise DataError(f"{path / 'config.yaml'} is no configuration of a run: it has no 'data'.")
     try:
         summary = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
-        summary["metrics"]["overall"]["hits@1"], summary["mentions"], summary["entities"]
-    except (ValueError, TypeError, KeyError) as error:
+        _require_summary(summary)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path / 'metrics.json'} can not be read ({error!r}). Test the run again: mimic-pl test --run {path}"
         ) from error
@@ -170,17 +174,51 @@ def read_records(folder: Path) -> Iterator[Record]:
     path = folder / "predictions.jsonl"
     if not path.is_file():
         raise ConfigError(f"The run {folder} has no predictions.jsonl. Test it again: mimic-pl test --run {folder}")
-    with path.open(encoding="utf-8") as file:
+    with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             try:
                 record = json.loads(line)
-                record["id"], record["rank"]["overall"], record["golds"], record["candidates"]
-            except (ValueError, TypeError, KeyError) as error:
+                _require_prediction(record)
+            except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
                 raise DataError(
                     f"{path}, line {number}: not a prediction ({error!r}). Test the run again: "
                     f"mimic-pl test --run {folder}"
                 ) from error
             yield record
+
+
+def _require_prediction(record: Any) -> None:
+    """Raise one of the errors of Python if a line is not what ``test`` writes."""
+    record["id"], record["rank"]["overall"]
+    for rank in record["rank"].values():
+        if rank is not None and (type(rank) is not int or not 0 < rank < 2**62):
+            raise ValueError(f"the rank {rank!r:.40}")
+    for gold in record["golds"]:
+        if not isinstance(gold["qid"], str):
+            raise ValueError(f"the gold {gold['qid']!r:.40}")
+    for candidate in record["candidates"]:
+        for score in candidate["scores"].values():
+            _require_number(score)
+        candidate["scores"]["overall"], candidate["qid"], candidate["name"]
+
+
+def _require_summary(summary: Any) -> None:
+    """Raise one of the errors of Python if ``metrics.json`` is not what ``test`` writes."""
+    summary["metrics"]["overall"]["hits@1"]
+    for metrics in summary["metrics"].values():
+        for value in metrics.values():
+            _require_number(value)
+    for name in ("mentions", "entities"):
+        if type(summary[name]) is not int:
+            raise ValueError(f"{name} is {summary[name]!r:.40}")
+    checkpoint = summary.get("checkpoint")
+    if checkpoint is not None and not isinstance(checkpoint, str):
+        raise ValueError(f"the checkpoint is {checkpoint!r:.40}")
+
+
+def _require_number(value: Any) -> None:
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise ValueError(f"{value!r:.40} is no number")
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -193,6 +231,11 @@ def read_predictions(folder: Path) -> Predictions:
         tops.append([candidate["scores"]["overall"] for candidate in record["candidates"]])
         for name, rank in record["rank"].items():
             ranks.setdefault(name, []).append(rank or 0)
+    if any(len(column) != len(ids) for column in ranks.values()):
+        raise DataError(
+            f"{folder / 'predictions.jsonl'} has ranks by other scores in some lines than in others. Test the run "
+            f"again: mimic-pl test --run {folder}"
+        )
     if not ids:
         raise DataError(f"{folder / 'predictions.jsonl'} is empty. Test the run again: mimic-pl test --run {folder}")
     top = np.full((len(ids), max(map(len, tops))), -np.inf)
@@ -210,7 +253,13 @@ def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
         return []
     # All values of scalars, and none of the pictures.
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
-    events.Reload()
+    try:
+        events.Reload()
+    except Exception as error:  # of protobuf and tensorboard, which have no base of their own
+        raise DataError(
+            f"TensorBoard's events in {folder} can not be read ({error!r:.200}). Delete events.out.tfevents.* there to "
+            "do without the curve."
+        ) from error
     if tag not in events.Tags()["scalars"] or "epoch" not in events.Tags()["scalars"]:
         return []
     epochs = {event.step: int(event.value) + 1 for event in events.Scalars("epoch")}

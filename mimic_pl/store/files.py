@@ -52,9 +52,16 @@ def write_file(path: Path, content: bytes) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file its final name, durably."""
-    os.replace(old, new)
-    sync_folder(new.parent)
+    """Give a file its final name, durably.
+
+    Raises:
+        StoreError: The folder can not be written to.
+    """
+    try:
+        os.replace(old, new)
+        sync_folder(new.parent)
+    except OSError as error:
+        raise _explained(error, new, 0) from error
 
 
 def sync_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mimic_pl.errors import StoreError
-from mimic_pl.store.files import write_file
+from mimic_pl.store.files import checksum_of, write_file
 
 MANIFEST = "manifest.json"
 """The one commit point: a folder with this file is a store, one without is none."""
@@ -21,7 +21,7 @@ UNFINISHED = "manifest.unfinished.json"
 """The manifest of a build under way, with the shards that are whole; renaming it to :data:`MANIFEST` is the commit."""
 
 FORMAT = "mimic_pl store"
-VERSION = 1
+VERSION = 2
 
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
@@ -117,6 +117,7 @@ class Manifest:
             "columns": columns,
             "shards": [asdict(shard) for shard in self.shards],
         }
+        content["crc32"] = _checksum(content)
         write_file(path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
 
     @classmethod
@@ -135,6 +136,8 @@ class Manifest:
                     f"{path} is of format version {content['version']!r}, and this version of mimic-pl reads version "
                     f"{VERSION}. Build it again, or use the mimic-pl that wrote it."
                 )
+            if content.pop("crc32") != _checksum(content):
+                raise ValueError("its content is not what was written (checksum)")
             columns = {
                 name: Column(_DTYPES[column["dtype"]], tuple(map(int, column["shape"])))
                 for name, column in content["columns"].items()
@@ -154,7 +157,7 @@ class Manifest:
                 raise ValueError(f"{manifest.rows} rows, of which its shards hold {manifest.rows_written}")
         except OSError as error:
             raise StoreError(f"{path} can not be read: {error.strerror or error}.") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError(
                 f"The manifest {path} is damaged ({type(error).__name__}: {error}). Delete the folder and build it "
                 "again."
@@ -198,6 +201,11 @@ def unmet(description: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str
         for key, value in wanted.items()
         if key not in description or description[key] != value
     ]
+
+
+def _checksum(content: Mapping[str, Any]) -> str:
+    """CRC-32 of a manifest's values, however they are laid out in the file."""
+    return checksum_of(json.dumps(content, sort_keys=True).encode())
 
 
 def _in_words(column: Column | None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -11,29 +10,27 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mimic_pl.errors import StoreError
 from mimic_pl.store.files import checksum
+from mimic_pl.store.layout import offsets_in
 from mimic_pl.store.manifest import MANIFEST, UNFINISHED, Column, Manifest, Shard, unmet
-
-MAPPED_SHARDS = 2
-"""Shards that stay mapped: the pages that a process has read of a mapped file count as its memory."""
 
 
 class Store:
     """Rows of named arrays on disk.
 
     Opening reads the manifest and looks at the sizes of the files, whatever they hold. :meth:`slice` is for going
-    through the rows in order: it maps shards, a few at a time, so that memory stays flat however large the store is.
-    :meth:`select` is for rows here and there: it reads them and nothing else, without mapping anything.
+    through the rows in order, :meth:`select` for rows here and there; both read what is asked for and nothing else.
 
-    A file's size is checked before it is mapped, since reading past its end would kill the process. Its checksum is
-    compared when it is first used, which costs one reading of it (a quarter of a second per GB that is in the page
-    cache); where rows are few and any damage to them is harmless, do without (``check=False``).
+    Files are read and never mapped. The pages of a mapped file count as a process's memory; a file that is cut off
+    under a map kills the process without a word; and reading took two thirds of the time (712 MB in order, warm).
 
-    It can be pickled, and used after a fork: each process maps for itself. Tensors must not be written to.
+    A file's checksum is compared when it is first used, which costs one reading of it (a quarter of a second per GB
+    that is in the page cache); where rows are few and any damage to them is harmless, do without (``check=False``).
+
+    It can be pickled, and used after a fork.
 
     Example::
 
@@ -53,12 +50,12 @@ class Store:
         self._starts = np.cumsum([0, *(shard.rows for shard in manifest.shards)])
         self._checked: set[int] = set()
         self._offsets: dict[int, dict[str, int]] = {}
-        self._mapped: dict[int, dict[str, Tensor]] = {}
 
     @staticmethod
     def exists(folder: Path | str) -> bool:
         """Whether there is a finished store."""
-        return (Path(folder).expanduser() / MANIFEST).exists()
+        # os.path.exists: unlike Path.exists it takes a folder that may not be looked into for one without a store.
+        return os.path.exists(Path(folder).expanduser() / MANIFEST)
 
     @classmethod
     def open(cls, folder: Path | str, kind: str, expects: Mapping[str, Any] | None = None, check: bool = True) -> Store:
@@ -118,8 +115,7 @@ class Store:
         """Rows from ``start`` to before ``stop``.
 
         Returns:
-            Tensors ``[stop - start, *shape]`` by column: views of a mapped file where one shard holds all of the rows,
-            else copies.
+            Copies ``[stop - start, *shape]`` by column.
 
         Raises:
             IndexError: They are not all in the store.
@@ -127,18 +123,7 @@ class Store:
         """
         if not 0 <= start <= stop <= len(self):
             raise IndexError(f"rows {start} to {stop} of a store with {len(self)} rows")
-        first = int(np.searchsorted(self._starts, start, side="right")) - 1
-        last = int(np.searchsorted(self._starts, stop, side="left")) - 1
-        pieces = []
-        for number in range(first, last + 1):
-            begin = int(self._starts[number])
-            tensors = self._map(number)
-            pieces.append({name: tensors[name][max(0, start - begin) : stop - begin] for name in self.columns})
-        if not pieces:
-            return self._empty(0, self.columns)
-        if len(pieces) == 1:
-            return pieces[0]
-        return {name: torch.cat([piece[name] for piece in pieces]) for name in self.columns}
+        return self.select(torch.arange(start, stop))
 
     def select(self, positions: Tensor, columns: Iterable[str] | None = None) -> dict[str, Tensor]:
         """Rows at these positions, in their order.
@@ -178,10 +163,6 @@ class Store:
         for shard in self.manifest.shards:
             self._compare(shard)
 
-    def __getstate__(self) -> dict[str, Any]:
-        """All but what belongs to this process."""
-        return {**self.__dict__, "_mapped": {}}
-
     def _runs(self, rows: NDArray[np.int64]) -> dict[int, list[tuple[int, int, int]]]:
         """Cut wanted rows into runs that lie behind each other, on disk and in the result, to be read at once.
 
@@ -203,65 +184,46 @@ class Store:
         """Read runs of a shard (row in the shard, row in the result, rows) into the memory of the result."""
         offsets = self._layout(number)
         # Opened for this once: an open file's position would be shared with processes that are forked from this one.
-        with open(self.folder / self.manifest.shards[number].file, "rb", buffering=0) as file:
-            for name, target in targets.items():
-                size = self.columns[name].bytes_per_row
-                for local, row, count in runs:
-                    file.seek(offsets[name] + local * size)
-                    part = target[row * size : (row + count) * size]
-                    while part:
-                        got = file.readinto(part)
-                        if not got:
-                            raise self._cut_off(number)
-                        part = part[got:]
-
-    def _map(self, number: int) -> dict[str, Tensor]:
-        """All rows of a shard, as views of the mapped file."""
-        # Each step is one operation of the interpreter: threads may map a shard twice, and nothing worse.
-        tensors = self._mapped.pop(number, None)
-        if tensors is None:
-            self._layout(number)
-            tensors = self._open(number)
-        self._mapped[number] = tensors
-        while len(self._mapped) > MAPPED_SHARDS:
-            self._mapped.pop(next(iter(self._mapped)), None)
-        return tensors
+        path = self.folder / self.manifest.shards[number].file
+        try:
+            with open(path, "rb", buffering=0) as file:
+                for name, target in targets.items():
+                    size = self.columns[name].bytes_per_row
+                    for local, row, count in runs:
+                        file.seek(offsets[name] + local * size)
+                        part = target[row * size : (row + count) * size]
+                        while part:
+                            got = file.readinto(part)
+                            if not got:
+                                require_size(self.folder, self.manifest, self.manifest.shards[number])
+                                raise StoreError(f"{path} was cut off while it was read. Build it again.")
+                            part = part[got:]
+        except OSError as error:
+            raise StoreError(f"{path} can not be read: {error.strerror or error}. Is it being replaced?") from error
 
     def _layout(self, number: int) -> dict[str, int]:
         """Where in a shard's file the columns begin; the first time the file is checked."""
+        shard = self.manifest.shards[number]
         if number not in self._offsets:
-            shard = self.manifest.shards[number]
             require_size(self.folder, self.manifest, shard)
             if self.check and number not in self._checked:
                 self._compare(shard)
                 self._checked.add(number)
-            tensors = self._open(number)
-            have = {
-                name: (Column(tensor.dtype, tuple(tensor.shape[1:])), len(tensor)) for name, tensor in tensors.items()
-            }
-            if have != {name: (column, shard.rows) for name, column in self.columns.items()}:
+            path = self.folder / shard.file
+            try:
+                self._offsets[number] = offsets_in(path, self.columns, shard.rows, shard.bytes)
+            except (OSError, ValueError) as error:
                 raise StoreError(
-                    f"{self.folder / shard.file} holds other arrays than the manifest of the {self.manifest.kind} "
-                    "says. Delete the folder and build it again."
-                )
-            with open(self.folder / shard.file, "rb") as file:
-                # The format: eight bytes with the length of the header, the header as JSON, the data.
-                length = int.from_bytes(file.read(8), "little")
-                header = json.loads(file.read(length))
-            self._offsets[number] = {name: 8 + length + header[name]["data_offsets"][0] for name in self.columns}
+                    f"{path} is damaged ({error}). Delete the folder and build the {self.manifest.kind} again."
+                ) from error
         return self._offsets[number]
 
-    def _open(self, number: int) -> dict[str, Tensor]:
-        path = self.folder / self.manifest.shards[number].file
-        require_size(self.folder, self.manifest, self.manifest.shards[number])
-        try:
-            with safe_open(path, framework="pt") as file:
-                return {name: file.get_tensor(name) for name in self.columns}
-        except (OSError, SafetensorError) as error:
-            raise StoreError(f"{path} is damaged ({error}). Delete the folder and build it again.") from error
-
     def _compare(self, shard: Shard) -> None:
-        if checksum(self.folder / shard.file) != shard.crc32:
+        try:
+            content = checksum(self.folder / shard.file)
+        except OSError as error:
+            raise StoreError(f"{self.folder / shard.file} can not be read: {error.strerror or error}.") from error
+        if content != shard.crc32:
             raise StoreError(
                 f"{self.folder / shard.file} is damaged: its content is not what was written (checksum). Delete the "
                 f"folder and build the {self.manifest.kind} again."
@@ -270,10 +232,6 @@ class Store:
     def _empty(self, rows: int, names: Iterable[str]) -> dict[str, Tensor]:
         columns = {name: self.columns[name] for name in names}
         return {name: torch.empty((rows, *column.shape), dtype=column.dtype) for name, column in columns.items()}
-
-    def _cut_off(self, number: int) -> StoreError:
-        shard = self.manifest.shards[number]
-        return StoreError(f"{self.folder / shard.file} was cut off while it was read. Build it again.")
 
 
 def require_sizes(folder: Path, manifest: Manifest) -> None:
@@ -299,6 +257,8 @@ def require_size(folder: Path, manifest: Manifest, shard: Shard) -> None:
         raise StoreError(
             f"{path} is missing, a part of the {manifest.kind}. Delete the folder and build it again."
         ) from error
+    except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
+        raise StoreError(f"{path} can not be read: {error}.") from error
     if size != shard.bytes:
         raise StoreError(
             f"{path} has {size} bytes where the {manifest.kind} needs {shard.bytes}: it was cut off or replaced. "

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 
 import pytest
+import torch
 import yaml
 
 from mimic_pl.cli.usage import short_message
-from mimic_pl.errors import ConfigError
 
 WRONG = {
     "misspelt option of a nested class": (
@@ -103,12 +102,38 @@ def test_weights_that_do_not_fit(command, trained, tmp_path):
     assert "Traceback" not in err
 
 
-def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch):
-    monkeypatch.setenv("MIMIC_PL_DEBUG", "1")
-    with pytest.raises(ConfigError):
-        command("test", folder=tmp_path)
-    with pytest.raises(argparse.ArgumentError):
-        command("fit", "--bogus", "1", folder=tmp_path)
+@pytest.mark.parametrize("place", [0, 1, 2, None])
+def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch, place):
+    """By an option anywhere on the command line, or by the environment; the exit code stays."""
+    for args, kind, code in ((["fit", "--bogus"], "ArgumentError", 2), (["report", "nowhere"], "ConfigError", 3)):
+        if place is None:
+            monkeypatch.setenv("MIMIC_PL_DEBUG", "1")
+        else:
+            args.insert(place, "--debug")
+        found, _, err = command(*args, folder=tmp_path)
+        *traceback, message = err.strip().splitlines()
+        assert found == code and message.startswith("error: ")
+        assert traceback[0].startswith("Traceback") and any(f"{kind}: " in line for line in traceback)
+
+
+def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text(
+        "from mimic_pl import MIMIC\n\n\nclass Model(MIMIC):\n    def training_step(self, batch, batch_idx):\n"
+        "        return batch['nowhere']\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    args = ["fit", "--config", str(trained.config), "--model", "theirs.Model"]
+    code, _, err = command(*args, folder=tmp_path)
+    assert code == 1 and "Traceback" not in err
+    (message,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert "unexpected KeyError (theirs.py, line 6): 'nowhere'" in message and "--debug" in message
+    assert "Traceback" in command("--debug", *args, folder=tmp_path)[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+def test_what_the_trainer_refuses(command, trained, tmp_path):
+    code, _, err = command("fit", "--config", str(trained.config), "--trainer.accelerator", "cuda", folder=tmp_path)
+    assert code == 3 and "can not run on your system" in err and "Traceback" not in err
 
 
 def test_messages_without_a_tree_stay_as_they_are():

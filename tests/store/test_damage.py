@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import zlib
 
 import pytest
 import torch
@@ -32,15 +33,19 @@ def test_another_kind_or_model(folder):
 
 
 def edit(folder, **changes):
+    """A manifest that says something else, with a checksum that is right for it."""
     path = folder / "manifest.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    content = {**json.loads(path.read_text()), **changes}
+    content.pop("crc32")
+    crc = zlib.crc32(json.dumps(content, sort_keys=True).encode())
+    path.write_text(json.dumps({**content, "crc32": f"{crc:08x}"}))
 
 
 def test_manifests_that_can_not_be_read(folder):
-    edit(folder, version=2)
-    with pytest.raises(StoreError, match="format version 2, and this version of mimic-pl reads version 1"):
+    edit(folder, version=1)
+    with pytest.raises(StoreError, match="format version 1, and this version of mimic-pl reads version 2"):
         Store.open(folder, KIND)
-    edit(folder, version=1, rows=ROWS + 1)
+    edit(folder, version=2, rows=ROWS + 1)
     with pytest.raises(StoreError, match="104 rows, of which its shards hold 103"):
         Store.open(folder, KIND)
     shards = json.loads((folder / "manifest.json").read_text())["shards"]
@@ -51,7 +56,7 @@ def test_manifests_that_can_not_be_read(folder):
     with pytest.raises(StoreError, match="no manifest of a store that mimic-pl wrote"):
         Store.open(folder, KIND)
     whole = (folder / "manifest.json").read_bytes()
-    for part in (whole[:-40], b"", b"[]", b"\xff\xfe", b'{"format": "mimic_pl store", "version": 1}'):
+    for part in (whole[:-40], b"", b"[]", b"\xff\xfe", b'{"format": "mimic_pl store", "version": 2}'):
         (folder / "manifest.json").write_bytes(part)
         with pytest.raises(StoreError, match="manifest.json"):
             Store.open(folder, KIND)
@@ -98,10 +103,10 @@ def test_a_shard_of_another_store(folder, tmp_path):
     tensors["bias"] = tensors["bias"].view(torch.int32)
     save_file(tensors, folder / SHARD)
     content = (folder / SHARD).read_bytes()
-    edited = json.loads((folder / "manifest.json").read_text())
-    edited["shards"][3]["bytes"] = len(content)
-    (folder / "manifest.json").write_text(json.dumps(edited))
-    with pytest.raises(StoreError, match=f"{SHARD} holds other arrays than the manifest"):
+    shards = json.loads((folder / "manifest.json").read_text())["shards"]
+    shards[3]["bytes"] = len(content)
+    edit(folder, shards=shards)
+    with pytest.raises(StoreError, match=f"{SHARD} is damaged .*it holds other arrays than the manifest"):
         Store.open(folder, KIND, check=False).slice(48, 50)
     (folder / SHARD).write_bytes(re.sub(rb"data_offsets", rb"data_0ffsets", content))
     with pytest.raises(StoreError, match=f"{SHARD} is damaged"):

@@ -1,0 +1,51 @@
+"""The table, the tests and README.md say the same."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import mimic_pl.errors
+from mimic_pl.errors import MimicError
+from tests.faults.catalogue import FAULTS, README, says, table
+
+TESTS = Path(__file__).resolve().parents[1]
+ROWS = [fault for rows in FAULTS.values() for fault in rows]
+APART = {"test_catalogue.py", "test_fuzz.py"}
+
+
+def functions(path: Path) -> set[str]:
+    return {node.name for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)}
+
+
+@pytest.mark.parametrize("fault", ROWS, ids=lambda fault: fault.fault)
+def test_each_row_names_a_test_that_looks_for_its_words(fault):
+    file, _, name = fault.test.partition("::")
+    assert name in functions(TESTS / file)
+    if fault.error is not None:
+        source = (TESTS / file).read_text()
+        assert f'"{name}"' in source if file.startswith("faults/") else says(fault, source)
+    assert fault.trials >= 1
+
+
+def test_each_test_has_a_row():
+    named = {fault.test for fault in ROWS}
+    for path in Path(__file__).parent.glob("test_*.py"):
+        if path.name not in APART:
+            own = {f"faults/{path.name}::{name}" for name in functions(path) if name.startswith("test_")}
+            assert own <= named, own - named
+
+
+def test_the_readme_is_the_table():
+    assert README.read_text(encoding="utf-8") == table(), "write it again: python -m tests.faults.catalogue"
+
+
+def test_each_kind_of_error_has_an_exit_code_of_its_own_that_is_documented():
+    kinds = [kind for kind in vars(mimic_pl.errors).values() if isinstance(kind, type) and issubclass(kind, MimicError)]
+    assert len({kind.exit_code for kind in kinds}) == len(kinds)
+    told = dict(line.split(maxsplit=1) for line in (mimic_pl.errors.__doc__ or "").splitlines() if line[:1].isdigit())
+    for kind in kinds:
+        if kind is not MimicError:
+            assert f":class:`{kind.__name__}`" in told[str(kind.exit_code)]

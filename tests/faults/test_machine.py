@@ -1,0 +1,238 @@
+"""What the machine refuses or kills, under whole commands."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from tqdm.auto import tqdm
+
+from mimic_pl.checkpoint import read_checkpoint
+from mimic_pl.cli import main
+from mimic_pl.cli.problems import as_mimic_error
+from mimic_pl.runs import open_run
+from tests.faults.catalogue import BY_TEST, told_by_command
+
+FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
+needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
+needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts are Linux's")
+
+
+def child(args: list[str], folder: Path, log: Path, before: Callable[[], object] | None = None):
+    """Start a command in a process of its own; what it says goes into a file."""
+    assert FORK is not None
+
+    def run() -> None:
+        torch.set_num_threads(1)  # the threads of the forked process are not there
+        tqdm.set_lock(threading.RLock())
+        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+        for stream in (1, 2):
+            os.dup2(file, stream)
+        sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w", 1), os.fdopen(os.dup(2), "w", 1)
+        os.chdir(folder)
+        if before is not None:
+            before()
+        main(args)
+
+    process = FORK.Process(target=run)
+    process.start()
+    return process
+
+
+def ended(process) -> int:
+    process.join(40)
+    if process.is_alive():
+        process.kill()
+        pytest.fail("the command hangs")
+    return int(process.exitcode)
+
+
+def fill(disk: Path, left: int) -> None:
+    """Leave so many bytes of room."""
+    free = os.statvfs(disk).f_bavail * os.statvfs(disk).f_frsize
+    (disk / "taken").write_bytes(bytes(free - left))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.parametrize("left", [0, 20_000, 150_000])
+def test_fit_on_a_disk_that_fills_up(command, trained, small_disk, left):
+    shutil.copytree(trained.run, small_disk / "lightning_logs" / "version_0")
+    checkpoints = open_run(small_disk / "lightning_logs" / "version_0").checkpoints
+    before = {path: path.read_bytes() for path in checkpoints}
+    fill(small_disk, left)
+    options = ["--trainer.default_root_dir", str(small_disk), "--trainer.max_epochs", "3"]
+    code, _, err = command("fit", "--config", str(trained.config), *options, folder=small_disk.parent)
+    told_by_command("test_fit_on_a_disk_that_fills_up", code, err)
+    for path, content in before.items():
+        assert path.read_bytes() == content and read_checkpoint(path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_test_on_a_full_disk(command, trained, small_disk):
+    run = shutil.copytree(trained.run, small_disk / "lightning_logs" / "version_0")
+    fill(small_disk, 0)
+    code, _, err = command("test", folder=small_disk)
+    told_by_command("test_test_on_a_full_disk", code, err)
+    assert not (run / "metrics.json").exists() and not list(run.glob(".*.part*"))
+    (small_disk / "taken").unlink()
+    code, _, err = command("test", folder=small_disk)
+    assert code == 0, err
+    assert len((run / "predictions.jsonl").read_text().splitlines()) == 9
+
+
+@needs_fork
+def test_a_limit_on_the_size_of_files(trained, tmp_path):
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
+    options = ["--trainer.default_root_dir", str(tmp_path), "--data.picture_cache", "null"]
+    code = ended(child(["fit", "--config", str(trained.config), *options], tmp_path, tmp_path / "log", limit))
+    told_by_command("test_a_limit_on_the_size_of_files", code, (tmp_path / "log").read_text())
+
+
+def test_a_read_only_disk(command, trained, small_disk):
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    options = ["--trainer.default_root_dir", str(small_disk)]
+    code, _, err = command("fit", "--config", str(trained.config), *options, folder=small_disk.parent)
+    assert str(small_disk) in told_by_command("test_a_read_only_disk", code, err)
+
+
+@needs_fork
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become nobody")
+def test_no_permission(trained):
+    """Nobody, whom the folder of runs does not belong to; the picture cache may not be looked into, either."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        root = shutil.copytree(trained.root, folder / "Tiny")
+        config = yaml.safe_load(trained.config.read_text())
+        config["data"]["init_args"]["root"] = str(root)
+        config["trainer"]["default_root_dir"] = str(folder)
+        (folder / "tiny.yaml").write_text(yaml.safe_dump(config))
+        folder.chmod(0o755)
+
+        def become_nobody() -> None:
+            os.environ["HOME"] = name
+            os.setgid(65534)
+            os.setuid(65534)
+
+        log = folder / "log"
+        code = ended(child(["fit", "--config", "tiny.yaml"], folder, log, become_nobody))
+        assert name in told_by_command("test_no_permission", code, log.read_text())
+
+
+def test_a_file_where_a_folder_is_due(command, trained, tmp_path):
+    (tmp_path / "runs").write_text("")
+    options = ["--trainer.default_root_dir", str(tmp_path / "runs")]
+    code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
+    assert "runs" in told_by_command("test_a_file_where_a_folder_is_due", code, err)
+
+
+@needs_fork
+@needs_linux
+def test_no_room_in_shared_memory(trained, tmp_path):
+    libc = ctypes.CDLL(None, use_errno=True)
+    denied = tmp_path / "denied"
+
+    def small_shared_memory() -> None:
+        """Of this process only: a name space of its own, with a small disk in the place."""
+        new_mounts, private = 0x20000, 0x4000 | 0x40000
+        tried = libc.unshare(new_mounts) or libc.mount(None, b"/", None, private, None)
+        if tried or libc.mount(b"tmpfs", b"/dev/shm", b"tmpfs", 0, b"size=128k"):
+            denied.write_text(os.strerror(ctypes.get_errno()))
+            os._exit(0)
+
+    sizes = ["--data.num_workers", "1", "--data.batch_size", "20", "--data.picture_cache", "null"]
+    log = tmp_path / "log"
+    options = ["--config", str(tmp_path / "wide.yaml"), "--trainer.default_root_dir", str(tmp_path), *sizes]
+    config = yaml.safe_load(trained.config.read_text())
+    config["model"]["init_args"]["encoder"]["init_args"]["config"]["vision_config"]["image_size"] = 128
+    (tmp_path / "wide.yaml").write_text(yaml.safe_dump(config))
+    code = ended(child(["fit", *options], tmp_path, log, small_shared_memory))
+    if denied.exists():
+        pytest.skip(f"a small disk can not be mounted here: {denied.read_text()}")
+    message = told_by_command("test_no_room_in_shared_memory", code, log.read_text())
+    assert "--data.num_workers 0" in message
+
+
+def test_a_loader_process_is_killed(command, trained, tmp_path):
+    stop = threading.Event()
+
+    def kill_one() -> None:
+        while not stop.wait(0.02):
+            for process in multiprocessing.active_children():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid or 0, signal.SIGKILL)
+                    return
+
+    killer = threading.Thread(target=kill_one)
+    killer.start()
+    options = ["--data.num_workers", "1", "--trainer.max_epochs", "500", "--trainer.default_root_dir", str(tmp_path)]
+    code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
+    stop.set()
+    killer.join()
+    told_by_command("test_a_loader_process_is_killed", code, err)
+
+
+@pytest.mark.parametrize("ask", [lambda: torch.empty(1 << 55), lambda: bytes(1 << 62), lambda: _device_memory()])
+def test_memory_runs_out(ask):
+    fault = BY_TEST["test_memory_runs_out"]
+    with pytest.raises((RuntimeError, MemoryError)) as caught:
+        ask()
+    problem = as_mimic_error(caught.value)
+    assert type(problem) is fault.error and fault.sees in str(problem)
+
+
+def _device_memory() -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+
+@needs_fork
+def test_two_processes_train_in_one_folder(trained, tmp_path):
+    assert FORK is not None
+    both = FORK.Barrier(2)
+    options = ["fit", "--config", str(trained.config), "--trainer.default_root_dir", str(tmp_path)]
+    processes = [child(options, tmp_path, tmp_path / f"log{i}", both.wait) for i in range(2)]
+    assert [ended(process) for process in processes] == [0, 0], (tmp_path / "log0").read_text()
+    runs = sorted((tmp_path / "lightning_logs").iterdir())
+    assert [path.name for path in runs] == ["version_0", "version_1"]
+    expected = read_checkpoint(open_run(trained.run).last_checkpoint)["state_dict"]
+    for run in map(open_run, runs):
+        assert len(run.checkpoints) == 2 and len(list(run.folder.glob("events*"))) == 1
+        weights = read_checkpoint(run.last_checkpoint)["state_dict"]
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+@needs_fork
+def test_two_processes_test_one_run(trained, tmp_path):
+    """One of them is refused where they meet, and never are their results mixed."""
+    assert FORK is not None
+    run = shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
+    both = FORK.Barrier(2)
+    processes = [child(["test"], tmp_path, tmp_path / f"log{i}", both.wait) for i in range(2)]
+    codes = sorted(ended(process) for process in processes)
+    assert codes in ([0, 0], [0, 7])
+    if codes == [0, 7]:
+        assert "Another process is writing" in "".join((tmp_path / f"log{i}").read_text() for i in range(2))
+    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in lines] == [f"test-{i}" for i in range(9)]
+    assert json.loads((run / "metrics.json").read_text())["mentions"] == 9
+
+
+@pytest.mark.parametrize("content", [b"data: [\n", b"\xff\xfe"])
+def test_a_configuration_that_is_no_yaml(command, trained, tmp_path, content):
+    (tmp_path / "broken.yaml").write_bytes(content)
+    code, _, err = command("doctor", "--config", "broken.yaml", folder=tmp_path)
+    assert "broken.yaml" in told_by_command("test_a_configuration_that_is_no_yaml", code, err)
