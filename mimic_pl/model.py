@@ -10,6 +10,8 @@ from typing import Any, cast
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 from tqdm.auto import tqdm
@@ -17,11 +19,14 @@ from tqdm.auto import tqdm
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, filled_up
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.features import Features, Terms
+from mimic_pl.in_batch import SharedBatch
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
+from mimic_pl.processes import Processes
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, fingerprint
+from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, Share, fingerprint
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
+from mimic_pl.unused import unused_parameters
 
 Side = dict[str, Tensor]
 """Tokens and pictures of one side as the encoder takes them, and terms where the data module has a lexicon."""
@@ -58,6 +63,8 @@ class MIMIC(LightningModule):
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
         indexer: Makes the index of the knowledge base that is ranked: in which form, and where it is kept.
+        global_negatives: In training on several processes, the entities of all processes' batches are negatives of
+            each mention, as if one process had the whole batch; off, those of its own process's batch.
         compile_encoder: Compile the encoder with :func:`torch.compile` (a minute or more before the first step; needs a
             C++ compiler).
 
@@ -77,6 +84,7 @@ class MIMIC(LightningModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         ranker: Ranker | None = None,
         indexer: Indexer | None = None,
+        global_negatives: bool = True,
         compile_encoder: bool = False,
     ) -> None:
         super().__init__()
@@ -89,11 +97,13 @@ class MIMIC(LightningModule):
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
         self.indexer = indexer or Indexer()
+        self.global_negatives = global_negatives
         if compile_encoder:
             self.encoder.compile()  # in place: the names of the weights stay
         self.metrics = self.configure_metrics()
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
+        self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
 
@@ -130,6 +140,22 @@ class MIMIC(LightningModule):
 
     # ---- training ---------------------------------------------------------------------------------------------
 
+    def setup(self, stage: str) -> None:
+        """Freeze what does not train, where DDP would wait for its gradients; the log names it.
+
+        It stays in the optimizer's groups, so that a checkpoint goes on with any number of processes.
+        """
+        if stage != "fit" or not isinstance(self.trainer.strategy, DDPStrategy):
+            return
+        # A small batch, with nothing compiled for its shape, and random numbers that nobody misses.
+        with torch.enable_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
+            loss, _ = self._training_loss(cast(Any, self.trainer).datamodule.training_sample(), Processes(alone=True))
+            self._unused = unused_parameters(self, loss)
+        for parameter in self._unused.values():
+            parameter.requires_grad_(False)
+        if self._unused:
+            rank_zero_info(f"Not trained, since the loss does not depend on them: {', '.join(self._unused)}.")
+
     def compute_loss(self, scores: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a training batch, and its terms for the log.
 
@@ -143,17 +169,33 @@ class MIMIC(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step: loss of the batch's mentions against the batch's gold entities."""
-        mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
-        scores = self.score(mentions, entities)
-        total, terms = self.compute_loss(scores, batch)
-        for name, term in self._named_extra_losses():
-            right = same_gold(batch["gold"], batch.get("golds"), batch.get("columns"))
-            terms[name] = term(scores, mentions, entities, right)
-            total = total + term.weight * terms[name]
+        total, terms = self._training_loss(batch, Processes())
         size = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=size)
         return total
+
+    def _training_loss(self, batch: dict[str, Any], processes: Processes) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss and terms of a batch, whose entities are negatives of the mentions of all processes."""
+        own = batch.get("columns", batch["gold"])
+        shared = SharedBatch(processes, len(batch["gold"]), len(own), self.device, self.global_negatives)
+        mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
+        columns = shared.positions(own)
+        states = shared.states(self.matcher.entity(entities))
+        scores = self.matcher.score(self.matcher.mention(mentions), states)
+        total, terms = self.compute_loss(scores, {**batch, "columns": columns})
+        total = shared.share * total
+        if self.extra_losses:
+            # These look at more than a mention's own row: each process computes them for all.
+            golds = batch.get("golds", batch["gold"][:, None])
+            gold, golds = shared.rows(batch["gold"], golds)
+            right = same_gold(gold, golds, columns)
+            sides = shared.all_mentions(mentions), shared.all_entities(entities)
+            scores = shared.all_scores(scores)
+            for name, term in self._named_extra_losses():
+                terms[name] = term(scores, *sides, right)
+                total = total + shared.share_of_all * term.weight * terms[name]
+        return total, terms
 
     def _named_extra_losses(self) -> Iterator[tuple[str, LossTerm]]:
         for name, term in self.extra_losses.items():
@@ -180,7 +222,7 @@ class MIMIC(LightningModule):
         Exempt are names that contain ``bias`` or ``LayerNorm.weight``; norms under other names (CLIP's ``layer_norm1``,
         the units') do decay in the published model, and so here.
         """
-        named = [(name, parameter) for name, parameter in self.named_parameters() if parameter.requires_grad]
+        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad or name in self._unused]
         exempt = [p for name, p in named if "bias" in name or "LayerNorm.weight" in name]
         decayed = [p for name, p in named if not ("bias" in name or "LayerNorm.weight" in name)]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
@@ -232,7 +274,9 @@ class MIMIC(LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         """Rank the whole knowledge base for a batch of mentions, with or without golds."""
-        return {"ranking": self.rank(batch, "predict"), "index": batch["index"]}
+        ranking = self.rank(batch, "predict")
+        counted = batch["index"].ge(0).nonzero()[:, 0]
+        return {"ranking": ranking.at(counted), "index": batch["index"][counted]}
 
     def on_predict_epoch_end(self) -> None:
         """Let the index go."""
@@ -253,16 +297,21 @@ class MIMIC(LightningModule):
                 "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
             )
         num_entities = len(datamodule.entities)
-        if self.indexer.place != "disk":
-            # Where texts need not be padded to one length, those of about one length are encoded together.
-            loader = datamodule.entity_dataloader(by_length=not self.matcher.reads_padding)
-            return self.indexer.in_memory(num_entities, lambda _: self._encoded(loader), self.device)
+        on_disk = self.indexer.place == "disk"
+        # Where texts need not be padded to one length, those of about one length are encoded together.
+        loader = datamodule.entity_dataloader(by_length=not (on_disk or self.matcher.reads_padding))
+        share = _share_of(loader, num_entities)
+        description: dict[str, Any] = {}
+        if on_disk or share.processes.count > 1:
+            description = {
+                "model": fingerprint(self.encoder, self.matcher),
+                "precision": str(self.trainer.precision),
+                **datamodule.describe_entities(),
+            }
+        if not on_disk:
+            made_from = repr(description)
+            return self.indexer.in_memory(num_entities, lambda _: self._encoded(loader), self.device, share, made_from)
         validating = self.trainer.state.fn in ("fit", "validate")
-        description = {
-            "model": fingerprint(self.encoder, self.matcher),
-            "precision": str(self.trainer.precision),
-            **datamodule.describe_entities(),
-        }
         return self.indexer.on_disk(
             self._index_folder(validating),
             num_entities,
@@ -271,13 +320,13 @@ class MIMIC(LightningModule):
             description,
             # Validation follows a model that changes; what lies there is of an earlier epoch.
             anew=validating,
+            share=share,
         )
 
     def _index_folder(self, validating: bool) -> Path:
         trainer = self.trainer
         folder = Path(self.indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
-        name = "validation" if validating else "entities"
-        return folder / (name if trainer.world_size == 1 else f"{name}-{trainer.global_rank}")
+        return folder / ("validation" if validating else "entities")
 
     def _encoded(self, loader: Any) -> Iterator[tuple[Tensor, States]]:
         """Positions and states of the entities of each batch."""
@@ -306,8 +355,16 @@ class MIMIC(LightningModule):
         states = self.matcher.entity(features.padded(self.encoder.text_length))
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
+    def mention_states(self, side: Side) -> States:
+        """Encode mentions to be ranked for.
+
+        Scores are ordered, so the states are float32 whatever precision the features were computed in.
+        """
+        states = self.matcher.mention(self.encode(side))
+        return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
+
     def rank(self, batch: dict[str, Any], split: str) -> Ranking:
-        """Rank the whole knowledge base for a batch of mentions.
+        """Rank the whole knowledge base for a batch of mentions; with several processes each has a batch of its own.
 
         Args:
             batch: Mentions, their golds and their positions in the split.
@@ -317,26 +374,28 @@ class MIMIC(LightningModule):
             NonFiniteScoreError: A score is NaN or infinite; the message names the mention.
         """
         assert self.index is not None, "the index is filled at the start of the epoch"
-        states = self.matcher.mention(self.encode(batch["mentions"]))
-        # Scores are ordered, so they are float32 whatever precision the features were computed in.
-        states = {unit: {key: _as_float32(t) for key, t in state.items()} for unit, state in states.items()}
+        states = self.mention_states(batch["mentions"])
         try:
             return self.ranker(self.matcher, states, batch["gold"], self.index)
         except NonFiniteScoreError as error:
-            raise NonFiniteScoreError(self._explain(error, batch["index"], split)) from error
+            mentions = [index for own in self.index.processes.objects(batch["index"].tolist()) for index in own]
+            raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
 
     def _evaluation_step(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
-        ranking = self.rank(batch, stage)
+        assert self.index is not None, "the index is filled at the start of the epoch"
+        counted = batch["index"].ge(0).nonzero()[:, 0]  # without those that even out the processes' turns
+        ranking = self.rank(batch, stage).at(counted)
         for name, metrics in self._metrics(stage):
-            metrics.update(ranking.ranks[name], num_entities=len(self.index or ()))
-        golds = batch.get("gold_count"), batch.get("seen")
-        self._gold_metrics(stage).update(ranking.ranks, ranking.gold_ranks, *golds, num_entities=len(self.index or ()))
-        return {"ranking": ranking, "index": batch["index"]}
+            metrics.update(ranking.ranks[name], num_entities=len(self.index))
+        count, seen = (batch[name][counted] if name in batch else None for name in ("gold_count", "seen"))
+        metrics_of_golds = self._gold_metrics(stage)
+        metrics_of_golds.update(ranking.ranks, ranking.gold_ranks, count, seen, num_entities=len(self.index))
+        return {"ranking": ranking, "index": batch["index"][counted]}
 
-    def _explain(self, error: NonFiniteScoreError, index: Tensor, split: str) -> str:
+    def _explain(self, error: NonFiniteScoreError, ranked: list[int], split: str) -> str:
         """Name the mention and the entity whose score no ranking can order."""
         datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        mention = datamodule.mentions[split][int(index[error.mention])]
+        mention = datamodule.mentions[split][ranked[error.mention]]
         entity = datamodule.entities[error.entity]
         return (
             f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.qid} "
@@ -391,6 +450,14 @@ class MIMIC(LightningModule):
         model = cls(encoder, units=units, **kwargs)
         load_weights(model, state, str(checkpoint))
         return model
+
+
+def _share_of(loader: Any, num_entities: int) -> Share:
+    """What this process encodes: what the sampler of the entities' loader says, or all of them."""
+    positions = getattr(loader.sampler, "positions", None)
+    if positions is None:
+        return Share.whole(num_entities)
+    return Share(torch.as_tensor(positions), num_entities, Processes())
 
 
 def _ahead(loader: Iterable[Any], move: Callable[[Any], Any]) -> Iterator[Any]:

@@ -18,6 +18,7 @@ from mimic_pl.data.degradation import KINDS, Degradation
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import EntityIndex, Indexer
+from mimic_pl.ranking.index import Share
 from mimic_pl.ranking.indexer import Batches
 from mimic_pl.store.files import write_file
 
@@ -139,9 +140,11 @@ class _IndexedOnce(Indexer):
         self._indexer = indexer
         self._index: EntityIndex | None = None
 
-    def in_memory(self, num_entities: int, batches: Batches, device: torch.device) -> EntityIndex:
+    def in_memory(
+        self, num_entities: int, batches: Batches, device: torch.device, share: Share | None = None, made_from: str = ""
+    ) -> EntityIndex:
         if self._index is None:
-            self._index = self._indexer.in_memory(num_entities, batches, device)
+            self._index = self._indexer.in_memory(num_entities, batches, device, share, made_from)
         return self._index
 
     def on_disk(
@@ -152,9 +155,10 @@ class _IndexedOnce(Indexer):
         device: torch.device,
         description: Mapping[str, Any],
         anew: bool = False,
+        share: Share | None = None,
     ) -> EntityIndex:
         if self._index is None:
-            self._index = self._indexer.on_disk(folder, num_entities, batches, device, description, anew)
+            self._index = self._indexer.on_disk(folder, num_entities, batches, device, description, anew, share)
         return self._index
 
 

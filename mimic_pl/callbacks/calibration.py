@@ -9,8 +9,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
+from mimic_pl.processes import Processes
 from mimic_pl.ranking import EntityIndex
-from mimic_pl.units import WeightedMatcher
+from mimic_pl.ranking.states import of_every_process, pick
+from mimic_pl.units import States, WeightedMatcher
 
 
 class WeightCalibration(Callback):
@@ -55,43 +57,50 @@ class WeightCalibration(Callback):
         """Fit the weights, once the index is there and nothing has been ranked yet."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or batch_idx:
             return
-        # All processes take those of the first: each has mentions of its own.
-        weights = trainer.strategy.broadcast(self._fit(trainer, pl_module) if trainer.is_global_zero else None)
-        if weights is not None:
+        scores, gold = self._scores(trainer, pl_module)
+        if len(gold):
+            # Computed by all processes alike, and still those of one: their training must not drift apart.
+            weights = trainer.strategy.broadcast(fit_weights(scores, gold) if trainer.is_global_zero else None)
             pl_module.matcher.set_weights(weights)
         pl_module.log_dict({f"weight/{name}": weight for name, weight in pl_module.matcher.weights.items()})
-
-    def _fit(self, trainer: Trainer, pl_module: Any) -> Tensor | None:
-        """Weights from this process's mentions; None if none of them has a gold in the knowledge base."""
-        scores, gold = self._scores(trainer, pl_module)
-        return fit_weights(scores, gold) if len(gold) else None
 
     @torch.no_grad()
     def _scores(self, trainer: Trainer, pl_module: Any) -> tuple[Tensor, Tensor]:
         """Scores by unit ``[units, mentions, entities]``, and the column of each mention's gold ``[mentions]``."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         index: EntityIndex = pl_module.index
-        sides, golds, seen = [], [], 0
-        for batch in data.val_dataloader():
-            moved = trainer.strategy.batch_to_device(batch)
-            kept = (moved["gold"] >= 0).any(dim=1)
-            with trainer.precision_plugin.forward_context():
-                sides.append(pl_module.encode(moved["mentions"]).rows(kept))
-            golds.append(moved["gold"][kept].max(dim=1).values)
-            seen += len(golds[-1])
-            if seen >= self.mentions:
-                break
+        sides, golds = self._sample_mentions(trainer, pl_module, index.processes)
+        if not golds:
+            return torch.empty(0), torch.empty(0)
         gold = torch.cat(golds)
         generator = torch.Generator().manual_seed(self.seed)
         sample = torch.randperm(len(index), generator=generator)[: self.entities].to(gold.device)
         columns = torch.cat([sample, gold]).unique()  # type: ignore[no-untyped-call]
-        entities = index.select(columns).states
+        entities = index.gather(columns)
         parts = []
-        for side in sides:
-            mentions = pl_module.matcher.mention(side.as_float32())
-            scores = pl_module.matcher.score(mentions, entities)
+        for states in sides:
+            scores = pl_module.matcher.score(states, entities)
             parts.append(torch.stack([scores[name] for name in pl_module.matcher.units]))
         return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
+
+    def _sample_mentions(
+        self, trainer: Trainer, pl_module: Any, processes: Processes
+    ) -> tuple[list[States], list[Tensor]]:
+        """States and golds of the first batches that hold as many mentions as are wanted, of all processes in turn."""
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        sides: list[States] = []
+        golds: list[Tensor] = []
+        for batch in data.val_dataloader():
+            moved = trainer.strategy.batch_to_device(batch)
+            kept = (moved["gold"].ge(0).any(dim=1) & moved["index"].ge(0)).nonzero()[:, 0]
+            with trainer.precision_plugin.forward_context():
+                states = pick(pl_module.mention_states(moved["mentions"]), kept)
+            for own, gold in of_every_process(processes, states, moved["gold"][kept].max(dim=1).values):
+                if len(gold) and sum(map(len, golds)) < self.mentions:
+                    sides.append(own)
+                    golds.append(gold)
+            if sum(map(len, golds)) >= self.mentions:
+                break
+        return sides, golds
 
 
 def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:

@@ -21,7 +21,7 @@ class HardNegatives(Callback):
     trained on, one of them is drawn and stands behind the batch's golds: a negative for all mentions of the batch. A
     batch has up to twice as many entities to encode.
 
-    Every process mines for all mentions, and finds the same.
+    Processes share the work, and what they find.
 
     Args:
         depth: How many of the best-ranked wrong entities a negative is drawn from.
@@ -95,15 +95,20 @@ class HardNegatives(Callback):
         index = pl_module.encode_entities()
         widest = max(len(mention.golds) for mention in data.mentions["train"])
         ranker = Ranker(self.depth + widest, unit_ranks="cheap")
+        indices, mined = [], []
         for batch in data.mining_dataloader():
             moved = trainer.strategy.batch_to_device(batch)
             with trainer.precision_plugin.forward_context():
-                features = pl_module.encode(moved["mentions"])
-            states = pl_module.matcher.mention(features.as_float32())
+                states = pl_module.mention_states(moved["mentions"])
             top = ranker(pl_module.matcher, states, moved["gold"], index).top_entities
             wrong = ~(top[:, :, None] == moved["gold"][:, None, :]).any(dim=2)
             # Stable: the wrong ones first, in the order of their ranks.
             first = wrong.int().argsort(dim=1, descending=True, stable=True)[:, : self.depth]
-            found = top.gather(1, first).where(wrong.gather(1, first), -1).cpu()
-            self._mined[moved["index"].cpu(), : found.shape[1]] = found
+            indices.append(moved["index"])
+            mined.append(top.gather(1, first).where(wrong.gather(1, first), -1))
+        found = torch.cat(indices), torch.cat(mined)
+        sizes = [size for (size,) in index.processes.sizes(len(found[0]), device=found[0].device)]
+        for whose, negatives in index.processes.gather(found, sizes):
+            counted = whose >= 0
+            self._mined[whose[counted].cpu(), : negatives.shape[1]] = negatives[counted].cpu()
         pl_module.train(was_training)

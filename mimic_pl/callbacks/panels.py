@@ -15,6 +15,7 @@ from mimic_pl.callbacks.predictions import candidate_lists
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import as_table
 from mimic_pl.errors import ConfigError
+from mimic_pl.processes import Processes
 
 TILE = 128
 """Side of a picture in a strip, in pixels."""
@@ -27,8 +28,7 @@ class SamplePanels(Callback):
 
     After each validation there is a text panel (``samples``) with mention, sentence, gold, rank and candidates, and for
     each sample a strip of pictures (``sample/0`` ...): the mention's, the gold's and the candidates'. The samples are
-    drawn once by ``seed`` and stay the same over the epochs. Without a TensorBoardLogger there is nothing to do; with
-    several processes the samples come from the first one's share.
+    drawn once by ``seed`` and stay the same over the epochs. Without a TensorBoardLogger there is nothing to do.
 
     Args:
         num_samples: Mentions to show; 0 for none.
@@ -55,10 +55,10 @@ class SamplePanels(Callback):
         """Choose the samples."""
         self._found = {}
         self._chosen = frozenset()
-        if _writer(trainer) is not None and not trainer.sanity_checking:
-            # Every world_size-th mention is handed to the first process, which alone writes.
-            own = range(0, len(_data(trainer).mentions["val"]), trainer.world_size)
-            self._chosen = frozenset(random.Random(self.seed).sample(own, min(self.num_samples, len(own))))
+        if _logger(trainer) is not None and not trainer.sanity_checking:
+            mentions = range(len(_data(trainer).mentions["val"]))
+            count = min(self.num_samples, len(mentions))
+            self._chosen = frozenset(random.Random(self.seed).sample(mentions, count))
 
     def on_validation_batch_end(
         self,
@@ -87,9 +87,14 @@ class SamplePanels(Callback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the panels."""
-        writer = _writer(trainer)
-        if writer is None or not self._found:
+        if not self._chosen:
             return
+        for elsewhere in Processes().objects(self._found):
+            self._found |= elsewhere
+        logger = _logger(trainer)
+        if logger is None or not self._found or not trainer.is_global_zero:
+            return
+        writer = logger.experiment
         data = _data(trainer)
         entities = as_table(data.entities)
         texts = []
@@ -183,8 +188,6 @@ def _data(trainer: Trainer) -> Any:
     return trainer.datamodule  # type: ignore[attr-defined]
 
 
-def _writer(trainer: Trainer) -> Any:
-    """TensorBoard's writer, on the first process of a run that has one."""
-    if not trainer.is_global_zero:
-        return None
-    return next((logger.experiment for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)
+def _logger(trainer: Trainer) -> TensorBoardLogger | None:
+    """TensorBoard's logger of a run that has one."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

@@ -27,8 +27,7 @@ class PredictionWriter(Callback):
     - ``predict`` writes ``links.jsonl``, one mention a line with its top candidates.
 
     Lines are in the order of the data set. They are streamed to a hidden file that takes the final name when it is
-    complete. With several processes each writes a part, and the first one merges them: a mention that the sampler
-    handed out twice is written once.
+    complete. With several processes each writes a part, and the first one merges them.
 
     Args:
         top_k: Candidates per mention; at most the model's ``ranker.top_k``.

@@ -104,6 +104,10 @@ class CrossDataModule(MELDataModule):
         known = [part.seen_golds for part in self.training_sets]
         return frozenset().union(*(golds for golds in known if golds is not None)) if any(known) else None
 
+    def training_sample(self) -> dict[str, Any]:
+        """A training batch of at most two pairs, of the first set."""
+        return self.training_sets[0].training_sample()
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Batches of all training sets, each of one set."""
         sets = [part.training_dataset() for part in self.training_sets]

@@ -298,6 +298,11 @@ class MELDataModule(PublishedFolder, LightningDataModule):
             mentions, self._entity_dataset, kept, self.seed, self._training_changes(), self.hard_negatives
         )
 
+    def training_sample(self) -> dict[str, Any]:
+        """A training batch of at most two pairs."""
+        dataset = self.training_dataset()
+        return self.on_after_batch_transfer(dataset.__getitems__(list(range(min(2, len(dataset))))), 0)
+
     def train_dataloader(self) -> DataLoader[Any]:
         """Shuffled pairs of a mention and its gold entity."""
         dataset = self.training_dataset()

@@ -18,7 +18,7 @@ from mimic_pl.data.picture_filling import FAILURES, Filling, Wanted
 from mimic_pl.data.pictures import PictureFolder
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.errors import StoreError
-from mimic_pl.store import Column, Store, StoreWriter, readable_bytes
+from mimic_pl.store import STORE_VERSION, Column, Store, StoreWriter, readable_bytes
 
 Chain = tuple[PictureFolder, tuple[str, ...]]
 """Pictures of which one is needed: the first that opens."""
@@ -64,7 +64,8 @@ class PictureCache:
         self.reduced = reduced
         self.share = share
         size, made = preprocessor.image_size, fingerprint(preprocessor, reduced)
-        self.folder = root.expanduser().absolute() / f"{size}px-{made}"
+        # A later version that writes stores otherwise fills a folder of its own.
+        self.folder = root.expanduser().absolute() / f"{size}px-{made}-v{STORE_VERSION}"
         self._description = {"size": size, "reduced decoding": reduced, "preprocessing": made}
         self._loaded: _Loaded | None = None
 

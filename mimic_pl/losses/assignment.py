@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import Features
-from mimic_pl.losses.term import LossTerm
+from mimic_pl.losses.term import LossTerm, widened
 
 
 class AssignmentLoss(LossTerm):
@@ -44,7 +44,7 @@ class AssignmentLoss(LossTerm):
     ) -> Tensor:
         """The term of a batch; see :meth:`LossTerm.forward`."""
         size = len(same_gold)
-        logits = scores["overall"][:, :size].float() / self.temperature
+        logits = widened(scores["overall"][:, :size]) / self.temperature
         plan = logits.masked_fill(same_gold[:, :size], -torch.inf)
         for _ in range(self.iterations):
             plan = plan - plan.logsumexp(dim=0, keepdim=True)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import Features
-from mimic_pl.losses.term import LossTerm, contrast
+from mimic_pl.losses.term import LossTerm, contrast, widened
 
 
 class IntraModalLoss(LossTerm):
@@ -50,7 +50,7 @@ class IntraModalLoss(LossTerm):
         """The term of a batch; see :meth:`LossTerm.forward`."""
         terms = []
         for modality in self.modalities:
-            sides = (getattr(side, f"{modality}_global").float() for side in (mentions, entities))
+            sides = (widened(getattr(side, f"{modality}_global")) for side in (mentions, entities))
             mention, entity = (nn.functional.normalize(side, dim=-1) for side in sides)
             terms.append(contrast(mention @ entity.T / self.temperature, same_gold))
         return torch.stack(terms).mean()

@@ -45,6 +45,11 @@ class LossTerm(nn.Module, ABC):
         """
 
 
+def widened(tensor: Tensor) -> Tensor:
+    """The tensor in float32 if it is of a narrower type: a loss is not computed in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def contrast(logits: Tensor, same_gold: Tensor) -> Tensor:
     """Cross-entropy of each row with its diagonal as the target, a scalar.
 
@@ -53,7 +58,7 @@ def contrast(logits: Tensor, same_gold: Tensor) -> Tensor:
         same_gold: Columns that a row leaves out, bool of the same shape.
     """
     target = torch.arange(len(logits), device=logits.device)
-    return nn.functional.cross_entropy(logits.float().masked_fill(same_gold, -torch.inf), target)
+    return nn.functional.cross_entropy(widened(logits).masked_fill(same_gold, -torch.inf), target)
 
 
 def same_gold(gold: Tensor, golds: Tensor | None = None, columns: Tensor | None = None) -> Tensor:

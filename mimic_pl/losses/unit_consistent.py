@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.losses.term import same_gold
+from mimic_pl.losses.term import same_gold, widened
 
 
 class UnitConsistentLoss(nn.Module):
@@ -86,7 +86,7 @@ class UnitConsistentLoss(nn.Module):
         for name, score in scores.items():
             if self.weights.get(name, 1.0) == 0:
                 continue
-            logits = score.float() / self.temperature
+            logits = widened(score) / self.temperature
             if left_out is not None:
                 logits = logits.masked_fill(left_out, -torch.inf)
             terms[name] = nn.functional.cross_entropy(logits, target)

@@ -3,7 +3,7 @@
 from mimic_pl.ranking.disk import DiskIndex
 from mimic_pl.ranking.engine import Ranker, Ranking
 from mimic_pl.ranking.forms import IndexForm
-from mimic_pl.ranking.index import EntityIndex, MemoryIndex
+from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Share
 from mimic_pl.ranking.indexer import Indexer, fingerprint
 
 __all__ = [
@@ -14,5 +14,6 @@ __all__ = [
     "MemoryIndex",
     "Ranker",
     "Ranking",
+    "Share",
     "fingerprint",
 ]

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mimic_pl.processes import Processes
 from mimic_pl.ranking.forms import FEW, IndexForm, encode
 from mimic_pl.ranking.states import StoredState
 from mimic_pl.units import States
@@ -34,19 +35,44 @@ class Block(NamedTuple):
     finite: Tensor
 
 
+class Share(NamedTuple):
+    """Which entities of a knowledge base a process holds.
+
+    Attributes:
+        positions: Theirs in the knowledge base, ascending, int64 ``[held]``.
+        total: Entities in the knowledge base.
+        processes: The processes that hold all of it together, each entity once.
+    """
+
+    positions: Tensor
+    total: int
+    processes: Processes
+
+    @staticmethod
+    def whole(total: int) -> Share:
+        """All entities."""
+        return Share(torch.arange(total), total, Processes(alone=True))
+
+
 class EntityIndex(ABC):
-    """States of all entities of a knowledge base, read in blocks: in memory or mapped from disk.
+    """States of all entities of a knowledge base, read in blocks: in memory or on disk.
+
+    Several processes hold a share each. Positions are always those in the whole knowledge base.
 
     Args:
+        share: What this process holds.
         device: Where blocks are handed out.
     """
 
-    def __init__(self, device: torch.device | str) -> None:
+    def __init__(self, share: Share, device: torch.device | str) -> None:
         self.device = torch.device(device)
+        self.processes = share.processes
+        self.positions = share.positions.to(self.device)
+        """Of the entities that this process holds, ascending, int64 ``[held]``."""
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of entities."""
+        """Entities in the knowledge base."""
 
     @property
     @abstractmethod
@@ -55,25 +81,54 @@ class EntityIndex(ABC):
 
     @abstractmethod
     def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
-        """Columns of the entities from ``start`` up to ``stop``."""
+        """Columns of the entities that this process holds, from the ``start``-th up to before the ``stop``-th."""
 
     @abstractmethod
-    def _rows(self, positions: Tensor) -> Mapping[str, Tensor]:
-        """Columns of the entities at these positions."""
+    def _rows(self, rows: Tensor) -> Mapping[str, Tensor]:
+        """Columns of some of the entities that this process holds."""
+
+    def holds(self, positions: Tensor) -> Tensor:
+        """Which entities this process holds, bool of the same shape."""
+        return torch.isin(positions, self.positions)
 
     def select(self, positions: Tensor) -> Block:
-        """The entities at these positions, int64 ``[n]``."""
-        return self._block(self._rows(positions))
+        """Entities that this process holds, at these positions, int64 ``[n]``."""
+        return self._block(self._rows(torch.searchsorted(self.positions, positions)))
 
-    def blocks(self, size: int) -> Iterator[tuple[int, int, Block]]:
-        """Go through the knowledge base in order.
+    def gather(self, positions: Tensor) -> States:
+        """States of the entities at these positions, whoever holds them; collective.
+
+        Args:
+            positions: int64 ``[n]``, the same on all processes, none twice.
+        """
+        if self.processes.count == 1:
+            return self.select(positions).states
+        held = positions[self.holds(positions)]
+        own: dict[tuple[str, str], Tensor] = {}
+        if len(held):
+            for unit, state in self.select(held).states.items():
+                own |= {(unit, name): state[name] for name in state}
+        # A process that holds none of them knows nothing of their shapes.
+        like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in own.items()})))
+        sent = [own[key] if own else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()]
+        sizes = [size for (size,) in self.processes.sizes(len(held), device=self.device)]
+        parts = self.processes.gather([held, *(tensor.to(self.device) for tensor in sent)], sizes)
+        found, *tensors = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        order = found.argsort()[positions.argsort().argsort()]
+        states: dict[str, dict[str, Tensor]] = {}
+        for (unit, name), tensor in zip(like, tensors, strict=True):
+            states.setdefault(unit, {})[name] = tensor[order]
+        return states
+
+    def blocks(self, size: int) -> Iterator[tuple[Tensor, Block]]:
+        """Go through what this process holds, in the order of the knowledge base.
 
         Yields:
-            The first position of a block, one past its last, and the block of at most ``size`` entities.
+            The positions of the entities of a block, int64 ``[n]``, and the block of at most ``size`` entities.
         """
-        for start in range(0, len(self), size):
-            stop = min(start + size, len(self))
-            yield start, stop, self._block(self._columns(start, stop))
+        for start in range(0, len(self.positions), size):
+            positions = self.positions[start : start + size]
+            yield positions, self._block(self._columns(start, start + len(positions)))
 
     def _block(self, columns: Mapping[str, Tensor]) -> Block:
         units: dict[str, dict[str, Tensor]] = {}
@@ -99,6 +154,7 @@ class MemoryIndex(EntityIndex):
         device: Where blocks are handed out.
         form: How floating-point states are kept.
         on_host: Keep the states in host memory, whatever the device.
+        share: What this process holds of them; all by default.
 
     Example:
         >>> index = MemoryIndex(len(entities), form="bfloat16")  # doctest: +SKIP
@@ -111,8 +167,9 @@ class MemoryIndex(EntityIndex):
         device: torch.device | str = "cpu",
         form: IndexForm = "float32",
         on_host: bool = False,
+        share: Share | None = None,
     ) -> None:
-        super().__init__(device)
+        super().__init__(share or Share.whole(num_entities), device)
         self.num_entities = num_entities
         self.form: IndexForm = form
         self._place = torch.device("cpu") if on_host else self.device
@@ -126,8 +183,7 @@ class MemoryIndex(EntityIndex):
             ValueError: More entities come than were announced.
         """
         columns = to_columns(states, self.form)
-        batch = len(columns[FINITE])
-        self.put(torch.arange(self._filled, self._filled + batch), columns)
+        self.put(self.positions[self._filled : self._filled + len(columns[FINITE])], columns)
 
     def put(self, positions: Tensor, columns: Mapping[str, Tensor]) -> None:
         """Write columns, as :func:`to_columns` makes them, at positions that nothing was written at yet.
@@ -135,9 +191,10 @@ class MemoryIndex(EntityIndex):
         Raises:
             ValueError: More entities come than were announced.
         """
-        if self._filled + len(positions) > self.num_entities:
+        size = len(columns[FINITE])
+        if self._filled + size > len(self.positions):
             raise ValueError(
-                f"the index was made for {self.num_entities} entities and got {self._filled + len(positions)}: "
+                f"the index was made for {len(self.positions)} entities and got {self._filled + size}: "
                 "the loader of entities yields each of them once"
             )
         if not self._stored:
@@ -145,17 +202,23 @@ class MemoryIndex(EntityIndex):
             pinned = self._place != self.device and self.device.type == "cuda"
             self._stored = {
                 name: torch.empty(
-                    (self.num_entities, *tensor.shape[1:]), dtype=tensor.dtype, device=self._place, pin_memory=pinned
+                    (len(self.positions), *tensor.shape[1:]), dtype=tensor.dtype, device=self._place, pin_memory=pinned
                 )
                 for name, tensor in columns.items()
             }
+        rows = torch.searchsorted(self.positions, positions.to(self.device)).to(self._place)
         for name, tensor in columns.items():
-            self._stored[name][positions.to(self._place)] = tensor.to(self._place)
-        self._filled += len(positions)
+            self._stored[name][rows] = tensor.to(self._place)
+        self._filled += size
 
     def __len__(self) -> int:
-        """Entities filled in so far."""
-        return self._filled
+        """Entities in the knowledge base; before all are filled in, those that are, and those of other processes."""
+        return self.num_entities - len(self.positions) + self._filled
+
+    @property
+    def missing(self) -> int:
+        """Entities of this process that are not filled in."""
+        return len(self.positions) - self._filled
 
     @property
     def bytes_per_entity(self) -> int:
@@ -165,9 +228,9 @@ class MemoryIndex(EntityIndex):
     def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
         return {name: tensor[start:stop] for name, tensor in self._stored.items()}
 
-    def _rows(self, positions: Tensor) -> Mapping[str, Tensor]:
-        positions = positions.to(self._place)
-        return {name: tensor.index_select(0, positions) for name, tensor in self._stored.items()}
+    def _rows(self, rows: Tensor) -> Mapping[str, Tensor]:
+        rows = rows.to(self._place)
+        return {name: tensor.index_select(0, rows) for name, tensor in self._stored.items()}
 
 
 def to_columns(states: States, form: IndexForm) -> dict[str, Tensor]:

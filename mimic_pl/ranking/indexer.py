@@ -11,15 +11,15 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from mimic_pl.errors import ConfigError
-from mimic_pl.ranking.disk import INDEX, DiskIndex
+from mimic_pl.errors import ConfigError, MimicError, StoreError
+from mimic_pl.ranking.disk import INDEX, DiskIndex, is_finished, part_of, remove_other_parts
 from mimic_pl.ranking.forms import IndexForm
-from mimic_pl.ranking.index import EntityIndex, MemoryIndex, to_columns
-from mimic_pl.store import Column, Store, StoreWriter
+from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Share, to_columns
+from mimic_pl.store import Column, StoreWriter
 from mimic_pl.units import States
 
 Batches = Callable[[int], Iterable[tuple[Tensor, States]]]
-"""From which entity on -> batches of positions, int64 ``[batch]``, and the states of these entities."""
+"""From which entity of the share on -> batches of positions, int64 ``[batch]``, and the states of these entities."""
 
 
 class Indexer:
@@ -50,17 +50,25 @@ class Indexer:
         self.place = place
         self.folder = folder
 
-    def in_memory(self, num_entities: int, batches: Batches, device: torch.device) -> EntityIndex:
-        """Encode the knowledge base into memory; batches may come in any order.
+    def in_memory(
+        self, num_entities: int, batches: Batches, device: torch.device, share: Share | None = None, made_from: str = ""
+    ) -> EntityIndex:
+        """Encode the knowledge base, or this process's share of it, into memory; batches may come in any order.
 
         Args:
             num_entities: Entities in the knowledge base.
-            batches: Encodes them.
+            batches: Encodes those of the share.
             device: The model's device.
+            share: What this process holds; all by default.
+            made_from: What the states depend on: one value on all processes.
+
+        Raises:
+            StoreError: The shares do not add up to the knowledge base, or are not made from the same.
         """
-        index = MemoryIndex(num_entities, device, self.form, on_host=self.place == "host")
+        index = MemoryIndex(num_entities, device, self.form, on_host=self.place == "host", share=share)
         for positions, states in batches(0):
             index.put(positions, to_columns(states, self.form))
+        _require_whole(index, num_entities, index.missing, made_from)
         self._tell(index)
         return index
 
@@ -72,38 +80,60 @@ class Indexer:
         device: torch.device,
         description: Mapping[str, Any],
         anew: bool = False,
+        share: Share | None = None,
     ) -> EntityIndex:
         """Open the index in a folder; encode what it lacks of the knowledge base, all of it or the rest of a build.
+
+        Several processes write a part each. One that was lost goes on where it was when as many are started again.
 
         Args:
             folder: Where it lies or will lie.
             num_entities: Entities in the knowledge base.
-            batches: Encodes them, in order.
+            batches: Encodes those of the share, in order: from its n-th on.
             device: The model's device.
             description: What the index depends on, as plain values.
             anew: Replace what lies there.
+            share: What this process encodes and goes through, a stretch of the knowledge base; all by default.
 
         Raises:
             StoreError: The index there was built by another model or from other data, is being written by another
                 process, or there is no room.
         """
+        share = share or Share.whole(num_entities)
         wanted = {**description, "form": self.form, "entities": num_entities}
-        if anew or not Store.exists(folder):
-            # One batch tells what an entity takes.
-            _, states = next(iter(batches(0)))
-            columns = {
-                name: Column(tensor.dtype, tuple(tensor.shape[1:]))
-                for name, tensor in to_columns(states, self.form).items()
-            }
-            with StoreWriter(folder, INDEX, columns, num_entities, wanted, anew=anew) as writer:
-                rank_zero_info(f"Writing the index to {folder}: {_megabytes(writer.bytes_needed)}.")
-                for positions, states in batches(writer.next_row):
-                    new = positions >= writer.next_row
-                    columns_of_batch = to_columns(states, self.form)
-                    writer.append({name: tensor[new.to(tensor.device)] for name, tensor in columns_of_batch.items()})
-        index = DiskIndex(folder, wanted, device)
+        processes = share.processes
+        # What the first process sees there holds for all.
+        if processes.objects(anew or not is_finished(folder))[0]:
+            writers = [rank for rank, held in enumerate(processes.objects(len(share.positions))) if held]
+            error: MimicError | None = None
+            try:
+                if processes.rank == 0:
+                    remove_other_parts(folder, len(writers))
+                if processes.rank in writers:
+                    part = part_of(folder, writers.index(processes.rank), len(writers))
+                    self._write(part, share, batches, wanted, anew)
+            except MimicError as met:
+                error = met
+            processes.agree(error, device)
+        index = DiskIndex(folder, wanted, device, share)
+        _require_whole(index, num_entities, 0, repr(sorted(wanted.items())))
         self._tell(index)
         return index
+
+    def _write(self, folder: Path, share: Share, batches: Batches, wanted: Mapping[str, Any], anew: bool) -> None:
+        # One batch tells what an entity takes.
+        _, states = next(iter(batches(0)))
+        columns = {
+            name: Column(tensor.dtype, tuple(tensor.shape[1:]))
+            for name, tensor in to_columns(states, self.form).items()
+        }
+        rows = len(share.positions)
+        with StoreWriter(folder, INDEX, columns, rows, wanted, anew=anew) as writer:
+            rank_zero_info(f"Writing the index to {folder}: {_megabytes(writer.bytes_needed)}.")
+            for positions, states in batches(writer.next_row):
+                new = torch.searchsorted(share.positions, positions.cpu()) >= writer.next_row
+                columns_of_batch = to_columns(states, self.form)
+                writer.append({name: tensor[new.to(tensor.device)] for name, tensor in columns_of_batch.items()})
 
     def _tell(self, index: EntityIndex) -> None:
         """Say once, not after every epoch, what the index takes."""
@@ -114,6 +144,30 @@ class Indexer:
                 f"Index of {len(index):,} entities, {self.form} on {self.place}: "
                 f"{size:,} bytes each, {_megabytes(size * len(index))} in all."
             )
+
+
+def _require_whole(index: EntityIndex, num_entities: int, missing: int, made_from: str) -> None:
+    """Check that the processes' shares are all of the knowledge base, each entity once, and made from the same.
+
+    Raises:
+        StoreError: They are not.
+    """
+    processes = index.processes
+    held = torch.zeros(num_entities, dtype=torch.int32, device=index.device)
+    held[index.positions] = 1
+    wrong = int((processes.sum(held) != 1).sum())
+    everyone = processes.objects((missing, made_from))
+    if wrong or any(missing for missing, _ in everyone):
+        raise StoreError(
+            f"The index is not whole: of {num_entities} entities {wrong} are held by no process or by several, and "
+            f"{sum(missing for missing, _ in everyone)} were not encoded. The data module's entity_dataloader() must "
+            "yield every entity once."
+        )
+    if len({made_from for _, made_from in everyone}) > 1:
+        raise StoreError(
+            "The processes have encoded the knowledge base with different weights or from different data. Give all of "
+            "them the same checkpoint, data and settings."
+        )
 
 
 def fingerprint(*modules: nn.Module) -> str:

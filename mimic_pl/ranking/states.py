@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from mimic_pl.processes import Processes
 from mimic_pl.ranking.forms import SCALE, decode
 from mimic_pl.units import State, States
 
@@ -81,3 +82,34 @@ class PickedState(Mapping[str, Tensor]):
 def pick(states: States, rows: Tensor, double_on: torch.device | None = None) -> States:
     """Some rows of each unit's state, as :class:`PickedState`."""
     return {unit: PickedState(state, rows, double_on) for unit, state in states.items()}
+
+
+def joined(parts: Sequence[States]) -> States:
+    """States behind each other."""
+    if len(parts) == 1:
+        return parts[0]
+    return {
+        unit: {name: torch.cat([part[unit][name] for part in parts]) for name in state}
+        for unit, state in parts[0].items()
+    }
+
+
+def of_every_process(processes: Processes, states: States, further: Tensor) -> list[tuple[States, Tensor]]:
+    """States of every process, by rank, each with a tensor of as many rows; collective.
+
+    Args:
+        processes: The processes.
+        states: Those of this one.
+        further: A tensor of as many rows, ``[n, ...]``.
+    """
+    if processes.count == 1:
+        return [(states, further)]
+    names = [(unit, name) for unit, state in states.items() for name in state]
+    sizes = [size for (size,) in processes.sizes(len(further), device=further.device)]
+    everyone: list[tuple[States, Tensor]] = []
+    for rest, *tensors in processes.gather([further, *(states[unit][name] for unit, name in names)], sizes):
+        received: dict[str, dict[str, Tensor]] = {unit: {} for unit in states}
+        for (unit, name), tensor in zip(names, tensors, strict=True):
+            received[unit][name] = tensor
+        everyone.append((received, rest))
+    return everyone

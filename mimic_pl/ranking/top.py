@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor
+
+from mimic_pl.processes import Processes
 
 
 class TopEntities:
@@ -61,6 +65,35 @@ class TopEntities:
         self.scores = {
             name: extended(kept, scores[name], -torch.inf).gather(1, order) for name, kept in self.scores.items()
         }
+
+    def rows(self, chosen: Tensor) -> TopEntities:
+        """The lists of some of the mentions, int64 ``[n]``."""
+        return self._with(
+            self.positions[chosen], self.kinds[chosen], {name: kept[chosen] for name, kept in self.scores.items()}
+        )
+
+    def joined(self, processes: Processes) -> TopEntities:
+        """The lists of the same mentions that all processes have, each of entities of its own, merged; collective."""
+        if processes.count == 1:
+            return self
+        names = list(self.scores)
+        own = [self.positions, self.kinds, *self.scores.values()]
+        parts = processes.gather(own, [len(self.positions)] * processes.count)
+        positions, kinds, *scores = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
+        overall = scores[names.index("overall")]
+        order = positions.argsort(dim=1, stable=True)
+        by_score = overall.gather(1, order).sort(dim=1, descending=True, stable=True).indices
+        order = order.gather(1, by_score)[:, : self.k]
+        return self._with(
+            positions.gather(1, order),
+            kinds.gather(1, order),
+            {name: score.gather(1, order) for name, score in zip(names, scores, strict=True)},
+        )
+
+    def _with(self, positions: Tensor, kinds: Tensor, scores: dict[str, Tensor]) -> TopEntities:
+        lists = copy.copy(self)
+        lists.positions, lists.kinds, lists.scores = positions, kinds, scores
+        return lists
 
 
 def first_of_each_kind(rows: Tensor, kinds: Tensor, k: int) -> Tensor:

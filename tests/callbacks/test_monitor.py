@@ -48,7 +48,7 @@ class Breaking(GlobalCosine):
 
     def score(self, mentions, entities):
         score = super().score(mentions, entities)
-        self.calls += self.training
+        self.calls += self.training and len(score) > 2  # not the small batch that DDP is made ready with
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
         mine = torch.distributed.get_rank() if distributed else 0
         return score * math.nan if self.training and self.calls >= 3 and mine == self.process else score

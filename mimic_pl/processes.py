@@ -1,0 +1,126 @@
+"""The processes of a distributed run, and what they tell each other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from mimic_pl.errors import MimicError
+
+T = TypeVar("T")
+
+
+class Processes:
+    """The processes of the default group; a program without one is a single process, and exchanges nothing.
+
+    Every method but the counts is collective: all processes must call it, in the same order.
+
+    Args:
+        alone: Take this process for the only one.
+
+    Attributes:
+        count: How many there are.
+        rank: Which one this is, from 0.
+    """
+
+    def __init__(self, alone: bool = False) -> None:
+        together = not alone and dist.is_available() and dist.is_initialized()
+        self.count: int = dist.get_world_size() if together else 1
+        self.rank: int = dist.get_rank() if together else 0
+
+    def objects(self, own: T) -> list[T]:
+        """A small plain object of every process, by rank."""
+        if self.count == 1:
+            return [own]
+        everyone: list[Any] = [None] * self.count
+        dist.all_gather_object(everyone, own)
+        return everyone
+
+    def sum(self, own: Tensor) -> Tensor:
+        """The sum over the processes, of the same shape on each."""
+        if self.count == 1:
+            return own
+        total = own.detach().clone().contiguous()
+        dist.all_reduce(total)
+        return total
+
+    def sizes(self, *own: int, device: torch.device) -> list[list[int]]:
+        """Some numbers of every process, by rank."""
+        if self.count == 1:
+            return [list(own)]
+        mine = torch.tensor(own, device=device)
+        everyone = [torch.empty_like(mine) for _ in range(self.count)]
+        dist.all_gather(everyone, mine)
+        return torch.stack(everyone).tolist()
+
+    def gather(self, own: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+        """Tensors of every process, by rank: floating-point ones with gradients.
+
+        The gradient of a process's rows is the sum of what all processes make of them. Losses that are means over a
+        process's own rows then have, averaged over the processes as DDP does, the gradient of the mean over all rows.
+
+        Args:
+            own: This process's tensors ``[rows, ...]``, alike on all processes but for the number of rows.
+            sizes: Rows of every process.
+        """
+        if self.count == 1:
+            return [list(own)]
+        everyone: list[list[Tensor]] = [list(own) for _ in sizes]
+        # Tensors of one kind travel together: few large messages instead of many small ones.
+        for dtype in sorted({tensor.dtype for tensor in own}, key=str):
+            places = [place for place, tensor in enumerate(own) if tensor.dtype == dtype]
+            widths = [own[place].shape[1:].numel() for place in places]
+            flat = torch.cat(
+                [own[place].reshape(len(own[place]), width) for place, width in zip(places, widths, strict=True)], dim=1
+            )
+            parts = _Gather.apply(flat, tuple(sizes), self.rank) if dtype.is_floating_point else _gather(flat, sizes)
+            for rank, part in enumerate(parts):
+                for place, piece in zip(places, part.split(widths, dim=1), strict=True):
+                    everyone[rank][place] = piece.reshape(sizes[rank], *own[place].shape[1:])
+        return everyone
+
+    def agree(self, error: MimicError | None, device: torch.device) -> None:
+        """Go on together, or end together.
+
+        Raises:
+            MimicError: The first process that has an error has this one.
+        """
+        if self.count == 1:
+            everyone = [error]
+        else:
+            met = torch.tensor(0 if error is None else 1, device=device)
+            everyone = self.objects(error) if self.sum(met).item() else []
+        for found in everyone:
+            if found is not None:
+                raise found
+
+
+def _gather(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
+    """Rows of every process; they travel in tensors of one size."""
+    sent = own.new_zeros((max(sizes), *own.shape[1:]))
+    sent[: len(own)] = own
+    received = [torch.empty_like(sent) for _ in sizes]
+    dist.all_gather(received, sent)
+    return tuple(part[:size] for part, size in zip(received, sizes, strict=True))
+
+
+class _Gather(torch.autograd.Function):
+    """:func:`_gather` with a gradient, which torch's own does not have."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, sizes: tuple[int, ...], rank: int) -> tuple[Tensor, ...]:
+        """Rows of every process."""
+        ctx.sizes, ctx.rank = sizes, rank
+        return _gather(own, sizes)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        """What all processes make of this one's rows, summed."""
+        total = torch.cat(gradients)
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[: ctx.rank])
+        return total[start : start + ctx.sizes[ctx.rank]], None, None

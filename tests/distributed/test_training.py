@@ -1,0 +1,135 @@
+"""Two and three real processes (gloo) train with DDP: loss and gradients are those of one that has the whole batch."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+OVERLAYS = ROOT / "cli_configs"
+BATCH = 12  # of the 20 mentions: the second and last batch is smaller, and three processes can not share it evenly
+
+MINING = [
+    *("--trainer.callbacks+", "mimic_pl.callbacks.HardNegatives", "--trainer.callbacks.depth", "2"),
+    *("--model.loss", "mimic_pl.losses.UnitConsistentLoss", "--model.loss.mask_false_negatives", "true"),
+]
+CASES: dict[str, list[str]] = {
+    "faithful": [],
+    "accumulation": ["--trainer.accumulate_grad_batches", "2"],
+    "checkpointing": ["--model.encoder.gradient_checkpointing", "true"],
+    "hard_negatives": ["--trainer.max_epochs", "2", *MINING],
+    **{
+        Path(overlay).stem: ["--config", str(OVERLAYS / f"{overlay}.yaml")]
+        for overlay in (
+            *("experiments/concatenation", "experiments/text_unit_only", "experiments/vision_unit_only"),
+            *("experiments/global_similarity", "experiments/padding_mask", "experiments/text_only"),
+            *("recipes/intra_modal", "recipes/assignment", "recipes/symmetric", "recipes/best"),
+        )
+    },
+}
+ENCODER = {
+    "class_path": "mimic_pl.encoders.TextVisionEncoder",
+    "init_args": {
+        "text_config": {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2},
+        "vocabulary": tiny.WORDS,
+        "vision": "vit_tiny_patch16_224",
+        "vision_pretrained": False,
+        "vision_args": {"img_size": 16, "patch_size": 8, "depth": 1, "embed_dim": 16, "num_heads": 2},
+        "text_length": 16,
+        "text_dim": 8,
+        "image_dim": 8,
+    },
+}
+ENCODER["init_args"]["text_config"]["hidden_dropout_prob"] = 0.0  # a mask is drawn for each process
+ENCODER["init_args"]["text_config"]["attention_probs_dropout_prob"] = 0.0
+
+
+@pytest.fixture(scope="module")
+def steps(tmp_path_factory):
+    """Steps by case and number of processes."""
+    folder = tmp_path_factory.mktemp("ddp")
+    root = tiny.write_set(folder / "set")
+    found = {}
+    for count in (1, 2, 3):
+        cases = {}
+        for name in ("base", "other_encoder", "local"):
+            config = tiny.config(root, folder)
+            config["trainer"] |= {"max_epochs": 1, "precision": "64-true", "limit_val_batches": 0, "logger": False}
+            config["trainer"] |= {"enable_checkpointing": False, "enable_model_summary": False}
+            config["trainer"] |= {"devices": count, "strategy": "ddp"}
+            config["early_stopping"] = {"check_on_train_epoch_end": False}
+            del config["model"]["init_args"]["units"]
+            config["data"]["init_args"]["batch_size"] = BATCH // count
+            if name == "other_encoder":
+                config["model"]["init_args"]["encoder"] = ENCODER
+            if name == "local":
+                config["model"]["init_args"]["global_negatives"] = False
+                config["trainer"]["limit_train_batches"] = 1
+                if count == 1:  # as many batches of one process before a step as there are processes
+                    config["trainer"] |= {"accumulate_grad_batches": 2, "limit_train_batches": 2}
+                    config["data"]["init_args"]["batch_size"] = BATCH // 2
+            path = folder / f"{name}-{count}.yaml"
+            path.write_text(yaml.safe_dump(config))
+            further = CASES if name == "base" else {name: []}
+            cases |= {case: ["--config", str(path), *arguments] for case, arguments in further.items()}
+        if count == 3:
+            cases = {name: cases[name] for name in ("faithful", "symmetric", "text_unit_only")}
+        if count == 2:
+            static = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"static_graph": True}}
+            cases["static_graph"] = [*cases["faithful"], "--trainer.strategy", json.dumps(static)]
+        (folder / "cases.json").write_text(json.dumps(cases))
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
+        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+        command = [*launch, "-m", "tests.distributed.steps", str(folder)]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=500, check=False
+        )
+        told = done.stdout + done.stderr
+        assert done.returncode == 0, "\n".join(line for line in told.splitlines() if "error" in line) + told[-3000:]
+        found |= {(name, count): torch.load(folder / f"{name}-{count}.pt") for name in cases}
+    return found
+
+
+def assert_same(steps, alone):
+    assert len(steps) == len(alone)
+    for step, one in zip(steps, alone, strict=True):
+        assert step.keys() == one.keys()
+        for name, value in step.items():
+            if name == "mentions":
+                assert value == one[name]
+            else:
+                torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
+
+
+@pytest.mark.parametrize("case", [*CASES, "other_encoder"])
+def test_two_processes_compute_what_one_computes(steps, case):
+    alone = steps[case, 1]
+    moved = [one for one in alone if "loss" not in one]
+    assert any(tensor.abs().max() > 1e-3 for tensor in moved[0].values()), "there are gradients"
+    assert_same(steps[case, 2], alone)
+
+
+@pytest.mark.parametrize("case", ["faithful", "symmetric", "text_unit_only"])
+def test_three_processes_that_can_not_share_the_last_batch_evenly(steps, case):
+    assert_same(steps[case, 3], steps[case, 1])
+
+
+def test_a_static_graph(steps):
+    assert_same(steps["static_graph", 2], steps["faithful", 1])
+
+
+def test_negatives_of_the_own_process_alone(steps):
+    """The mean of the gradients of both batches, which one process accumulates."""
+    (*_, gradients, _, _), (gradients_of_two, _, _) = steps["local", 1], steps["local", 2]
+    assert gradients.keys() == gradients_of_two.keys()
+    for name, gradient in gradients_of_two.items():
+        torch.testing.assert_close(gradient, gradients[name], rtol=1e-6, atol=1e-6)
