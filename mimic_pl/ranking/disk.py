@@ -1,4 +1,4 @@
-"""An entity index on disk, read through memory maps."""
+"""An entity index on disk, read in blocks."""
 
 from __future__ import annotations
 

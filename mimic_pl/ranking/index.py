@@ -35,7 +35,7 @@ class Block(NamedTuple):
 
 
 class EntityIndex(ABC):
-    """States of all entities of a knowledge base, read in blocks: in memory or mapped from disk.
+    """States of all entities of a knowledge base, read in blocks: in memory or from disk.
 
     Args:
         device: Where blocks are handed out.
