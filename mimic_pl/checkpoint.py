@@ -15,22 +15,23 @@ from torch import Tensor
 
 from mimic_pl.errors import CheckpointError
 
-# What reading a damaged file raises: torch's readers, its restricted unpickler, and what that makes of broken content.
-_DAMAGE = (
+# What reading a damaged file raises: torch's readers, its restricted unpickler, and what that makes of broken content
+# (a length that is none is a MemoryError).
+DAMAGE = (
     *(RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError),
-    *(ArithmeticError, ImportError, MemoryError, NotImplementedError, zlib.error),
+    *(ArithmeticError, ImportError, MemoryError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
-
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
 def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
-    """Read a Lightning checkpoint: plain values and tensors, which are mapped and not loaded.
+    """Read a Lightning checkpoint: plain values and tensors.
 
     Args:
         path: The file.
-        check: Compare the checksums that ``torch.save`` writes: torch itself loads a flipped byte in silence.
+        check: Compare the checksums that ``torch.save`` writes: torch itself loads a flipped byte in silence. Without,
+            tensors are mapped and not loaded; do not look at them: a file that is cut off meanwhile ends the process.
 
     Raises:
         CheckpointError: It is missing, damaged, cut off, no checkpoint, or holds more than tensors and plain values.
@@ -39,7 +40,7 @@ def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
         raise CheckpointError(f"There is no checkpoint at {path.resolve()}.")
     if check:
         require_checksums(path)
-    checkpoint = load_tensors(path, mmap=zipfile.is_zipfile(path))
+    checkpoint = load_tensors(path, mmap=not check and zipfile.is_zipfile(path))
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise CheckpointError(
             f"{path} is no checkpoint that Lightning wrote: it has no 'state_dict'. Give another file."
@@ -63,7 +64,7 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
             f"{path} holds more than tensors and plain values: {found.group(1)}. Such code can do anything; it was not "
             "run. Take another checkpoint, of a source that you trust."
         ) from error
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise damaged(path, error) from error
 
 
@@ -78,13 +79,13 @@ def require_checksums(path: Path) -> None:
             if file.read(4) != b"PK\x03\x04":
                 return
         with zipfile.ZipFile(path) as records:
-            wrong = records.testzip()
+            changed = records.testzip()
             # Torch takes nothing out of a record that is marked so, and leaves the tensor to what memory held before.
             folders = [record.filename for record in records.infolist() if record.is_dir() or record.external_attr & 16]
-    except (zipfile.BadZipFile, *_DAMAGE) as error:
+    except DAMAGE as error:
         raise damaged(path, error) from error
-    for name in (*folders, *((wrong,) if wrong is not None else ())):
-        raise damaged(path, f"the record {name} is not as it was written")
+    if changed is not None or folders:
+        raise damaged(path, f"the record {changed or folders[0]} is not as it was written")
 
 
 def require_numbers(state: Mapping[str, Any], source: object) -> None:
@@ -108,6 +109,8 @@ def require_numbers(state: Mapping[str, Any], source: object) -> None:
 
 def damaged(path: Path, why: object) -> CheckpointError:
     """The error for a file that can not be read."""
+    if isinstance(why, PermissionError):
+        return CheckpointError(f"{path} can not be read: {why.strerror}. Ask for the permission to read it.")
     words = _first_sentence(why) if isinstance(why, Exception) else why
     return CheckpointError(
         f"{path} can not be read as a checkpoint: it is damaged or cut off ({words}). Take another checkpoint, or copy "

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from mimic_pl.checkpoint import damaged, load_tensors, require_checksums, require_numbers
+from mimic_pl.checkpoint import DAMAGE, damaged, load_tensors, require_checksums, require_numbers
 from mimic_pl.errors import CheckpointError
 
 _RENAMES = [
@@ -157,7 +157,7 @@ def _read_pickle(path: Path) -> object:
     require_checksums(path)
     try:
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except Exception as error:  # whatever bytes that are no pickle make of the reader of pickles
+    except DAMAGE as error:
         raise damaged(path, error) from error
     placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in others]
     with torch.serialization.safe_globals(placeholders):

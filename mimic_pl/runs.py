@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock, Timeout
+from filelock import FileLock
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mimic_pl.checkpoint import read_checkpoint
+from mimic_pl.checkpoint import read_checkpoint, require_numbers
 from mimic_pl.data import MELDataModule
-from mimic_pl.errors import CheckpointError, ConfigError, StoreError
+from mimic_pl.errors import CheckpointError, ConfigError, UsageError
 from mimic_pl.model import MIMIC
+from mimic_pl.store import only_writer
 
 RUNS = "lightning_logs"
 """Folder below the working directory in which the Trainer puts its runs."""
@@ -143,7 +144,7 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
 
     Raises:
         ConfigError: The folder is no run, or its configuration does not fit this version.
-        CheckpointError: The weights do not fit the model, or can not be read.
+        CheckpointError: The weights do not fit the model, can not be read, or are NaN.
 
     Example:
         >>> model, data = load_run("lightning_logs/version_0")  # doctest: +SKIP
@@ -159,8 +160,10 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
     except (ArgumentError, KeyError, TypeError) as error:
         raise ConfigError(f"The configuration {run.config} does not describe a model and its data: {error}") from error
     checkpoint = run.checkpoint(which)
+    weights = read_checkpoint(checkpoint)["state_dict"]
+    require_numbers(weights, checkpoint)
     try:
-        built.model.load_state_dict(read_checkpoint(checkpoint)["state_dict"])
+        built.model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {checkpoint} do not fit the model of {run.config}: {error}") from error
     return built.model.eval(), built.data
@@ -177,31 +180,23 @@ def become_only_writer(folder: Path, command: str) -> FileLock:
         StoreError: Another process writes them.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / f".{command}.lock", thread_local=False)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout as error:
-        raise StoreError(
-            f"Another process is writing the outputs of {command!r} into {folder}. Wait for it to end (one that was "
-            "killed holds no lock), or choose another folder: --trainer.default_root_dir FOLDER."
-        ) from error
-    return lock
+    return only_writer(folder, f".{command}.lock")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
-        ConfigError: It can not be read, or holds no keys.
+        ConfigError: It can not be read; a :class:`UsageError` if it is no YAML, or holds no keys.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"The configuration {path} can not be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a byte that is no UTF-8 is a ValueError
-        raise ConfigError(f"The configuration {path} is no YAML: {' '.join(str(error).split())}.") from error
+        raise UsageError(f"The configuration {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
-        raise ConfigError(f"The configuration {path} is empty, or no list of keys and values.")
+        raise UsageError(f"The configuration {path} is empty, or no list of keys and values.")
     return content
 
 

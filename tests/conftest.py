@@ -20,7 +20,7 @@ os.environ["XDG_CACHE_HOME"] = _caches.name
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-inputs", type=int, default=2000, help="Inputs of tests/faults/test_fuzz.py, all together.")
+    parser.addoption("--fuzz-inputs", type=int, default=1000, help="Inputs of tests/faults/test_fuzz.py, all together.")
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 import traceback
@@ -152,7 +153,7 @@ class MimicCLI(LightningCLI):
             root = str(self._get(self.config_init, "trainer").default_root_dir or Path.cwd())
             # Under SLURM runs are called by their job.
             if logger in (None, True) and "://" not in root and not SLURMEnvironment.detect():
-                kwargs["logger"] = NewVersion(root, name=RUNS)
+                kwargs["logger"] = NewVersion(os.path.expanduser(root), name=RUNS)
         else:
             if logger is False:
                 kwargs["default_root_dir"] = str(run.folder)

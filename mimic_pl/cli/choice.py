@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mimic_pl.checkpoint import read_checkpoint, require_numbers
 from mimic_pl.errors import ConfigError
-from mimic_pl.runs import RUNS, Run, newest_run, open_run, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, newest_run, open_run, read_yaml, run_of_checkpoint
 
 
 class Choice(NamedTuple):
@@ -37,7 +37,7 @@ def choose_run(args: list[str]) -> Choice:
     - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run.
 
     Raises:
-        ConfigError: There is no such run or checkpoint.
+        ConfigError: There is no such run or checkpoint, or a configuration that can not be read.
         CheckpointError: The checkpoint can not be used.
     """
     if args == ["fit"]:
@@ -46,6 +46,9 @@ def choose_run(args: list[str]) -> Choice:
         return Choice(args)
     command, rest = args[0], args[1:]
     given = _peek(rest)
+    for config in map(Path, given.config or ()):
+        if config.is_file():
+            read_yaml(config)  # jsonargparse does not say which file it can not read
     named = given.ckpt_path in ("best", "last")
     if not named and given.ckpt_path and "://" not in given.ckpt_path:
         if not Path(given.ckpt_path).is_file():

@@ -29,8 +29,8 @@ class Indexer:
         form: How numbers are kept (see :data:`~mimic_pl.ranking.forms.IndexForm`): 19.3, 9.7 or 5.0 kB an entity at
             published sizes.
         place: ``device`` keeps the index where the model is; ``host`` in the host's memory, block by block moved to the
-            device; ``disk`` in a folder that is mapped, so that a knowledge base of any size is ranked in little memory
-            and encoded once for many runs of ``test`` and ``predict``.
+            device; ``disk`` in a folder that is read in blocks, so that a knowledge base of any size is ranked in
+            little memory and encoded once for many runs of ``test`` and ``predict``.
         folder: With ``disk``: where the index lies; ``index`` in the run's folder by default.
 
     Raises:

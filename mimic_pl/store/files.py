@@ -120,7 +120,25 @@ def lock(folder: Path, wait: float) -> FileLock:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = FileLock(folder / LOCK, thread_local=False)
+        return only_writer(folder, LOCK, wait)
+    except OSError as error:
+        raise _explained(error, folder, 0) from error
+
+
+def only_writer(folder: Path, name: str, wait: float = 0) -> FileLock:
+    """Become the one who holds a lock in a folder.
+
+    Args:
+        folder: The folder; it exists.
+        name: Name of the file that is locked.
+        wait: Seconds to wait for another holder; below zero for as long as it takes.
+
+    Raises:
+        StoreError: Another process holds it.
+        OSError: The folder can not be written to.
+    """
+    held = FileLock(folder / name, thread_local=False)
+    try:
         try:
             held.acquire(timeout=0)
         except Timeout:
@@ -132,8 +150,6 @@ def lock(folder: Path, wait: float) -> FileLock:
             f"Another process is writing to {folder}. Wait for it to end (a writer that was killed holds no lock), or "
             "choose another folder."
         ) from error
-    except OSError as error:
-        raise _explained(error, folder, 0) from error
     return held
 
 

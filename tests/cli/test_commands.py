@@ -166,6 +166,16 @@ def test_training_without_logger_and_checkpoints(command, trained, tmp_path):
     assert list(tmp_path.rglob("*.ckpt")) == []
 
 
+def test_runs_below_the_home_folder(command, trained, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    options = ["--trainer.default_root_dir", "~/runs", "--trainer.max_epochs", "1"]
+    for number in range(2):
+        code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
+        assert code == 0, err
+        assert open_run(tmp_path / "runs" / "lightning_logs" / f"version_{number}").checkpoints
+    assert not (tmp_path / "~").exists()
+
+
 def test_help_lists_all_commands(command):
     code, out, _ = command("--help")
     assert code == 0

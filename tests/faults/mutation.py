@@ -6,37 +6,10 @@ import random
 from collections.abc import Callable
 
 _TOKENS = [
-    *(
-        b"\x00",
-        b"\xff",
-        b"\xef\xbb\xbf",
-        b"\xed\xa0\x80",
-        b"\r\n",
-        b'"',
-        b"\\",
-        b"\\ud800",
-        b"[",
-        b"]",
-        b"{",
-        b"}",
-        b",",
-    ),
-    *(
-        b"null",
-        b"NaN",
-        b"-Infinity",
-        b"1e999",
-        b"-1",
-        b"0",
-        b"99999999999999999999",
-        b"1.5",
-        b"true",
-        b'""',
-        b"[]",
-        b"{}",
-    ),
-    *(b"../", b"%00", b"!!python/object:os.system", b"&a", b"*a", b"\x80\x02", b"\xff\xff\xff\xff\xff\xff\xff\x7f"),
-]
+    b"\x00", b"\xff", b"\xef\xbb\xbf", b"\xed\xa0\x80", b"\r\n", b'"', b"\\", b"\\ud800", b"[", b"]", b"{", b"}", b",",
+    b"null", b"NaN", b"-Infinity", b"1e999", b"-1", b"0", b"99999999999999999999", b"1.5", b"true", b'""', b"[]", b"{}",
+    b"../", b"%00", b"!!python/object:os.system", b"&a", b"*a", b"\x80\x02", b"\xff\xff\xff\xff\xff\xff\xff\x7f",
+]  # fmt: skip
 
 
 class Mutator:

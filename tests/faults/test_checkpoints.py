@@ -6,6 +6,8 @@ import os
 import pickle
 import random
 import shutil
+import tempfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -93,7 +95,7 @@ def test_one_flipped_byte_in_a_checkpoint(command, run, tmp_path):
     told_by_command("test_one_flipped_byte_in_a_checkpoint", code, err)
 
 
-@pytest.mark.parametrize("stage", ["test", "fit", "published"])
+@pytest.mark.parametrize("stage", ["test", "fit", "load_run", "published"])
 def test_weights_that_are_no_numbers(command, run, tmp_path, stage):
     content = torch.load(run.last_checkpoint, weights_only=True)
     content["state_dict"]["matcher.units.text.query.weight"][1, 2] = float("nan")
@@ -103,10 +105,39 @@ def test_weights_that_are_no_numbers(command, run, tmp_path, stage):
         with told("test_weights_that_are_no_numbers"):
             read_published(tmp_path / "x.safetensors")
         return
+    if stage == "load_run":
+        with told("test_weights_that_are_no_numbers"):
+            load_run(run.folder, "last")
+        return
     options = ["--config", str(run.config)] if stage == "fit" else []
     code, _, err = command(stage, "--ckpt_path", "last", *options, folder=tmp_path)
     message = told_by_command("test_weights_that_are_no_numbers", code, err)
     assert "matcher.units.text.query.weight" in message and "last.ckpt" in message
+
+
+def test_a_checkpoint_cut_off_under_its_reader(run):
+    path = run.last_checkpoint
+    whole = torch.load(path, weights_only=True)["state_dict"]
+    held = read_checkpoint(path)["state_dict"]
+    os.truncate(path, 1000)
+    assert all(torch.equal(held[name], tensor) for name, tensor in whole.items())  # a map would be gone
+    with told("test_a_checkpoint_cut_off_under_its_reader"):
+        read_checkpoint(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become nobody")
+def test_a_checkpoint_that_may_not_be_read(run):
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        path = Path(shutil.copy(run.last_checkpoint, folder))
+        path.chmod(0)
+        os.seteuid(65534)
+        try:
+            for read in (read_checkpoint, read_published, load_tensors):
+                with told("test_a_checkpoint_that_may_not_be_read"):
+                    read(path)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.mark.parametrize("damage", ["cut off", "header", "length", "empty"])

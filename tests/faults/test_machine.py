@@ -234,5 +234,6 @@ def test_two_processes_test_one_run(trained, tmp_path):
 @pytest.mark.parametrize("content", [b"data: [\n", b"\xff\xfe"])
 def test_a_configuration_that_is_no_yaml(command, trained, tmp_path, content):
     (tmp_path / "broken.yaml").write_bytes(content)
-    code, _, err = command("doctor", "--config", "broken.yaml", folder=tmp_path)
-    assert "broken.yaml" in told_by_command("test_a_configuration_that_is_no_yaml", code, err)
+    for stage in ("doctor", "fit"):
+        code, _, err = command(stage, "--config", "broken.yaml", folder=tmp_path)
+        assert "broken.yaml" in told_by_command("test_a_configuration_that_is_no_yaml", code, err)
