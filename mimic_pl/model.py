@@ -328,10 +328,15 @@ class MIMIC(LightningModule):
         folder = Path(self.indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
         return folder / ("validation" if validating else "entities")
 
+    def taken_in(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A batch of a loader that the Trainer does not drive: on the model's device and in its precision."""
+        moved = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+        return self.trainer.precision_plugin.convert_input(moved)
+
     def _encoded(self, loader: Any) -> Iterator[tuple[Tensor, States]]:
         """Positions and states of the entities of each batch."""
         bar = tqdm(
-            _ahead(loader, lambda batch: self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)),
+            _ahead(loader, self.taken_in),
             total=len(loader),
             desc="Encoding the knowledge base",
             unit="batch",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mimic_pl.errors import ConfigError
 from mimic_pl.processes import Processes
 from mimic_pl.ranking import EntityIndex
+from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.states import of_every_process, pick
 from mimic_pl.units import States, WeightedMatcher
 
@@ -76,9 +77,9 @@ class WeightCalibration(Callback):
         sample = torch.randperm(len(index), generator=generator)[: self.entities].to(gold.device)
         columns = torch.cat([sample, gold]).unique()  # type: ignore[no-untyped-call]
         entities = index.gather(columns)
-        parts = []
+        matcher, parts = in_float32(pl_module.matcher), []
         for states in sides:
-            scores = pl_module.matcher.score(states, entities)
+            scores = matcher.score(states, entities)
             parts.append(torch.stack([scores[name] for name in pl_module.matcher.units]))
         return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
 
@@ -90,7 +91,7 @@ class WeightCalibration(Callback):
         sides: list[States] = []
         golds: list[Tensor] = []
         for batch in data.val_dataloader():
-            moved = trainer.strategy.batch_to_device(batch)
+            moved = pl_module.taken_in(batch)
             kept = (moved["gold"].ge(0).any(dim=1) & moved["index"].ge(0)).nonzero()[:, 0]
             with trainer.precision_plugin.forward_context():
                 states = pick(pl_module.mention_states(moved["mentions"]), kept)

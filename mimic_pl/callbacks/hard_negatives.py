@@ -97,7 +97,7 @@ class HardNegatives(Callback):
         ranker = Ranker(self.depth + widest, unit_ranks="cheap")
         indices, mined = [], []
         for batch in data.mining_dataloader():
-            moved = trainer.strategy.batch_to_device(batch)
+            moved = pl_module.taken_in(batch)
             with trainer.precision_plugin.forward_context():
                 states = pl_module.mention_states(moved["mentions"])
             top = ranker(pl_module.matcher, states, moved["gold"], index).top_entities

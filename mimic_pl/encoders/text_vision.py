@@ -107,7 +107,8 @@ class TextVisionEncoder(Encoder):
         """Encode one side; see :meth:`Encoder.forward`."""
         with self.towers_grad():
             tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            feature_map = self.vision.forward_features(pixel_values)
+            # Of a model that is in half or double precision as a whole; text and transformers' models see to it.
+            feature_map = self.vision.forward_features(pixel_values.to(self.image_global.weight.dtype))
             pooled_image = self.vision.forward_head(feature_map, pre_logits=True)
         if self.text_pooling == "mean":
             weight = attention_mask.unsqueeze(-1).to(tokens.dtype)

@@ -175,14 +175,16 @@ def in_float32(matcher: Matcher) -> Matcher:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Products in float32 proper, whatever training allows itself: their errors must stay below :data:`TOLERANCE`."""
-    allowed = torch.get_float32_matmul_precision()
+    """Float32 proper, whatever training allows itself or asks for: errors must stay below the search's tolerance."""
+    allowed, usual = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
+    torch.set_default_dtype(torch.float32)
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
         torch.set_float32_matmul_precision(allowed)
+        torch.set_default_dtype(usual)
 
 
 def _pairs_that_fit(device: torch.device) -> int:

@@ -1,0 +1,83 @@
+"""One, two and three real processes (gloo) evaluate, link and index: the same to the last digit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from itertools import product
+
+import pytest
+import yaml
+
+from tests import tiny
+from tests.distributed.commands import run
+
+MASKED = ["--model.units.text.mask_padding", "true"]  # then texts are encoded by length
+CASES = {
+    "in_order": ["test", "--data.eval_batch_size", "4", "--data.entity_batch_size", "5"],
+    "by_length": ["test", "--data.eval_batch_size", "2", "--data.entity_batch_size", "3", *MASKED],
+    "eight_bits": ["test", "--data.eval_batch_size", "5", "--model.indexer.form", "int8", "--model.ranker.top_k", "13"],
+    # Two batches of entities: of three processes one holds none.
+    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.indexer.place", "disk"],
+    "links": ["predict", "--data.eval_batch_size", "3", "--data.entity_batch_size", "4"],
+}
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Folder of the run by case and number of processes: of 13 entities and 11 mentions."""
+    folder = tmp_path_factory.mktemp("evaluation")
+    root = tiny.write_set(folder / "set", splits={"train": 20, "dev": 7, "test": 11})
+    entities = json.loads((root / "kb_entity.json").read_text())
+    entities.append({**entities[0], "id": 12, "qid": "Q12", "entity_name": "sahara"})
+    (root / "kb_entity.json").write_text(json.dumps(entities))
+    (root / "qid2id.json").unlink()
+    config = tiny.config(root, folder)
+    config["trainer"] |= {"max_epochs": 1}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    run([["fit", "--config", "config.yaml"]], 1, folder)
+    found = {}
+    for count in (1, 2, 3):
+        commands = []
+        for name, (command, *options) in CASES.items():
+            found[name, count] = shutil.copytree(
+                folder / "lightning_logs" / "version_0", folder / "runs" / f"{name}-{count}"
+            )
+            processes = ["--trainer.devices", str(count)]
+            commands.append([command, "--run", str(found[name, count]), *processes, *options])
+        run(commands, count, folder)
+    return found
+
+
+@pytest.mark.parametrize(("case", "count"), product([name for name in CASES if name != "links"], (2, 3)))
+def test_metrics_ranks_and_predictions_are_those_of_one_process(results, case, count):
+    alone, together = results[case, 1], results[case, count]
+    lines = (alone / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["id"] for line in lines] == [f"test-{number}" for number in range(11)]
+    assert (together / "predictions.jsonl").read_text().splitlines() == lines
+    metrics, metrics_of_one = (json.loads((run / "metrics.json").read_text()) for run in (together, alone))
+    del metrics["checkpoint"], metrics_of_one["checkpoint"]
+    assert metrics == metrics_of_one
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_links_are_those_of_one_process(results, count):
+    links = (results["links", count] / "links.jsonl").read_bytes()
+    assert links == (results["links", 1] / "links.jsonl").read_bytes()
+    assert len(links.splitlines()) == 11
+
+
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), (2, 2), (3, 2)])
+def test_each_process_writes_its_part_of_an_index(results, count, parts):
+    folder = results["on_disk", count] / "index" / "entities"
+    assert sorted(path.name for path in folder.iterdir()) == [f"part-{n + 1}-of-{parts}" for n in range(parts)]
+
+
+def test_any_number_of_processes_reads_it(results, tmp_path):
+    written = results["on_disk", 2]
+    expected = (written / "predictions.jsonl").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in written.glob("index/**/*") if path.name != ".lock"}
+    for count in (1, 3):
+        run([["test", "--run", str(written), "--trainer.devices", str(count), *CASES["on_disk"][1:]]], count, tmp_path)
+        assert (written / "predictions.jsonl").read_bytes() == expected
+        assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing was written again"
