@@ -216,7 +216,7 @@ def _encoded(
     """Features, and golds where there are any, of chosen items."""
     part = DataLoader(
         Subset(loader.dataset, chosen),
-        batch_size=loader.batch_size,
+        batch_size=_BATCH,
         collate_fn=loader.collate_fn,
         num_workers=loader.num_workers,
     )

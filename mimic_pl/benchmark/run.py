@@ -26,6 +26,7 @@ _FUNCTIONS = {
     "memory": ("index", "memory"),
     "training": ("training", "training"),
     "encoding": ("encoding", "encoding"),
+    "processes": ("processes", "processes"),
     "pictures": ("pictures", "pictures"),
     "index": ("index", "index"),
 }

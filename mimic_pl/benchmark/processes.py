@@ -1,0 +1,115 @@
+"""Two processes on two cores against one process on one: encoding and ranking a knowledge base."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from mimic_pl.benchmark.encoders import build_encoder, random_inputs
+from mimic_pl.benchmark.problem import DIMS, MENTIONS_AT_ONCE, random_problem, rows
+from mimic_pl.benchmark.report import Row, timed
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.benchmark.timing import Timing
+from mimic_pl.processes import Processes
+from mimic_pl.ranking import MemoryIndex, Ranker, Share
+from mimic_pl.units import Matcher, published_units
+
+_PROCESSES = 2
+_BATCH = 32
+
+Times = dict[str, list[float]]
+
+
+def processes(settings: Settings) -> Row:
+    """Each process has one thread, on a CPU; what the first does alone, and what both share, are measured in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        spawn(_measure, (folder, settings), _PROCESSES)  # type: ignore[no-untyped-call]
+        times: dict[str, Times] = torch.load(Path(folder) / "times.pt")
+    lines = []
+    for what, unit in (("encoding", "entity"), ("ranking", "pair")):
+        shared, alone = (Timing(times[what][name]) for name in ("shared", "alone"))
+        lines.append(timed(f"{what}, {_PROCESSES} processes", shared, "one process", alone, unit))
+    entities, mentions = _sizes(settings)
+    return {
+        "title": f"{_PROCESSES} processes on a core each against one process on one core (CPU, gloo)",
+        "setting": {"encoder": settings.encoder, "entities ranked": entities, "mentions": mentions},
+        "lines": lines,
+    }
+
+
+def _sizes(settings: Settings) -> tuple[int, int]:
+    return settings.size(8192, 150), settings.size(2 * MENTIONS_AT_ONCE, 24)
+
+
+def _measure(rank: int, folder: str, settings: Settings) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=_PROCESSES)
+    try:
+        works = {"encoding": _encoding(settings), "ranking": _ranking(settings)}
+        times: dict[str, Times] = {what: {"alone": [], "shared": []} for what in works}
+        for turn in range(settings.turns + 1):
+            for what, (items, alone, shared) in works.items():
+                for name, work in (("alone", alone if rank == 0 else _nothing), ("shared", shared)):
+                    dist.barrier()
+                    start = time.perf_counter()
+                    work()
+                    dist.barrier()
+                    if turn:  # the first one warms up
+                        times[what][name].append((time.perf_counter() - start) / items)
+        if rank == 0:
+            torch.save(times, Path(folder) / "times.pt")
+    finally:
+        dist.destroy_process_group()
+
+
+def _encoding(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], None]]:
+    """How many entities, and how one process encodes all of them and each of several its share."""
+    encoder = build_encoder(settings.encoder, settings.seed).eval()
+    matcher = Matcher(DIMS, published_units()).eval()
+    generator = torch.Generator().manual_seed(settings.seed)
+    count = settings.size(16, 2)
+    batches = [random_inputs(encoder, _BATCH, generator, "cpu") for _ in range(count)]
+    rank = Processes().rank
+
+    def encode(part: slice) -> None:
+        with torch.no_grad():
+            for batch in batches[part]:
+                matcher.entity(encoder(**batch))
+
+    return count * _BATCH, lambda: encode(slice(None)), lambda: encode(slice(rank, None, _PROCESSES))
+
+
+def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], None]]:
+    """How many pairs, and how one process ranks all mentions and each of several its share of them."""
+    together = Processes()
+    entities, mentions = _sizes(settings)
+    problem = random_problem(mentions, entities, min(entities, 1000), settings.seed, "cpu")
+    # Held in turn: of a stretch, one process would hold the golds of all mentions, which lie at the beginning.
+    held = torch.arange(together.rank, entities, together.count)
+    part = MemoryIndex(entities, share=Share(held, entities, together))
+    part.append({unit: dict(state) for unit, state in problem.index.select(held).states.items()})
+    own = slice(mentions * together.rank // together.count, mentions * (together.rank + 1) // together.count)
+    ranker, size = Ranker(), MENTIONS_AT_ONCE
+
+    def alone() -> None:
+        for start in range(0, mentions, size):
+            block = slice(start, start + size)
+            ranker(problem.matcher, rows(problem.states, block), problem.gold[block], problem.index)
+
+    def shared() -> None:
+        # As many mentions at once as the one process has.
+        for start in range(own.start, own.stop, size // together.count):
+            block = slice(start, min(start + size // together.count, own.stop))
+            ranker(problem.matcher, rows(problem.states, block), problem.gold[block], part)
+
+    return mentions * entities, alone, shared
+
+
+def _nothing() -> None:
+    """What a process does while another works alone."""
