@@ -24,6 +24,7 @@ from mimic_pl.callbacks.signatures import (
 from mimic_pl.callbacks.signatures.loss import Place
 from mimic_pl.errors import ConfigError, NonFiniteLossError
 from mimic_pl.model import MIMIC
+from mimic_pl.processes import Processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -169,8 +170,9 @@ class FailureMonitor(Callback):
         Returns:
             The processes' summaries of the loss, on the CPU, ``[processes, 3 + terms]``.
         """
-        gathered: Any = pl_module.all_gather(self._loss.summary())
-        summaries: Tensor = gathered.reshape(trainer.world_size, -1).cpu()
+        processes = Processes()
+        everyone = processes.gather([self._loss.summary()[None]], [1] * processes.count)
+        summaries = torch.cat([summary for (summary,) in everyone]).cpu()
         finding = self._loss.non_finite(summaries)
         if finding is not None:
             skipped = getattr(trainer.precision_plugin, "scaler", None) is not None

@@ -25,6 +25,9 @@ _KILLED = re.compile(r"DataLoader worker \(pid\(?s?\)? ?[\d, ]+\) (is killed by 
 _SHARED_MEMORY = re.compile(r"shared memory|/torch_\d+_\d+.*No space left|Bus error", re.DOTALL)
 
 
+_LOST = re.compile(r"gloo/|NCCL|ncclRemoteError|TCPStore|Connection (reset|closed) by peer")
+
+
 class UnexpectedError(MimicError):
     """An exception that nobody expected, which is a mistake in a program."""
 
@@ -82,6 +85,11 @@ def _of_machine(error: Exception) -> MimicError | None:
             f"A loader process ended: {found.group()}. The system kills processes when memory runs short (dmesg "
             "tells): use fewer of them (--data.num_workers), or smaller batches. To see an error inside of one: "
             "--data.num_workers 0."
+        )
+    if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and _LOST.search(str(error))):
+        return MachineError(
+            "Another process of this run has ended, or can not be reached. What it printed, or its machine's log, says "
+            f"why; go on from the last checkpoint (--ckpt_path last). Here it is seen as: {text}."
         )
     if isinstance(error, OSError):
         return _of_system(error, text)

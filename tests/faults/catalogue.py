@@ -118,6 +118,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a loader process is killed", "A loader process ended", MachineError, MACHINE + "test_a_loader_process_is_killed"),
         Fault("the device's memory runs out while ranking: a smaller block once, then an error", "eval_batch_size", DeviceMemoryError, "ranking/test_engine.py::test_out_of_memory_shrinks_the_blocks_once_and_then_says_so", 2),
         Fault("memory runs out elsewhere", "There is no memory left", DeviceMemoryError, MACHINE + "test_memory_runs_out", 3),
+        Fault("a process of a distributed run is killed: the others end within a minute", "Another process of this run has ended", MachineError, "distributed/test_lost_process.py::test_the_others_end", 2),
         Fault("two processes train in one folder: each gets a run of its own", "two whole runs", None, MACHINE + "test_two_processes_train_in_one_folder"),
         Fault("two processes test one run: its results are whole", "those of one of them", None, MACHINE + "test_two_processes_test_one_run"),
         Fault("a configuration that is no YAML", "is no YAML", UsageError, MACHINE + "test_a_configuration_that_is_no_yaml", 2),
