@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -52,18 +53,21 @@ class Run:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The checkpoint to resume from.
+        """The checkpoint to resume from: ``last.ckpt``, or one that is further.
+
+        A run that was killed may have written another one since, or no ``last.ckpt`` yet.
 
         Raises:
             ConfigError: The run has none.
         """
-        candidates = [path for path in self.checkpoints if _is_last(path)]
-        if not candidates:
-            raise ConfigError(
-                f"The run {self.folder} has no last.ckpt to resume from. It ended before its first validation, or "
-                "checkpoint.save_last is off; give a checkpoint's path with --ckpt_path."
-            )
-        return candidates[-1]
+        named = [path for path in self.checkpoints if _is_last(path)]
+        others = {path: _steps(path) for path in self.checkpoints if not _is_last(path)}
+        if named:
+            # If it is damaged, that is for the reader to know.
+            others = {path: steps for path, steps in others.items() if steps > _steps(named[-1], damaged=math.inf)}
+        if not (named or others):
+            raise ConfigError(f"The run {self.folder} has no checkpoint to resume from.")
+        return max(others, key=lambda path: others[path]) if others else named[-1]
 
     @property
     def best_checkpoint(self) -> Path:
@@ -126,13 +130,19 @@ def newest_run(root: str | Path = RUNS) -> Run:
         ConfigError: There is none.
     """
     root = Path(root).expanduser().resolve()
-    runs = [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
+    runs = runs_below(root)
     if not runs:
         raise ConfigError(
             f"There is no training run in {root}. Train one first (mimic-pl fit --config ...), start this command in "
             "the folder where you trained, or name a run with --run FOLDER."
         )
     return max(runs, key=lambda run: (run.checkpoints[-1].stat().st_mtime, run.folder.name))
+
+
+def runs_below(root: str | Path) -> list[Run]:
+    """All runs below a folder, in no order; one without a checkpoint is none yet."""
+    root = Path(root).expanduser().resolve()
+    return [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
 
 
 def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataModule]:
@@ -206,6 +216,14 @@ def _is_run(folder: Path) -> bool:
 
 def _is_last(path: Path) -> bool:
     return re.fullmatch(r"last(-v\d+)?\.ckpt", path.name) is not None
+
+
+def _steps(path: Path, damaged: float = -1) -> float:
+    """Optimizer steps before a checkpoint."""
+    try:
+        return float(read_checkpoint(path, check=False).get("global_step", 0))
+    except CheckpointError:
+        return damaged
 
 
 def _metric_in_name(path: Path) -> float | None:

@@ -65,6 +65,10 @@ class HardNegatives(Callback):
         since = trainer.current_epoch - self.first_epoch
         if since >= 0 and since % self.every_n_epochs == 0:
             self._mine(trainer, pl_module)
+            loop = trainer.fit_loop
+            if trainer.current_epoch == 0 or loop.is_resuming:
+                # Before the first epoch of a process, Lightning begins to load before this hook.
+                iter(loop._data_fetcher)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
         """What was mined, for epochs that go on from it."""

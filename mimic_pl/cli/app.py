@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import set_parsing_settings
+from lightning.fabric.plugins import CheckpointIO
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
@@ -19,11 +20,20 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from mimic_pl.callbacks import FailureMonitor, PredictionWriter, ResultTable, SamplePanels
+from mimic_pl.callbacks import (
+    ExactResume,
+    FailureMonitor,
+    Interruption,
+    PredictionWriter,
+    ResultTable,
+    SamplePanels,
+)
+from mimic_pl.checkpoint_io import AtomicCheckpointIO, remove_unfinished
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
 from mimic_pl.cli.commands import OWN_COMMANDS
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.quiet import quiet_libraries
+from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data import MELDataModule
 from mimic_pl.model import MIMIC
 from mimic_pl.runs import RUNS, Run, become_only_writer
@@ -66,6 +76,8 @@ class MimicCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=43,
+            trainer_defaults={"callbacks": [ExactResume(), Interruption()]},
+            save_config_callback=RunConfig,
             # A resumed run continues in its folder and writes its configuration again.
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
@@ -123,7 +135,10 @@ class MimicCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Let no other process write into the run's folder."""
-        self._become_only_writer()
+        folder = self._become_only_writer()
+        if folder is not None:
+            for saver in self.trainer.checkpoint_callbacks:
+                remove_unfinished(Path(getattr(saver, "dirpath", None) or folder / "checkpoints"))
 
     def before_test(self) -> None:
         """Let no other process write the run's results."""
@@ -133,11 +148,14 @@ class MimicCLI(LightningCLI):
         """Let no other process write the run's links."""
         self._become_only_writer()
 
-    def _become_only_writer(self) -> None:
+    def _become_only_writer(self) -> Path | None:
+        """The run's folder, in the process that writes there."""
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: every process must ask
         writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
-        if writes and self.trainer.is_global_zero:
-            self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
+        if not writes or not self.trainer.is_global_zero:
+            return None
+        self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
+        return Path(folder)
 
     def after_fit(self) -> None:
         """Say where the result is."""
@@ -167,6 +185,10 @@ class MimicCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         if config.get("logger") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        given = config.get("plugins") or []
+        plugins = given if isinstance(given, list) else [given]
+        if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
+            config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
         return super()._instantiate_trainer(config, callbacks)
 
 

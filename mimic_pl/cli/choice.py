@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from mimic_pl.checkpoint import read_checkpoint, require_numbers
 from mimic_pl.errors import ConfigError
-from mimic_pl.runs import RUNS, Run, newest_run, open_run, read_yaml, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, newest_run, open_run, read_yaml, run_of_checkpoint, runs_below
 
 
 class Choice(NamedTuple):
@@ -34,7 +34,8 @@ def choose_run(args: list[str]) -> Choice:
       or that of ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, with ``--config`` files and
       options on top, and its best checkpoint.
     - ``--ckpt_path best`` and ``last`` mean those of that run; with a ``--config`` only its weights are taken.
-    - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run.
+    - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run. With a ``--config`` and no
+      run that has a checkpoint, it starts: a job that is requeued has one and the same command line.
 
     Raises:
         ConfigError: There is no such run or checkpoint, or a configuration that can not be read.
@@ -54,16 +55,21 @@ def choose_run(args: list[str]) -> Choice:
         if not Path(given.ckpt_path).is_file():
             raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Give a file, or 'best' or 'last'.")
         _check(Path(given.ckpt_path))
-    bare = command != "fit" and not given.config and given.model is None
-    if not (given.run or named or bare):
+    bare = not given.config and given.model is None
+    if not (given.run or named or (bare and command != "fit")):
         untrained = command != "fit" and given.ckpt_path is None
         note = "No --ckpt_path: the model is evaluated as the configuration builds it." if untrained else None
         return Choice(args, note=note)
 
+    runs = Path(_root(given)) / RUNS
+    if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not runs_below(runs):
+        # The command line of a job that is requeued has to be good for its first start as well.
+        note = f"There is no checkpoint in {short(runs.resolve())} to resume from: training starts at its beginning."
+        return Choice([*args, "--ckpt_path", "null"], note=note)
     if given.run:
         run = open_run(given.run)
     else:
-        run = (None if named else run_of_checkpoint(given.ckpt_path)) or newest_run(Path(given.root or ".") / RUNS)
+        run = (None if named else run_of_checkpoint(given.ckpt_path)) or newest_run(runs)
     takes_config = bool(given.run) or (not given.config and given.model is None)
     front = ["--config", str(run.config)] if takes_config else []
     if named or given.ckpt_path is None:
@@ -141,6 +147,15 @@ def _peek(args: list[str]) -> Any:
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.default_root_dir", dest="root")
     return parser.parse_known_args(args)[0]
+
+
+def _root(given: Any) -> str:
+    """Where the Trainer puts its runs: as it stands on the command line, or in a configuration."""
+    root = given.root
+    for path in reversed(given.config or []) if root is None else ():
+        trainer = read_yaml(Path(path)).get("trainer") if Path(path).is_file() else None
+        root = root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
+    return root or "."
 
 
 def _only_asks(args: list[str]) -> bool:

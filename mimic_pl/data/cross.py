@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.dataset import Item, TrainingDataset
 from mimic_pl.data.records import Entity, Mention
-from mimic_pl.data.sampler import SetSampler, TrainSampler, first_epoch
+from mimic_pl.data.sampler import SetSampler, TrainSampler, resume_point
 from mimic_pl.errors import ConfigError
 
 
@@ -116,8 +116,8 @@ class CrossDataModule(MELDataModule):
             for items, part in zip(sets, self.training_sets, strict=True)
         ]
         sampler = SetSampler(own, self.seed)
-        sampler.set_epoch(first_epoch(self.trainer))
-        return self._loader(SeveralSets(sets), sampler, keep_workers=True)
+        sampler.begin(*resume_point(self.trainer))
+        return self._training_loader(SeveralSets(sets), sampler)
 
     def val_dataloader(self) -> DataLoader[Any]:
         """Mentions of the validating set's dev split."""

@@ -28,12 +28,13 @@ from mimic_pl.data.degradation import Degradation, DegradedPixels, PictureDegrad
 from mimic_pl.data.dropping import without_failing
 from mimic_pl.data.folder import MissingSplitError, PublishedFolder
 from mimic_pl.data.lexicon import BM25Lexicon
+from mimic_pl.data.loader import TrainLoader, keep_through_signals
 from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
 from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
-from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, first_epoch
+from mimic_pl.data.sampler import EntitySampler, EvalSampler, SetSampler, TrainSampler, resume_point
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.data.training_split import golds_of, require_share, seeded_share
@@ -307,8 +308,8 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         """Shuffled pairs of a mention and its gold entity."""
         dataset = self.training_dataset()
         sampler = TrainSampler(dataset, self.batch_size, *self._processes(), seed=self.seed)
-        sampler.set_epoch(first_epoch(self.trainer))
-        return self._loader(dataset, sampler, keep_workers=True)
+        sampler.begin(*resume_point(self.trainer))
+        return self._training_loader(dataset, sampler)
 
     def mining_dataloader(self) -> DataLoader[Any]:
         """The training mentions in order, undisturbed: to rank the knowledge base for them."""
@@ -415,22 +416,26 @@ class MELDataModule(PublishedFolder, LightningDataModule):
     def _in_order(self, dataset: MentionDataset) -> DataLoader[Any]:
         return self._loader(dataset, EvalSampler(dataset, self.eval_batch_size, *self._processes()))
 
+    def _training_loader(self, dataset: Dataset[Any], sampler: TrainSampler | SetSampler) -> TrainLoader:
+        return TrainLoader(
+            dataset, sampler=sampler, collate_fn=collate, persistent_workers=self.num_workers > 0, **self._loading()
+        )
+
     def _loader(
         self,
         dataset: Dataset[Any],
         sampler: Sampler[Any],
-        keep_workers: bool = False,
         collate_with: Callable[[list[Item]], dict[str, Any]] = collate,
     ) -> DataLoader[Any]:
-        return DataLoader(
-            dataset,
-            batch_size=None,  # the samplers make the batches
-            sampler=sampler,
-            collate_fn=collate_with,
-            num_workers=self.num_workers,
-            persistent_workers=keep_workers and self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+        return DataLoader(dataset, sampler=sampler, collate_fn=collate_with, **self._loading())
+
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "batch_size": None,  # the samplers make the batches
+            "num_workers": self.num_workers,
+            "pin_memory": torch.cuda.is_available(),
+            "worker_init_fn": keep_through_signals,
+        }
 
     def _processes(self) -> tuple[int, int]:
         """Number of processes, and which one this is."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -39,15 +40,33 @@ class TrainSampler(DistributedSampler[list[int]]):
                 f"There are {len(dataset)} training mentions for {processes} processes. Take fewer (--trainer.devices)."
             )
         self.batch_size = batch_size
+        self.taken: dict[int, int] = {}
         self.num_samples = sum(len(batch) for batch in self._batches(range(len(dataset))))
         self.total_size = len(dataset)
 
+    def begin(self, epoch: int, batches: int) -> None:
+        """Turn to an epoch of which the run that is resumed has taken so many batches."""
+        self.set_epoch(epoch)
+        self.taken = {epoch: batches} if batches else {}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the batches of an epoch."""
+        return {
+            "mentions": self.total_size,
+            "batch_size": self.batch_size,
+            "processes": self.num_replicas,
+            "seed": self.seed,
+        }
+
     def __len__(self) -> int:
-        """Number of batches, the same for all processes."""
+        """Number of batches of an epoch, the same for all processes."""
         return len(self._starts()) - 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This process's batches."""
+        """This process's batches that are left of the epoch."""
+        return islice(self._epoch_batches(), self.taken.get(self.epoch, 0), None)
+
+    def _epoch_batches(self) -> Iterator[list[int]]:
         size = self.total_size
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(size, generator=generator).tolist()
@@ -83,6 +102,7 @@ class SetSampler(DistributedSampler[tuple[int, list[int]]]):
         first = samplers[0]
         super().__init__(first.dataset, first.num_replicas, first.rank, seed=seed)
         self.samplers = samplers
+        self.taken: dict[int, int] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to an epoch."""
@@ -90,15 +110,25 @@ class SetSampler(DistributedSampler[tuple[int, list[int]]]):
         for sampler in self.samplers:
             sampler.set_epoch(epoch)
 
+    def begin(self, epoch: int, batches: int) -> None:
+        """Turn to an epoch of which the run that is resumed has taken so many batches."""
+        self.set_epoch(epoch)
+        self.taken = {epoch: batches} if batches else {}
+
+    def settings(self) -> dict[str, Any]:
+        """What decides the batches of an epoch."""
+        return {"seed": self.seed, "sets": [sampler.settings() for sampler in self.samplers]}
+
     def __len__(self) -> int:
-        """Number of this process's batches."""
+        """Number of this process's batches of an epoch."""
         return sum(map(len, self.samplers))
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        """This process's batches."""
+        """This process's batches that are left of the epoch."""
         batches = [(number, batch) for number, sampler in enumerate(self.samplers) for batch in sampler]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        return (batches[place] for place in torch.randperm(len(batches), generator=generator).tolist())
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return (batches[place] for place in order[self.taken.get(self.epoch, 0) :])
 
 
 class EvalSampler(DistributedSampler[list[int]]):
@@ -180,16 +210,23 @@ class EntitySampler(Sampler[list[int]]):
         return iter(self.batches)
 
 
-def first_epoch(trainer: Any) -> int:
-    """The epoch that training begins with: 0, or on a resumed run the one after the checkpoint's.
+def resume_point(trainer: Any) -> tuple[int, int]:
+    """Where training begins: an epoch, and the number of its batches that the run that is resumed has taken.
 
-    Lightning tells the sampler before each epoch, but on a resumed run only after the workers have begun to fetch.
+    Lightning goes on counting in the middle of an epoch, but from the loader it takes what comes first. And it tells
+    the sampler the epoch before each one, but on a resumed run only after the workers have begun to fetch.
     """
     if trainer is None:
-        return 0
-    loop = trainer.fit_loop
-    begun: int = loop.epoch_progress.current.ready
-    return begun if begun == 0 or loop.epoch_loop.batch_progress.is_last_batch else begun - 1
+        return 0, 0
+    epochs = trainer.fit_loop.epoch_progress.current
+    batches = trainer.fit_loop.epoch_loop.batch_progress
+    if epochs.processed == epochs.ready:
+        return epochs.ready, 0
+    if batches.is_last_batch and batches.current.completed < batches.current.processed:
+        return epochs.ready, 0  # without ExactResume, Lightning leaves the rest of such an epoch out
+    if epochs.started < epochs.ready:
+        return epochs.ready - 1, 0
+    return epochs.ready - 1, batches.current.processed
 
 
 def draw(count: int, seed: int, epoch: int, index: int) -> int:

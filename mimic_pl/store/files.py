@@ -21,12 +21,12 @@ UNFINISHED_SUFFIX = ".tmp"
 
 _log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # File systems that can not set space aside say so with one of these; writing then finds out by itself.
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
-def write_file(path: Path, content: bytes) -> None:
+def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file so that a kill or a full disk at any moment leaves the old one, or none, but never a part.
 
     The space is set aside before the first byte is written: on a full disk a clean error comes at once.

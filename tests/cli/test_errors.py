@@ -43,7 +43,7 @@ WRONG = {
         "temperature",
     ),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 3, "The checkpoint 'nowhere.ckpt' does not exist."),
-    "resume without a run": (["--ckpt_path", "last"], 3, "There is no training run in"),
+    "best of no run": (["--ckpt_path", "best"], 3, "There is no training run in"),
 }
 
 

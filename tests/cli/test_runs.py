@@ -13,14 +13,16 @@ from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.runs import load_run, newest_run, open_run, run_of_checkpoint
 
 
-def make_run(folder, *checkpoints, best=None, time=None):
+def make_run(folder, *checkpoints, best=None, time=None, steps=()):
     """A run's folder with checkpoints that hold no weights."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("model: {}\n")
     state = {"monitor": "val/mrr", "best_model_path": f"/moved/elsewhere/checkpoints/{best}"} if best else {}
     for number, name in enumerate(checkpoints):
         path = folder / "checkpoints" / name
-        torch.save({"callbacks": {"ModelCheckpoint{'monitor': 'val/mrr'}": state}, "state_dict": {}}, path)
+        callbacks = {"ModelCheckpoint{'monitor': 'val/mrr'}": state}
+        step = steps[number] if steps else 0
+        torch.save({"callbacks": callbacks, "state_dict": {}, "global_step": step}, path)
         os.utime(path, (1000 + number, 1000 + number) if time is None else (time, time))
     return folder
 
@@ -71,9 +73,23 @@ def test_newest_of_several_last_checkpoints(tmp_path):
 def test_unclear_checkpoints_are_errors(tmp_path):
     with pytest.raises(ConfigError, match=r"tells which checkpoint was best.*--ckpt_path"):
         _ = open_run(make_run(tmp_path / "a", "last.ckpt")).best_checkpoint
-    with pytest.raises(ConfigError, match="no last.ckpt to resume from"):
-        _ = open_run(make_run(tmp_path / "b", "one.ckpt")).last_checkpoint
-    assert open_run(tmp_path / "b").best_checkpoint.name == "one.ckpt"
+    assert open_run(make_run(tmp_path / "b", "one.ckpt")).best_checkpoint.name == "one.ckpt"
+
+
+@pytest.mark.parametrize(
+    ("names", "steps", "last"),
+    [
+        (["epoch=0.ckpt"], [3], "epoch=0.ckpt"),  # killed before the first last.ckpt
+        (["last.ckpt", "epoch=1.ckpt"], [3, 6], "epoch=1.ckpt"),  # killed before the next
+        (["last.ckpt", "epoch=1.ckpt"], [6, 6], "last.ckpt"),
+        (["last.ckpt", "epoch=0.ckpt"], [6, 3], "last.ckpt"),  # a copy in which the older file is the newer
+        (["step=7.ckpt", "step=9.ckpt", "step=8.ckpt"], [7, 9, 8], "step=9.ckpt"),
+    ],
+)
+def test_last_is_the_furthest(tmp_path, names, steps, last):
+    folder = make_run(tmp_path / "run", *names, steps=steps)
+    (folder / "checkpoints" / "last.ckpt.tmp").write_bytes(b"half of one")
+    assert open_run(folder).last_checkpoint.name == last
 
 
 def test_run_of_a_checkpoint(tmp_path):

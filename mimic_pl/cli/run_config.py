@@ -1,0 +1,29 @@
+"""The configuration that a run keeps, whole at any moment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.cli import SaveConfigCallback
+
+from mimic_pl.checkpoint_io import write_whole
+
+
+class RunConfig(SaveConfigCallback):
+    """Writes ``config.yaml`` into the run's folder; a resumed run, which writes it again, never leaves half of it."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Write it once.
+
+        Raises:
+            MachineError: There is no room, or the folder can not be written to.
+        """
+        folder = trainer.log_dir  # collective: every process must ask
+        if folder is None or "://" in folder:
+            super().setup(trainer, pl_module, stage)
+        elif trainer.is_global_zero and not self.already_saved:
+            content = self.parser.dump(self.config, skip_none=False)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            write_whole(Path(folder) / self.config_filename, content.encode())
+        self.already_saved = True

@@ -1,0 +1,62 @@
+"""Loader processes that outlive a signal to all, and a training loader that goes on in the middle of an epoch."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from typing import Any
+
+from torch.utils.data import DataLoader
+
+from mimic_pl.data.sampler import SetSampler, TrainSampler
+from mimic_pl.errors import ConfigError
+
+
+class TrainLoader(DataLoader[Any]):
+    """Tells Lightning that it can go on in the middle of an epoch, and with what: its sampler's settings.
+
+    Which batches are taken already stands in Lightning's own counters, from which the sampler was told to begin.
+    """
+
+    sampler: TrainSampler | SetSampler
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the batches of an epoch; Lightning writes it into each checkpoint."""
+        return {"sampler": self.sampler.settings()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Compare a checkpoint's settings with those of this run.
+
+        Raises:
+            ConfigError: They differ, and the run goes on in the middle of an epoch.
+        """
+        before, now = state_dict["sampler"], self.sampler.settings()
+        if before != now and self.sampler.taken:
+            raise ConfigError(
+                f"The checkpoint was taken in the middle of an epoch with batches by {before}, and this run has {now}: "
+                "some mentions would be trained on twice in this epoch, and others never. Resume with the data, batch "
+                "size, seed and number of processes of the run, or from a checkpoint of the end of an epoch."
+            )
+
+
+def keep_through_signals(worker: int) -> None:
+    """In a loader process: leave signals that all processes get to the process that trains.
+
+    Ctrl-C, and the end of a job, reach every process. The one that trains needs its loader processes until it has
+    written its checkpoint; it ends them itself, which is the one SIGTERM that they heed. Where the system can not tell
+    who sent a signal (only Linux can), SIGTERM ends them as ever.
+
+    Args:
+        worker: Number of the loader process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+
+
+def _end_with_parent(parent: int) -> None:
+    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+        pass
+    os._exit(0)
