@@ -1,10 +1,11 @@
 """The LightningModule through the real Trainer on real files."""
 
 import copy
+from typing import ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mimic_pl import MIMIC, MELDataModule
@@ -54,6 +55,18 @@ def test_training_lowers_the_loss_and_raises_mrr(tiny_set, tmp_path):
     after = trainer.callback_metrics
     assert after["train/loss_epoch"] < 0.7 * 4 * torch.tensor(8.0).log()
     assert after["val/mrr"] > before["val/mrr"] + 0.1
+
+
+def test_a_batch_is_overfitted(tiny_set, tmp_path):
+    class Seen(Callback):
+        batches: ClassVar[list] = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.batches.append(batch["index"].tolist())
+
+    options = {"overfit_batches": 1, "max_epochs": 3, "enable_checkpointing": False, "callbacks": [Seen()]}
+    make_trainer(tmp_path, **options).fit(make_model(), make_data(tiny_set))
+    assert Seen.batches == [list(range(8))] * 3
 
 
 @pytest.mark.parametrize("pairs_per_block", [3, 10_000])

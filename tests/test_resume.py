@@ -13,13 +13,12 @@ import signal
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer, seed_everything
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from mimic_pl import MIMIC, CrossDataModule, MELDataModule
 from mimic_pl.callbacks import ExactResume, HardNegatives, Interrupted, Interruption, WeightCalibration
 from mimic_pl.checkpoint_io import AtomicCheckpointIO
 from mimic_pl.encoders import CLIPEncoder
-from mimic_pl.errors import ConfigError
 from mimic_pl.units import CMFU, GlobalCosine, WeightedMatcher
 from tests import tiny
 
@@ -102,7 +101,9 @@ def fit(folder, root, scenario, resume=None, moments=None, workers=0, every=None
     kind = MIMIC if scenario.get("trainer", {}).get("accumulate_grad_batches", 1) == 1 else StepwiseMIMIC
     model = kind(CLIPEncoder(**encoder), UNITS, **options)
     parts = [
-        MELDataModule(str(root), name="Tiny", batch_size=4, eval_batch_size=3, num_workers=workers, modality_dropout=0.2)
+        MELDataModule(
+            str(root), name="Tiny", batch_size=4, eval_batch_size=3, num_workers=workers, modality_dropout=0.2
+        )
         for _ in range(scenario.get("sets", 1))
     ]
     data = parts[0] if len(parts) == 1 else CrossDataModule(parts, parts[0])

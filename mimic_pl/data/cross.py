@@ -109,7 +109,13 @@ class CrossDataModule(MELDataModule):
         return self.training_sets[0].training_sample()
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Batches of all training sets, each of one set."""
+        """Batches of all training sets, each of one set.
+
+        Raises:
+            ConfigError: The Trainer is to overfit some batches.
+        """
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            raise ConfigError("CrossDataModule has no batches in order to overfit. Overfit those of a single data set.")
         sets = [part.training_dataset() for part in self.training_sets]
         own = [
             TrainSampler(items, part.batch_size, *self._processes(), seed=part.seed)

@@ -305,15 +305,17 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         return self.on_after_batch_transfer(dataset.__getitems__(list(range(min(2, len(dataset))))), 0)
 
     def train_dataloader(self) -> DataLoader[Any]:
-        """Shuffled pairs of a mention and its gold entity."""
+        """Shuffled pairs of a mention and its gold entity; in order where the Trainer is to overfit some batches."""
         dataset = self.training_dataset()
+        if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
+            return self._in_order(dataset, self.batch_size)
         sampler = TrainSampler(dataset, self.batch_size, *self._processes(), seed=self.seed)
         sampler.begin(*resume_point(self.trainer))
         return self._training_loader(dataset, sampler)
 
     def mining_dataloader(self) -> DataLoader[Any]:
         """The training mentions in order, undisturbed: to rank the knowledge base for them."""
-        return self._in_order(self._datasets["train"])
+        return self._in_order(self._datasets["train"], self.eval_batch_size)
 
     def _training_changes(self) -> dict[str, list[SideChange]]:
         changes: dict[str, list[SideChange]] = {"mentions": [], "entities": []}
@@ -411,10 +413,10 @@ class MELDataModule(PublishedFolder, LightningDataModule):
 
     def _eval_loader(self, split: str) -> DataLoader[Any]:
         dataset = self._datasets[split] if self.degradation is None else self._degraded(split, self.degradation)
-        return self._in_order(dataset)
+        return self._in_order(dataset, self.eval_batch_size)
 
-    def _in_order(self, dataset: MentionDataset) -> DataLoader[Any]:
-        return self._loader(dataset, EvalSampler(dataset, self.eval_batch_size, *self._processes()))
+    def _in_order(self, dataset: MentionDataset | TrainingDataset, batch_size: int) -> DataLoader[Any]:
+        return self._loader(dataset, EvalSampler(dataset, batch_size, *self._processes()))
 
     def _training_loader(self, dataset: Dataset[Any], sampler: TrainSampler | SetSampler) -> TrainLoader:
         return TrainLoader(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import DistributedSampler, Sampler
+from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from mimic_pl.errors import ConfigError
 
@@ -131,14 +131,14 @@ class SetSampler(DistributedSampler[tuple[int, list[int]]]):
         return (batches[place] for place in order[self.taken.get(self.epoch, 0) :])
 
 
-class EvalSampler(DistributedSampler[list[int]]):
+class EvalSampler(DistributedSampler[list[int]], SequentialSampler):
     """Batches of items in order, the same ones for any number of processes: each batch goes to one process.
 
     Processes take turns. They must take equally many, since they rank together: one that has none left for the last
     turn gets a single item numbered from ``len(dataset)`` on, which is to be computed and not counted.
 
     A batch's content decides the last bits of what is computed from it, so results do not depend on the number of
-    processes.
+    processes. Lightning leaves a sampler of these kinds as it is.
 
     Args:
         dataset: What is sampled.
@@ -159,7 +159,7 @@ class EvalSampler(DistributedSampler[list[int]]):
         """Number of batches, the same for all processes."""
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[list[int]]:  # type: ignore[override]
         """This process's batches."""
         return iter(self.batches)
 
