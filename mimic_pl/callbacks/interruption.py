@@ -157,9 +157,7 @@ class Interruption(Callback):
         self._ended = True
         saved = _save_last(trainer, pl_module)
         if trainer.is_global_zero:
-            where = (
-                f"{saved} holds everything; --ckpt_path last goes on from it." if saved else "It keeps no checkpoints."
-            )
+            where = f"--ckpt_path last goes on from {saved}." if saved else "The run keeps no checkpoints."
             name = signal.Signals(exception.signal).name
             print(f"Ended by {name} after step {trainer.global_step}. {where}", file=sys.stderr, flush=True)
 
@@ -181,5 +179,5 @@ def _save_last(trainer: Trainer, pl_module: LightningModule) -> Path | None:
     saver = savers[0]
     path = saver.last_model_path or saver.format_checkpoint_name({}, saver.CHECKPOINT_NAME_LAST)
     saver.last_model_path = path  # ModelCheckpoint writes its next one there, and not beside it
-    trainer.save_checkpoint(path)
+    trainer.save_checkpoint(path, weights_only=False)
     return Path(path)

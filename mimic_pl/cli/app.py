@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -76,7 +76,6 @@ class MimicCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=43,
-            trainer_defaults={"callbacks": [ExactResume(), Interruption()]},
             save_config_callback=RunConfig,
             # A resumed run continues in its folder and writes its configuration again.
             save_config_kwargs={"overwrite": True},
@@ -181,15 +180,33 @@ class MimicCLI(LightningCLI):
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # Lightning refuses these callbacks where the Trainer was told to do without what they need.
-        if config.get("enable_checkpointing") is False:
-            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         if config.get("logger") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
+        if config.get("enable_checkpointing") is False:
+            callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
+        else:
+            callbacks = [*callbacks, *self._last_checkpoint(callbacks)]
+        callbacks = [*callbacks, ExactResume(), Interruption()]
         given = config.get("plugins") or []
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
         return super()._instantiate_trainer(config, callbacks)
+
+    def _last_checkpoint(self, callbacks: list[Callback]) -> Iterator[ModelCheckpoint]:
+        """What writes ``last.ckpt``: ModelCheckpoint itself does so only where a checkpoint is among the best."""
+        config = self._get(self.config, "checkpoint")
+        for best in callbacks:
+            if isinstance(best, ModelCheckpoint) and best.save_last is True:
+                best.save_last = False
+                when = ("every_n_train_steps", "train_time_interval", "every_n_epochs", "save_on_train_epoch_end")
+                yield ModelCheckpoint(
+                    best.dirpath,
+                    best.CHECKPOINT_NAME_LAST,
+                    enable_version_counter=False,
+                    save_weights_only=best.save_weights_only,
+                    **{name: config[name] for name in when},
+                )
 
 
 def main(args: Sequence[str] | None = None) -> None:

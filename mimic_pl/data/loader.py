@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
+import multiprocessing
 import os
 import signal
+import sys
 import threading
 from typing import Any
 
@@ -11,6 +14,8 @@ from torch.utils.data import DataLoader
 
 from mimic_pl.data.sampler import SetSampler, TrainSampler
 from mimic_pl.errors import ConfigError
+
+_PR_SET_PDEATHSIG = 1
 
 
 class TrainLoader(DataLoader[Any]):
@@ -41,22 +46,26 @@ class TrainLoader(DataLoader[Any]):
 
 
 def keep_through_signals(worker: int) -> None:
-    """In a loader process: leave signals that all processes get to the process that trains.
+    """In a loader process: leave signals that all processes get to the process that trains, and end with it.
 
     Ctrl-C, and the end of a job, reach every process. The one that trains needs its loader processes until it has
-    written its checkpoint; it ends them itself, which is the one SIGTERM that they heed. Where the system can not tell
-    who sent a signal (only Linux can), SIGTERM ends them as ever.
+    written its checkpoint; it ends them itself, which is the one SIGTERM that they heed. If it is killed they end at
+    once: they would hold its memory, and the lock on the run's folder, until they notice by themselves. Both are
+    Linux's; elsewhere SIGTERM ends a loader process as ever.
 
     Args:
         worker: Number of the loader process.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
+    parent = multiprocessing.parent_process()
+    if sys.platform == "linux" and parent is not None and parent.pid is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+        threading.Thread(target=_end_at_word_of, args=(parent.pid,), daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
-        pass
-    os._exit(0)
+def _end_at_word_of(parent: int) -> None:
+    if sys.platform == "linux":
+        while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
+            pass
+        os._exit(0)
