@@ -10,11 +10,13 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.report import group_runs, open_finished, write_report
 from mimic_pl.report.calibration import calibration
+from mimic_pl.report.drawing import COLOURS, panels, save
 from mimic_pl.report.experiments import differences
 from mimic_pl.report.plots import curves_figure, hits_figure, robustness_figure
 from tests.report.conftest import write_curve, write_run
@@ -187,6 +189,20 @@ def test_bars_and_robustness_show_the_figures(tmp_path):
     assert [bar.get_width() for bar in axis.patches] == [50.0, 0.0]
     (axis,) = robustness_figure(experiment).axes
     np.testing.assert_allclose(axis.get_lines()[0].get_xydata(), [(0, 50), (1, 25), (4, 12.5)])
+
+
+def test_saved_figures_are_small_and_keep_their_colours(tmp_path):
+    figure, (axis,) = panels(1)
+    for number, colour in enumerate(COLOURS):
+        axis.barh(number, 1, 1, color=colour)
+    image = Image.open(save(figure, tmp_path / "small.png"))
+    figure.savefig(tmp_path / "large.png", dpi=120)
+    assert 2 * (tmp_path / "small.png").stat().st_size < (tmp_path / "large.png").stat().st_size
+    drawn = np.asarray(Image.open(tmp_path / "large.png").convert("RGB"), dtype=int)
+    assert np.abs(np.asarray(image.convert("RGB"), dtype=int) - drawn).max(axis=-1).mean() < 1
+    kept = np.array([colour for _, colour in image.convert("RGB").getcolors()])
+    for wanted in COLOURS:
+        assert np.abs(kept - 255 * np.array(to_rgb(wanted))).max(axis=1).min() <= 4  # of 255
 
 
 def test_calibration_counts_one_by_one(tmp_path):
