@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from mimic_pl.cli import main
 from mimic_pl.encoders.tokenizer import build_tokenizer
@@ -78,11 +78,24 @@ OVERLAYS = sorted(
 )
 
 
+def stand_in(overlay, clip_checkpoint):
+    """Options that put the small CLIP in the place of the pretrained weights that an overlay leaves in force."""
+    if overlay.stem != "sentence_encoder":
+        return ["--model.encoder.pretrained", clip_checkpoint]
+    # The small CLIP's tokenizer with a BERT of random weights, as that encoder's text tower is one.
+    folder = Path(clip_checkpoint).parent / "bert"
+    if not folder.is_dir():
+        AutoTokenizer.from_pretrained(clip_checkpoint).save_pretrained(folder)
+        sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+        BertModel(BertConfig(vocab_size=len(AutoTokenizer.from_pretrained(folder)), **sizes)).save_pretrained(folder)
+    return ["--model.encoder.text", str(folder)]
+
+
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
 def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "set", "RichpediaMEL")
-    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
+    options = ["--data.root", str(tmp_path / "set"), *stand_in(overlay, clip_checkpoint)]
     options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
     short = [
         "--trainer.max_epochs",

@@ -105,8 +105,9 @@ class Experiment:
         return [run.seed for run in self.runs if run.seed is not None]
 
     def values(self, score: str, metric: str) -> list[float]:
-        """A metric of each run that has it."""
-        return [run.metrics[score][metric] for run in self.runs if metric in run.metrics.get(score, {})]
+        """A metric of a score, or of a part of the data (:attr:`FinishedRun.figures`), of each run that has it."""
+        figures = [run.figures.get(score, {}) for run in self.runs]
+        return [own[metric] for own in figures if metric in own]
 
     def mean(self, score: str, metric: str) -> float | None:
         """Mean of a metric over the runs."""

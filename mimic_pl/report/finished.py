@@ -91,10 +91,27 @@ class FinishedRun:
         configured = (self.config.get("trainer") or {}).get("max_epochs")
         return int(configured) if self.summary.get("checkpoint") and configured is not None else None
 
-    @cached_property
+    @property
     def curve(self) -> list[tuple[int, float]]:
         """Validation MRR by the number of epochs trained, from TensorBoard's events; empty without them."""
-        return read_curve(self.folder, "val/mrr")
+        return self._validation["mrr"]
+
+    @property
+    def figures(self) -> dict[str, dict[str, float]]:
+        """All figures: test metrics by score, and by part of the data.
+
+        The parts are ``seen`` and ``unseen``, the test mentions whose golds training has and has not seen (where
+        ``test`` told them apart), and ``dev``, H@1 and MRR of the validation split at the tested checkpoint (where
+        TensorBoard's events have them).
+        """
+        subsets = {name: subset["metrics"] for name, subset in self.summary.get("subsets", {}).items()}
+        at_best = {name: dict(curve).get(self.best_epoch or 0) for name, curve in self._validation.items()}
+        dev = {name: value for name, value in at_best.items() if value is not None}
+        return {**subsets, "dev": dev, **self.metrics}
+
+    @cached_property
+    def _validation(self) -> dict[str, list[tuple[int, float]]]:
+        return read_curves(self.folder, {name: f"val/{name}" for name in ("hits@1", "mrr")})
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -246,11 +263,16 @@ def read_predictions(folder: Path) -> Predictions:
 
 def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     """A scalar of a run's TensorBoard events by the number of epochs trained, in order."""
+    return read_curves(folder, {tag: tag})[tag]
+
+
+def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
+    """Several of them at once, by names of the caller's own; those that the events lack are empty."""
     # Imported here: it brings much along that no other reading needs.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     if not any(folder.glob("events.out.tfevents.*")):
-        return []
+        return {name: [] for name in tags}
     # All values of scalars, and none of the pictures.
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
     try:
@@ -258,11 +280,13 @@ def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
     except Exception as error:  # of protobuf and tensorboard, which have no base of their own
         raise DataError(
             f"TensorBoard's events in {folder} can not be read ({error!r:.200}). Delete events.out.tfevents.* there to "
-            "do without the curve."
+            "do without the curves."
         ) from error
-    if tag not in events.Tags()["scalars"] or "epoch" not in events.Tags()["scalars"]:
-        return []
-    epochs = {event.step: int(event.value) + 1 for event in events.Scalars("epoch")}
-    # A resumed run may have logged an epoch twice: the later one counts.
-    found = {epochs[event.step]: float(event.value) for event in events.Scalars(tag) if event.step in epochs}
-    return sorted(found.items())
+    logged = set(events.Tags()["scalars"])
+    epochs = {event.step: int(event.value) + 1 for event in events.Scalars("epoch")} if "epoch" in logged else {}
+    curves = {}
+    for name, tag in tags.items():
+        values = events.Scalars(tag) if tag in logged else []
+        # A resumed run may have logged an epoch twice: the later one counts.
+        curves[name] = sorted({epochs[event.step]: event.value for event in values if event.step in epochs}.items())
+    return curves

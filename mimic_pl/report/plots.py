@@ -41,6 +41,7 @@ def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
                 axis.plot([best], [100 * tested], "o", color=colour, markersize=5)
     for name, axis in zip(sets, axes, strict=True):
         axis.set(title=name, xlabel="epochs trained", ylabel="validation MRR in %")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     legend_below(figure, axes)
     return figure
 

@@ -15,6 +15,9 @@ Row = dict[str, Any]
 
 PUBLISHED_NAME = "published (Luo et al., 2023)"
 
+PARTS = (("dev", "hits@1"), ("dev", "mrr"), ("seen", "hits@1"), ("unseen", "hits@1"))
+"""Figures of parts of the data, which not every run has."""
+
 
 def units_of(experiments: Sequence[Experiment]) -> list[str]:
     """Names of the units in the order in which they come; the overall score is none."""
@@ -51,10 +54,11 @@ def rows_of(experiments: Sequence[Experiment]) -> list[Row]:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The rows as a Markdown table: percent with deviations over the seeds, and the inputs in the last columns."""
-    units = [name.removesuffix("_hits@1_mean") for name in rows[0] if name.endswith("_hits@1_mean")]
-    titles = ["experiment", *(name.replace("hits", "H").upper() for name in METRICS), *(f"{u} H@1" for u in units)]
+    figures = [column.removesuffix("_mean") for column in rows[0] if column.endswith("_mean")]
+    parts = [f"{part}_{metric}" for part, metric in PARTS]
+    figures = [name for name in figures if name not in parts or any(row[f"{name}_mean"] is not None for row in rows)]
+    titles = ["experiment", *map(_title, figures)]
     titles += ["seeds", "data set", "mention text", "entity text", "KB entities", "mentions", "encoder", "epochs"]
-    figures = [*METRICS, *(f"{unit}_hits@1" for unit in units)]
     lines = [f"| {' | '.join(map(cell, titles))} |", "|---" + "|---:" * len(figures) + "|---" * 8 + "|"]
     for row in rows:
         cells = [cell(row["experiment"]), *(_figure(row, name) for name in figures), cell(row["seeds"] or "")]
@@ -122,7 +126,7 @@ def _row(experiment: Experiment, units: Sequence[str]) -> Row:
         "seeds": ", ".join(experiment.seeds),
     }
     wanted = [("overall", metric, metric) for metric in METRICS]
-    wanted += [(unit, "hits@1", f"{unit}_hits@1") for unit in units]
+    wanted += [(score, metric, f"{score}_{metric}") for score, metric in (*PARTS, *((u, "hits@1") for u in units))]
     for score, metric, column in wanted:
         row[f"{column}_mean"] = experiment.mean(score, metric)
         row[f"{column}_deviation"] = experiment.deviation(score, metric)
@@ -141,6 +145,12 @@ def _span(numbers: Sequence[int]) -> str:
         return ""
     low, high = min(numbers), max(numbers)
     return str(low) if low == high else f"{low} to {high}"
+
+
+def _title(figure: str) -> str:
+    """``dev H@1`` for ``dev_hits@1``: only the metric's letters are raised."""
+    score, _, metric = figure.rpartition("_")
+    return f"{score} {metric.replace('hits', 'H').upper()}".strip()
 
 
 def _figure(row: Row, name: str) -> str:

@@ -169,7 +169,12 @@ def _runs(experiments: Sequence[Experiment]) -> str:
             overall = run.metrics["overall"]
             checkpoint = Path(run.summary.get("checkpoint") or "none").name
             figures = f"{percent(overall['hits@1'])} | {percent(overall.get('mrr'))}"
-            lines.append(
-                f"| {cell(experiment.name)} | {cell(run.seed)} | {figures} | {cell(checkpoint)} | {cell(run.folder)} |"
-            )
+            cells = [cell(experiment.name), cell(run.seed), figures, cell(checkpoint), _place(run.folder)]
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _place(folder: Path) -> str:
+    """A run's folder, as seen from the working directory if it lies below it."""
+    here = Path.cwd()
+    return cell((folder.relative_to(here) if folder.is_relative_to(here) else folder).as_posix())

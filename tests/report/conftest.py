@@ -77,11 +77,11 @@ def write_run(
     return folder
 
 
-def write_curve(folder: Path, curve: dict[int, float]) -> None:
-    """TensorBoard's events of a validation MRR by epoch, in a file of their own."""
+def write_curve(folder: Path, curve: dict[int, float], tag: str = "val/mrr") -> None:
+    """TensorBoard's events of a validation metric by epoch, in a file of their own."""
     writer = SummaryWriter(str(folder), filename_suffix=f".{len(list(folder.glob('events*')))}")
     for epoch, value in curve.items():
-        writer.add_scalar("val/mrr", value, 10 * epoch)
+        writer.add_scalar(tag, value, 10 * epoch)
         writer.add_scalar("epoch", epoch, 10 * epoch)
     writer.close()
 

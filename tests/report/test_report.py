@@ -10,11 +10,13 @@ import matplotlib
 import numpy as np
 import pytest
 from matplotlib._pylab_helpers import Gcf
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.report import group_runs, open_finished, write_report
 from mimic_pl.report.calibration import calibration
+from mimic_pl.report.drawing import COLOURS, panels, save
 from mimic_pl.report.experiments import differences
 from mimic_pl.report.plots import curves_figure, hits_figure, robustness_figure
 from tests.report.conftest import write_curve, write_run
@@ -89,6 +91,41 @@ def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
     assert "87.98" in table[3] and "109,976" in table[3]
 
 
+def test_dev_and_golds_not_seen_in_training_stand_beside_the_test_results(tmp_path):
+    """Of dev the figures of the tested checkpoint (epoch=3 in its name), and nothing of a run that has none."""
+    runs = [write_run(tmp_path / "it" / f"version_{i}", [1, 2], seed=i) for i in range(2)]
+    for run, hits in zip(runs, (0.5, 0.25), strict=True):
+        write_curve(run, {1: 0.125, 3: hits, 5: 0.0625}, "val/hits@1")
+        write_curve(run, {1: 0.125, 3: 0.75, 5: 0.0625})
+        summary = json.loads((run / "metrics.json").read_text())
+        summary["subsets"] = {
+            name: {"mentions": 1, "metrics": {"hits@1": value, "mrr": value}}
+            for name, value in (("seen", 1.0), ("unseen", hits / 2))
+        }
+        (run / "metrics.json").write_text(json.dumps(summary))
+    without = write_run(tmp_path / "without" / "version_0", [2, 2], changes={LR: 9.0})
+    write_report([open_finished(run) for run in (*runs, without)], tmp_path / "out")
+    row, other = csv.DictReader((tmp_path / "out" / "report.csv").open())
+    wanted = {"dev_hits@1": 0.375, "dev_mrr": 0.75, "seen_hits@1": 1.0, "unseen_hits@1": 0.1875}
+    assert {name: float(row[f"{name}_mean"]) for name in wanted} == pytest.approx(wanted)
+    assert float(row["dev_hits@1_deviation"]) == pytest.approx(statistics.stdev([0.5, 0.25]))
+    assert not any(other[f"{name}_mean"] for name in wanted)
+    assert "| dev H@1 | dev MRR | seen H@1 | unseen H@1 | text H@1 |" in (tmp_path / "out" / "report.md").read_text()
+
+    write_report([open_finished(without)], tmp_path / "alone")
+    assert "dev H@1" not in (tmp_path / "alone" / "report.md").read_text()
+
+
+def test_runs_below_the_working_directory_are_named_from_there(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    inside = write_run(tmp_path / "here" / "runs" / "it" / "version_0", [1, 2])
+    outside = write_run(tmp_path / "elsewhere" / "version_0", [1, 1], changes={LR: 9.0})
+    write_report([open_finished(inside), open_finished(outside)], "out")
+    text = (tmp_path / "here" / "out" / "report.md").read_text()
+    assert "| runs/it/version_0 |" in text and f"| {outside} |" in text
+
+
 def test_a_whole_report(tmp_path):
     """Files, sections, warnings, and no trace in matplotlib's global state."""
     before = dict(matplotlib.rcParams)
@@ -152,6 +189,20 @@ def test_bars_and_robustness_show_the_figures(tmp_path):
     assert [bar.get_width() for bar in axis.patches] == [50.0, 0.0]
     (axis,) = robustness_figure(experiment).axes
     np.testing.assert_allclose(axis.get_lines()[0].get_xydata(), [(0, 50), (1, 25), (4, 12.5)])
+
+
+def test_saved_figures_are_small_and_keep_their_colours(tmp_path):
+    figure, (axis,) = panels(1)
+    for number, colour in enumerate(COLOURS):
+        axis.barh(number, 1, 1, color=colour)
+    image = Image.open(save(figure, tmp_path / "small.png"))
+    figure.savefig(tmp_path / "large.png", dpi=120)
+    assert 2 * (tmp_path / "small.png").stat().st_size < (tmp_path / "large.png").stat().st_size
+    drawn = np.asarray(Image.open(tmp_path / "large.png").convert("RGB"), dtype=int)
+    assert np.abs(np.asarray(image.convert("RGB"), dtype=int) - drawn).max(axis=-1).mean() < 1
+    kept = np.array([colour for _, colour in image.convert("RGB").getcolors()])
+    for wanted in COLOURS:
+        assert np.abs(kept - 255 * np.array(to_rgb(wanted))).max(axis=1).min() <= 4  # of 255
 
 
 def test_calibration_counts_one_by_one(tmp_path):
