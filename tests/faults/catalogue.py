@@ -52,16 +52,16 @@ STORES, CHECKPOINTS, MACHINE = "faults/test_stores.py::", "faults/test_checkpoin
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Pictures": (
         Fault("truncated, zero bytes, or no picture (an HTML page)", "unreadable", None, PICTURES + "test_failures_by_kind", 3),
-        Fault("the same under `--data.pictures error`", "Mend the file, or let such pictures pass with --data.pictures blank or drop", DataError, "faults/test_pictures.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
+        Fault("the same under `--data.pictures error`", "Mend the file, or let such pictures pass with --data.pictures blank or drop", DataError, "faults/test_picture_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
         Fault("CMYK", "the colours that a person sees", None, PICTURES + "test_cmyk"),
         Fault("animated", "the first frame", None, PICTURES + "test_the_first_frame_of_an_animation"),
         Fault("turned by EXIF", "turned as a person sees it", None, PICTURES + "test_exif_turns_the_picture"),
         Fault("decompression bomb of 400 megapixels", "oversized", None, PICTURES + "test_a_bomb_is_not_decoded"),
         Fault("random damage to PNG, JPEG, GIF, BMP, WebP and TIFF", "unreadable", None, PICTURES + "test_damaged_bytes_are_unreadable_and_nothing_else", 240),
-        Fault("a pipe, a folder or a device in place of a file", "unreadable", None, "faults/test_pictures.py::test_what_is_no_file_is_not_waited_for", 3),
+        Fault("a pipe, a folder or a device in place of a file", "unreadable", None, "faults/test_picture_files.py::test_what_is_no_file_is_not_waited_for", 3),
         Fault("a name that climbs out of the data folder: `..`, absolute, with a drive", "lies outside of the data folder", DataError, "data/test_reader.py::test_a_picture_outside_of_the_folder", 5),
         Fault("a name with NUL", "is no file name", DataError, "data/test_reader.py::test_a_picture_outside_of_the_folder"),
-        Fault("a name that climbs out through a link", "lies outside of the data folder", DataError, "faults/test_pictures.py::test_links_are_followed_and_names_do_not_climb_through_them"),
+        Fault("a name that climbs out through a link", "lies outside of the data folder", DataError, "faults/test_picture_files.py::test_links_are_followed_and_names_do_not_climb_through_them"),
     ),
     "Data files": (
         Fault("malformed JSON", "line 2, column 10", DataError, "data/test_reader.py::test_malformed_files_say_where", 3),
