@@ -108,7 +108,7 @@ class TextVisionEncoder(Encoder):
         with self.towers_grad():
             tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
             # Of a model that is in half or double precision as a whole; text and transformers' models see to it.
-            feature_map = self.vision.forward_features(pixel_values.to(self.image_global.weight.dtype))
+            feature_map = self.vision.forward_features(pixel_values.to(next(self.vision.parameters()).dtype))
             pooled_image = self.vision.forward_head(feature_map, pre_logits=True)
         if self.text_pooling == "mean":
             weight = attention_mask.unsqueeze(-1).to(tokens.dtype)
