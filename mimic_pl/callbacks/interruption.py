@@ -36,7 +36,8 @@ class Interruption(Callback):
     The handler only takes a note. At the end of each batch of training or validation all processes look together
     whether one of them has got a signal (a number between their hosts, by gloo; the devices go on meanwhile), so it is
     enough that one gets it, whichever. Then they save ``last.ckpt`` where :class:`ModelCheckpoint` saves its own, and
-    end. A validation that is ended so is done anew by the resumed run; see :class:`~mimic_pl.callbacks.ExactResume`.
+    end. A signal before the first batch is heeded after it. A validation that is ended so is done anew by the resumed
+    run; see :class:`~mimic_pl.callbacks.ExactResume`.
 
     A single process does not wait for the end of a batch while the knowledge base is encoded for a validation. A second
     SIGINT kills the process at once.
@@ -63,21 +64,22 @@ class Interruption(Callback):
     # ---- signals ------------------------------------------------------------------------------------------------
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Make the way by which processes agree."""
+        """Make the way by which processes agree, and listen as soon as Lightning has set handlers of its own."""
         self._received, self._installed, self._ended = 0, False, False
         self._group = distributed.new_group(backend="gloo") if trainer.world_size > 1 else None
+        self._alone, self._first = trainer.world_size == 1, trainer.local_rank == 0
+        connector = trainer._signal_connector
 
-    def on_sanity_check_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
-        self._listen(trainer)
+        def register() -> None:
+            del connector.register_signal_handlers
+            connector.register_signal_handlers()
+            self._listen(trainer)
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Listen."""
-        self._listen(trainer)
+        connector.register_signal_handlers = register  # type: ignore[method-assign]
 
     def _listen(self, trainer: Trainer) -> None:
-        # Lightning has set its own handlers by now, and at the end it sets those again that were there before them.
-        if self._installed or threading.current_thread() is not threading.main_thread():
+        # At the end of training Lightning sets the handlers again that were there before its own.
+        if threading.current_thread() is not threading.main_thread():
             return
         self._installed = True
         environment = trainer._accelerator_connector.cluster_environment
@@ -86,8 +88,6 @@ class Interruption(Callback):
             self._requeue = {number: signal.signal(number, self._receive)}
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._receive)
-        self._alone = trainer.world_size == 1
-        self._first = trainer.local_rank == 0
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self._received = max(self._received, number)

@@ -57,6 +57,10 @@ CALLBACK_DEFAULTS = {
 }
 
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C, whatever it interrupts."""
+
+
 class MimicCLI(LightningCLI):
     """LightningCLI with this project's callbacks, and with runs that are found again.
 
@@ -234,6 +238,12 @@ def main(args: Sequence[str] | None = None) -> None:
             _tell(choice.note)
         with ExitStack() as held:
             MimicCLI(choice, held)
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except SystemExit as end:
+        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's own way to end on Ctrl-C
+            sys.exit(INTERRUPTED)
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()

@@ -114,7 +114,9 @@ def test_the_best_checkpoint_has_the_best_figure_that_was_logged(trained):
     best = open_run(trained.run).best_checkpoint
     assert best in checkpoints
     remembered = torch.load(trained.run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
-    (state,) = [state for name, state in remembered.items() if name.startswith("ModelCheckpoint")]
+    (state,) = [
+        state for state in remembered.values() if state.get("monitor") == "val/mrr" and "best_k_models" in state
+    ]
     assert f"mrr={float(state['best_model_score']):.4f}" in best.name
 
 

@@ -6,13 +6,15 @@ import os
 import subprocess
 import sys
 from itertools import chain
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, draw
+from mimic_pl.data.loader import TrainLoader
+from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, draw, resume_point
 from mimic_pl.errors import ConfigError
 
 sizes = st.integers(1, 60)
@@ -124,3 +126,57 @@ def test_draws_are_the_same_in_every_interpreter():
         for hash_seed in ("0", "12345")
     }
     assert said == {f"{[draw(1000, 43, e, i) for e in range(3) for i in range(5)]}\n"}
+
+
+class Training:
+    """As much of a Trainer as says where training stands."""
+
+    def __init__(self, epochs=(0, 0, 0, 0), batches=(0, 0, 0, 0), last=False):
+        names = ("ready", "started", "processed", "completed")
+        loop = SimpleNamespace(
+            batch_progress=SimpleNamespace(
+                current=SimpleNamespace(**dict(zip(names, batches, strict=True))), is_last_batch=last
+            )
+        )
+        self.fit_loop = SimpleNamespace(
+            epoch_progress=SimpleNamespace(current=SimpleNamespace(**dict(zip(names, epochs, strict=True)))),
+            epoch_loop=loop,
+        )
+
+
+@pytest.mark.parametrize(
+    ("trainer", "point"),
+    [
+        (None, (0, 0)),
+        (Training(), (0, 0)),
+        (Training((3, 3, 3, 2), (5, 5, 5, 5), last=True), (3, 0)),  # at the end of an epoch
+        (Training((3, 3, 2, 2), (4, 4, 4, 3)), (2, 4)),  # at the end of a batch
+        (Training((3, 3, 2, 2), (5, 5, 5, 5), last=True), (2, 5)),  # in the validation behind the last one
+        (Training((3, 2, 2, 2), (5, 5, 5, 5), last=True), (2, 0)),  # before the first one
+    ],
+)
+def test_where_training_begins(trainer, point):
+    assert resume_point(trainer) == point
+
+
+@given(st.integers(1, 60), batch_sizes, seeds, st.integers(0, 5), st.data())
+def test_an_epoch_that_was_begun_is_finished(size, batch_size, seed, epoch, data):
+    whole = batches(size, seed, epoch, batch_size)
+    taken = data.draw(st.integers(0, len(whole)))
+    sampler = TrainSampler(range(size), batch_size, seed=seed)
+    sampler.begin(epoch, taken)
+    sampler.set_epoch(epoch)  # Lightning does so once more
+    assert [[address % size for address in batch] for batch in sampler] == whole[taken:]
+    assert len(sampler) == len(whole)
+    sampler.set_epoch(epoch + 1)
+    assert [[address % size for address in batch] for batch in sampler] == batches(size, seed, epoch + 1, batch_size)
+
+
+def test_a_begun_epoch_needs_the_same_batches():
+    loaders = [TrainLoader(range(20), batch_size=None, sampler=TrainSampler(range(20), size)) for size in (4, 5)]
+    loaders[0].sampler.begin(1, 2)
+    loaders[0].load_state_dict(loaders[0].state_dict())
+    with pytest.raises(ConfigError, match="Resume with the data, batch size"):
+        loaders[0].load_state_dict(loaders[1].state_dict())
+    loaders[0].sampler.begin(1, 0)  # another epoch may have other batches
+    loaders[0].load_state_dict(loaders[1].state_dict())

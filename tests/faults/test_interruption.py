@@ -47,7 +47,7 @@ class Started:
 
     def __init__(self, config, folder, processes=1, options=()):
         folder.mkdir(exist_ok=True)
-        self.folder = folder
+        self.folder, self.begun = folder, time.time_ns()
         arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
         arguments += options
         if processes > 1:
@@ -71,11 +71,8 @@ class Started:
 
     def trains(self):
         """Whether it has written a checkpoint."""
-        return any(self.folder.glob("lightning_logs/*/checkpoints/last.ckpt"))
-
-    def goes_on(self):
-        """Whether it has taken up a checkpoint."""
-        return "Restored all states" in self.said()
+        lasts = self.folder.glob("lightning_logs/*/checkpoints/last.ckpt")
+        return any(path.stat().st_mtime_ns > self.begun for path in lasts)
 
     def send(self, number, ranks):
         for rank in ranks:
@@ -163,8 +160,8 @@ def end_twice(config, undisturbed, folder, trial, ends, options=()):
     rng = random.Random(trial)
     for number, ranks in zip((signal.SIGTERM, signal.SIGINT), ends, strict=True):
         command = Started(config, folder, processes, options)
-        command.wait_for(command.trains if number == signal.SIGTERM else command.goes_on)
-        time.sleep(rng.random() * seconds / 3)
+        command.wait_for(command.trains)
+        time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
         assert command.codes() == [128 + number, *[0] * (processes - 1)], command.said()
         assert f"Ended by {signal.Signals(number).name} after step" in command.said()
