@@ -109,7 +109,7 @@ def test_weights_that_are_no_numbers(command, run, tmp_path, stage):
         with told("test_weights_that_are_no_numbers"):
             load_run(run.folder, "last")
         return
-    options = ["--config", str(run.config)] if stage == "fit" else []
+    options = ["--config", str(run.config), "--trainer.default_root_dir", str(tmp_path)] if stage == "fit" else []
     code, _, err = command(stage, "--ckpt_path", "last", *options, folder=tmp_path)
     message = told_by_command("test_weights_that_are_no_numbers", code, err)
     assert "matcher.units.text.query.weight" in message and "last.ckpt" in message
