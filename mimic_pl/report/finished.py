@@ -261,6 +261,11 @@ def read_predictions(folder: Path) -> Predictions:
     return Predictions(ids, golds, {name: np.array(column) for name, column in ranks.items()}, top)
 
 
+def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
+    """A scalar of a run's TensorBoard events by the number of epochs trained, in order."""
+    return read_curves(folder, {tag: tag})[tag]
+
+
 def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
     """Several of them at once, by names of the caller's own; those that the events lack are empty."""
     # Imported here: it brings much along that no other reading needs.
