@@ -43,7 +43,7 @@ WRONG = {
         "temperature",
     ),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 3, "The checkpoint 'nowhere.ckpt' does not exist."),
-    "best of no run": (["--ckpt_path", "best"], 3, "There is no training run in"),
+    "best of no run": (["--ckpt_path", "best", "--trainer.default_root_dir", "."], 3, "There is no training run in"),
 }
 
 
