@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import cached_property
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimic_pl.features import Features
 from mimic_pl.processes import Processes
-from mimic_pl.units import States
+from mimic_pl.units import States, flat, nested
 
 
 class SharedBatch:
@@ -61,12 +61,8 @@ class SharedBatch:
 
     def states(self, own: States) -> States:
         """States of all columns from those of this process's entities."""
-        names = [(unit, name) for unit, state in own.items() for name in state]
-        columns = self._columns([own[unit][name] for unit, name in names])
-        states: dict[str, dict[str, Tensor]] = {unit: {} for unit in own}
-        for (unit, name), tensor in zip(names, columns, strict=True):
-            states[unit][name] = tensor
-        return states
+        tensors = flat(own)
+        return nested(dict(zip(tensors, self._columns(list(tensors.values())), strict=True)))
 
     def positions(self, own: Tensor) -> Tensor:
         """Knowledge-base positions of all columns, int64 ``[columns]``, from those of this process's entities."""
@@ -78,11 +74,14 @@ class SharedBatch:
 
     def all_mentions(self, own: Features) -> Features:
         """Features of the mentions of all processes, this one's first."""
-        return _features(own, self._rows(_tensors(own)))
+        return _features(own, self.rows(*_tensors(own)))
 
     def rows(self, *own: Tensor) -> list[Tensor]:
         """Tensors of the mentions of all processes, ``[mentions, ...]``, this one's first."""
-        return self._rows(own)
+        if not self.exchanges:
+            return list(own)
+        parts = self.processes.gather(own, self.mentions)
+        return [torch.cat(pieces) for pieces in zip(*(parts[rank] for rank in self._first), strict=True)]
 
     def all_scores(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of the mentions of all processes ``[mentions, columns]``: this one's first, each one's gold in turn.
@@ -94,7 +93,7 @@ class SharedBatch:
             return dict(own)
         # Each process sends its columns in the common order, and puts those that it gets into its own.
         back = self._order.argsort()
-        rows = self._rows([score[:, back] for score in own.values()])
+        rows = self.rows(*(score[:, back] for score in own.values()))
         return {name: score[:, self._order] for name, score in zip(own, rows, strict=True)}
 
     @cached_property
@@ -103,12 +102,6 @@ class SharedBatch:
         golds = torch.split(torch.arange(sum(self.mentions), device=self.device), self.mentions)
         further = torch.arange(sum(self.mentions), sum(self.entities), device=self.device)
         return torch.cat([*(golds[rank] for rank in self._first), further])
-
-    def _rows(self, own: Iterable[Tensor]) -> list[Tensor]:
-        if not self.exchanges:
-            return list(own)
-        parts = self.processes.gather(list(own), self.mentions)
-        return [torch.cat(pieces) for pieces in zip(*(parts[rank] for rank in self._first), strict=True)]
 
     def _columns(self, own: list[Tensor]) -> list[Tensor]:
         if not self.exchanges:

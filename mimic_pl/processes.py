@@ -57,7 +57,7 @@ class Processes:
         dist.all_gather(everyone, mine)
         return torch.stack(everyone).tolist()
 
-    def gather(self, own: Sequence[Tensor], sizes: Sequence[int]) -> list[list[Tensor]]:
+    def gather(self, own: Sequence[Tensor], sizes: Sequence[int] | None = None) -> list[list[Tensor]]:
         """Tensors of every process, by rank: floating-point ones with gradients.
 
         The gradient of a process's rows is the sum of what all processes make of them. Losses that are means over a
@@ -65,10 +65,12 @@ class Processes:
 
         Args:
             own: This process's tensors ``[rows, ...]``, alike on all processes but for the number of rows.
-            sizes: Rows of every process.
+            sizes: Rows of every process; by default they tell each other.
         """
         if self.count == 1:
             return [list(own)]
+        if sizes is None:
+            sizes = [size for (size,) in self.sizes(len(own[0]), device=own[0].device)]
         everyone: list[list[Tensor]] = [list(own) for _ in sizes]
         # Tensors of one kind travel together: few large messages instead of many small ones.
         for dtype in sorted({tensor.dtype for tensor in own}, key=str):

@@ -110,9 +110,7 @@ class HardNegatives(Callback):
             first = wrong.int().argsort(dim=1, descending=True, stable=True)[:, : self.depth]
             indices.append(moved["index"])
             mined.append(top.gather(1, first).where(wrong.gather(1, first), -1))
-        found = torch.cat(indices), torch.cat(mined)
-        sizes = [size for (size,) in index.processes.sizes(len(found[0]), device=found[0].device)]
-        for whose, negatives in index.processes.gather(found, sizes):
+        for whose, negatives in index.processes.gather([torch.cat(indices), torch.cat(mined)]):
             counted = whose >= 0
             self._mined[whose[counted].cpu(), : negatives.shape[1]] = negatives[counted].cpu()
         pl_module.train(was_training)

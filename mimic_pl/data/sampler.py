@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
 from itertools import islice
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -13,8 +13,23 @@ from torch.utils.data import DistributedSampler, Sampler, SequentialSampler
 
 from mimic_pl.errors import ConfigError
 
+T = TypeVar("T")
 
-class TrainSampler(DistributedSampler[list[int]]):
+
+class _Resumed(DistributedSampler[T]):
+    """A sampler of batches that can begin in the middle of an epoch."""
+
+    def __init__(self, dataset: Sized, processes: int, rank: int, seed: int) -> None:
+        super().__init__(dataset, processes, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        self.taken: dict[int, int] = {}
+
+    def begin(self, epoch: int, batches: int) -> None:
+        """Turn to an epoch of which the run that is resumed has taken so many batches."""
+        self.set_epoch(epoch)
+        self.taken = {epoch: batches} if batches else {}
+
+
+class TrainSampler(_Resumed[list[int]]):
     """Shuffles by seed and epoch, and yields batches of ``epoch * len(dataset) + index``.
 
     The number tells a data set both which item and which epoch it is, so that what is random about an item (which of
@@ -34,20 +49,13 @@ class TrainSampler(DistributedSampler[list[int]]):
     """
 
     def __init__(self, dataset: Sized, batch_size: int, processes: int = 1, rank: int = 0, seed: int = 0) -> None:
-        super().__init__(dataset, processes, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
+        super().__init__(dataset, processes, rank, seed)
         if len(dataset) < processes:
             raise ConfigError(
                 f"There are {len(dataset)} training mentions for {processes} processes. Take fewer (--trainer.devices)."
             )
         self.batch_size = batch_size
-        self.taken: dict[int, int] = {}
-        self.num_samples = sum(len(batch) for batch in self._batches(range(len(dataset))))
         self.total_size = len(dataset)
-
-    def begin(self, epoch: int, batches: int) -> None:
-        """Turn to an epoch of which the run that is resumed has taken so many batches."""
-        self.set_epoch(epoch)
-        self.taken = {epoch: batches} if batches else {}
 
     def settings(self) -> dict[str, Any]:
         """What decides the batches of an epoch."""
@@ -74,7 +82,7 @@ class TrainSampler(DistributedSampler[list[int]]):
 
     def _starts(self) -> list[int]:
         """Where the batches of all processes together begin, and where the last one ends."""
-        size = len(self.dataset)  # type: ignore[arg-type]
+        size = self.total_size
         starts = list(range(0, size, self.num_replicas * self.batch_size))
         if len(starts) > 1 and size - starts[-1] < self.num_replicas:
             starts.pop()
@@ -87,7 +95,7 @@ class TrainSampler(DistributedSampler[list[int]]):
             yield list(order[cuts[0] : cuts[1]])
 
 
-class SetSampler(DistributedSampler[tuple[int, list[int]]]):
+class SetSampler(_Resumed[tuple[int, list[int]]]):
     """Batches of several sets, each of one set: the set's number, and addresses in it.
 
     An epoch has every batch of every set, in an order that depends on seed and epoch alone; all processes take batches
@@ -100,20 +108,14 @@ class SetSampler(DistributedSampler[tuple[int, list[int]]]):
 
     def __init__(self, samplers: Sequence[TrainSampler], seed: int = 0) -> None:
         first = samplers[0]
-        super().__init__(first.dataset, first.num_replicas, first.rank, seed=seed)
+        super().__init__(first.dataset, first.num_replicas, first.rank, seed)  # type: ignore[arg-type]
         self.samplers = samplers
-        self.taken: dict[int, int] = {}
 
     def set_epoch(self, epoch: int) -> None:
         """Turn to an epoch."""
         super().set_epoch(epoch)
         for sampler in self.samplers:
             sampler.set_epoch(epoch)
-
-    def begin(self, epoch: int, batches: int) -> None:
-        """Turn to an epoch of which the run that is resumed has taken so many batches."""
-        self.set_epoch(epoch)
-        self.taken = {epoch: batches} if batches else {}
 
     def settings(self) -> dict[str, Any]:
         """What decides the batches of an epoch."""
@@ -195,11 +197,9 @@ class EntitySampler(Sampler[list[int]]):
         else:
             order = np.argsort(-lengths.astype(np.int64), kind="stable")
             own = starts[rank::processes]
-        self.batches = [order[start : start + batch_size].tolist() for start in own]
-        self.positions: npt.NDArray[np.int64] = np.sort(
-            np.fromiter((position for batch in self.batches for position in batch), np.int64)
-        )
-        self.batches = self.batches[first // batch_size :]
+        batches = [order[start : start + batch_size] for start in own]
+        self.positions: npt.NDArray[np.int64] = np.sort(np.concatenate([order[:0], *batches]))
+        self.batches = batches[first // batch_size :]
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -207,7 +207,7 @@ class EntitySampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         """Positions of each batch's entities."""
-        return iter(self.batches)
+        return (batch.tolist() for batch in self.batches)
 
 
 def resume_point(trainer: Any) -> tuple[int, int]:

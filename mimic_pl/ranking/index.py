@@ -12,7 +12,7 @@ from torch import Tensor
 from mimic_pl.processes import Processes
 from mimic_pl.ranking.forms import FEW, IndexForm, encode
 from mimic_pl.ranking.states import StoredState
-from mimic_pl.units import States
+from mimic_pl.units import States, flat, nested
 
 KIND = "#kind"
 """Ends the name of a unit's column of kinds: a number that is the same for entities that are the same to the unit."""
@@ -104,21 +104,14 @@ class EntityIndex(ABC):
         if self.processes.count == 1:
             return self.select(positions).states
         held = positions[self.holds(positions)]
-        own: dict[tuple[str, str], Tensor] = {}
-        if len(held):
-            for unit, state in self.select(held).states.items():
-                own |= {(unit, name): state[name] for name in state}
+        own = flat(self.select(held).states) if len(held) else {}
         # A process that holds none of them knows nothing of their shapes.
         like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in own.items()})))
         sent = [own[key] if own else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()]
-        sizes = [size for (size,) in self.processes.sizes(len(held), device=self.device)]
-        parts = self.processes.gather([held, *(tensor.to(self.device) for tensor in sent)], sizes)
+        parts = self.processes.gather([held, *(tensor.to(self.device) for tensor in sent)])
         found, *tensors = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         order = found.argsort()[positions.argsort().argsort()]
-        states: dict[str, dict[str, Tensor]] = {}
-        for (unit, name), tensor in zip(like, tensors, strict=True):
-            states.setdefault(unit, {})[name] = tensor[order]
-        return states
+        return nested({key: tensor[order] for key, tensor in zip(like, tensors, strict=True)})
 
     def blocks(self, size: int) -> Iterator[tuple[Tensor, Block]]:
         """Go through what this process holds, in the order of the knowledge base.

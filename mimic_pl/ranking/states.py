@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimic_pl.processes import Processes
 from mimic_pl.ranking.forms import SCALE, decode
-from mimic_pl.units import State, States
+from mimic_pl.units import State, States, flat, nested
 
 
 class StoredState(Mapping[str, Tensor]):
@@ -104,12 +104,6 @@ def of_every_process(processes: Processes, states: States, further: Tensor) -> l
     """
     if processes.count == 1:
         return [(states, further)]
-    names = [(unit, name) for unit, state in states.items() for name in state]
-    sizes = [size for (size,) in processes.sizes(len(further), device=further.device)]
-    everyone: list[tuple[States, Tensor]] = []
-    for rest, *tensors in processes.gather([further, *(states[unit][name] for unit, name in names)], sizes):
-        received: dict[str, dict[str, Tensor]] = {unit: {} for unit in states}
-        for (unit, name), tensor in zip(names, tensors, strict=True):
-            received[unit][name] = tensor
-        everyone.append((received, rest))
-    return everyone
+    own = flat(states)
+    everyone = processes.gather([further, *own.values()])
+    return [(nested(dict(zip(own, tensors, strict=True))), rest) for rest, *tensors in everyone]

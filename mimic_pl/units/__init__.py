@@ -4,7 +4,8 @@ from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.cosine import GlobalCosine
 from mimic_pl.units.lexical import Lexical
-from mimic_pl.units.matcher import Matcher, MatcherFactory, States, published_units
+from mimic_pl.units.matcher import Matcher, MatcherFactory, published_units
+from mimic_pl.units.states import States, flat, nested
 from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
 from mimic_pl.units.weighted import WeightedMatcher
@@ -23,5 +24,7 @@ __all__ = [
     "Unit",
     "UnitFactory",
     "WeightedMatcher",
+    "flat",
+    "nested",
     "published_units",
 ]

@@ -9,13 +9,11 @@ from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
+from mimic_pl.units.base import Bounds, Unit, UnitFactory
 from mimic_pl.units.cmfu import CMFU
+from mimic_pl.units.states import States
 from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
-
-States = Mapping[str, State]
-"""The states of all units by the units' names."""
 
 MatcherFactory = Callable[[FeatureDims, Mapping[str, UnitFactory]], "Matcher"]
 """How a configuration names the matcher: its class and arguments, all but the widths and the units."""
