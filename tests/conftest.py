@@ -1,6 +1,7 @@
 """Fixtures that more than one room of the tests uses."""
 
 import os
+import subprocess
 import tempfile
 
 import pytest
@@ -27,3 +28,19 @@ def pytest_addoption(parser):
 def tiny_set(tmp_path_factory):
     """The folder of a tiny data set in the published layout; not to be changed."""
     return tiny.write_set(tmp_path_factory.mktemp("sets") / "Tiny")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of four megabytes."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    try:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
+        mounted = subprocess.run(mount, capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("this system has no mount")
+    if mounted.returncode:
+        pytest.skip(f"a small disk can not be mounted here: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -6,7 +6,6 @@ import itertools
 import multiprocessing
 import os
 import random
-import subprocess
 import time
 from multiprocessing.context import ForkProcess
 from multiprocessing.synchronize import Event
@@ -203,21 +202,6 @@ def test_default_shards():
     for shape, rows in (((4832,), 2483), ((10,), 4096), ((3, 224, 224, 300), 1)):
         column = Column(torch.float32, shape)
         assert default_rows_per_shard({"x": column}) == rows
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(disk)]
-    try:
-        mounted = subprocess.run(command, capture_output=True, text=True)
-    except FileNotFoundError:
-        pytest.skip("this system has no mount")
-    if mounted.returncode:
-        pytest.skip(f"a small disk can not be mounted here: {mounted.stderr.strip()}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
 
 
 def test_a_disk_that_fills_up(small_disk):
