@@ -45,11 +45,10 @@ def config(tiny_set, tmp_path_factory):
 class Started:
     """A command in processes of its own, as many as it trains with."""
 
-    def __init__(self, config, folder, processes=1, options=()):
+    def __init__(self, config, folder, processes=1):
         folder.mkdir(exist_ok=True)
         self.folder, self.begun = folder, time.time_ns()
         arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
-        arguments += options
         if processes > 1:
             arguments += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
         with socket.socket() as free:
@@ -111,18 +110,14 @@ def same(one, other):
     assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
 
 
-# The model does not validate by itself on two processes here.
-ALONE = ["--trainer.limit_val_batches", "0", "--early_stopping.strict", "false", "--checkpoint.monitor", "null"]
-
-
 @pytest.fixture(scope="module")
 def undisturbed(config, tmp_path_factory):
     """By number of processes: what is left of an undisturbed run, and its seconds from its first checkpoint on."""
     known = {}
 
-    def run(processes, options=()):
+    def run(processes):
         if processes not in known:
-            command = Started(config, tmp_path_factory.mktemp("undisturbed"), processes, options)
+            command = Started(config, tmp_path_factory.mktemp("undisturbed"), processes)
             command.wait_for(command.trains)
             begun = time.monotonic()
             assert command.codes() == [0] * processes, command.said()
@@ -153,19 +148,19 @@ def test_killed_at_any_moment(config, undisturbed, tmp_path, trial):
     assert not list(run_of(folder).folder.rglob("*.tmp"))
 
 
-def end_twice(config, undisturbed, folder, trial, ends, options=()):
+def end_twice(config, undisturbed, folder, trial, ends):
     """Tell a run to end, and a second time after it was resumed, each time by a signal to some of its processes."""
     processes = len(ends[0])
-    whole, seconds = undisturbed(processes, options)
+    whole, seconds = undisturbed(processes)
     rng = random.Random(trial)
     for number, ranks in zip((signal.SIGTERM, signal.SIGINT), ends, strict=True):
-        command = Started(config, folder, processes, options)
+        command = Started(config, folder, processes)
         command.wait_for(command.trains)
         time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
         assert command.codes() == [128 + number, *[0] * (processes - 1)], command.said()
         assert f"Ended by {signal.Signals(number).name} after step" in command.said()
-    command = Started(config, folder, processes, options)
+    command = Started(config, folder, processes)
     assert command.codes() == [0] * processes, command.said()
     same(whole, left(folder))
 
@@ -181,4 +176,4 @@ def test_two_processes_told_to_end(config, undisturbed, tmp_path, trial):
     ends = [(False, True), (True, True)]
     if trial % 2:
         ends = [(True, True), (trial % 4 == 1, trial % 4 == 3)]
-    end_twice(config, undisturbed, tmp_path / "run", trial, ends, ALONE)
+    end_twice(config, undisturbed, tmp_path / "run", trial, ends)
