@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import cycle, islice, product
 from pathlib import Path
 from typing import Any
 
@@ -39,20 +40,20 @@ ENCODER: dict[str, Any] = {
 }
 
 
-def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = None) -> Path:
-    """Write a data set: 12 entities (four names, each of three kinds), every third without a picture."""
+def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = None, entities: int = 12) -> Path:
+    """Write a data set: 12 entities (four names, each of three kinds; then again), every third without a picture."""
     rng = random.Random(0)
     for folder in ("kb_image", "mention_images"):
         (root / folder).mkdir(parents=True)
-    entities = []
-    for position, (entity_name, kind) in enumerate((n, k) for n in NAMES for k in KINDS):
+    records = []
+    for position, (entity_name, kind) in enumerate(islice(cycle(product(NAMES, KINDS)), entities)):
         pictures = []
         if position % 3 != 2:
             pictures = [f"Q{position}_{i}.jpg" for i in range(2)]
             for i, picture in enumerate(pictures):
                 colour = tuple(channel - 20 * i for channel in COLOURS[kind])
                 Image.new("RGB", (20 + position, 24), colour).save(root / "kb_image" / picture)
-        entities.append(
+        records.append(
             {
                 "id": position,
                 "qid": f"Q{position}",
@@ -62,12 +63,12 @@ def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = No
                 "image_list": pictures,
             }
         )
-    (root / "kb_entity.json").write_text(json.dumps(entities))
-    (root / "qid2id.json").write_text(json.dumps({entity["qid"]: entity["id"] for entity in entities}))
+    (root / "kb_entity.json").write_text(json.dumps(records))
+    (root / "qid2id.json").write_text(json.dumps({entity["qid"]: entity["id"] for entity in records}))
     for split, count in (splits or SPLITS).items():
         mentions = []
         for number in range(count):
-            entity = entities[rng.randrange(len(entities))]
+            entity = records[rng.randrange(len(records))]
             kind = entity["attr"].removeprefix("a ")
             noise = tuple(min(255, max(0, channel + rng.randrange(-25, 26))) for channel in COLOURS[kind])
             Image.new("RGB", (30, 20), noise).save(root / "mention_images" / f"{split}{number}.jpg")

@@ -122,6 +122,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("SIGTERM, then SIGINT to a resumed run: a checkpoint, exit codes 143 and 130", "the same weights to the bit", None, "faults/test_interruption.py::test_told_to_end", 2),
         Fault("the same with two processes, to one of them and to both", "the same weights to the bit", None, "faults/test_interruption.py::test_two_processes_told_to_end", 2),
         Fault("a process of a distributed run is killed: the others end within a minute", "Another process of this run has ended", MachineError, "distributed/test_lost_process.py::test_the_others_end", 2),
+        Fault("one of two processes that build an index is killed: the same command goes on from what each has written, to the same bytes; another number of processes begins anew", "Another process of this run has ended", MachineError, "faults/test_interruption.py::test_a_lost_process_of_an_index_build", 2),
         Fault("two processes train in one folder: each gets a run of its own", "two whole runs", None, MACHINE + "test_two_processes_train_in_one_folder"),
         Fault("two processes test one run: its results are whole", "those of one of them", None, MACHINE + "test_two_processes_test_one_run"),
         Fault("a configuration that is no YAML", "is no YAML", UsageError, MACHINE + "test_a_configuration_that_is_no_yaml", 2),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import socket
 import sys
@@ -18,7 +19,10 @@ import yaml
 
 from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.runs import open_run
+from mimic_pl.store import Store
+from mimic_pl.store.manifest import MANIFEST, UNFINISHED, Manifest
 from tests import tiny
+from tests.faults.catalogue import told_by_command
 from tests.faults.test_machine import FORK, child
 
 pytestmark = pytest.mark.skipif(FORK is None or sys.platform == "win32", reason="this system can not fork")
@@ -43,14 +47,13 @@ def config(tiny_set, tmp_path_factory):
 
 
 class Started:
-    """A command in processes of its own, as many as it trains with."""
+    """A command in processes of its own, as many as it computes with."""
 
-    def __init__(self, config, folder, processes=1):
+    def __init__(self, arguments, folder, processes=1):
         folder.mkdir(exist_ok=True)
         self.folder, self.begun = folder, time.time_ns()
-        arguments = ["fit", "--config", str(config), "--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
         if processes > 1:
-            arguments += ["--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
+            arguments = [*arguments, "--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
@@ -90,6 +93,12 @@ class Started:
         return "\n".join(log.read_text() for log in self.logs)
 
 
+def fit(config, folder, processes=1):
+    """Train, from the beginning or from where it ended."""
+    options = ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    return Started(["fit", "--config", str(config), *options], folder, processes)
+
+
 def run_of(folder):
     """The one run that got as far as a checkpoint."""
     (checkpoints,) = {path.parent for path in folder.glob("lightning_logs/*/checkpoints/*.ckpt")}
@@ -117,7 +126,7 @@ def undisturbed(config, tmp_path_factory):
 
     def run(processes):
         if processes not in known:
-            command = Started(config, tmp_path_factory.mktemp("undisturbed"), processes)
+            command = fit(config, tmp_path_factory.mktemp("undisturbed"), processes)
             command.wait_for(command.trains)
             begun = time.monotonic()
             assert command.codes() == [0] * processes, command.said()
@@ -133,7 +142,7 @@ def test_killed_at_any_moment(config, undisturbed, tmp_path, trial):
     whole, seconds = undisturbed(1)
     folder, codes = tmp_path / "run", []
     for turn in range(2):
-        command = Started(config, folder)
+        command = fit(config, folder)
         command.wait_for(command.trains)
         time.sleep(rng.random() * seconds / 2)
         if turn == 0:  # while a checkpoint is written
@@ -141,7 +150,7 @@ def test_killed_at_any_moment(config, undisturbed, tmp_path, trial):
         command.send(signal.SIGKILL, [0])
         codes += command.codes()
     assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes, codes
-    command = Started(config, folder)
+    command = fit(config, folder)
     assert command.codes() == [0], command.said()
     assert "Resuming run" in command.said()
     same(whole, left(folder))
@@ -154,13 +163,13 @@ def end_twice(config, undisturbed, folder, trial, ends):
     whole, seconds = undisturbed(processes)
     rng = random.Random(trial)
     for number, ranks in zip((signal.SIGTERM, signal.SIGINT), ends, strict=True):
-        command = Started(config, folder, processes)
+        command = fit(config, folder, processes)
         command.wait_for(command.trains)
         time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
         assert command.codes() == [128 + number, *[0] * (processes - 1)], command.said()
         assert f"Ended by {signal.Signals(number).name} after step" in command.said()
-    command = Started(config, folder, processes)
+    command = fit(config, folder, processes)
     assert command.codes() == [0] * processes, command.said()
     same(whole, left(folder))
 
@@ -177,3 +186,52 @@ def test_two_processes_told_to_end(config, undisturbed, tmp_path, trial):
     if trial % 2:
         ends = [(True, True), (trial % 4 == 1, trial % 4 == 3)]
     end_twice(config, undisturbed, tmp_path / "run", trial, ends)
+
+
+def written(index):
+    """What an index on disk consists of."""
+    files = (path for path in index.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(index): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("trial", range(TRIALS))
+def test_a_lost_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
+    """The same command goes on from what each process had written; another number of processes does it all."""
+    monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 4)
+    root = tiny.write_set(tmp_path / "set", entities=240)
+
+    def build(folder, processes=2):
+        shutil.copytree(trained.run, folder, dirs_exist_ok=True)
+        options = ["--model.indexer.place", "disk", "--data.root", str(root), "--data.entity_batch_size", "8"]
+        return Started(["test", "--run", str(folder), *options], folder, processes)
+
+    whole = build(tmp_path / "whole")
+    assert whole.codes() == [0, 0], whole.said()
+    lost = build(tmp_path / "lost")
+    index = lost.folder / "index" / "entities"
+    part = index / f"part-{victim + 1}-of-2"
+    count = random.Random(f"{trial} {victim}").randrange(1, 20)
+    lost.wait_for(lambda: (part / f"shard-{count:05}.safetensors").exists())
+    lost.send(signal.SIGKILL, [victim])
+    begun = time.monotonic()
+    codes = lost.codes()
+    assert codes[victim] == -signal.SIGKILL
+    told_by_command("test_a_lost_process_of_an_index_build", codes[1 - victim], lost.logs[1 - victim].read_text())
+    assert time.monotonic() - begun < 60
+    assert not Store.exists(part) and not (lost.folder / "metrics.json").exists()
+    manifests = [path for path in index.rglob("*.json") if path.name in (MANIFEST, UNFINISHED)]
+    named = [path.parent / shard.file for path in manifests for shard in Manifest.load(path).shards]
+    kept = {path: path.stat().st_mtime_ns for path in named}
+    assert len(manifests) == 2 and len(kept) > count
+    shutil.copytree(lost.folder, tmp_path / "alone")
+
+    again = build(lost.folder)
+    assert again.codes() == [0, 0], again.said()
+    assert written(index) == written(whole.folder / "index" / "entities")
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing was written twice"
+    alone = build(tmp_path / "alone", processes=1)
+    assert alone.codes() == [0], alone.said()
+    assert [path.name for path in (alone.folder / "index" / "entities").iterdir()] == ["part-1-of-1"]
+    for run in (again.folder, alone.folder):
+        assert (run / "predictions.jsonl").read_bytes() == (whole.folder / "predictions.jsonl").read_bytes()
