@@ -10,7 +10,9 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.distributed.commands import run
+from tests.processes import needs_fork, run
+
+pytestmark = needs_fork
 
 MASKED = ["--model.units.text.mask_padding", "true"]  # then texts are encoded by length
 CASES = {
@@ -35,17 +37,15 @@ def results(tmp_path_factory):
     config = tiny.config(root, folder)
     config["trainer"] |= {"max_epochs": 1}
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run([["fit", "--config", "config.yaml"]], 1, folder)
+    run(["fit", "--config", "config.yaml"], folder)
     found = {}
     for count in (1, 2, 3):
-        commands = []
         for name, (command, *options) in CASES.items():
             found[name, count] = shutil.copytree(
                 folder / "lightning_logs" / "version_0", folder / "runs" / f"{name}-{count}"
             )
             processes = ["--trainer.devices", str(count)]
-            commands.append([command, "--run", str(found[name, count]), *processes, *options])
-        run(commands, count, folder)
+            run([command, "--run", str(found[name, count]), *processes, *options], folder, count)
     return found
 
 
@@ -78,6 +78,7 @@ def test_any_number_of_processes_reads_it(results, tmp_path):
     expected = (written / "predictions.jsonl").read_bytes()
     before = {path: path.stat().st_mtime_ns for path in written.glob("index/**/*") if path.name != ".lock"}
     for count in (1, 3):
-        run([["test", "--run", str(written), "--trainer.devices", str(count), *CASES["on_disk"][1:]]], count, tmp_path)
+        processes = ["--trainer.devices", str(count)]
+        run(["test", "--run", str(written), *processes, *CASES["on_disk"][1:]], tmp_path, count)
         assert (written / "predictions.jsonl").read_bytes() == expected
         assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing was written again"

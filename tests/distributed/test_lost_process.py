@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.distributed.commands import ROOT
 from tests.faults.catalogue import told_by_command
 
 pytestmark = pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc")
@@ -35,7 +34,7 @@ def test_the_others_end(victim, tmp_path):
     config["trainer"] |= {"max_epochs": 100_000, "devices": 2, "strategy": "ddp"}
     config["early_stopping"] = {"patience": 1_000_000}
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "mimic_pl", "fit", "--config", "config.yaml"]
     with (tmp_path / "said").open("w") as said:
         first = subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=said, stderr=said)

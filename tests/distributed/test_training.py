@@ -10,9 +10,11 @@ import torch
 import yaml
 
 from tests import tiny
-from tests.distributed.commands import ROOT, run
+from tests.processes import needs_fork, run
 
-OVERLAYS = ROOT / "cli_configs"
+pytestmark = needs_fork
+
+OVERLAYS = Path(__file__).parents[2] / "cli_configs"
 BATCH = 12  # of the 20 mentions: the second and last batch is smaller, and three processes can not share it evenly
 
 MINING = [
@@ -84,7 +86,8 @@ def steps(tmp_path_factory):
             cases["static_graph"] = [*cases["faithful"], "--trainer.strategy", json.dumps(static)]
         paths = {name: folder / f"{name}-{count}.pt" for name in cases}
         steps = ["--trainer.callbacks+", "tests.distributed.steps.Steps", "--trainer.callbacks.path"]
-        run([["fit", *cases[name], *steps, str(path)] for name, path in paths.items()], count, folder)
+        for name, path in paths.items():
+            run(["fit", *cases[name], *steps, str(path)], folder, count)
         found |= {(name, count): torch.load(path) for name, path in paths.items()}
     return found
 

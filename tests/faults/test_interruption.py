@@ -9,8 +9,6 @@ import os
 import random
 import shutil
 import signal
-import socket
-import sys
 import time
 
 import pytest
@@ -23,12 +21,9 @@ from mimic_pl.store import Store
 from mimic_pl.store.manifest import MANIFEST, UNFINISHED, Manifest
 from tests import tiny
 from tests.faults.catalogue import told_by_command
-from tests.faults.test_machine import FORK, child
+from tests.processes import Started, needs_fork
 
-pytestmark = pytest.mark.skipif(FORK is None or sys.platform == "win32", reason="this system can not fork")
-
-PATIENCE = 150
-"""Seconds after which a command hangs, on a machine that has other things to do as well."""
+pytestmark = needs_fork
 
 TRIALS = int(os.environ.get("INTERRUPTION_TRIALS", "1"))
 
@@ -46,56 +41,15 @@ def config(tiny_set, tmp_path_factory):
     return folder / "tiny.yaml"
 
 
-class Started:
-    """A command in processes of its own, as many as it computes with."""
-
-    def __init__(self, arguments, folder, processes=1):
-        folder.mkdir(exist_ok=True)
-        self.folder, self.begun = folder, time.time_ns()
-        if processes > 1:
-            arguments = [*arguments, "--trainer.devices", str(processes), "--trainer.strategy", "ddp"]
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "NODE_RANK": "0"}
-
-        def before(rank):
-            return lambda: os.environ.update(place, LOCAL_RANK=str(rank)) if processes > 1 else None
-
-        self.logs = [folder / f"log{rank}" for rank in range(processes)]
-        self.processes = [child(arguments, folder, log, before(rank)) for rank, log in enumerate(self.logs)]
-
-    def wait_for(self, happened):
-        """Until something has happened, or the command has ended."""
-        end = time.monotonic() + PATIENCE
-        while not happened() and all(process.is_alive() for process in self.processes):
-            assert time.monotonic() < end, self.said()
-            time.sleep(0.001)
-
-    def trains(self):
-        """Whether it has written a checkpoint."""
-        lasts = self.folder.glob("lightning_logs/*/checkpoints/last.ckpt")
-        return any(path.stat().st_mtime_ns > self.begun for path in lasts)
-
-    def send(self, number, ranks):
-        for rank in ranks:
-            os.kill(self.processes[rank].pid, number)
-
-    def codes(self):
-        for process in self.processes:
-            process.join(PATIENCE)
-        hanging = [process for process in self.processes if process.is_alive()]
-        for process in hanging:
-            process.kill()
-        assert not hanging, f"they hang:\n{self.said()}"
-        return [process.exitcode for process in self.processes]
-
-    def said(self):
-        return "\n".join(log.read_text() for log in self.logs)
+def until_it_trains(command):
+    """Wait for its first checkpoint."""
+    lasts = "lightning_logs/*/checkpoints/last.ckpt"
+    command.wait_for(lambda: any(path.stat().st_mtime_ns > command.begun for path in command.folder.glob(lasts)))
 
 
 def fit(config, folder, processes=1):
     """Train, from the beginning or from where it ended."""
-    options = ["--trainer.default_root_dir", str(folder), "--ckpt_path", "last"]
+    options = ["--trainer.default_root_dir", str(folder), "--trainer.devices", str(processes), "--ckpt_path", "last"]
     return Started(["fit", "--config", str(config), *options], folder, processes)
 
 
@@ -127,7 +81,7 @@ def undisturbed(config, tmp_path_factory):
     def run(processes):
         if processes not in known:
             command = fit(config, tmp_path_factory.mktemp("undisturbed"), processes)
-            command.wait_for(command.trains)
+            until_it_trains(command)
             begun = time.monotonic()
             assert command.codes() == [0] * processes, command.said()
             known[processes] = left(command.folder), time.monotonic() - begun
@@ -143,7 +97,7 @@ def test_killed_at_any_moment(config, undisturbed, tmp_path, trial):
     folder, codes = tmp_path / "run", []
     for turn in range(2):
         command = fit(config, folder)
-        command.wait_for(command.trains)
+        until_it_trains(command)
         time.sleep(rng.random() * seconds / 2)
         if turn == 0:  # while a checkpoint is written
             command.wait_for(lambda: any(folder.glob("lightning_logs/*/checkpoints/*.tmp")))
@@ -164,7 +118,7 @@ def end_twice(config, undisturbed, folder, trial, ends):
     rng = random.Random(trial)
     for number, ranks in zip((signal.SIGTERM, signal.SIGINT), ends, strict=True):
         command = fit(config, folder, processes)
-        command.wait_for(command.trains)
+        until_it_trains(command)
         time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
         assert command.codes() == [128 + number, *[0] * (processes - 1)], command.said()
@@ -203,8 +157,8 @@ def test_a_lost_process_of_an_index_build(trained, tmp_path, monkeypatch, trial,
 
     def build(folder, processes=2):
         shutil.copytree(trained.run, folder, dirs_exist_ok=True)
-        options = ["--model.indexer.place", "disk", "--data.root", str(root), "--data.entity_batch_size", "8"]
-        return Started(["test", "--run", str(folder), *options], folder, processes)
+        options = ["--data.root", str(root), "--data.entity_batch_size", "8", "--trainer.devices", str(processes)]
+        return Started(["test", "--run", str(folder), "--model.indexer.place", "disk", *options], folder, processes)
 
     whole = build(tmp_path / "whole")
     assert whole.codes() == [0, 0], whole.said()

@@ -14,52 +14,19 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
-from tqdm.auto import tqdm
 
 from mimic_pl.checkpoint import read_checkpoint
-from mimic_pl.cli import main
 from mimic_pl.cli.problems import as_mimic_error
 from mimic_pl.runs import open_run
 from tests.faults.catalogue import BY_TEST, told_by_command
+from tests.processes import FORK, Started, needs_fork
 
-FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
-needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts are Linux's")
-
-
-def child(args: list[str], folder: Path, log: Path, before: Callable[[], object] | None = None):
-    """Start a command in a process of its own; what it says goes into a file."""
-    assert FORK is not None
-
-    def run() -> None:
-        torch.set_num_threads(1)  # the threads of the forked process are not there
-        tqdm.set_lock(threading.RLock())
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
-        for stream in (1, 2):
-            os.dup2(file, stream)
-        sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w", 1), os.fdopen(os.dup(2), "w", 1)
-        os.chdir(folder)
-        if before is not None:
-            before()
-        main(args)
-
-    process = FORK.Process(target=run)
-    process.start()
-    return process
-
-
-def ended(process) -> int:
-    process.join(40)
-    if process.is_alive():
-        process.kill()
-        pytest.fail("the command hangs")
-    return int(process.exitcode)
 
 
 def fill(disk: Path, left: int) -> None:
@@ -99,8 +66,8 @@ def test_test_on_a_full_disk(command, trained, small_disk):
 def test_a_limit_on_the_size_of_files(trained, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
     options = ["--trainer.default_root_dir", str(tmp_path), "--data.picture_cache", "null"]
-    code = ended(child(["fit", "--config", str(trained.config), *options], tmp_path, tmp_path / "log", limit))
-    told_by_command("test_a_limit_on_the_size_of_files", code, (tmp_path / "log").read_text())
+    fit = Started(["fit", "--config", str(trained.config), *options], tmp_path, before=limit)
+    told_by_command("test_a_limit_on_the_size_of_files", *fit.codes(), fit.said())
 
 
 def test_a_read_only_disk(command, trained, small_disk):
@@ -128,9 +95,8 @@ def test_no_permission(trained):
             os.setgid(65534)
             os.setuid(65534)
 
-        log = folder / "log"
-        code = ended(child(["fit", "--config", "tiny.yaml"], folder, log, become_nobody))
-        assert name in told_by_command("test_no_permission", code, log.read_text())
+        fit = Started(["fit", "--config", "tiny.yaml"], folder, before=become_nobody)
+        assert name in told_by_command("test_no_permission", *fit.codes(), fit.said())
 
 
 def test_a_file_where_a_folder_is_due(command, trained, tmp_path):
@@ -155,15 +121,15 @@ def test_no_room_in_shared_memory(trained, tmp_path):
             os._exit(0)
 
     sizes = ["--data.num_workers", "1", "--data.batch_size", "20", "--data.picture_cache", "null"]
-    log = tmp_path / "log"
     options = ["--config", str(tmp_path / "wide.yaml"), "--trainer.default_root_dir", str(tmp_path), *sizes]
     config = yaml.safe_load(trained.config.read_text())
     config["model"]["init_args"]["encoder"]["init_args"]["config"]["vision_config"]["image_size"] = 128
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump(config))
-    code = ended(child(["fit", *options], tmp_path, log, small_shared_memory))
+    fit = Started(["fit", *options], tmp_path, before=small_shared_memory)
+    (code,) = fit.codes()
     if denied.exists():
         pytest.skip(f"a small disk can not be mounted here: {denied.read_text()}")
-    message = told_by_command("test_no_room_in_shared_memory", code, log.read_text())
+    message = told_by_command("test_no_room_in_shared_memory", code, fit.said())
     assert "--data.num_workers 0" in message
 
 
@@ -204,8 +170,8 @@ def test_two_processes_train_in_one_folder(trained, tmp_path):
     assert FORK is not None
     both = FORK.Barrier(2)
     options = ["fit", "--config", str(trained.config), "--trainer.default_root_dir", str(tmp_path)]
-    processes = [child(options, tmp_path, tmp_path / f"log{i}", both.wait) for i in range(2)]
-    assert [ended(process) for process in processes] == [0, 0], (tmp_path / "log0").read_text()
+    fits = [Started(options, tmp_path, before=both.wait, name=f"log{i}-") for i in range(2)]
+    assert [fit.codes() for fit in fits] == [[0], [0]], fits[0].said() + fits[1].said()
     runs = sorted((tmp_path / "lightning_logs").iterdir())
     assert [path.name for path in runs] == ["version_0", "version_1"]
     expected = read_checkpoint(open_run(trained.run).last_checkpoint)["state_dict"]
@@ -221,11 +187,11 @@ def test_two_processes_test_one_run(trained, tmp_path):
     assert FORK is not None
     run = shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
     both = FORK.Barrier(2)
-    processes = [child(["test"], tmp_path, tmp_path / f"log{i}", both.wait) for i in range(2)]
-    codes = sorted(ended(process) for process in processes)
+    tests = [Started(["test"], tmp_path, before=both.wait, name=f"log{i}-") for i in range(2)]
+    codes = sorted(code for test in tests for code in test.codes())
     assert codes in ([0, 0], [0, 7])
     if codes == [0, 7]:
-        assert "Another process is writing" in "".join((tmp_path / f"log{i}").read_text() for i in range(2))
+        assert "Another process is writing" in tests[0].said() + tests[1].said()
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"test-{i}" for i in range(9)]
     assert json.loads((run / "metrics.json").read_text())["mentions"] == 9
