@@ -1,14 +1,11 @@
 """Another project builds on this one: its own loss, unit and data, run by the installed command line."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import yaml
 
 from tests import tiny
+from tests.processes import needs_fork, run
 
 THEIR_MODEL = '''
 import torch
@@ -63,6 +60,7 @@ class Data(MELDataModule):
 '''
 
 
+@needs_fork
 def test_subclasses_run_from_the_command_line(tmp_path):
     project = tmp_path / "theirs"
     project.mkdir()
@@ -82,17 +80,12 @@ def test_subclasses_run_from_the_command_line(tmp_path):
     data = {"init_args": config.pop("data")["init_args"]}
     (project / "config.yaml").write_text(yaml.safe_dump({**config, "model": model, "data": data}))
 
-    command = [sys.executable, "-m", "mimic_pl"]
     arguments = ["fit", "--model", "theirs.Model", "--data", "their_data.Data", "--config", "config.yaml"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(project), str(Path(__file__).parents[1])])}
     for step in ([*arguments, "--model.symmetric", "0.25"], ["test"]):
-        done = subprocess.run(
-            [*command, *step], cwd=project, env=environment, capture_output=True, text=True, timeout=300, check=False
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-    run = project / "lightning_logs" / "version_0"
-    assert yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]["symmetric"] == 0.25
-    metrics = json.loads((run / "metrics.json").read_text())
+        run(step, project)
+    results = project / "lightning_logs" / "version_0"
+    assert yaml.safe_load((results / "config.yaml").read_text())["model"]["init_args"]["symmetric"] == 0.25
+    metrics = json.loads((results / "metrics.json").read_text())
     assert "names" in json.dumps(metrics), "their unit is reported beside ours"
-    predictions = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    predictions = [json.loads(line) for line in (results / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == tiny.SPLITS["test"]

@@ -226,6 +226,7 @@ def main(args: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if args is None else args)
     debug = debugging(given)
     given = [arg for arg in given if arg != DEBUG]
+    _find_modules_here()
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
     try:
@@ -250,6 +251,16 @@ def main(args: Sequence[str] | None = None) -> None:
         problem = as_mimic_error(error)
         print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _find_modules_here() -> None:
+    """Let a model in a file of the current folder be named, which a console script does not find by itself.
+
+    Last of all places, so that nothing there stands in for a library.
+    """
+    here = str(Path.cwd())
+    if not getattr(sys.flags, "safe_path", False) and not {"", here} & set(sys.path):
+        sys.path.append(here)
 
 
 class NewVersion(TensorBoardLogger):
