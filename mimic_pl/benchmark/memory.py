@@ -7,6 +7,7 @@ import multiprocessing
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -55,9 +56,17 @@ def peak_memory(prepare: Preparing, device: str, threads: int | None, *arguments
             "Peak memory is read from /proc/self/status, which this system does not have. Leave out the rows memory, "
             "training and index (--rows ranking,bytes,encoding,pictures)."
         )
-    # Spawned: a fork of this process would begin with all of its memory.
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as process:
+    with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as process:
         return process.submit(_measure, prepare, device, threads, arguments).result()
+
+
+def _fresh_processes() -> BaseContext:
+    """A fork of this process would begin with all of its memory; one of a server that only imports does not."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mimic_pl.benchmark.index", "mimic_pl.benchmark.training"])
+    return context
 
 
 def _measure(prepare: Preparing, device: str, threads: int | None, arguments: tuple[Any, ...]) -> Peak:
