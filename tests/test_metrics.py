@@ -10,10 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import multiprocessing
 
 import mimic_pl.metrics
 from mimic_pl.metrics import HITS, HitsAtK, MeanRank, MeanReciprocalRank, rank_metrics
+from tests.processes import FORK, needs_fork
 
 
 def sorted_position(scores: np.ndarray, golds: list[int]) -> int:
@@ -133,14 +133,15 @@ def _process(rank: int, port: int, ranks: list[int], results) -> None:
     torch.distributed.destroy_process_group()
 
 
+@needs_fork
 def test_two_processes_equal_one():
     ranks = [1, 2, 0, 7, 1000, 3, 3, 21, 20, 0, 1, 5, 11]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=_process, args=(rank, port, ranks, results)) for rank in range(2)]
+    assert FORK is not None
+    results = FORK.SimpleQueue()
+    processes = [FORK.Process(target=_process, args=(rank, port, ranks, results)) for rank in range(2)]
     for process in processes:
         process.start()
     for process in processes:

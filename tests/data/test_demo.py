@@ -198,6 +198,7 @@ def test_no_two_photographs_are_alike() -> None:
 
 
 def test_it_is_drawn_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "draw_demo", lambda folder, seed: shutil.copytree(root, folder))  # saves seconds
     folder = tmp_path / "data" / "Demo"
     DemoMEL.check_root(str(folder))
     folder.mkdir(parents=True)

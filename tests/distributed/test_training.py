@@ -99,6 +99,8 @@ def assert_same(steps, alone):
         for name, value in step.items():
             if name == "mentions":
                 assert value == one[name]
+            elif name == "matcher.raw_weights":  # fitted to scores that are float32 whatever the precision
+                torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-4)
             else:
                 torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import shutil
 import time
 from multiprocessing import Queue
@@ -12,8 +11,7 @@ import pytest
 import torch
 
 from mimic_pl.store import Column, Store, StoreWriter
-
-SPAWN = multiprocessing.get_context("spawn")
+from tests.processes import FORK, needs_fork
 
 
 def resident() -> float:
@@ -37,6 +35,7 @@ def read_all(folder: Path, answer: Queue[tuple[float, int, float]]) -> None:
     answer.put((largest - before, total, opened))
 
 
+@needs_fork
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 @pytest.mark.parametrize("rows", [40_000])
 def test_streaming(tmp_path, rows):
@@ -44,8 +43,9 @@ def test_streaming(tmp_path, rows):
     with StoreWriter(tmp_path, "entity index", {"x": Column(torch.int8, (9728,))}, rows) as writer:
         for _ in range(rows // 4000):
             writer.append({"x": piece})
-    answer = SPAWN.Queue()
-    reader = SPAWN.Process(target=read_all, args=(tmp_path, answer))
+    assert FORK is not None
+    answer = FORK.Queue()
+    reader = FORK.Process(target=read_all, args=(tmp_path, answer))
     reader.start()
     grown, total, opened = answer.get(timeout=300)
     reader.join()

@@ -1,0 +1,98 @@
+"""Who starts the processes: torchrun, Lightning's own launcher, and what becomes of the others when one is lost."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from mimic_pl.checkpoint import read_checkpoint
+from tests import tiny
+from tests.faults.catalogue import told_by_command
+from tests.processes import Started, needs_fork, run
+
+pytestmark = [
+    needs_fork,
+    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc"),
+]
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+FIT = ["fit", "--config", "config.yaml"]
+ENDLESS = [*FIT, "--trainer.max_epochs", "100000", "--early_stopping.patience", "1000000"]
+LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
+
+
+@pytest.fixture
+def folder(tmp_path, tiny_set):
+    config = tiny.config(tiny_set, tmp_path)
+    del config["trainer"]["default_root_dir"]
+    config["trainer"] |= {"devices": 2, "strategy": "ddp"}
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    return tmp_path
+
+
+def test_torchrun(folder):
+    """The command line of the README, on one machine: the weights are those of any other launcher."""
+    (folder / "torchrun").mkdir()
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mimic_pl"]
+    done = subprocess.run(
+        [*launch, "fit", "--config", "../config.yaml"],
+        cwd=folder / "torchrun",
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    run(FIT, folder, 2)
+    expected = read_checkpoint(folder / LAST)["state_dict"]
+    weights = read_checkpoint(folder / "torchrun" / LAST)["state_dict"]
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
+
+
+def test_the_first_process_is_killed(folder):
+    fit = Started(ENDLESS, folder, 2)
+    fit.wait_for((folder / LAST).exists)
+    fit.send(signal.SIGKILL, [0])
+    begun = time.monotonic()
+    codes = fit.codes()
+    assert time.monotonic() - begun < 60
+    assert codes[0] == -signal.SIGKILL
+    told_by_command("test_the_first_process_is_killed", codes[1], fit.logs[1].read_text())
+
+
+def children(process: int) -> list[int]:
+    """Processes that a process has started, and not yet lost, and that are Python."""
+    found = []
+    for task in Path(f"/proc/{process}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"mimic_pl" in Path(f"/proc/{child}/cmdline").read_bytes():
+                found.append(int(child))
+    return found
+
+
+def test_the_process_that_lightning_has_started_is_killed(folder):
+    with (folder / "said").open("w") as said:
+        first = subprocess.Popen(
+            [sys.executable, "-m", "mimic_pl", *ENDLESS], cwd=folder, env=ENVIRONMENT, stdout=said, stderr=said
+        )
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / LAST).exists():
+            assert first.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
+            time.sleep(0.2)
+        (second,) = children(first.pid)
+        os.kill(second, signal.SIGKILL)
+        code = first.wait(60)
+    finally:
+        first.kill()
+    told_by_command("test_the_process_that_lightning_has_started_is_killed", code, (folder / "said").read_text())
