@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,17 +14,17 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
-from tqdm.auto import tqdm
 
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, filled_up
-from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.features import Features, Terms
 from mimic_pl.in_batch import SharedBatch
+from mimic_pl.indexing import make_index
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.processes import Processes
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking, Share, fingerprint
+from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
 from mimic_pl.unused import unused_parameters
 
@@ -290,71 +290,15 @@ class MIMIC(LightningModule):
             ConfigError: The Trainer was given bare loaders instead of a data module.
             StoreError: The index on disk was built by another model or from other data, or is damaged.
         """
-        datamodule: Any = getattr(self.trainer, "datamodule", None)
-        if not hasattr(datamodule, "entity_dataloader"):
-            raise ConfigError(
-                "Ranking needs the knowledge base, which comes from a data module with entity_dataloader(). Call the "
-                "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
-            )
-        num_entities = len(datamodule.entities)
-        on_disk = self.indexer.place == "disk"
-        # Where texts need not be padded to one length, those of about one length are encoded together.
-        loader = datamodule.entity_dataloader(by_length=not (on_disk or self.matcher.reads_padding))
-        share = _share_of(loader, num_entities)
-        description: dict[str, Any] = {}
-        if on_disk or share.processes.count > 1:
-            description = {
-                "model": fingerprint(self.encoder, self.matcher),
-                "precision": str(self.trainer.precision),
-                **datamodule.describe_entities(),
-            }
-        if not on_disk:
-            made_from = repr(description)
-            return self.indexer.in_memory(num_entities, lambda _: self._encoded(loader), self.device, share, made_from)
-        validating = self.trainer.state.fn in ("fit", "validate")
-        return self.indexer.on_disk(
-            self._index_folder(validating),
-            num_entities,
-            lambda first: self._encoded(datamodule.entity_dataloader(first=first)),
-            self.device,
-            description,
-            # Validation follows a model that changes; what lies there is of an earlier epoch.
-            anew=validating,
-            share=share,
-        )
-
-    def _index_folder(self, validating: bool) -> Path:
-        trainer = self.trainer
-        folder = Path(self.indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
-        return folder / ("validation" if validating else "entities")
+        return make_index(self, self.trainer, self.indexer)
 
     def taken_in(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of a loader that the Trainer does not drive: on the model's device and in its precision."""
         moved = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
         return self.trainer.precision_plugin.convert_input(moved)
 
-    def _encoded(self, loader: Any) -> Iterator[tuple[Tensor, States]]:
-        """Positions and states of the entities of each batch."""
-        bar = tqdm(
-            _ahead(loader, self.taken_in),
-            total=len(loader),
-            desc="Encoding the knowledge base",
-            unit="batch",
-            leave=False,
-            disable=self.trainer.progress_bar_callback is None or not self.trainer.is_global_zero,
-        )
-        was_training = self.training
-        self.eval()
-        try:
-            for batch in bar:
-                with self.trainer.precision_plugin.forward_context():
-                    states = self._entity_states(batch["entities"])
-                yield batch["index"], states
-        finally:
-            self.train(was_training)
-
-    def _entity_states(self, side: Side) -> States:
-        """Encode a batch of entities: those that a unit can not tell apart (all without a picture) get one state."""
+    def entity_states(self, side: Side) -> States:
+        """Encode entities for the index: those that a unit can not tell apart (all without a picture) get one state."""
         size = len(side["input_ids"])
         features = self.encode(filled_up(side))
         states = self.matcher.entity(features.padded(self.encoder.text_length))
@@ -455,24 +399,6 @@ class MIMIC(LightningModule):
         model = cls(encoder, units=units, **kwargs)
         load_weights(model, state, str(checkpoint))
         return model
-
-
-def _share_of(loader: Any, num_entities: int) -> Share:
-    """What this process encodes: what the sampler of the entities' loader says, or all of them."""
-    positions = getattr(loader.sampler, "positions", None)
-    if positions is None:
-        return Share.whole(num_entities)
-    return Share(torch.as_tensor(positions), num_entities, Processes())
-
-
-def _ahead(loader: Iterable[Any], move: Callable[[Any], Any]) -> Iterator[Any]:
-    """Batches on the device, each on its way there while the one before is worked on."""
-    moved: list[Any] = []
-    for batch in loader:
-        moved.append(move(batch))
-        if len(moved) == 2:
-            yield moved.pop(0)
-    yield from moved
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

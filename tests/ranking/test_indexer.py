@@ -12,6 +12,7 @@ from mimic_pl.errors import ConfigError, StoreError
 from mimic_pl.ranking import DiskIndex, Indexer, Ranker
 from mimic_pl.units import TGLU, VDLU
 from tests import tiny
+from tests.processes import FORK, needs_fork
 
 CPU = torch.device("cpu")
 
@@ -114,7 +115,7 @@ def evaluate(tiny_set, folder, run="test", **options):
         enable_model_summary=False,
     )
     encoded = []
-    model._entity_states = lambda side: encoded.append(len(side["input_ids"])) or MIMIC._entity_states(model, side)
+    model.entity_states = lambda side: encoded.append(len(side["input_ids"])) or MIMIC.entity_states(model, side)
     metrics = getattr(trainer, run)(model, data, verbose=False)[0]
     return metrics, encoded
 
@@ -165,8 +166,19 @@ def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path,
     assert of_entities[-1] < tiny.ENCODER["text_length"]
 
 
+@needs_fork
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_encoder_keeps_its_names_and_its_numbers():
+    """In a process of its own: after torch.compile and a backward pass no fork of a process can train."""
+    assert FORK is not None
+    process = FORK.Process(target=compare_a_compiled_encoder)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def compare_a_compiled_encoder():
+    torch.set_num_threads(1)  # the threads of the forked process are not there
     plain, compiled = make_model().eval(), make_model(compile_encoder=True).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     side = {
