@@ -86,6 +86,16 @@ def test_batches_hold_what_the_model_of_the_epoch_mistakes(tmp_path, num_workers
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_no_batch_of_the_first_epoch_is_loaded_before_it_is_mined(tmp_path, num_workers):
+    """Lightning begins to load before the epoch does."""
+    watch = Watch()
+    trained(tmp_path, [watch, HardNegatives(first_epoch=0)], 1, num_workers=num_workers)
+    batches = watch.batches[0]
+    assert sorted(index for batch in batches for index in batch["index"].tolist()) == list(range(20))
+    assert all(len(batch["columns"]) == 2 * len(batch["gold"]) for batch in batches)
+
+
 def test_the_loss_counts_hard_negatives_unless_they_are_right():
     scores = {"overall": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))}
     gold, columns = torch.tensor([5, 6]), torch.tensor([5, 6, 6, 9])
