@@ -79,6 +79,7 @@ def steps(tmp_path_factory):
             path.write_text(yaml.safe_dump(config))
             further = CASES if name == "base" else {name: []}
             cases |= {case: ["--config", str(path), *arguments] for case, arguments in further.items()}
+        cases["bf16"] = [*cases["faithful"], "--trainer.precision", "bf16-mixed"]
         if count == 3:
             cases = {name: cases[name] for name in ("faithful", "symmetric", "text_unit_only")}
         if count == 2:
@@ -117,6 +118,15 @@ def test_two_processes_compute_what_one_computes(steps, case):
 @pytest.mark.parametrize("case", ["faithful", "symmetric", "text_unit_only"])
 def test_three_processes_that_can_not_share_the_last_batch_evenly(steps, case):
     assert_same(steps[case, 3], steps[case, 1])
+
+
+def test_bf16_mixed(steps):
+    """As close to one process as rounding to eight bits lets it be."""
+    exact = [step["loss"] for step in steps["faithful", 1] if "loss" in step]
+    assert len(exact) == 2
+    for count in (1, 2):
+        losses = [step["loss"] for step in steps["bf16", count] if "loss" in step]
+        assert losses == pytest.approx(exact, rel=0.02) and losses != exact
 
 
 def test_a_static_graph(steps):
