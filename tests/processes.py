@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
@@ -102,6 +103,10 @@ def _forked(arguments: Sequence[str], folder: Path, log: Path, before: Callable[
         for stream in (1, 2):
             os.dup2(file, stream)
         sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w", 1), os.fdopen(os.dup(2), "w", 1)
+        # Not to where pytest, and Lightning when it was imported, would have it.
+        logging.basicConfig(format="%(message)s", force=True)
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).handlers[:] = logging.getLogger().handlers
         os.chdir(folder)
         before(rank)
         main(list(arguments))

@@ -18,6 +18,7 @@ from typing import Literal, TypeVar, get_args
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.processes import Processes
 
 PicturePolicy = Literal["blank", "drop", "error"]
 """What happens to an item whose picture fails.
@@ -188,15 +189,19 @@ class PictureReport:
         self.failures.update((path, kind) for path, kind in failures if path not in self.told)
 
     def log(self, policy: PicturePolicy) -> None:
-        """Say once what failed."""
+        """Say once what failed, on the first process what did so on any."""
+        processes = Processes()
+        for others in processes.objects(self.failures):
+            self.add([(path, kind) for path, kind in others.items()])
         if not self.failures:
             return
-        counts = Counter(self.failures.values())
-        kinds = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
-        examples = ", ".join(sorted(self.failures)[:3])
-        _log.warning(
-            f"{len(self.failures)} pictures could not be used ({kinds}), for example {examples}. Policy {policy!r}: "
-            f"{_FATES[policy]}. `mimic-pl doctor` lists what is wrong with a folder."
-        )
+        if processes.rank == 0:
+            counts = Counter(self.failures.values())
+            kinds = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
+            examples = ", ".join(sorted(self.failures)[:3])
+            _log.warning(
+                f"{len(self.failures)} pictures could not be used ({kinds}), for example {examples}. Policy "
+                f"{policy!r}: {_FATES[policy]}. `mimic-pl doctor` lists what is wrong with a folder."
+            )
         self.told.update(self.failures)
         self.failures.clear()

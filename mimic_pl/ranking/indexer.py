@@ -137,9 +137,9 @@ class Indexer:
 
     def _tell(self, index: EntityIndex) -> None:
         """Say once, not after every epoch, what the index takes."""
-        size = index.bytes_per_entity
         if self._told != len(index):
             self._told = len(index)
+            size = max(index.processes.objects(index.bytes_per_entity))  # 0 where a process holds no entity
             rank_zero_info(
                 f"Index of {len(index):,} entities, {self.form} on {self.place}: "
                 f"{size:,} bytes each, {_megabytes(size * len(index))} in all."

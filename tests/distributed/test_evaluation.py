@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from itertools import product
 
@@ -10,7 +11,7 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.processes import needs_fork, run
+from tests.processes import Started, needs_fork, run
 
 pytestmark = needs_fork
 
@@ -47,6 +48,22 @@ def results(tmp_path_factory):
             processes = ["--trainer.devices", str(count)]
             run([command, "--run", str(found[name, count]), *processes, *options], folder, count)
     return found
+
+
+def test_one_process_reports_the_pictures_of_all(results, tmp_path):
+    """And what the index takes, though one process holds nothing of it."""
+    run = shutil.copytree(results["in_order", 1], tmp_path / "run")
+    root = shutil.copytree(results["in_order", 1].parents[1] / "set", tmp_path / "set")
+    broken = [*(root / "mention_images").glob("test[0268].jpg"), root / "kb_image" / "Q3_0.jpg"]
+    for picture in broken:
+        picture.write_bytes(b"none")
+    options = ["--data.root", str(root), "--data.eval_batch_size", "2", "--trainer.devices", "2"]
+    test = Started(["test", "--run", str(run), *options], tmp_path, 2)
+    assert test.codes() == [0, 0], test.said()
+    first, second = (log.read_text() for log in test.logs)
+    assert len(broken) == 5 and "5 pictures could not be used (5 unreadable)" in first
+    assert "could not be used" not in second
+    assert re.search(r"Index of 13 entities, float32 on device: \d{2,} bytes each", first)
 
 
 @pytest.mark.parametrize(("case", "count"), product([name for name in CASES if name != "links"], (2, 3)))
