@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import gc
-import multiprocessing
 import re
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from multiprocessing.context import BaseContext
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from mimic_pl.benchmark.fresh import fresh_processes
 from mimic_pl.errors import ConfigError
 
 _STATUS = Path("/proc/self/status")
@@ -56,17 +55,8 @@ def peak_memory(prepare: Preparing, device: str, threads: int | None, *arguments
             "Peak memory is read from /proc/self/status, which this system does not have. Leave out the rows memory, "
             "training and index (--rows ranking,bytes,encoding,pictures)."
         )
-    with ProcessPoolExecutor(1, mp_context=_fresh_processes()) as process:
+    with ProcessPoolExecutor(1, mp_context=fresh_processes()) as process:
         return process.submit(_measure, prepare, device, threads, arguments).result()
-
-
-def _fresh_processes() -> BaseContext:
-    """A fork of this process would begin with all of its memory; one of a server that only imports does not."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mimic_pl.benchmark.index", "mimic_pl.benchmark.training"])
-    return context
 
 
 def _measure(prepare: Preparing, device: str, threads: int | None, arguments: tuple[Any, ...]) -> Peak:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import start_processes
 
 from mimic_pl.benchmark.encoders import build_encoder, random_inputs
+from mimic_pl.benchmark.fresh import fresh_processes
 from mimic_pl.benchmark.problem import DIMS, MENTIONS_AT_ONCE, random_problem, rows
 from mimic_pl.benchmark.report import Row, timed
 from mimic_pl.benchmark.settings import Settings
@@ -29,7 +30,8 @@ Times = dict[str, list[float]]
 def processes(settings: Settings) -> Row:
     """Each process has one thread, on a CPU; what the first does alone, and what both share, are measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
-        spawn(_measure, (folder, settings), _PROCESSES)  # type: ignore[no-untyped-call]
+        method = fresh_processes().get_start_method()
+        start_processes(_measure, (folder, settings), _PROCESSES, start_method=method)  # type: ignore[no-untyped-call]
         times: dict[str, Times] = torch.load(Path(folder) / "times.pt")
     lines = []
     for what, unit in (("encoding", "entity"), ("ranking", "pair")):

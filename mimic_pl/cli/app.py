@@ -103,6 +103,9 @@ class MimicCLI(LightningCLI):
             listed.help = COMMANDS.get(listed.dest, listed.help)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        given = self.choice.args[0] if self.choice.args else None
+        if given in self.subcommands() and given != subcommand:
+            return self.init_parser(**kwargs)  # it is listed, and its arguments are not asked for
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
             text = "Folder of the training run to take (default: the newest below lightning_logs)."
