@@ -64,7 +64,7 @@ class Data(MELDataModule):
 def test_subclasses_run_from_the_command_line(tmp_path):
     project = tmp_path / "theirs"
     project.mkdir()
-    (project / "theirs.py").write_text(THEIR_MODEL)
+    (project / "their_model.py").write_text(THEIR_MODEL)
     (project / "their_data.py").write_text(THEIR_DATA)
     root = tiny.write_set(project / "set")
     entities = json.loads((root / "kb_entity.json").read_text())
@@ -74,13 +74,16 @@ def test_subclasses_run_from_the_command_line(tmp_path):
     (root / "qid2id.json").unlink()
 
     config = tiny.config(root, project)
-    config["model"]["class_path"] = "theirs.Model"
-    config["model"]["init_args"]["units"]["names"] = {"class_path": "theirs.NameOverlap", "init_args": {"width": 3}}
+    config["model"]["class_path"] = "their_model.Model"
+    config["model"]["init_args"]["units"]["names"] = {
+        "class_path": "their_model.NameOverlap",
+        "init_args": {"width": 3},
+    }
     model = {"init_args": config.pop("model")["init_args"]}
     data = {"init_args": config.pop("data")["init_args"]}
     (project / "config.yaml").write_text(yaml.safe_dump({**config, "model": model, "data": data}))
 
-    arguments = ["fit", "--model", "theirs.Model", "--data", "their_data.Data", "--config", "config.yaml"]
+    arguments = ["fit", "--model", "their_model.Model", "--data", "their_data.Data", "--config", "config.yaml"]
     for step in ([*arguments, "--model.symmetric", "0.25"], ["test"]):
         run(step, project)
     results = project / "lightning_logs" / "version_0"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import multiprocessing
 import os
 import random
 import re
@@ -27,9 +26,7 @@ from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
 from mimic_pl.store import Store
 from tests.data.conftest import Folder, WordPreprocessor
-
-FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
-needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
+from tests.processes import FORK, needs_fork
 
 
 class Square(WordPreprocessor):

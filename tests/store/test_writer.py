@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
 import os
 import random
 import time
@@ -17,11 +16,8 @@ import torch
 from mimic_pl.errors import StoreError
 from mimic_pl.store import Column, Store, StoreWriter
 from mimic_pl.store.writer import default_rows_per_shard
+from tests.processes import FORK, needs_fork
 from tests.store.conftest import COLUMNS, KIND, ROWS, content, files, write
-
-# A fork is there at once; a fresh interpreter would import torch for seconds.
-FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
-needs_fork = pytest.mark.skipif(FORK is None, reason="this system can not fork")
 
 
 def slow_write(folder: Path, pause: float, begun: Event) -> None:
