@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -91,6 +92,24 @@ def run(arguments: Sequence[str], folder: Path, processes: int = 1) -> None:
     """Run a command to its good end."""
     started = Started(arguments, folder, processes)
     assert started.codes() == [0] * processes, started.said()
+
+
+def environment() -> dict[str, str]:
+    """That of an interpreter of its own, which finds this checkout and takes one core."""
+    return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+
+
+def in_an_interpreter(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python ARGUMENTS`` to its end, whatever that is."""
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 def _forked(arguments: Sequence[str], folder: Path, log: Path, before: Callable[[int], None], rank: int):  # type: ignore[no-untyped-def]

@@ -192,7 +192,7 @@ class PictureReport:
         """Say once what failed, on the first process what did so on any."""
         processes = Processes()
         for others in processes.objects(self.failures):
-            self.add([(path, kind) for path, kind in others.items()])
+            self.add(list(others.items()))
         if not self.failures:
             return
         if processes.rank == 0:

@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +15,7 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
+from tests.processes import in_an_interpreter
 
 
 @pytest.fixture(scope="module")
@@ -38,16 +35,9 @@ def run(tiny_set, tmp_path_factory):
 def measured(run, tmp_path_factory):
     """What one run of the whole quick benchmark wrote, and what it printed."""
     output = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
-    command = [sys.executable, "-m", "mimic_pl", "benchmark", "--quick", "--run", str(run), "--threads", "1"]
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--inflate", "60", "--batches", "[16,24]", "--output", str(output)],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    command = ["-m", "mimic_pl", "benchmark", "--quick", "--run", str(run), "--threads", "1"]
+    sizes = ["--inflate", "60", "--batches", "[16,24]"]
+    done = in_an_interpreter([*command, *sizes, "--output", str(output)], output.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(output.read_text()), done.stdout
 

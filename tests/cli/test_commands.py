@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from lightning.pytorch import Trainer
 
 from mimic_pl.cli import main
 from mimic_pl.runs import load_run, open_run
+from tests.processes import in_an_interpreter
 
 
 @pytest.fixture
@@ -193,15 +191,7 @@ def test_completion_script(command):
 
 def test_console_entry(tmp_path):
     """As a process of its own: one paragraph on stderr, the error's exit code, nothing else."""
-    result = subprocess.run(
-        [sys.executable, "-m", "mimic_pl", "test"],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])},
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
+    result = in_an_interpreter(["-m", "mimic_pl", "test"], tmp_path)
     assert result.returncode == 3
     assert result.stderr.startswith("error: There is no training run in ")
     assert len(result.stderr.strip().splitlines()) == 1

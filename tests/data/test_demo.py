@@ -31,7 +31,7 @@ Rows = list[dict[str, Any]]
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("demo") / "Demo"
-    draw_demo(folder, seed=0)
+    DemoMEL(str(folder)).prepare_data()
     return folder
 
 

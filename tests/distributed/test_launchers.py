@@ -16,14 +16,13 @@ import yaml
 from mimic_pl.checkpoint import read_checkpoint
 from tests import tiny
 from tests.faults.catalogue import told_by_command
-from tests.processes import Started, needs_fork, run
+from tests.processes import Started, environment, in_an_interpreter, needs_fork, run
 
 pytestmark = [
     needs_fork,
     pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc"),
 ]
 
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
 FIT = ["fit", "--config", "config.yaml"]
 ENDLESS = [*FIT, "--trainer.max_epochs", "100000", "--early_stopping.patience", "1000000"]
 LAST = "lightning_logs/version_0/checkpoints/last.ckpt"
@@ -41,16 +40,8 @@ def folder(tmp_path, tiny_set):
 def test_torchrun(folder):
     """The command line of the README, on one machine: the weights are those of any other launcher."""
     (folder / "torchrun").mkdir()
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mimic_pl"]
-    done = subprocess.run(
-        [*launch, "fit", "--config", "../config.yaml"],
-        cwd=folder / "torchrun",
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mimic_pl"]
+    done = in_an_interpreter([*launch, "fit", "--config", "../config.yaml"], folder / "torchrun")
     assert done.returncode == 0, done.stdout + done.stderr
     run(FIT, folder, 2)
     expected = read_checkpoint(folder / LAST)["state_dict"]
@@ -83,7 +74,7 @@ def children(process: int) -> list[int]:
 def test_the_process_that_lightning_has_started_is_killed(folder):
     with (folder / "said").open("w") as said:
         first = subprocess.Popen(
-            [sys.executable, "-m", "mimic_pl", *ENDLESS], cwd=folder, env=ENVIRONMENT, stdout=said, stderr=said
+            [sys.executable, "-m", "mimic_pl", *ENDLESS], cwd=folder, env=environment(), stdout=said, stderr=said
         )
     try:
         deadline = time.monotonic() + 120
