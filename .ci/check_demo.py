@@ -1,4 +1,4 @@
-"""Check what the demo's test wrote: right overall, and clearly worse for text alone and for pictures alone."""
+"""Check what the demo's test wrote: right overall, and clearly worse for text alone and for images alone."""
 
 from __future__ import annotations
 

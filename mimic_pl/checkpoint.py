@@ -52,7 +52,7 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
     """Load a file of ``torch.save`` that may hold tensors and plain values only.
 
     Raises:
-        CheckpointError: It can not be read, or holds something else.
+        CheckpointError: It cannot be read, or holds something else.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
@@ -108,12 +108,12 @@ def require_numbers(state: Mapping[str, Any], source: object) -> None:
 
 
 def damaged(path: Path, why: object) -> CheckpointError:
-    """The error for a file that can not be read."""
+    """The error for a file that cannot be read."""
     if isinstance(why, PermissionError):
-        return CheckpointError(f"{path} can not be read: {why.strerror}. Ask for the permission to read it.")
+        return CheckpointError(f"{path} cannot be read: {why.strerror}. Ask for the permission to read it.")
     words = _first_sentence(why) if isinstance(why, Exception) else why
     return CheckpointError(
-        f"{path} can not be read as a checkpoint: it is damaged or cut off ({words}). Take another checkpoint, or copy "
+        f"{path} cannot be read as a checkpoint: it is damaged or cut off ({words}). Take another checkpoint, or copy "
         "the file again."
     )
 

@@ -21,7 +21,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     kill leaves a part under the checkpoint's name. Addresses (``s3://...``) are written in Lightning's way.
 
     Raises:
-        MachineError: There is no room, or the folder can not be written to. Older checkpoints are as they were.
+        MachineError: There is no room, or the folder cannot be written to. Older checkpoints are as they were.
 
     Example:
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])  # doctest: +SKIP
@@ -42,7 +42,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
     """Write a file of a run so that a kill leaves the old one, or none, but never a part.
 
     Raises:
-        MachineError: There is no room, or the folder can not be written to.
+        MachineError: There is no room, or the folder cannot be written to.
     """
     try:
         write_file(path, content)

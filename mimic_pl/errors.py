@@ -8,12 +8,12 @@ code  what it says
 ====  ====================================================================================
 0     done
 1     an exception that nobody expected: a mistake in mimic-pl, or in a class of your own
-2     :class:`UsageError`: the command line or a configuration file can not be understood
-3     :class:`ConfigError`: a value that can not work
+2     :class:`UsageError`: the command line or a configuration file cannot be understood
+3     :class:`ConfigError`: a value that cannot work
 4     :class:`DataError`: the data set, or a file that a run left behind
 5     :class:`CheckpointError`: weights
 6     :class:`NonFiniteScoreError`: a score that is NaN or infinite
-7     :class:`StoreError`: an entity index, a picture cache; another process writes there
+7     :class:`StoreError`: an entity index, an image cache; another process writes there
 8     :class:`DeviceMemoryError`: the memory of the device or of the host
 9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
 10    :class:`MachineError`: no room on a disk, no permission, a process that was killed
@@ -28,25 +28,25 @@ class MimicError(Exception):
 
 
 class ConfigError(MimicError):
-    """A configuration value that can not work (unknown name, wrong path, sizes that do not fit)."""
+    """A configuration value that cannot work (unknown name, wrong path, sizes that do not fit)."""
 
     exit_code = 3
 
 
 class UsageError(ConfigError):
-    """A command line or a configuration file that can not be understood."""
+    """A command line or a configuration file that cannot be understood."""
 
     exit_code = 2
 
 
 class DataError(MimicError):
-    """A data set that is not as it should be (missing file, malformed JSON, unknown gold, unreadable picture)."""
+    """A data set that is not as it should be (missing file, malformed JSON, unknown gold, unreadable image)."""
 
     exit_code = 4
 
 
 class CheckpointError(MimicError):
-    """Weights that can not be used (damaged file, code in it, unknown or missing names, other shapes, NaN)."""
+    """Weights that cannot be used (damaged file, code in it, unknown or missing names, other shapes, NaN)."""
 
     exit_code = 5
 
@@ -73,7 +73,7 @@ class NonFiniteScoreError(MimicError):
 
 
 class StoreError(MimicError):
-    """Arrays on disk that can not be used or written (entity index, picture cache).
+    """Arrays on disk that cannot be used or written (entity index, image cache).
 
     They are damaged, unfinished, built by another model, being written by another process, or there is no room.
     """

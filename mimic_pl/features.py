@@ -34,8 +34,8 @@ class Features(NamedTuple):
     Attributes:
         text_global: t^G, the pooled text embedding, ``[batch, dims.text]``.
         text_local: t^L, one vector per text token, ``[batch, text_tokens, dims.text]``.
-        image_global: v^G, the pooled picture embedding, ``[batch, dims.image]``.
-        image_local: v^L, one vector per picture token, ``[batch, image_tokens, dims.image]``.
+        image_global: v^G, the pooled image embedding, ``[batch, dims.image]``.
+        image_local: v^L, one vector per image token, ``[batch, image_tokens, dims.image]``.
         text_mask: 1 for a text token, 0 for padding, ``[batch, text_tokens]``. The published model does not look at
             it; units that mask padding do.
         terms: The texts' words, where the data module has a lexicon. No encoder makes them; they come with the batch.

@@ -11,9 +11,9 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
-from mimic_pl.processes import Processes
-from mimic_pl.ranking import EntityIndex, Indexer, Share, fingerprint
+from mimic_pl.ranking import EntityIndex, Indexer, Shard, fingerprint
 from mimic_pl.units import States
 
 
@@ -23,7 +23,7 @@ def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
     Args:
         model: The :class:`~mimic_pl.MIMIC` that encodes.
         trainer: Its Trainer, with a data module.
-        indexer: In which form, and where.
+        indexer: In which dtype, and where.
 
     Raises:
         ConfigError: The Trainer was given bare loaders instead of a data module.
@@ -36,12 +36,12 @@ def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
             "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
         )
     num_entities = len(datamodule.entities)
-    on_disk = indexer.place == "disk"
+    on_disk = indexer.storage == "disk"
     # Where texts need not be padded to one length, those of about one length are encoded together.
     loader = datamodule.entity_dataloader(by_length=not (on_disk or model.matcher.reads_padding))
-    share = _share_of(loader, num_entities)
+    shard = _shard_of(loader, num_entities)
     description: dict[str, Any] = {}
-    if on_disk or share.processes.count > 1:
+    if on_disk or shard.processes.world_size > 1:
         description = {
             "model": fingerprint(model.encoder, model.matcher),
             "precision": str(trainer.precision),
@@ -50,7 +50,7 @@ def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
     if not on_disk:
         made_from = repr(description)
         return indexer.in_memory(
-            num_entities, lambda _: _encoded(model, trainer, loader), model.device, share, made_from
+            num_entities, lambda _: _encoded(model, trainer, loader), model.device, shard, made_from
         )
     validating = trainer.state.fn in ("fit", "validate")
     return indexer.on_disk(
@@ -61,16 +61,16 @@ def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
         description,
         # Validation follows a model that changes; what lies there is of an earlier epoch.
         anew=validating,
-        share=share,
+        shard=shard,
     )
 
 
-def _share_of(loader: Any, num_entities: int) -> Share:
+def _shard_of(loader: Any, num_entities: int) -> Shard:
     """What this process encodes: what the sampler of the entities' loader says, or all of them."""
     positions = getattr(loader.sampler, "positions", None)
     if positions is None:
-        return Share.whole(num_entities)
-    return Share(torch.as_tensor(positions), num_entities, Processes())
+        return Shard.whole(num_entities)
+    return Shard(torch.as_tensor(positions), num_entities, ProcessGroup())
 
 
 def _folder(indexer: Indexer, trainer: Trainer, validating: bool) -> Path:

@@ -12,7 +12,7 @@ A mention may have several golds. Its rank is then that of the best one, and Hit
 the best ``k``. Recall@k asks how many are: it is the mean over mentions of the share of a mention's golds that are
 among the best ``k`` entities. A gold that is not in the knowledge base counts in the share's denominator and is never
 found; a mention without any gold counts as 0. So recall@k equals Hits@k where every mention has one gold, and it is
-reported only where some mention has several. A mention with more golds than ``k`` can not reach 1.
+reported only where some mention has several. A mention with more golds than ``k`` cannot reach 1.
 
 Every metric is a ratio of two integer sums, so memory does not grow with the data, and neither batch size, nor order,
 nor the number of processes changes the result.

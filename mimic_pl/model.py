@@ -15,21 +15,21 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, filled_up
 from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.features import Features, Terms
-from mimic_pl.in_batch import SharedBatch
+from mimic_pl.gathered_batch import GatheredBatch
 from mimic_pl.indexing import make_index
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
-from mimic_pl.processes import Processes
 from mimic_pl.published import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
 from mimic_pl.unused import unused_parameters
 
 Side = dict[str, Tensor]
-"""Tokens and pictures of one side as the encoder takes them, and terms where the data module has a lexicon."""
+"""Tokens and images of one side as the encoder takes them, and terms where the data module has a lexicon."""
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
@@ -45,7 +45,7 @@ class MIMIC(LightningModule):
 
     To build on it, subclass and override the hook that holds your idea:
 
-    - :meth:`encode`: from tokens and pictures of one side to features;
+    - :meth:`encode`: from tokens and images of one side to features;
     - :meth:`configure_matcher`: the shared norms, the units and how their scores combine;
     - :meth:`compute_loss`: from the scores of a training batch to the loss;
     - :meth:`parameter_groups`: what decays and at which rate;
@@ -53,7 +53,7 @@ class MIMIC(LightningModule):
     - :meth:`rank`: from a batch of mentions to ranks and top entities.
 
     Args:
-        encoder: Turns tokens and pictures into features.
+        encoder: Turns tokens and images into features.
         units: The interaction units by name; the published three by default. The names are those of the scores.
         matcher: Holds the units and combines their scores: their mean by default, as published, or
             :class:`~mimic_pl.units.WeightedMatcher`.
@@ -62,7 +62,7 @@ class MIMIC(LightningModule):
         optimizer: Makes the optimizer from parameter groups; published settings by default.
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
-        indexer: Makes the index of the knowledge base that is ranked: in which form, and where it is kept.
+        indexer: Makes the index of the knowledge base that is ranked: in which dtype, and where it is kept.
         global_negatives: In training on several processes, the entities of all processes' batches are negatives of
             each mention, as if one process had the whole batch; off, those of its own process's batch.
         compile_encoder: Compile the encoder with :func:`torch.compile` (a minute or more before the first step; needs a
@@ -116,7 +116,7 @@ class MIMIC(LightningModule):
         return self.make_matcher(self.encoder.dims, units)
 
     def encode(self, side: Side) -> Features:
-        """Turn tokens and pictures of one side into features; training and ranking both do it here.
+        """Turn tokens and images of one side into features; training and ranking both do it here.
 
         Args:
             side: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities, and
@@ -135,7 +135,7 @@ class MIMIC(LightningModule):
         return self.matcher.score(self.matcher.mention(mentions), self.matcher.entity(entities))
 
     def forward(self, mentions: Side, entities: Side) -> dict[str, Tensor]:
-        """Score every pair from tokens and pictures; see :meth:`score`."""
+        """Score every pair from tokens and images; see :meth:`score`."""
         return self.score(self.encode(mentions), self.encode(entities))
 
     # ---- training ---------------------------------------------------------------------------------------------
@@ -149,7 +149,9 @@ class MIMIC(LightningModule):
             return
         # A small batch, with nothing compiled for its shape, and random numbers that nobody misses.
         with torch.enable_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
-            loss, _ = self._training_loss(cast(Any, self.trainer).datamodule.training_sample(), Processes(alone=True))
+            loss, _ = self._training_loss(
+                cast(Any, self.trainer).datamodule.training_sample(), ProcessGroup(alone=True)
+            )
             self._unused = unused_parameters(self, loss)
         for parameter in self._unused.values():
             parameter.requires_grad_(False)
@@ -169,16 +171,16 @@ class MIMIC(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """One step: loss of the batch's mentions against the batch's gold entities."""
-        total, terms = self._training_loss(batch, Processes())
+        total, terms = self._training_loss(batch, ProcessGroup())
         size = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
         self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=size)
         return total
 
-    def _training_loss(self, batch: dict[str, Any], processes: Processes) -> tuple[Tensor, dict[str, Tensor]]:
+    def _training_loss(self, batch: dict[str, Any], processes: ProcessGroup) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, whose entities are negatives of the mentions of all processes."""
         own = batch.get("columns", batch["gold"])
-        shared = SharedBatch(processes, len(batch["gold"]), len(own), self.device, self.global_negatives)
+        shared = GatheredBatch(processes, len(batch["gold"]), len(own), self.device, self.global_negatives)
         mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
         columns = shared.positions(own)
         states = shared.states(self.matcher.entity(entities))
@@ -298,7 +300,7 @@ class MIMIC(LightningModule):
         return self.trainer.precision_plugin.convert_input(moved)
 
     def entity_states(self, side: Side) -> States:
-        """Encode entities for the index: those that a unit can not tell apart (all without a picture) get one state."""
+        """Encode entities for the index: those that a unit cannot tell apart (all without an image) get one state."""
         size = len(side["input_ids"])
         features = self.encode(filled_up(side))
         states = self.matcher.entity(features.padded(self.encoder.text_length))
@@ -379,7 +381,7 @@ class MIMIC(LightningModule):
 
         Args:
             checkpoint: Its Lightning ``.ckpt``, or a state dict or safetensors file with its names.
-            pretrained: The CLIP checkpoint it was trained from: the architecture, the tokenizer and the picture
+            pretrained: The CLIP checkpoint it was trained from: the architecture, the tokenizer and the image
                 preprocessing come from there, the weights from ``checkpoint``.
             **kwargs: Further arguments of the model.
 

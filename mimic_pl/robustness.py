@@ -18,7 +18,7 @@ from mimic_pl.data.degradation import KINDS, Degradation
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import EntityIndex, Indexer
-from mimic_pl.ranking.index import Share
+from mimic_pl.ranking.index import Shard
 from mimic_pl.ranking.indexer import Batches
 from mimic_pl.store.files import write_file
 
@@ -31,7 +31,7 @@ class Grade(NamedTuple):
 
     Attributes:
         kind: The kind's name, for example ``blur``.
-        side: ``picture`` or ``text``.
+        side: ``image`` or ``text``.
         strength: In the kind's unit; 0 is undisturbed.
         metrics: By score and name: ``{"overall": {"hits@1": ..., "mrr": ...}, "text": {...}, ...}``.
     """
@@ -106,7 +106,7 @@ def write_grades(folder: Path, grades: Sequence[Grade]) -> Path:
     """Write what was measured into a run's folder, wholly or not at all.
 
     Raises:
-        StoreError: There is no room, or the folder can not be written to.
+        StoreError: There is no room, or the folder cannot be written to.
     """
     records = [grade._asdict() for grade in grades]
     path = folder / FILE
@@ -136,15 +136,15 @@ class _IndexedOnce(Indexer):
     """Makes the index that another indexer makes, once, and hands it out again."""
 
     def __init__(self, indexer: Indexer) -> None:
-        super().__init__(indexer.form, indexer.place, indexer.folder)
+        super().__init__(indexer.dtype, indexer.storage, indexer.folder)
         self._indexer = indexer
         self._index: EntityIndex | None = None
 
     def in_memory(
-        self, num_entities: int, batches: Batches, device: torch.device, share: Share | None = None, made_from: str = ""
+        self, num_entities: int, batches: Batches, device: torch.device, shard: Shard | None = None, made_from: str = ""
     ) -> EntityIndex:
         if self._index is None:
-            self._index = self._indexer.in_memory(num_entities, batches, device, share, made_from)
+            self._index = self._indexer.in_memory(num_entities, batches, device, shard, made_from)
         return self._index
 
     def on_disk(
@@ -155,10 +155,10 @@ class _IndexedOnce(Indexer):
         device: torch.device,
         description: Mapping[str, Any],
         anew: bool = False,
-        share: Share | None = None,
+        shard: Shard | None = None,
     ) -> EntityIndex:
         if self._index is None:
-            self._index = self._indexer.on_disk(folder, num_entities, batches, device, description, anew, share)
+            self._index = self._indexer.on_disk(folder, num_entities, batches, device, description, anew, shard)
         return self._index
 
 

@@ -42,7 +42,7 @@ class Run:
         """The content of :attr:`config`.
 
         Raises:
-            ConfigError: The file can not be read.
+            ConfigError: The file cannot be read.
         """
         return read_yaml(self.config)
 
@@ -74,7 +74,7 @@ class Run:
         """The checkpoint that was best on the monitored metric.
 
         The newest checkpoint remembers it; file names (``...mrr=0.123.ckpt``) tell it where that file was deleted or
-        can not be read, and a single checkpoint is the best one.
+        cannot be read, and a single checkpoint is the best one.
 
         Raises:
             ConfigError: Nothing tells which one was best.
@@ -154,7 +154,7 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
 
     Raises:
         ConfigError: The folder is no run, or its configuration does not fit this version.
-        CheckpointError: The weights do not fit the model, can not be read, or are NaN.
+        CheckpointError: The weights do not fit the model, cannot be read, or are NaN.
 
     Example:
         >>> model, data = load_run("lightning_logs/version_0")  # doctest: +SKIP
@@ -197,12 +197,12 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """Read a configuration file.
 
     Raises:
-        ConfigError: It can not be read; a :class:`UsageError` if it is no YAML, or holds no keys.
+        ConfigError: It cannot be read; a :class:`UsageError` if it is no YAML, or holds no keys.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ConfigError(f"The configuration {path} can not be read: {error.strerror}.") from error
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # a byte that is no UTF-8 is a ValueError
         raise UsageError(f"The configuration {path} is no YAML: {' '.join(str(error).split())}.") from error
     if not isinstance(content, dict):
@@ -232,7 +232,7 @@ def _metric_in_name(path: Path) -> float | None:
 
 
 def _remembered_best(path: Path) -> str | None:
-    """File name of the best checkpoint as ModelCheckpoint kept it in this one; None if it can not be read."""
+    """File name of the best checkpoint as ModelCheckpoint kept it in this one; None if it cannot be read."""
     try:
         callbacks = read_checkpoint(path, check=False).get("callbacks", {})
     except CheckpointError:

@@ -15,7 +15,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 # Some tests fork processes, and a child of a process that has used OpenMP's threads waits for threads that it lacks.
 torch.set_num_threads(1)
 
-# Nor keep anything of the pictures that they draw.
+# Nor keep anything of the images that they draw.
 _caches = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = _caches.name
 
@@ -41,6 +41,6 @@ def small_disk(tmp_path):
     except FileNotFoundError:
         pytest.skip("this system has no mount")
     if mounted.returncode:
-        pytest.skip(f"a small disk can not be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)

@@ -88,7 +88,7 @@ def stand_in(overlay, clip_checkpoint):
         AutoTokenizer.from_pretrained(clip_checkpoint).save_pretrained(folder)
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         BertModel(BertConfig(vocab_size=len(AutoTokenizer.from_pretrained(folder)), **sizes)).save_pretrained(folder)
-    # One layer of its picture tower, too: bfloat16 is slow on most CPUs.
+    # One layer of its image tower, too: bfloat16 is slow on most CPUs.
     return ["--model.encoder.text", str(folder), "--model.encoder.vision_args", '{"img_size": 112, "depth": 1}']
 
 
@@ -167,4 +167,4 @@ def test_a_run_of_the_best_recipe_is_tested_from_its_folder(clip_checkpoint, tmp
     main(["test"])
     torch.random.set_rng_state(before)
     metrics = json.loads((tmp_path / "lightning_logs" / "version_0" / "metrics.json").read_text())["metrics"]
-    assert set(metrics) == {"overall", "text", "vision", "cross_modal", "picture", "lexical"}
+    assert set(metrics) == {"overall", "text", "vision", "cross_modal", "image", "lexical"}

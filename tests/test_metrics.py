@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import mimic_pl.metrics
 from mimic_pl.metrics import HITS, HitsAtK, MeanRank, MeanReciprocalRank, rank_metrics
-from tests.processes import FORK, needs_fork
+from tests.launch import FORK, needs_fork
 
 
 def sorted_position(scores: np.ndarray, golds: list[int]) -> int:

@@ -93,7 +93,7 @@ def test_the_trainer_tests_over_the_whole_knowledge_base(tiny_set, tmp_path, pai
 
 
 def test_a_resumed_run_ends_in_the_weights_of_the_undisturbed_one(tiny_set, tmp_path):
-    """Shuffling, random pictures, dropout and optimizer state continue; loader workers play no part."""
+    """Shuffling, random images, dropout and optimizer state continue; loader workers play no part."""
 
     def fit(folder, epochs, ckpt_path=None, seed=7, num_workers=0):
         seed_everything(seed)

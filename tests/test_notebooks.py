@@ -11,11 +11,11 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-PICTURES = {"ablations": 2, "error_analysis": 5, "quickstart": 2, "robustness": 2, "subclassing": 1}
+IMAGES = {"ablations": 2, "error_analysis": 5, "quickstart": 2, "robustness": 2, "subclassing": 1}
 """How many each shows."""
 
 LARGEST_NOTEBOOK = 400_000
-LARGEST_PICTURE = 60_000
+LARGEST_IMAGE = 60_000
 
 
 def committed(name):
@@ -60,22 +60,22 @@ def executed(tmp_path_factory):
         return notebook
 
     with ThreadPoolExecutor(2) as pool:
-        return dict(zip(PICTURES, pool.map(run, PICTURES), strict=True))
+        return dict(zip(IMAGES, pool.map(run, IMAGES), strict=True))
 
 
 def test_this_test_knows_every_notebook():
-    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(PICTURES)
+    assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(IMAGES)
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_no_cell_fails_and_every_picture_is_there(name, executed):
+@pytest.mark.parametrize("name", IMAGES)
+def test_no_cell_fails_and_every_image_is_there(name, executed):
     notebook = executed[name]
     errors = [o for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "error"]
     assert not errors, re.sub(r"\x1b\[[\d;]*m", "", "\n".join(errors[0].traceback))
-    assert len(outputs_of(notebook, "image/png")) == PICTURES[name]
+    assert len(outputs_of(notebook, "image/png")) == IMAGES[name]
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_what_is_committed_was_run_top_to_bottom_and_shows_what_a_run_shows(name, executed):
     cells, again = code_cells(committed(name)), code_cells(executed[name])
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
@@ -86,18 +86,18 @@ def test_what_is_committed_was_run_top_to_bottom_and_shows_what_a_run_shows(name
         ], cell.source
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_committed_outputs_are_small_and_quiet(name):
     notebook = committed(name)
     assert (ROOT / "notebooks" / f"{name}.ipynb").stat().st_size < LARGEST_NOTEBOOK
-    for picture in outputs_of(notebook, "image/png"):
-        assert len(picture) * 3 / 4 < LARGEST_PICTURE  # base64
+    for image in outputs_of(notebook, "image/png"):
+        assert len(image) * 3 / 4 < LARGEST_IMAGE  # base64
     kinds = {(o.output_type, o.get("name")) for cell in code_cells(notebook) for o in cell.outputs}
     assert ("stream", "stderr") not in kinds, "warnings, logs, progress bars"
     assert "error" not in {kind for kind, _ in kinds}
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_no_path_of_a_machine_is_committed(name):
     folders = r"(?<![\w.<])/(?:home|Users|root|tmp|work|opt|var|mnt|private)/\S*|[A-Z]:\\\S+"
     assert not re.findall(folders, texts_of(committed(name)))

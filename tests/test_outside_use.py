@@ -5,7 +5,7 @@ import json
 import yaml
 
 from tests import tiny
-from tests.processes import needs_fork, run
+from tests.launch import needs_fork, run
 
 THEIR_MODEL = '''
 import torch

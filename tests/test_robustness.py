@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.callbacks.results import metrics_by_score
-from mimic_pl.data.degradation import KINDS, Degradation, MissingSentence, Occlusion, OtherPicture, Typos
+from mimic_pl.data.degradation import KINDS, Degradation, MissingSentence, Occlusion, OtherImage, Typos
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranking import Indexer
@@ -71,7 +71,7 @@ def make_trainer(folder: Path) -> Trainer:
 
 
 def test_a_grade_is_what_test_gives_with_that_degradation(tiny_set, tmp_path):
-    strengths = (Occlusion, (0, 0.5)), (Typos, (0, 0.4)), (OtherPicture, (1,))
+    strengths = (Occlusion, (0, 0.5)), (Typos, (0, 0.4)), (OtherImage, (1,))
     degradations = [kind(strength, seed=1) for kind, grades in strengths for strength in grades]
     model = make_model(indexer=(indexer := Counting()))
     data = make_data(tiny_set, eval_batch_size=4, degradation=(own := Typos(0.1)))
@@ -90,7 +90,7 @@ def test_a_grade_is_what_test_gives_with_that_degradation(tiny_set, tmp_path):
 
 @pytest.mark.parametrize(
     ("degradation", "untouched"),
-    [(OtherPicture(1), "text"), (Occlusion(1), "text"), (MissingSentence(1), "vision"), (Typos(0.4), "vision")],
+    [(OtherImage(1), "text"), (Occlusion(1), "text"), (MissingSentence(1), "vision"), (Typos(0.4), "vision")],
 )
 def test_what_is_not_touched_keeps_its_ranks(tiny_set, tmp_path, degradation, untouched):
     model, data, trainer = make_model(), make_data(tiny_set), make_trainer(tmp_path)
@@ -112,7 +112,7 @@ def test_the_validation_split(tiny_set, tmp_path):
 
 def test_an_index_on_disk_is_used_as_it_lies_there(tiny_set, tmp_path):
     def model() -> Watched:
-        return make_model(indexer=Indexer(place="disk", folder=str(tmp_path / "index")))
+        return make_model(indexer=Indexer(storage="disk", folder=str(tmp_path / "index")))
 
     trainer = make_trainer(tmp_path)
     trainer.test(model(), make_data(tiny_set), verbose=False)
@@ -154,9 +154,9 @@ def test_every_kind_begins_undisturbed():
 
 def test_file_and_table(tmp_path):
     metrics = {"overall": {"hits@1": 0.5, "mrr": 0.6}, "text": {"hits@1": 0.25, "mrr": 0.3}}
-    grades = [Grade("blur", "picture", 0.0, metrics), Grade("blur", "picture", 2.0, metrics)]
+    grades = [Grade("blur", "image", 0.0, metrics), Grade("blur", "image", 2.0, metrics)]
     path = write_grades(tmp_path, grades)
-    assert json.loads(path.read_text())[1] == {"kind": "blur", "side": "picture", "strength": 2.0, "metrics": metrics}
+    assert json.loads(path.read_text())[1] == {"kind": "blur", "side": "image", "strength": 2.0, "metrics": metrics}
     assert [file.name for file in tmp_path.iterdir()] == ["robustness.json"]
     table = robustness_table(grades)
     cells = [list(column.cells) for column in table.columns]

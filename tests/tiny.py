@@ -41,18 +41,18 @@ ENCODER: dict[str, Any] = {
 
 
 def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = None, entities: int = 12) -> Path:
-    """Write a data set: 12 entities (four names, each of three kinds; then again), every third without a picture."""
+    """Write a data set: 12 entities (four names, each of three kinds; then again), every third without an image."""
     rng = random.Random(0)
     for folder in ("kb_image", "mention_images"):
         (root / folder).mkdir(parents=True)
     records = []
     for position, (entity_name, kind) in enumerate(islice(cycle(product(NAMES, KINDS)), entities)):
-        pictures = []
+        images = []
         if position % 3 != 2:
-            pictures = [f"Q{position}_{i}.jpg" for i in range(2)]
-            for i, picture in enumerate(pictures):
+            images = [f"Q{position}_{i}.jpg" for i in range(2)]
+            for i, image in enumerate(images):
                 colour = tuple(channel - 20 * i for channel in COLOURS[kind])
-                Image.new("RGB", (20 + position, 24), colour).save(root / "kb_image" / picture)
+                Image.new("RGB", (20 + position, 24), colour).save(root / "kb_image" / image)
         records.append(
             {
                 "id": position,
@@ -60,7 +60,7 @@ def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = No
                 "entity_name": entity_name,
                 "attr": f"a {kind}",
                 "type": "entity",
-                "image_list": pictures,
+                "image_list": images,
             }
         )
     (root / "kb_entity.json").write_text(json.dumps(records))

@@ -37,7 +37,7 @@ class BM25:
         self._index = bm25s.BM25(k1=k1, b=b, method="lucene", dtype="float64")
         documents = [content_words(text) for text in entities]
         self._num_entities = len(documents)
-        # bm25s can not index texts without a single word between them.
+        # bm25s cannot index texts without a single word between them.
         self._empty = not any(documents)
         if not self._empty:
             self._index.index(documents, show_progress=False)

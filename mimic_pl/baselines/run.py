@@ -30,7 +30,7 @@ BASELINES = {
     "name_similarity": "normalised Indel similarity of mention and name, lower-cased",
     "bm25": "BM25 of the mention's text against the entity's",
     "text_cosine": "zero-shot cosine of the encoder's text embeddings",
-    "image_cosine": "zero-shot cosine of the encoder's picture embeddings",
+    "image_cosine": "zero-shot cosine of the encoder's image embeddings",
     "both_cosines": "mean of the two cosines",
 }
 """What each baseline scores by, in the order in which they are printed. The cosines need an encoder."""
@@ -65,7 +65,7 @@ def run_baselines(
         data: The data.
         split: ``val`` or ``test``.
         folder: Where the results go.
-        encoder: For the cosines; they are left out without one. Those of pictures are left out where one side has none.
+        encoder: For the cosines; they are left out without one. Those of images are left out where one side has none.
         chosen: Which of :data:`BASELINES`.
         top_k: Candidates of each mention that are written.
         device: Where the encoder computes, as torch calls it.
@@ -75,7 +75,7 @@ def run_baselines(
 
     Raises:
         ConfigError: There is no such baseline, nothing to rank by is left, or no candidates are asked for.
-        DataError: The data can not be read.
+        DataError: The data cannot be read.
     """
     unknown = sorted(set(chosen) - set(BASELINES))
     if unknown or not chosen:
@@ -84,11 +84,11 @@ def run_baselines(
         raise ConfigError(f"top_k is {top_k}; at least one candidate of each mention is written.")
     with_encoder = encoder if set(chosen) & set(COSINES) else None
     side = _read(data, split, with_encoder)
-    pictures: dict[str, int] = {}
+    images: dict[str, int] = {}
     scorers = _lexical(data, side)
     if with_encoder is not None:
-        scorers |= _cosines(data, split, with_encoder, device, pictures)
-    summary = _describe(data, split, side) | pictures
+        scorers |= _cosines(data, split, with_encoder, device, images)
+    summary = _describe(data, split, side) | images
     published = data.published.test if split == "test" and data.published is not None else None
     console = Console()
     left_out = [name for name in BASELINES if name in chosen and name not in scorers]
@@ -107,7 +107,7 @@ def run_baselines(
 
 
 def _read(data: MELDataModule, split: str, encoder: Encoder | None) -> _Side:
-    """Read the records; for an encoder with tokens and pictures, too."""
+    """Read the records; for an encoder with tokens and images, too."""
     data.check_root(data.root)
     data.prepare_data()
     if encoder is None:
@@ -131,12 +131,12 @@ def _lexical(data: MELDataModule, side: _Side) -> dict[str, _Lazy]:
 
 
 def _cosines(
-    data: MELDataModule, split: str, encoder: Encoder, device: str, pictures: dict[str, int]
+    data: MELDataModule, split: str, encoder: Encoder, device: str, images: dict[str, int]
 ) -> dict[str, _Lazy]:
     mentions, entities = embed(encoder, data, split, device)
-    pictures |= {"mentions_with_picture": mentions.pictures, "entities_with_picture": entities.pictures}
+    images |= {"mentions_with_image": mentions.with_image, "entities_with_image": entities.with_image}
     found: dict[str, _Lazy] = {"text_cosine": lambda: Cosine([mentions.text], [entities.text])}
-    if mentions.pictures and entities.pictures:
+    if mentions.with_image and entities.with_image:
         found["image_cosine"] = lambda: Cosine([mentions.image], [entities.image])
         both = [mentions.text, mentions.image], [entities.text, entities.image]
         found["both_cosines"] = lambda: Cosine(*both)
@@ -171,10 +171,10 @@ def _caption(summary: dict[str, Any]) -> str:
         f"; {100 * summary['mentions_that_are_the_golds_name']:.1f} % of the mentions equal the gold's name "
         f"({100 * summary['the_same_lower_cased']:.1f} % lower-cased)"
     )
-    if "mentions_with_picture" in summary:
+    if "mentions_with_image" in summary:
         caption += (
-            f"; {summary['mentions_with_picture']:,} mentions and {summary['entities_with_picture']:,} entities have a "
-            "picture"
+            f"; {summary['mentions_with_image']:,} mentions and {summary['entities_with_image']:,} entities have a "
+            "image"
         )
     return caption
 
@@ -183,7 +183,7 @@ def _reason(encoder: Encoder | None) -> str:
     """Why cosines are left out."""
     if encoder is None:
         return "need an encoder: give a configuration with a 'model' section (--config)"
-    return "need pictures, and no picture of the mentions or of the entities opens"
+    return "need images, and no image of the mentions or of the entities opens"
 
 
 def _rank_and_write(

@@ -26,14 +26,14 @@ class Embeddings(NamedTuple):
 
     Attributes:
         text: float32 ``[records, text width]``.
-        image: float32 ``[records, image width]``; a record without a picture has that of the blank picture, as in the
+        image: float32 ``[records, image width]``; a record without an image has that of the blank image, as in the
             model.
-        pictures: How many records have a picture that opens.
+        with_image: How many records have an image that opens.
     """
 
     text: Tensor
     image: Tensor
-    pictures: int
+    with_image: int
 
 
 class Cosine:
@@ -88,15 +88,17 @@ def embed(encoder: Encoder, data: MELDataModule, split: str, device: str) -> tup
 
 
 def _embed_side(encoder: Encoder, data: MELDataModule, name: str, loader: Any, device: str) -> Embeddings:
-    texts, images, pictures = [], [], 0
+    texts: list[Tensor] = []
+    images: list[Tensor] = []
+    with_image = 0
     for batch in tqdm(loader, desc=f"Encoding {name}", unit="batch", leave=False, disable=None):
-        pictures += int(batch[name]["has_picture"].sum())
+        with_image += int(batch[name]["has_image"].sum())
         side = data.on_after_batch_transfer(move_data_to_device(batch, device), 0)[name]
         size = len(side["input_ids"])
         features = encoder(**filled_up({key: side[key] for key in INPUTS}))
         texts.append(normalize(features.text_global[:size].float(), dim=-1).cpu())
         images.append(normalize(features.image_global[:size].float(), dim=-1).cpu())
-    return Embeddings(torch.cat(texts), torch.cat(images), pictures)
+    return Embeddings(torch.cat(texts), torch.cat(images), with_image)
 
 
 @contextmanager

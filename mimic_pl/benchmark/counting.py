@@ -12,7 +12,7 @@ from mimic_pl.units import Matcher, States, Unit
 
 
 class PairCount:
-    """Pairs whose dear scores were computed.
+    """Pairs whose expensive scores were computed.
 
     Attributes:
         pairs: In float32, where bounds left them open: chosen ones, or whole blocks.
@@ -37,9 +37,9 @@ class _Counting(Matcher):
         """See :meth:`Matcher.pairs`."""
         scores = super().pairs(mentions, entities, names)
         for name, score in scores.items():
-            if self._unit(name).dear and score.dtype.itemsize == 8:
+            if self._unit(name).expensive and score.dtype.itemsize == 8:
                 self.count.exact += len(score)
-            elif self._unit(name).dear:
+            elif self._unit(name).expensive:
                 self.count.pairs += len(score)
         return scores
 
@@ -47,7 +47,7 @@ class _Counting(Matcher):
         """See :meth:`Matcher.score`."""
         scores = super().score(mentions, entities)
         self.count.pairs += sum(
-            score.numel() for name, score in scores.items() if name in self.units and self._unit(name).dear
+            score.numel() for name, score in scores.items() if name in self.units and self._unit(name).expensive
         )
         return scores
 

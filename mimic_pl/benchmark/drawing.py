@@ -1,4 +1,4 @@
-"""Pictures and a data set, drawn for the benchmark."""
+"""Images and a data set, drawn for the benchmark."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from PIL import Image
 from mimic_pl.benchmark.encoders import WORDS
 
 
-def draw_pictures(folder: Path, count: int, size: tuple[int, int], seed: int) -> list[str]:
+def draw_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> list[str]:
     """Draw JPEGs that take as long to decode as photographs do: smooth shades, edges, and grain.
 
     Args:
@@ -28,16 +28,16 @@ def draw_pictures(folder: Path, count: int, size: tuple[int, int], seed: int) ->
     names = []
     for number in range(count):
         shades = Image.fromarray(rng.integers(0, 256, (24, 32, 3), dtype=np.uint8))
-        picture = np.asarray(shades.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
-        grain = rng.normal(0, 8, picture.shape).astype(np.int16)
+        image = np.asarray(shades.resize(size, Image.Resampling.BICUBIC), dtype=np.int16)
+        grain = rng.normal(0, 8, image.shape).astype(np.int16)
         names.append(f"{number}.jpg")
-        Image.fromarray((picture + grain).clip(0, 255).astype(np.uint8)).save(folder / names[-1], quality=90)
+        Image.fromarray((image + grain).clip(0, 255).astype(np.uint8)).save(folder / names[-1], quality=90)
     return names
 
 
 def draw_set(root: Path, entities: int, size: tuple[int, int], seed: int) -> None:
-    """Draw a data set in the published layout: entities with a picture each, and one mention to test."""
-    pictures = draw_pictures(root / "kb_image", entities, size, seed)
+    """Draw a data set in the published layout: entities with an image each, and one mention to test."""
+    images = draw_images(root / "kb_image", entities, size, seed)
     rng = np.random.default_rng(seed)
     table = [
         {
@@ -45,9 +45,9 @@ def draw_set(root: Path, entities: int, size: tuple[int, int], seed: int) -> Non
             "qid": f"Q{number}",
             "entity_name": f"{rng.choice(WORDS)} {number}",
             "attr": " ".join(rng.choice(WORDS, 24)),
-            "image_list": [picture],
+            "image_list": [image],
         }
-        for number, picture in enumerate(pictures)
+        for number, image in enumerate(images)
     ]
     mention = {"id": "0", "sentence": "old castle", "mentions": "castle", "answer": "Q0", "imgPath": ""}
     (root / "kb_entity.json").write_text(json.dumps(table), encoding="utf-8")

@@ -41,7 +41,7 @@ def build_encoder(size: EncoderSize, seed: int) -> CLIPEncoder:
 
 
 def random_inputs(encoder: Encoder, batch: int, generator: torch.Generator, device: str) -> dict[str, Tensor]:
-    """Tokens of random texts, and noise for pictures."""
+    """Tokens of random texts, and noise for images."""
     size = encoder.preprocessor.image_size
     drawn = torch.randint(len(WORDS), (batch, 20), generator=generator).tolist()
     ids, mask = encoder.preprocessor.tokenize([" ".join(WORDS[word] for word in text) for text in drawn])

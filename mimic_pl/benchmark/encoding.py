@@ -11,7 +11,7 @@ import torch
 
 from mimic_pl.benchmark.drawing import draw_set
 from mimic_pl.benchmark.encoders import build_encoder
-from mimic_pl.benchmark.pictures import PROCESSOR, transformers_processor
+from mimic_pl.benchmark.images import PROCESSOR, transformers_processor
 from mimic_pl.benchmark.problem import random_matcher
 from mimic_pl.benchmark.report import Row, fact, timed
 from mimic_pl.benchmark.settings import Settings
@@ -21,7 +21,7 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.units import Matcher
 
 _BATCH = 128
-_PICTURE = 500, 400
+_IMAGE = 500, 400
 
 
 def encoding(settings: Settings) -> Row:
@@ -31,12 +31,12 @@ def encoding(settings: Settings) -> Row:
     matcher = random_matcher(settings.seed, settings.device)
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "Drawn"
-        draw_set(root, entities, _PICTURE, settings.seed)
+        draw_set(root, entities, _IMAGE, settings.seed)
         cached, bare = (_data(root, encoder, cache, settings) for cache in (str(Path(folder) / "cache"), None))
         ready = [_moved(cached, batch, settings.device) for batch in cached.entity_dataloader()]
         process = transformers_processor(encoder.preprocessor)
         texts = [cached.entity_template(entity) for entity in cached.entities]
-        paths = [cached.entity_pictures.path(entity.pictures[0]) for entity in cached.entities]
+        paths = [cached.entity_images.path(entity.images[0]) for entity in cached.entities]
 
         def read(data: MELDataModule) -> None:
             _encode(encoder, matcher, (_moved(data, batch, settings.device) for batch in data.entity_dataloader()))
@@ -53,30 +53,28 @@ def encoding(settings: Settings) -> Row:
             _encode(encoder, matcher, batches())
 
         works = {
-            "ours, pictures cached": Work(lambda: read(cached), entities),
+            "ours, images cached": Work(lambda: read(cached), entities),
             "ours, no cache": Work(lambda: read(bare), entities),
             PROCESSOR: Work(one_by_one, entities),
             "ready tensors": Work(lambda: _encode(encoder, matcher, ready), entities),
         }
         times = in_turn(works, min(settings.turns, 3), settings.device)
-    ours = times["ours, pictures cached"]
+    ours = times["ours, images cached"]
     return {
         "title": f"Encoding a knowledge base with the {settings.encoder} encoder",
         "setting": {"entities": entities, "batch": _BATCH, "loader processes": cached.num_workers},
         "lines": [
-            timed("loader, pictures cached", ours, PROCESSOR, times[PROCESSOR], "entity"),
+            timed("loader, images cached", ours, PROCESSOR, times[PROCESSOR], "entity"),
             timed("loader, no cache", times["ours, no cache"], PROCESSOR, times[PROCESSOR], "entity"),
-            timed(
-                "loader, pictures cached", ours, "ready tensors, the encoder alone", times["ready tensors"], "entity"
-            ),
-            fact("entities per second, pictures cached", 1 / ours.median, ""),
+            timed("loader, images cached", ours, "ready tensors, the encoder alone", times["ready tensors"], "entity"),
+            fact("entities per second, images cached", 1 / ours.median, ""),
         ],
     }
 
 
 def _data(root: Path, encoder: CLIPEncoder, cache: str | None, settings: Settings) -> MELDataModule:
     workers = settings.size(2, 0)
-    data = MELDataModule(str(root), entity_batch_size=_BATCH, num_workers=workers, picture_cache=cache)
+    data = MELDataModule(str(root), entity_batch_size=_BATCH, num_workers=workers, image_cache=cache)
     data.preprocessor = encoder.preprocessor
     data.setup("test")
     return data

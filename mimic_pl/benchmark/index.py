@@ -18,7 +18,7 @@ from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, random_features, random
 from mimic_pl.benchmark.report import Line, Row, fact, sized
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
-from mimic_pl.ranking import DiskIndex, Indexer, IndexForm, MemoryIndex, Ranker
+from mimic_pl.ranking import DiskIndex, IndexDtype, Indexer, MemoryIndex, Ranker
 from mimic_pl.units import States
 
 RICHPEDIA_ENTITIES = 160_933
@@ -33,13 +33,13 @@ def memory(settings: Settings) -> Row:
     """Peak memory of a test pass over an index on disk, beyond the model."""
     entities = settings.memory_entities or settings.size(RICHPEDIA_ENTITIES, 1000)
     mentions = settings.size(MENTIONS_AT_ONCE, 24)
-    form: IndexForm = "bfloat16"
+    dtype: IndexDtype = "bfloat16"
     with tempfile.TemporaryDirectory() as folder:
-        size = _build(Path(folder), entities, form, settings.seed).bytes_per_entity * entities
-        peak = _pass(folder, form, entities, mentions, True, settings)
+        size = _build(Path(folder), entities, dtype, settings.seed).bytes_per_entity * entities
+        peak = _pass(folder, dtype, entities, mentions, True, settings)
     return {
         "title": "Peak memory of ranking over an index on disk",
-        "setting": {"entities": entities, "mentions at once": mentions, "form": form},
+        "setting": {"entities": entities, "mentions at once": mentions, "dtype": dtype},
         "lines": [
             sized("a pass, beyond the model", peak.beyond, "the index on disk", size),
             fact("a pass", peak.result, "s"),
@@ -49,22 +49,22 @@ def memory(settings: Settings) -> Row:
 
 def index(settings: Settings) -> Row:
     """Opening, passing and memory as the knowledge base grows."""
-    form: IndexForm = "int8"
+    dtype: IndexDtype = "int8"
     lines: list[Line] = []
     checks: dict[str, Any] = {}
     passes: dict[int, Peak] = {}
     for entities in sorted(settings.growth or ((500, 1000) if settings.quick else GROWTH)):
         with tempfile.TemporaryDirectory() as folder:
-            needed = entities * _bytes_per_entity(form)
+            needed = entities * _bytes_per_entity(dtype)
             if needed * 1.1 > shutil.disk_usage(folder).free:
                 checks[f"{entities} entities"] = f"left out: {folder} has no room for {needed} bytes"
                 continue
             start = time.perf_counter()
-            _build(Path(folder), entities, form, settings.seed)
+            _build(Path(folder), entities, dtype, settings.seed)
             lines.append(fact(f"{entities:,} entities: building", time.perf_counter() - start, "s"))
-            expects = {**_DESCRIPTION, "form": form, "entities": entities}
+            expects = {**_DESCRIPTION, "dtype": dtype, "entities": entities}
             opening = in_turn({"open": Work(partial(DiskIndex, folder, expects))}, settings.turns)["open"]
-            peak = passes[entities] = _pass(folder, form, entities, _FEW_MENTIONS, False, settings)
+            peak = passes[entities] = _pass(folder, dtype, entities, _FEW_MENTIONS, False, settings)
             lines += [
                 fact(f"{entities:,} entities: opening", opening.median, "s"),
                 fact(f"{entities:,} entities: a pass of {_FEW_MENTIONS} mentions", peak.result, "s"),
@@ -79,20 +79,20 @@ def index(settings: Settings) -> Row:
             lines.append({**line, "ratio": a / max(b, 1e-12)})
     return {
         "title": "Growth of an index on disk, every pair scored",
-        "setting": {"form": form, "mentions": _FEW_MENTIONS},
+        "setting": {"dtype": dtype, "mentions": _FEW_MENTIONS},
         "lines": lines,
         "checks": checks,
     }
 
 
-def _pass(folder: str, form: IndexForm, entities: int, mentions: int, prune: bool, settings: Settings) -> Peak:
+def _pass(folder: str, dtype: IndexDtype, entities: int, mentions: int, prune: bool, settings: Settings) -> Peak:
     """Seconds and peak memory of a pass, in a process of its own."""
-    arguments = folder, form, entities, mentions, prune, settings.seed, settings.device
+    arguments = folder, dtype, entities, mentions, prune, settings.seed, settings.device
     return peak_memory(prepare_pass, settings.device, torch.get_num_threads(), *arguments)
 
 
 def prepare_pass(
-    folder: str, form: IndexForm, entities: int, mentions: int, prune: bool, seed: int, device: str
+    folder: str, dtype: IndexDtype, entities: int, mentions: int, prune: bool, seed: int, device: str
 ) -> Callable[[], float]:
     """Build the model and its mentions; what is returned opens the index and ranks it, and says how long that took."""
     matcher = random_matcher(seed, device)
@@ -109,7 +109,7 @@ def prepare_pass(
 
     def run() -> float:
         start = time.perf_counter()
-        opened = DiskIndex(folder, {**_DESCRIPTION, "form": form, "entities": entities}, device)
+        opened = DiskIndex(folder, {**_DESCRIPTION, "dtype": dtype, "entities": entities}, device)
         ranking = ranker(matcher, states, gold, opened)
         ranking.top_entities.cpu()
         return time.perf_counter() - start
@@ -117,10 +117,10 @@ def prepare_pass(
     return run
 
 
-def _build(folder: Path, entities: int, form: IndexForm, seed: int) -> DiskIndex:
+def _build(folder: Path, entities: int, dtype: IndexDtype, seed: int) -> DiskIndex:
     """Write an index of entities that are put together from the states of some random ones."""
     batches = partial(_batches, entities, seed)
-    built = Indexer(form, "disk").on_disk(folder, entities, batches, torch.device("cpu"), _DESCRIPTION)
+    built = Indexer(dtype, "disk").on_disk(folder, entities, batches, torch.device("cpu"), _DESCRIPTION)
     assert isinstance(built, DiskIndex)
     return built
 
@@ -157,7 +157,7 @@ def _mixed(drawn: States, entities: int, seed: int, first: int) -> Iterator[tupl
 
 
 @torch.no_grad()
-def _bytes_per_entity(form: IndexForm) -> int:
-    memory = MemoryIndex(1, form=form)
+def _bytes_per_entity(dtype: IndexDtype) -> int:
+    memory = MemoryIndex(1, dtype=dtype)
     memory.append(random_matcher(0, "cpu").entity(random_features(1, torch.Generator(), "cpu")))
     return memory.bytes_per_entity

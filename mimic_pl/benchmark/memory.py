@@ -53,7 +53,7 @@ def peak_memory(prepare: Preparing, device: str, threads: int | None, *arguments
     if torch.device(device).type != "cuda" and not _STATUS.exists():
         raise ConfigError(
             "Peak memory is read from /proc/self/status, which this system does not have. Leave out the rows memory, "
-            "training and index (--rows ranking,bytes,encoding,pictures)."
+            "training and index (--rows ranking,bytes,encoding,images)."
         )
     with ProcessPoolExecutor(1, mp_context=fresh_processes()) as process:
         return process.submit(_measure, prepare, device, threads, arguments).result()

@@ -75,7 +75,7 @@ def overhead(settings: Settings) -> Row:
         line["times as fast"] = times[MIMIC].median / times[line["model"]].median
     return {
         "title": "Overhead of each part, beside the encoder, at published sizes",
-        "setting": {"mentions": mentions, "entities": entities, "form": "float32", "rounds": settings.turns},
+        "setting": {"mentions": mentions, "entities": entities, "dtype": "float32", "rounds": settings.turns},
         "table": table,
         "lines": [
             *(timed(name, times[name], MIMIC, times[MIMIC], "mention") for name in works if name != MIMIC),

@@ -14,7 +14,7 @@ from mimic_pl.benchmark.literal import require_published
 from mimic_pl.data import MELDataModule
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, IndexForm, MemoryIndex, Ranker
+from mimic_pl.ranking import EntityIndex, IndexDtype, MemoryIndex, Ranker
 from mimic_pl.runs import load_run
 from mimic_pl.units import Matcher, States, published_units
 
@@ -59,7 +59,7 @@ class Problem:
     def sampled(self) -> tuple[EntityIndex, Tensor]:
         """The sample as a knowledge base of its own, and the golds' positions in it."""
         place = torch.searchsorted(self.sample.to(self.gold.device), self.gold.clamp_min(0))
-        return in_form(self.index, "float32", self.sample), torch.where(self.gold >= 0, place, -1)
+        return in_dtype(self.index, "float32", self.sample), torch.where(self.gold >= 0, place, -1)
 
 
 def rows(states: States, part: slice) -> States:
@@ -67,19 +67,19 @@ def rows(states: States, part: slice) -> States:
     return {unit: {name: tensor[part] for name, tensor in state.items()} for unit, state in states.items()}
 
 
-def in_form(
-    index: EntityIndex, form: IndexForm, positions: Tensor | None = None, unit: str | None = None
+def in_dtype(
+    index: EntityIndex, dtype: IndexDtype, positions: Tensor | None = None, unit: str | None = None
 ) -> MemoryIndex:
-    """A copy of an index in another form.
+    """A copy of an index in another dtype.
 
     Args:
         index: In float32.
-        form: The copy's.
+        dtype: The copy's.
         positions: Which entities; all by default.
         unit: Which unit's states; all by default.
     """
     count = len(index) if positions is None else len(positions)
-    copy = MemoryIndex(count, index.device, form)
+    copy = MemoryIndex(count, index.device, dtype)
     for start in range(0, count, _BATCH):
         stop = min(start + _BATCH, count)
         part = torch.arange(start, stop) if positions is None else positions[start:stop]
@@ -132,7 +132,7 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
     features = Features.joined(kept)
     # Golds come from the sample, whose ranking the literal scores check.
     best = min(_GOLDS_FROM, sample)
-    small = in_form(index, "float32", torch.arange(sample))
+    small = in_dtype(index, "float32", torch.arange(sample))
     unknown = torch.full((mentions, 1), -1, device=device)
     top = Ranker(best, "cheap", prune=False)(matcher, states, unknown, small).top_entities
     place = torch.arange(mentions, device=device)[:, None] % best

@@ -13,15 +13,15 @@ from torch import Tensor
 from mimic_pl.benchmark import literal
 from mimic_pl.benchmark.counting import counting
 from mimic_pl.benchmark.machine import arithmetic, limit, machine_works
-from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, Problem, in_form, random_problem, rows, run_problem
+from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, Problem, in_dtype, random_problem, rows, run_problem
 from mimic_pl.benchmark.report import Line, Row, fact, timed
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
 from mimic_pl.features import Features
-from mimic_pl.ranking import EntityIndex, IndexForm, Ranker
+from mimic_pl.ranking import EntityIndex, IndexDtype, Ranker
 from mimic_pl.units import Matcher, States
 
-FORMS: tuple[IndexForm, ...] = ("float32", "bfloat16", "int8")
+DTYPES: tuple[IndexDtype, ...] = ("float32", "bfloat16", "int8")
 HITS = (1, 3, 5, 10, 20)
 OVERALL = "overall"
 LITERAL = "published order"
@@ -54,7 +54,7 @@ def trained(settings: Settings) -> Row:
 
 
 def _measured(problem: Problem, settings: Settings, title: str) -> Row:
-    indices = {form: problem.index if form == "float32" else in_form(problem.index, form) for form in FORMS}
+    indices = {dtype: problem.index if dtype == "float32" else in_dtype(problem.index, dtype) for dtype in DTYPES}
     lines, limits = _speed(problem, indices, settings)
     agreement, changed = _agreement(problem, indices, settings)
     return {
@@ -72,7 +72,7 @@ def _measured(problem: Problem, settings: Settings, title: str) -> Row:
 
 
 def _speed(
-    problem: Problem, indices: dict[IndexForm, EntityIndex], settings: Settings
+    problem: Problem, indices: dict[IndexDtype, EntityIndex], settings: Settings
 ) -> tuple[list[Line], dict[str, float]]:
     """Times of ranking, side by side with the published order and with the machine itself."""
     matcher, device = problem.matcher, settings.device
@@ -80,7 +80,7 @@ def _speed(
     states, gold = rows(problem.states, mentions), problem.gold[mentions]
     # Without pruning a pair costs what it costs: some of the entities tell it.
     few = torch.arange(min(len(problem.index), settings.size(8192, 150)))
-    heads = {form: in_form(index, form, few) if len(few) < len(index) else index for form, index in indices.items()}
+    heads = {dtype: in_dtype(index, dtype, few) if len(few) < len(index) else index for dtype, index in indices.items()}
     head_gold = torch.where(gold < len(few), gold, -1)
 
     def ours(index: EntityIndex, golds: Tensor, ranker: Ranker, asked: States = states, by: Matcher = matcher) -> Work:
@@ -91,15 +91,15 @@ def _speed(
     known = _head(problem.sample_features, settings.size(2, 1) * literal.ENTITIES_AT_ONCE)
     pairs = len(asked.text_global) * len(known.text_global)
     works[LITERAL] = Work(_without_grad(lambda: literal.scores(matcher, asked, known, device=device)), pairs)
-    for form in FORMS:
-        works[f"all, {form}"] = ours(heads[form], head_gold, Ranker(prune=False))
-        works[f"pruned, {form}"] = ours(indices[form], gold, Ranker(unit_ranks="cheap"))
+    for dtype in DTYPES:
+        works[f"all, {dtype}"] = ours(heads[dtype], head_gold, Ranker(prune=False))
+        works[f"pruned, {dtype}"] = ours(indices[dtype], gold, Ranker(unit_ranks="cheap"))
     works["pruned, unit ranks"] = ours(indices["float32"], gold, Ranker())
     with torch.no_grad():
         normed = literal.normed(matcher, asked), literal.normed(matcher, known)
     for name in matcher.units:
         alone = _alone(matcher, name)
-        index = in_form(heads["float32"], "float32", unit=name)
+        index = in_dtype(heads["float32"], "float32", unit=name)
         works[f"unit {name}"] = ours(index, head_gold, Ranker(prune=False), {name: states[name]}, alone)
         by_unit = partial(literal.scores, matcher, *normed, only=name)
         works[f"{LITERAL} {name}"] = Work(_without_grad(by_unit), pairs)
@@ -108,14 +108,15 @@ def _speed(
     pair = arithmetic(matcher, states, problem.index.select(torch.arange(1)).states)
     bound = limit(pair, times)
     lines = [
-        timed(f"every pair scored, {form}", times[f"all, {form}"], LITERAL, times[LITERAL], "pair") for form in FORMS
+        timed(f"every pair scored, {dtype}", times[f"all, {dtype}"], LITERAL, times[LITERAL], "pair")
+        for dtype in DTYPES
     ]
     for name, unit in matcher.units.items():
         label = f"every pair scored, {name} ({type(unit).__name__}) alone"
         lines.append(timed(label, times[f"unit {name}"], LITERAL, times[f"{LITERAL} {name}"], "pair"))
-    for form in FORMS:
+    for dtype in DTYPES:
         lines.append(
-            timed(f"pruned, overall and top 10, {form}", times[f"pruned, {form}"], LITERAL, times[LITERAL], "pair")
+            timed(f"pruned, overall and top 10, {dtype}", times[f"pruned, {dtype}"], LITERAL, times[LITERAL], "pair")
         )
     lines.append(
         timed("pruned, units' ranks too, float32", times["pruned, unit ranks"], LITERAL, times[LITERAL], "pair")
@@ -183,20 +184,22 @@ def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
 
 
 def _agreement(
-    problem: Problem, indices: dict[IndexForm, EntityIndex], settings: Settings
+    problem: Problem, indices: dict[IndexDtype, EntityIndex], settings: Settings
 ) -> tuple[dict[str, Any], list[Line]]:
-    """What the smaller forms change: whether golds are among the first 1, 3, 5, 10, 20."""
+    """What the smaller dtypes change: whether golds are among the first 1, 3, 5, 10, 20."""
     # As many mentions as take some seconds.
     count = min(len(problem.gold), max(MENTIONS_AT_ONCE, settings.size(1 << 23, 1 << 16) // len(problem.index)))
-    ranks = {form: _overall_ranks(problem, index, count) for form, index in indices.items()}
+    ranks = {dtype: _overall_ranks(problem, index, count) for dtype, index in indices.items()}
     exact, lines = ranks["float32"], []
-    checks: dict[str, Any] = {"golds compared between the forms": count}
-    for form in FORMS[1:]:
-        shares = {k: ((ranks[form] <= k) != (exact <= k)).double().mean().item() for k in HITS}
+    checks: dict[str, Any] = {"golds compared between the dtypes": count}
+    for dtype in DTYPES[1:]:
+        shares = {k: ((ranks[dtype] <= k) != (exact <= k)).double().mean().item() for k in HITS}
         unchanged = 1 - sum(shares.values()) / len(shares)
-        lines.append(fact(f"golds' places among H@1..20 that {form} leaves as they are", 100 * unchanged, "%"))
-        checks |= {f"share of golds that {form} moves over H@{k}": share for k, share in shares.items()}
-        checks[f"share of overall ranks that {form} leaves as they are"] = (ranks[form] == exact).double().mean().item()
+        lines.append(fact(f"golds' places among H@1..20 that {dtype} leaves as they are", 100 * unchanged, "%"))
+        checks |= {f"share of golds that {dtype} moves over H@{k}": share for k, share in shares.items()}
+        checks[f"share of overall ranks that {dtype} leaves as they are"] = (
+            (ranks[dtype] == exact).double().mean().item()
+        )
     return checks, lines
 
 

@@ -27,7 +27,7 @@ _FUNCTIONS = {
     "training": ("training", "training"),
     "encoding": ("encoding", "encoding"),
     "processes": ("processes", "processes"),
-    "pictures": ("pictures", "pictures"),
+    "images": ("images", "images"),
     "index": ("index", "index"),
 }
 """Where each row is measured: file and function."""
@@ -43,7 +43,7 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
         All that was measured, as it is written to ``settings.output``: plain values by row, and the machine.
 
     Raises:
-        ConfigError: The settings do not fit, or the output can not be written.
+        ConfigError: The settings do not fit, or the output cannot be written.
     """
     chosen = settings.chosen()
     if settings.output is not None:

@@ -9,7 +9,7 @@ import torch
 
 from mimic_pl.errors import ConfigError
 
-ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "processes", "pictures", "index")
+ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "processes", "images", "index")
 """The families of measurements."""
 
 
@@ -19,7 +19,7 @@ class Settings:
 
     Args:
         rows: Which families of rows, separated by commas: ranking (random states), trained (a run's model and data,
-            with ``run``), bytes, overhead, memory, training, encoding, processes, pictures, index.
+            with ``run``), bytes, overhead, memory, training, encoding, processes, images, index.
         quick: Small sizes, which show that everything runs and measure nothing well.
         run: Folder of a training run whose model ranks its own data in the row ``trained``.
         mentions: Mentions that are ranked.

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from mimic_pl.benchmark.problem import in_form, random_features, random_matcher
-from mimic_pl.benchmark.ranking import FORMS
+from mimic_pl.benchmark.problem import in_dtype, random_features, random_matcher
+from mimic_pl.benchmark.ranking import DTYPES
 from mimic_pl.benchmark.report import Row, sized
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.ranking import MemoryIndex
@@ -23,8 +23,8 @@ def sizes(settings: Settings) -> Row:
         "title": "Bytes per entity at published sizes",
         "setting": {},
         "lines": [
-            sized(f"index in {form}", in_form(index, form).bytes_per_entity, published, 4 * numbers, "entity")
-            for form in FORMS
+            sized(f"index in {dtype}", in_dtype(index, dtype).bytes_per_entity, published, 4 * numbers, "entity")
+            for dtype in DTYPES
         ],
-        "bytes per entity": {form: in_form(index, form).bytes_per_entity for form in FORMS},
+        "bytes per entity": {dtype: in_dtype(index, dtype).bytes_per_entity for dtype in DTYPES},
     }

@@ -15,7 +15,7 @@ class Work(NamedTuple):
 
     Attributes:
         run: Does it.
-        items: What it does so many of (pairs, pictures, ...); times are given per item.
+        items: What it does so many of (pairs, images, ...); times are given per item.
     """
 
     run: Callable[[], object]

@@ -8,8 +8,8 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
-from mimic_pl.processes import Processes
 from mimic_pl.ranking import EntityIndex
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.states import of_every_process, pick
@@ -84,7 +84,7 @@ class WeightCalibration(Callback):
         return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
 
     def _sample_mentions(
-        self, trainer: Trainer, pl_module: Any, processes: Processes
+        self, trainer: Trainer, pl_module: Any, processes: ProcessGroup
     ) -> tuple[list[States], list[Tensor]]:
         """States and golds of the first batches that hold as many mentions as are wanted, of all processes in turn."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]

@@ -10,8 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from mimic_pl.callbacks.results import metrics_by_score
-from mimic_pl.callbacks.signatures import (
+from mimic_pl.callbacks.diagnostics import (
     AgreementCount,
     CollapseWatch,
     Finding,
@@ -21,10 +20,11 @@ from mimic_pl.callbacks.signatures import (
     StallWatch,
     gradient_norms,
 )
-from mimic_pl.callbacks.signatures.loss import Place
+from mimic_pl.callbacks.diagnostics.loss import Place
+from mimic_pl.callbacks.results import metrics_by_score
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, NonFiniteLossError
 from mimic_pl.model import MIMIC
-from mimic_pl.processes import Processes
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,11 +56,11 @@ class FailureMonitor(Callback):
         enabled: Watch at all.
         chance_margin: An MRR at most so far above a random ranking's is at chance (and always within three standard
             deviations of it).
-        agreement: Share of mentions with the same rank overall as by one unit from which on that unit decides alone;
+        agreement: Shard of mentions with the same rank overall as by one unit from which on that unit decides alone;
             mentions whose gold is first by both are not counted.
         collapse_validations: These two must show in so many validations behind each other.
         near_zero: A gate below this absolute value is near zero.
-        closed_share: Share of a gate's values near zero from which on it is closed.
+        closed_share: Shard of a gate's values near zero from which on it is closed.
         stall_validations: Validations over which H@1 is compared with MRR.
         stall_mrr: Rise of MRR over these that H@1 should take part in.
         stall_share: H@1 stalls if it rises by less than this share of MRR's rise.
@@ -69,7 +69,7 @@ class FailureMonitor(Callback):
         explosion: Multiple of the start that is an explosion, seen once.
         stop_on_non_finite: Stop at a loss that is not finite instead of only saying so. Under loss scaling
             (``16-mixed``), which skips such steps, it is only said.
-        vanishing_share: Share of the whole model's gradient norm below which a part's has vanished.
+        vanishing_share: Shard of the whole model's gradient norm below which a part's has vanished.
         gradient_looks: In so many looks behind each other.
 
     Raises:
@@ -170,8 +170,8 @@ class FailureMonitor(Callback):
         Returns:
             The processes' summaries of the loss, on the CPU, ``[processes, 3 + terms]``.
         """
-        processes = Processes()
-        everyone = processes.gather([self._loss.summary()[None]], [1] * processes.count)
+        processes = ProcessGroup()
+        everyone = processes.gather([self._loss.summary()[None]], [1] * processes.world_size)
         summaries = torch.cat([summary for (summary,) in everyone]).cpu()
         finding = self._loss.non_finite(summaries)
         if finding is not None:

@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 from mimic_pl.callbacks.predictions import candidate_lists
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import as_table
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
-from mimic_pl.processes import Processes
 
 TILE = 128
-"""Side of a picture in a strip, in pixels."""
+"""Side of an image in a strip, in pixels."""
 LINE = 14
 """Height of a line of text below it, in pixels."""
 
@@ -27,7 +27,7 @@ class SamplePanels(Callback):
     """Shows sample mentions of the validation split with their top candidates in TensorBoard.
 
     After each validation there is a text panel (``samples``) with mention, sentence, gold, rank and candidates, and for
-    each sample a strip of pictures (``sample/0`` ...): the mention's, the gold's and the candidates'. The samples are
+    each sample a strip of images (``sample/0`` ...): the mention's, the gold's and the candidates'. The samples are
     drawn once by ``seed`` and stay the same over the epochs. Without a TensorBoardLogger there is nothing to do.
 
     Args:
@@ -89,7 +89,7 @@ class SamplePanels(Callback):
         """Write the panels."""
         if not self._chosen:
             return
-        for elsewhere in Processes().objects(self._found):
+        for elsewhere in ProcessGroup().objects(self._found):
             self._found |= elsewhere
         logger = _logger(trainer)
         if logger is None or not self._found or not trainer.is_global_zero:
@@ -103,10 +103,10 @@ class SamplePanels(Callback):
             known = (entities.positions[qid] for qid in mention.golds if qid in entities.positions)
             gold = next((entities[position] for position in known), None)
             texts.append(sample_text(mention, gold, found["rank"], found["candidates"]))
-            tiles = [(data.mention_picture(mention), [f"mention: {mention.mention}"])]
+            tiles = [(data.mention_image(mention), [f"mention: {mention.mention}"])]
             tiles.append(
                 (
-                    data.entity_picture(gold) if gold else None,
+                    data.entity_image(gold) if gold else None,
                     [f"gold: {gold.name}", f"rank {found['rank']}"] if gold else ["gold: not in the KB"],
                 )
             )
@@ -114,8 +114,8 @@ class SamplePanels(Callback):
                 zip(found["positions"], found["candidates"], strict=True), start=1
             ):
                 caption = [f"{place}. {candidate['name']}", f"{candidate['scores']['overall']:.2f}"]
-                tiles.append((data.entity_picture(entities[position]), caption))
-            strip = np.asarray(picture_strip(tiles))
+                tiles.append((data.entity_image(entities[position]), caption))
+            strip = np.asarray(image_strip(tiles))
             writer.add_image(f"sample/{number}", strip, trainer.global_step, dataformats="HWC")
         writer.add_text("samples", "\n\n".join(texts), trainer.global_step)
         self._found = {}
@@ -147,22 +147,22 @@ def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Se
     return "\n".join(lines)
 
 
-def picture_strip(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]]) -> Image.Image:
-    """Put pictures side by side, each with lines of text below.
+def image_strip(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]]) -> Image.Image:
+    """Put images side by side, each with lines of text below.
 
     Args:
-        tiles: For each its picture (``None``: a grey square) and its lines.
+        tiles: For each its image (``None``: a grey square) and its lines.
     """
     lines = max(len(caption) for _, caption in tiles)
     strip = Image.new("RGB", (TILE * len(tiles), TILE + LINE * lines + 4), "white")
     draw = ImageDraw.Draw(strip)
     font = ImageFont.load_default(size=11)
-    for column, (picture, caption) in enumerate(tiles):
+    for column, (image, caption) in enumerate(tiles):
         left = column * TILE
-        if picture is None:
+        if image is None:
             draw.rectangle((left + 2, 2, left + TILE - 3, TILE - 3), fill=(225, 225, 225))
         else:
-            thumbnail = picture.copy()
+            thumbnail = image.copy()
             thumbnail.thumbnail((TILE - 4, TILE - 4))
             strip.paste(thumbnail, (left + (TILE - thumbnail.width) // 2, (TILE - thumbnail.height) // 2))
         for row, text in enumerate(caption):

@@ -208,7 +208,7 @@ def _merge(parts: list[Path], target: Path) -> None:
     missing = [path for path in parts if not path.is_file()]
     if missing:
         raise ConfigError(
-            f"{missing[0]} was written by another machine and can not be seen from here. Evaluate on one machine, or "
+            f"{missing[0]} was written by another machine and cannot be seen from here. Evaluate on one machine, or "
             "put --trainer.default_root_dir on a file system that all of them share."
         )
     places: dict[int, tuple[int, int]] = {}  # index of a mention -> part, offset of its line

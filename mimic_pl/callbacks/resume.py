@@ -22,7 +22,7 @@ class ExactResume(Callback):
     - a run that had stopped early has stopped.
 
     The sampler leaves out the batches that are taken (:meth:`~mimic_pl.data.sampler.TrainSampler.begin`), dropout is
-    seeded by step, random pictures by epoch and item, and the other callbacks keep their own state. So on the CPU, with
+    seeded by step, random images by epoch and item, and the other callbacks keep their own state. So on the CPU, with
     the same number of processes, the weights are equal to the last bit. What is not: means over the epoch that was
     interrupted (``train/loss_epoch``), which are of its batches since, and a plateau scheduler's look at it.
 

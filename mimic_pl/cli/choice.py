@@ -38,8 +38,8 @@ def choose_run(args: list[str]) -> Choice:
       run that has a checkpoint, it starts: a job that is requeued has one and the same command line.
 
     Raises:
-        ConfigError: There is no such run or checkpoint, or a configuration that can not be read.
-        CheckpointError: The checkpoint can not be used.
+        ConfigError: There is no such run or checkpoint, or a configuration that cannot be read.
+        CheckpointError: The checkpoint cannot be used.
     """
     if args == ["fit"]:
         raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
@@ -49,7 +49,7 @@ def choose_run(args: list[str]) -> Choice:
     given = _peek(rest)
     for config in map(Path, given.config or ()):
         if config.is_file():
-            read_yaml(config)  # jsonargparse does not say which file it can not read
+            read_yaml(config)  # jsonargparse does not say which file it cannot read
     named = given.ckpt_path in ("best", "last")
     if not named and given.ckpt_path and "://" not in given.ckpt_path:
         if not Path(given.ckpt_path).is_file():

@@ -8,7 +8,7 @@ from mimic_pl.cli.choice import check_data_root
 from mimic_pl.cli.sections import add_config_argument, with_sections
 from mimic_pl.data import MELDataModule
 
-ABOUT = "Check a data folder before any training: files, counts, golds, pictures, leakage between splits."
+ABOUT = "Check a data folder before any training: files, counts, golds, images, leakage between splits."
 
 
 def add_doctor_arguments(parser: LightningArgumentParser) -> None:

@@ -88,7 +88,7 @@ def _of_machine(error: Exception) -> MimicError | None:
         )
     if isinstance(error, torch.distributed.DistError) or (isinstance(error, RuntimeError) and _LOST.search(str(error))):
         return MachineError(
-            "Another process of this run has ended, or can not be reached. What it printed, or its machine's log, says "
+            "Another process of this run has ended, or cannot be reached. What it printed, or its machine's log, says "
             f"why; go on from the last checkpoint (--ckpt_path last). Here it is seen as: {text}."
         )
     if isinstance(error, OSError):

@@ -23,7 +23,7 @@ def add_report_arguments(parser: LightningArgumentParser) -> None:
     text = "Run with which the others are compared (default: the first of each data set)."
     parser.add_argument("--baseline", type=str | None, default=None, help=text)
     parser.add_argument("--gates", action="store_true", help="Draw histograms of the gates too: loads the models.")
-    text = "Run whose worst mentions are shown in errors.html, with pictures and attention: loads its model."
+    text = "Run whose worst mentions are shown in errors.html, with images and attention: loads its model."
     parser.add_argument("--errors", type=str | None, default=None, help=text)
     parser.add_argument("--worst", type=int, default=50, help="How many of them.")
 

@@ -1,4 +1,4 @@
-"""``mimic-pl robustness``: a run's results as its mentions' pictures and texts get worse."""
+"""``mimic-pl robustness``: a run's results as its mentions' images and texts get worse."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
 
 ABOUT = (
-    "Evaluate a trained run on mentions whose pictures and texts are made worse, grade by grade, and write "
+    "Evaluate a trained run on mentions whose images and texts are made worse, grade by grade, and write "
     "robustness.json into its folder. Without options: the newest run's best checkpoint, all kinds, the test split."
 )
 

@@ -17,7 +17,7 @@ class RunConfig(SaveConfigCallback):
         """Write it once.
 
         Raises:
-            MachineError: There is no room, or the folder can not be written to.
+            MachineError: There is no room, or the folder cannot be written to.
         """
         folder = trainer.log_dir  # collective: every process must ask
         if folder is None or "://" in folder:

@@ -56,11 +56,11 @@ class CrossDataModule(MELDataModule):
                 f"{same[0]} is the target set and among the training sets. Cross-data-set results need a target that "
                 "was not trained on: take it out of data.train."
             )
-        policies = {part.pictures for part in (*train, test)}
+        policies = {part.images for part in (*train, test)}
         if len(policies) > 1:
-            raise ConfigError(f"The sets have the picture policies {sorted(policies)}. Give all of them the same one.")
+            raise ConfigError(f"The sets have the image policies {sorted(policies)}. Give all of them the same one.")
         workers = max(part.num_workers for part in train)
-        super().__init__(root=test.root, pictures=test.pictures, num_workers=workers, seed=seed)
+        super().__init__(root=test.root, images=test.images, num_workers=workers, seed=seed)
         self.training_sets = train
         self.target = test
         self.validating = train[validate_on]
@@ -86,7 +86,7 @@ class CrossDataModule(MELDataModule):
         for part in self.parts:
             part.trainer = self.trainer
             part.preprocessor = self.preprocessor
-            part.picture_report = self.picture_report
+            part.image_report = self.image_report
         self.shown = self.validating if stage in ("fit", "validate") else self.target
         if stage == "fit":
             for part in self.training_sets:
@@ -145,13 +145,13 @@ class CrossDataModule(MELDataModule):
         """What the model sees of the knowledge base that is ranked."""
         return self.shown.describe_entities()
 
-    def entity_picture(self, entity: Entity) -> Image.Image | None:
-        """The entity's first picture that opens, in the set that is ranked."""
-        return self.shown.entity_picture(entity)
+    def entity_image(self, entity: Entity) -> Image.Image | None:
+        """The entity's first image that opens, in the set that is ranked."""
+        return self.shown.entity_image(entity)
 
-    def mention_picture(self, mention: Mention) -> Image.Image | None:
-        """The mention's picture, in the set that is ranked."""
-        return self.shown.mention_picture(mention)
+    def mention_image(self, mention: Mention) -> Image.Image | None:
+        """The mention's image, in the set that is ranked."""
+        return self.shown.mention_image(mention)
 
 
 class SeveralSets(Dataset[Item]):

@@ -14,23 +14,22 @@ from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from mimic_pl.data.changes import Augment, DropModality
 from mimic_pl.data.dataset import (
     EntityDataset,
     Item,
     MentionDataset,
-    SideChange,
+    SideTransform,
     TrainingDataset,
     collate,
     collate_cut,
 )
-from mimic_pl.data.degradation import Degradation, DegradedPixels, PictureDegradation
-from mimic_pl.data.dropping import without_failing
+from mimic_pl.data.degradation import Degradation, DegradedPixels, ImageDegradation
+from mimic_pl.data.filtering import without_failing
 from mimic_pl.data.folder import MissingSplitError, PublishedFolder
+from mimic_pl.data.image_cache import Chain, ImageCache, default_folder
+from mimic_pl.data.images import MAX_PIXELS, ImageFolder, ImagePolicy, ImageReport
 from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.loader import TrainLoader, keep_through_signals
-from mimic_pl.data.picture_cache import Chain, PictureCache, default_folder
-from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder, PicturePolicy, PictureReport
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
@@ -38,6 +37,7 @@ from mimic_pl.data.sampler import EntitySampler, EvalSampler, SetSampler, TrainS
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.data.training_split import golds_of, require_share, seeded_share
+from mimic_pl.data.transforms import Augment, DropModality
 from mimic_pl.errors import ConfigError, DataError
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ _STAGES = {
 
 
 class MELDataModule(PublishedFolder, LightningDataModule):
-    """Any data set in the published layout: a knowledge base, three splits of mentions, two folders of pictures.
+    """Any data set in the published layout: a knowledge base, three splits of mentions, two folders of images.
 
     A folder holds ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
     ``mention_images/``, and maybe ``qid2id.json``. To read another layout, override :meth:`read_entities` and
@@ -63,30 +63,30 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         name: What the split files' names begin with; the folder's name by default.
         mention_template: Text of a mention from its fields ``{mention}``, ``{sentence}`` and any other of its record.
         entity_template: Text of an entity from its fields ``{name}``, ``{attr}`` and any other of its record.
-        pictures: What happens where a picture is missing, unreadable or oversized: ``blank``, ``drop`` or ``error``
-            (see :data:`~mimic_pl.data.pictures.PicturePolicy`).
-        max_pixels: Larger pictures count as oversized.
+        images: What happens where an image is missing, unreadable or oversized: ``blank``, ``drop`` or ``error``
+            (see :data:`~mimic_pl.data.images.ImagePolicy`).
+        max_pixels: Larger images count as oversized.
         batch_size: Mentions in a training batch.
         eval_batch_size: Mentions that are ranked at once; each batch goes through the whole knowledge base.
         entity_batch_size: Entities that are encoded at once.
         num_workers: Loader processes.
-        seed: Decides the order of training and the pictures drawn.
+        seed: Decides the order of training and the images drawn.
         predict_file: File of mentions to link; the test split by default.
-        picture_cache: Folder where decoded pictures are kept, at the model's size and as bytes (150 kB each at 224 x
+        image_cache: Folder where decoded images are kept, at the model's size and as bytes (150 kB each at 224 x
             224), so that later epochs, runs and processes need not decode them again; all data sets may share it. By
-            default ``auto``: ``~/.cache/mimic_pl/pictures`` (below ``XDG_CACHE_HOME`` if that is set), unless it would
+            default ``auto``: ``~/.cache/mimic_pl/images`` (below ``XDG_CACHE_HOME`` if that is set), unless it would
             take more than half of what is free there. How much will be written is told before; ``None`` turns it off.
             Delete the folder when no run uses it.
         reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
             faster, but the pixels are not quite those of the published preprocessing.
         lexicon: Makes sparse vectors of the texts for units that compare them
             (:class:`~mimic_pl.data.lexicon.BM25Lexicon`); none by default.
-        augmentation: Renders the pictures of training batches anew each time, those of mentions and of entities: a
+        augmentation: Renders the images of training batches anew each time, those of mentions and of entities: a
             module that turns uint8 ``[3, S, S]`` into the same, such as a composition of
             :mod:`torchvision.transforms.v2`; none by default.
-        modalities: What the model gets of mentions and entities: ``both``, their ``text`` only, or their ``pictures``
+        modalities: What the model gets of mentions and entities: ``both``, their ``text`` only, or their ``images``
             only (then every text is empty).
-        modality_dropout: Share of training mentions that lose, each time anew, their picture or their text.
+        modality_dropout: Share of training mentions that lose, each time anew, their image or their text.
         degradation: Makes the mentions of validation, test and prediction worse (see
             :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base stay as they are.
         train_share: Share of the training mentions that are trained on: 0.1 for a tenth, drawn by ``seed``; a larger
@@ -102,7 +102,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         name: str | None = None,
         mention_template: str = "{mention} [SEP] {sentence}",
         entity_template: str = "{name} [SEP] {attr}",
-        pictures: PicturePolicy = "blank",
+        images: ImagePolicy = "blank",
         max_pixels: int = MAX_PIXELS,
         batch_size: int = 128,
         eval_batch_size: int = 256,
@@ -110,11 +110,11 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         num_workers: int = 2,
         seed: int = 43,
         predict_file: str | None = None,
-        picture_cache: str | None = "auto",
+        image_cache: str | None = "auto",
         reduced_decoding: bool = False,
         lexicon: BM25Lexicon | None = None,
         augmentation: nn.Module | None = None,
-        modalities: Literal["both", "text", "pictures"] = "both",
+        modalities: Literal["both", "text", "images"] = "both",
         modality_dropout: float = 0.0,
         degradation: Degradation | None = None,
         train_share: float = 1.0,
@@ -125,7 +125,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         self.name = name
         self.mention_template = TextTemplate(mention_template)
         self.entity_template = TextTemplate(entity_template)
-        self.pictures: PicturePolicy = pictures
+        self.images: ImagePolicy = images
         self.max_pixels = max_pixels
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size
@@ -133,7 +133,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.predict_file = predict_file
-        self.picture_cache = picture_cache
+        self.image_cache = image_cache
         self.reduced_decoding = reduced_decoding
         self.lexicon = lexicon
         self.augmentation = augmentation
@@ -141,7 +141,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         self.modality_dropout = modality_dropout
         self.degradation = degradation
         self.train_share = train_share
-        self.picture_report = PictureReport()
+        self.image_report = ImageReport()
         self.mentions = {}
         self.hard_negatives: Tensor | None = None
         self._preprocessor: Preprocessor | None = None
@@ -161,7 +161,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
 
     @property
     def preprocessor(self) -> Preprocessor:
-        """The model's tokenizer and picture preprocessing; set it to use the data without a Trainer.
+        """The model's tokenizer and image preprocessing; set it to use the data without a Trainer.
 
         Raises:
             ConfigError: There is neither.
@@ -185,11 +185,11 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         self.check_root(self.root)
         if not hasattr(self, "entities"):
             self.entities = as_table(self.read_entities())
-            self.entity_pictures.warn_if_absent(entity.pictures for entity in self.entities)
+            self.entity_images.warn_if_absent(entity.images for entity in self.entities)
             self._entity_dataset = EntityDataset(
                 self.entities,
                 self._text,
-                self._pixels(self.entity_pictures),
+                self._pixels(self.entity_images),
                 self.preprocessor,
                 None if self.lexicon is None else self.lexicon.fit(map(self._text, self.entities)),
             )
@@ -197,40 +197,40 @@ class MELDataModule(PublishedFolder, LightningDataModule):
             if split not in self._datasets:
                 self._add_split(split)
         if self._cache is not None and self.modalities != "text":
-            self._cache.fill(partial(self._pictures_of, _STAGES[stage]))
+            self._cache.fill(partial(self._images_of, _STAGES[stage]))
 
     @cached_property
-    def _cache(self) -> PictureCache | None:
-        if self.picture_cache is None:
+    def _cache(self) -> ImageCache | None:
+        if self.image_cache is None:
             return None
-        by_default = self.picture_cache == "auto"
-        folder = default_folder() if by_default else Path(self.picture_cache)
-        return PictureCache(folder, self.preprocessor, self.reduced_decoding, share=0.5 if by_default else 1.0)
+        by_default = self.image_cache == "auto"
+        folder = default_folder() if by_default else Path(self.image_cache)
+        return ImageCache(folder, self.preprocessor, self.reduced_decoding, share=0.5 if by_default else 1.0)
 
-    def _pixels(self, pictures: PictureFolder) -> PixelSource:
+    def _pixels(self, images: ImageFolder) -> PixelSource:
         return PixelSource(
-            pictures, self.preprocessor, self.reduced_decoding, self._cache, blank=self.modalities == "text"
+            images, self.preprocessor, self.reduced_decoding, self._cache, blank=self.modalities == "text"
         )
 
     def _text(self, record: Entity | Mention) -> str:
         """What the model reads of a record."""
-        if self.modalities == "pictures":
+        if self.modalities == "images":
             return ""
         return self.entity_template(record) if isinstance(record, Entity) else self.mention_template(record)
 
-    def _pictures_of(self, splits: Iterable[str]) -> Iterator[Chain]:
-        """Pictures that these splits need: of every mention, of a ranked entity the first, of a training gold any."""
+    def _images_of(self, splits: Iterable[str]) -> Iterator[Chain]:
+        """Images that these splits need: of every mention, of a ranked entity the first, of a training gold any."""
         for split in splits:
             for mention in self.mentions[split]:
-                if mention.picture:
-                    yield self.mention_pictures, (mention.picture,)
+                if mention.image:
+                    yield self.mention_images, (mention.image,)
         if set(splits) != {"train"}:
             for entity in self.entities:
-                yield self.entity_pictures, entity.pictures
+                yield self.entity_images, entity.images
         if "train" in splits:
             for gold in {gold for golds in self._datasets["train"].golds for gold in golds}:
-                for picture in self.entities[gold].pictures:
-                    yield self.entity_pictures, (picture,)
+                for image in self.entities[gold].images:
+                    yield self.entity_images, (image,)
 
     def _read_split(self, split: str) -> list[Mention]:
         mentions = self.read_mentions(split)
@@ -253,7 +253,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
             raise DataError(f"The {split} split of {self.folder} holds no mentions.")
         self.mentions[split] = mentions
         if not self._datasets:  # once for all splits: they share the folder
-            self.mention_pictures.warn_if_absent(mention.picture for mention in mentions)
+            self.mention_images.warn_if_absent(mention.image for mention in mentions)
         known = self.entities.positions
         nil = sum(not mention.golds for mention in mentions)
         unknown = sum(bool(m.golds) and not any(gold in known for gold in m.golds) for m in mentions)
@@ -263,7 +263,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
                 f"{split}: of {len(mentions)} mentions {nil} have no gold (nil) and {unknown} a gold that is not in "
                 f"the knowledge base; they are {fate}."
             )
-        self._datasets[split] = self._mention_dataset(split, mentions, self._pixels(self.mention_pictures))
+        self._datasets[split] = self._mention_dataset(split, mentions, self._pixels(self.mention_images))
 
     def _mention_dataset(self, split: str, mentions: list[Mention], pixels: PixelSource) -> MentionDataset:
         return MentionDataset(
@@ -278,9 +278,9 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         )
 
     def _degraded(self, split: str, degradation: Degradation) -> MentionDataset:
-        pixels = self._pixels(self.mention_pictures)
-        if isinstance(degradation, PictureDegradation) and not pixels.blank:
-            pixels = DegradedPixels(self.mention_pictures, self.preprocessor, degradation, self.reduced_decoding)
+        pixels = self._pixels(self.mention_images)
+        if isinstance(degradation, ImageDegradation) and not pixels.blank:
+            pixels = DegradedPixels(self.mention_images, self.preprocessor, degradation, self.reduced_decoding)
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def training_dataset(self) -> TrainingDataset:
@@ -293,8 +293,8 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         kept = [index for index, golds in enumerate(mentions.golds) if golds]
         if not kept:
             raise DataError(f"No training mention of {self.folder} has a gold in the knowledge base.")
-        if self.pictures == "drop":
-            kept = self._with_pictures(mentions, kept)
+        if self.images == "drop":
+            kept = self._with_images(mentions, kept)
         return TrainingDataset(
             mentions, self._entity_dataset, kept, self.seed, self._training_changes(), self.hard_negatives
         )
@@ -317,8 +317,8 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         """The training mentions in order, undisturbed: to rank the knowledge base for them."""
         return self._in_order(self._datasets["train"], self.eval_batch_size)
 
-    def _training_changes(self) -> dict[str, list[SideChange]]:
-        changes: dict[str, list[SideChange]] = {"mentions": [], "entities": []}
+    def _training_changes(self) -> dict[str, list[SideTransform]]:
+        changes: dict[str, list[SideTransform]] = {"mentions": [], "entities": []}
         if self.augmentation is not None:
             for side in changes.values():
                 side.append(Augment(self.augmentation))
@@ -326,23 +326,20 @@ class MELDataModule(PublishedFolder, LightningDataModule):
             changes["mentions"].append(DropModality(self.modality_dropout, self.preprocessor))
         return changes
 
-    def _with_pictures(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
+    def _with_images(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
         left, failed = without_failing(
-            (
-                (i, mentions.mentions[i].picture, [self.entities[gold].pictures for gold in mentions.golds[i]])
-                for i in kept
-            ),
-            self.mention_pictures,
-            self.entity_pictures,
+            ((i, mentions.mentions[i].image, [self.entities[gold].images for gold in mentions.golds[i]]) for i in kept),
+            self.mention_images,
+            self.entity_images,
         )
-        self.picture_report.add(failed)
+        self.image_report.add(failed)
         if not left:
             raise DataError(
-                f"Every training mention of {self.folder} is dropped for its pictures. `mimic-pl doctor` lists what is "
-                "wrong with them; --data.pictures blank trains without."
+                f"Every training mention of {self.folder} is dropped for its images. `mimic-pl doctor` lists what is "
+                "wrong with them; --data.images blank trains without."
             )
         if len(left) < len(kept):
-            _log.warning(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped for their pictures.")
+            _log.warning(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped for their images.")
         return left
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -362,11 +359,11 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         tokens = self._entity_dataset.side.tokens
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:
-            digest.update("\0".join((entity.qid, *entity.pictures, "")).encode())
+            digest.update("\0".join((entity.qid, *entity.images, "")).encode())
         return {
             "text template": self.entity_template.template,
             "modalities": self.modalities,
-            "picture policy": self.pictures,
+            "image policy": self.images,
             "reduced decoding": str(self.reduced_decoding),
             "knowledge base": digest.hexdigest(),
             "lexicon": "none" if self.lexicon is None else self.lexicon.describe(),
@@ -392,22 +389,22 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         return self._loader(dataset, sampler, collate_with=collate_cut if by_length else collate)
 
     def on_after_batch_transfer(self, batch: dict[str, Any], dataloader_idx: int) -> dict[str, Any]:
-        """Normalise the pictures on the device, and count those that failed."""
-        self.picture_report.add(batch.pop("failures", ()))
+        """Normalise the images on the device, and count those that failed."""
+        self.image_report.add(batch.pop("failures", ()))
         for name in ("mentions", "entities"):
             if name in batch:
                 side = batch[name]
                 batch[name] = {
                     "input_ids": side["input_ids"],
                     "attention_mask": side["attention_mask"],
-                    "pixel_values": self.preprocessor.normalize(side["pixels"], side["has_picture"]),
+                    "pixel_values": self.preprocessor.normalize(side["pixels"], side["has_image"]),
                     **{name: side[name] for name in ("term_ids", "term_weights") if name in side},
                 }
         return batch
 
     def teardown(self, stage: str) -> None:
-        """Report once what was wrong with the pictures."""
-        self.picture_report.log(self.pictures)
+        """Report once what was wrong with the images."""
+        self.image_report.log(self.images)
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 

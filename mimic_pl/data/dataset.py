@@ -1,4 +1,4 @@
-"""Records -> items -> batches: tokens made once, pictures opened when asked for."""
+"""Records -> items -> batches: tokens made once, images opened when asked for."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from tqdm.auto import tqdm
 
+from mimic_pl.data.images import Failure
 from mimic_pl.data.lexicon import TermTable
-from mimic_pl.data.pictures import Failure
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.records import Entity, Mention
@@ -23,7 +23,7 @@ from mimic_pl.errors import ConfigError
 
 Item = dict[str, Any]
 
-SideChange = Callable[[Item, Sequence[int]], None]
+SideTransform = Callable[[Item, Sequence[int]], None]
 """Changes one side of a training batch in place; it draws for each item by the item's own seed."""
 
 
@@ -36,7 +36,7 @@ class TokenTable:
         texts: One text per record; they are taken in chunks, so that a generator's are never all there at once.
         preprocessor: Tokenizes, padding on the right to one length.
         name: What the progress bar calls them.
-        count: How many there are, where ``texts`` can not tell.
+        count: How many there are, where ``texts`` cannot tell.
         chunk: How many are tokenized at once.
 
     Raises:
@@ -83,7 +83,7 @@ class TokenTable:
 
 
 class _Side:
-    """What a side's items are made of: tokens, pixels, whether there is a picture, and terms if there is a lexicon."""
+    """What a side's items are made of: tokens, pixels, whether there is an image, and terms if there is a lexicon."""
 
     def __init__(
         self,
@@ -99,17 +99,17 @@ class _Side:
         self.terms = terms
 
     def batch(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Item, list[Failure]]:
-        """Items at these indices, each with the first of its pictures that opens: tensors ``[batch, ...]``."""
-        pixels, has_picture, failures = self.pixels.batch(names, indices)
+        """Items at these indices, each with the first of its images that opens: tensors ``[batch, ...]``."""
+        pixels, has_image, failures = self.pixels.batch(names, indices)
         ids, mask = self.tokens[indices]
-        side = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_picture": has_picture}
+        side = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_image": has_image}
         if self.terms is not None:
             side["term_ids"], side["term_weights"] = self.terms[indices]
         return side, failures
 
 
 class BatchDataset(Dataset[Item]):
-    """Items are made by the batch, as torch's loader asks for them: pictures of a batch lie in one tensor."""
+    """Items are made by the batch, as torch's loader asks for them: images of a batch lie in one tensor."""
 
     def __getitems__(self, indices: list[int]) -> Item:
         """The items at these indices: tensors ``[batch, ...]``, and all failures in one list."""
@@ -121,7 +121,7 @@ class BatchDataset(Dataset[Item]):
 
 
 class EntityDataset(BatchDataset):
-    """Entities by position, with their first picture; or with a random one, for training."""
+    """Entities by position, with their first image; or with a random one, for training."""
 
     def __init__(
         self,
@@ -140,13 +140,13 @@ class EntityDataset(BatchDataset):
 
     def __getitems__(self, indices: list[int]) -> Item:
         """The items at these positions."""
-        entities, failures = self.side.batch(indices, [self.entities[index].pictures for index in indices])
+        entities, failures = self.side.batch(indices, [self.entities[index].images for index in indices])
         return {"entities": entities, "index": torch.tensor(indices), "failures": failures}
 
-    def with_picture_first(self, indices: Sequence[int], firsts: Sequence[int]) -> tuple[Item, list[Failure]]:
-        """The entities' items, each with the picture at its place in ``firsts``, or the next one that opens."""
-        pictures = [self.entities[index].pictures for index in indices]
-        names = [own[first:] + own[:first] for own, first in zip(pictures, firsts, strict=True)]
+    def with_image_first(self, indices: Sequence[int], firsts: Sequence[int]) -> tuple[Item, list[Failure]]:
+        """The entities' items, each with the image at its place in ``firsts``, or the next one that opens."""
+        images = [self.entities[index].images for index in indices]
+        names = [own[first:] + own[:first] for own, first in zip(images, firsts, strict=True)]
         return self.side.batch(indices, names)
 
 
@@ -190,8 +190,8 @@ class MentionDataset(BatchDataset):
         See :class:`~mimic_pl.data.sampler.EvalSampler`.
         """
         indices = [number % len(self.mentions) for number in numbers]
-        pictures = [self.mentions[index].picture for index in indices]
-        mentions, failures = self.side.batch(indices, [(picture,) if picture else () for picture in pictures])
+        images = [self.mentions[index].image for index in indices]
+        mentions, failures = self.side.batch(indices, [(image,) if image else () for image in images])
         golds = [self.golds[index] + [-1] * (self.width - len(self.golds[index])) for index in indices]
         gold = torch.tensor(golds, dtype=torch.int64).view(len(indices), self.width)
         about = {name: column[indices] for name, column in self.about.items()}
@@ -226,7 +226,7 @@ class TrainingDataset(BatchDataset):
         entities: EntityDataset,
         kept: Sequence[int],
         seed: int,
-        changes: Mapping[str, Sequence[SideChange]] | None = None,
+        changes: Mapping[str, Sequence[SideTransform]] | None = None,
         negatives: Tensor | None = None,
     ) -> None:
         self.mentions = mentions
@@ -247,15 +247,15 @@ class TrainingDataset(BatchDataset):
             epoch, place = divmod(address, len(self.kept))
             index = self.kept[place]
             candidates = self.mentions.golds[index]
-            # Another seed than the picture's, which would be drawn in step with it.
+            # Another seed than the image's, which would be drawn in step with it.
             gold = candidates[draw(len(candidates), self.seed + 1, epoch, index) if len(candidates) > 1 else 0]
-            count = len(self.entities.entities[gold].pictures)
+            count = len(self.entities.entities[gold].images)
             indices.append(index)
             golds.append(gold)
             firsts.append(draw(count, self.seed, epoch, index) if count > 1 else 0)
         batch = self.mentions.__getitems__(indices)
         hard, owners = self._hard(addresses, indices)
-        entities, failures = self.entities.with_picture_first(golds + hard, firsts + [0] * len(hard))
+        entities, failures = self.entities.with_image_first(golds + hard, firsts + [0] * len(hard))
         own = {name: batch[name] for name in ("mentions", "index")}
         further = {"golds": batch["gold"]} if self.mentions.width > 1 else {}
         if hard:

@@ -1,4 +1,4 @@
-"""A picture file -> the model's square of pixels."""
+"""An image file -> the model's square of pixels."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mimic_pl.data.pictures import MAX_PIXELS, open_picture
+from mimic_pl.data.images import MAX_PIXELS, open_image
 from mimic_pl.data.preprocessor import Preprocessor
 
 
 def decode(path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS, reduced: bool = False) -> Tensor:
-    """Decode and resize a picture.
+    """Decode and resize an image.
 
     Args:
         path: The file.
         preprocessor: Resizes.
-        max_pixels: Larger pictures count as oversized.
+        max_pixels: Larger images count as oversized.
         reduced: Decode a JPEG at the smallest of its scales that keeps twice the model's square, as Pillow's thumbnails
-            do: faster for large pictures, and other pixels.
+            do: faster for large images, and other pixels.
 
     Returns:
         uint8 ``[3, S, S]``.
 
     Raises:
-        PictureError: The picture fails.
+        ImageError: The image fails.
     """
     return preprocessor.pixels(open_for(path, preprocessor, max_pixels, reduced))
 
@@ -36,12 +36,12 @@ def decode(path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS,
 def open_for(
     path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
 ) -> Image.Image:
-    """Decode a picture as :func:`decode` does, but do not resize it.
+    """Decode an image as :func:`decode` does, but do not resize it.
 
     Raises:
-        PictureError: The picture fails.
+        ImageError: The image fails.
     """
-    return open_picture(path, max_pixels, 2 * preprocessor.image_size if reduced else None)
+    return open_image(path, max_pixels, 2 * preprocessor.image_size if reduced else None)
 
 
 def fingerprint(preprocessor: Preprocessor, reduced: bool) -> str:

@@ -24,9 +24,9 @@ _STAMP = "demo.json"
 
 
 class DemoMEL(MELDataModule):
-    """Sports clubs that share the names of their towns; the text tells the sport, the picture the badge.
+    """Sports clubs that share the names of their towns; the text tells the sport, the image the badge.
 
-    Text alone leaves two clubs, the picture alone leaves clubs of many towns, both together decide (see
+    Text alone leaves two clubs, the image alone leaves clubs of many towns, both together decide (see
     :mod:`mimic_pl.data.demo_design`). The set is drawn into ``root`` when it is first needed, the same everywhere.
 
     Args:
@@ -95,7 +95,7 @@ def draw_demo(root: Path, seed: int) -> None:
     for folder in ("kb_image", "mention_images"):
         (root / folder).mkdir(parents=True)
     total = len(design.clubs) + sum(map(len, design.mentions.values()))
-    with tqdm(desc="Drawing the demo", total=total, unit="picture", leave=False) as bar:
+    with tqdm(desc="Drawing the demo", total=total, unit="image", leave=False) as bar:
         entities = []
         for position, club in enumerate(design.clubs):
             entities.append(_draw_club(root / "kb_image", position, club, Random(f"club {seed} {club.qid}")))
@@ -112,8 +112,8 @@ def draw_demo(root: Path, seed: int) -> None:
 
 
 def _draw_club(folder: Path, position: int, club: Club, rng: Random) -> dict[str, Any]:
-    """Draw a club's pictures, one or two, and return its entry in the knowledge base."""
-    pictures = []
+    """Draw a club's images, one or two, and return its entry in the knowledge base."""
+    images = []
     if club.health != "absent":
         variants = (0, 1) if club.health == "fine" and rng.random() < 0.5 else (0,)
         for variant in variants:
@@ -122,19 +122,19 @@ def _draw_club(folder: Path, position: int, club: Club, rng: Random) -> dict[str
                 content = unreadable(content, rng)
             name = f"{club.qid}_{variant}.png"
             (folder / name).write_bytes(content)
-            pictures.append(name)
+            images.append(name)
     return {
         "id": position,
         "qid": club.qid,
         "entity_name": club.name,
         "attr": club.attributes,
         "type": "club",
-        "image_list": pictures,
+        "image_list": images,
     }
 
 
 def _draw_mention(folder: Path, mention: ClubMention, rng: Random) -> dict[str, Any]:
-    """Draw a mention's picture, if it has one, and return its entry in the split."""
+    """Draw a mention's image, if it has one, and return its entry in the split."""
     name = ""
     if mention.health != "absent":
         name = f"{mention.id}.jpg"

@@ -9,8 +9,8 @@ tennis       club D12            club D203
 chess        club D77            club D140
 ===========  ==================  ==================
 
-A sentence tells the sport (by a word such as *volley*), a picture shows the badge. The text leaves two clubs, and the
-picture leaves all clubs of many towns that carry this badge; both together leave one.
+A sentence tells the sport (by a word such as *volley*), an image shows the badge. The text leaves two clubs, and the
+image leaves all clubs of many towns that carry this badge; both together leave one.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ MENTIONS_PER_CLUB: dict[Split, int] = {"train": 10, "dev": 1, "test": 2}
 """Equally many for each club of a split, so that no club is the better guess."""
 UNSEEN_CLUBS = 24
 """Clubs that are mentioned in dev and test only, at most one of a name."""
-CLUBS_WITHOUT_PICTURE = 6
-CLUBS_WITH_UNREADABLE_PICTURE = 4
-MENTIONS_WITHOUT_PICTURE: dict[Split, int] = {"train": 20, "dev": 2, "test": 4}
-MENTIONS_WITH_UNREADABLE_PICTURE: dict[Split, int] = {"train": 10, "dev": 2, "test": 4}
+CLUBS_WITHOUT_IMAGE = 6
+CLUBS_WITH_UNREADABLE_IMAGE = 4
+MENTIONS_WITHOUT_IMAGE: dict[Split, int] = {"train": 20, "dev": 2, "test": 4}
+MENTIONS_WITH_UNREADABLE_IMAGE: dict[Split, int] = {"train": 10, "dev": 2, "test": 4}
 
 NAMES = [
     beginning + end
@@ -91,7 +91,7 @@ MARKINGS = ("plain", "dot", "bar", "pair")
 
 @dataclass(frozen=True, slots=True)
 class Badge:
-    """What a picture shows, however it is drawn."""
+    """What an image shows, however it is drawn."""
 
     colour: str
     shape: str
@@ -104,7 +104,7 @@ class Badge:
 
 @dataclass(frozen=True, slots=True)
 class Club:
-    """An entity to be: ``health`` is that of its picture."""
+    """An entity to be: ``health`` is that of its image."""
 
     qid: str
     name: str
@@ -122,7 +122,7 @@ class Club:
 
 @dataclass(frozen=True, slots=True)
 class ClubMention:
-    """A mention to be: ``health`` is that of its picture."""
+    """A mention to be: ``health`` is that of its image."""
 
     id: str
     club: Club
@@ -147,7 +147,7 @@ def design_demo(seed: int) -> DemoDesign:
     for split, repeats in MENTIONS_PER_CLUB.items():
         golds = [club for club in clubs for _ in range(repeats) if not (club.unseen and split == "train")]
         rng.shuffle(golds)
-        health = _spread(len(golds), MENTIONS_WITHOUT_PICTURE[split], MENTIONS_WITH_UNREADABLE_PICTURE[split], rng)
+        health = _spread(len(golds), MENTIONS_WITHOUT_IMAGE[split], MENTIONS_WITH_UNREADABLE_IMAGE[split], rng)
         mentions[split] = [
             ClubMention(f"{split}-{number}", club, _say(club, said, rng), health[number])
             for number, club in enumerate(golds)
@@ -176,14 +176,14 @@ def _found_clubs(rng: Random) -> list[Club]:
     for number, (name, sports, badge_pair) in enumerate(places):
         special = rng.randrange(4)
         for which, (sport, badge) in enumerate(product(sports, badge_pair)):
-            # Names in order: those with an unseen club, then those with an ill picture; never two of one name.
+            # Names in order: those with an unseen club, then those with an ill image; never two of one name.
             unseen = which == special and number < UNSEEN_CLUBS
             health: Health = "fine"
             if which == special and not unseen:
-                absent = UNSEEN_CLUBS + CLUBS_WITHOUT_PICTURE
+                absent = UNSEEN_CLUBS + CLUBS_WITHOUT_IMAGE
                 if number < absent:
                     health = "absent"
-                elif number < absent + CLUBS_WITH_UNREADABLE_PICTURE:
+                elif number < absent + CLUBS_WITH_UNREADABLE_IMAGE:
                     health = "unreadable"
             drafts.append((name, sport, badge, health, unseen))
     rng.shuffle(drafts)
@@ -214,7 +214,7 @@ def _pairs(items: Sequence[T], count: int, fits: Callable[[T, T], bool], rng: Ra
 
 
 def _spread(count: int, absent: int, unreadable: int, rng: Random) -> list[Health]:
-    """Healths of ``count`` pictures, the ill ones anywhere among them."""
+    """Healths of ``count`` images, the ill ones anywhere among them."""
     health: list[Health] = ["fine"] * count
     ill = rng.sample(range(count), absent + unreadable)
     for place, position in enumerate(ill):

@@ -1,4 +1,4 @@
-"""Draws the demo's pictures with Pillow alone: a badge as its club publishes it, and as a photographer met it."""
+"""Draws the demo's images with Pillow alone: a badge as its club publishes it, and as a photographer met it."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter
 from mimic_pl.data.demo_design import Badge
 
 SIZE = 64
-"""Side of a picture in pixels."""
+"""Side of an image in pixels."""
 _FINE = 4 * SIZE
 """Side of the canvas that a badge is drawn on; scaling it down smooths the edges."""
 
@@ -35,14 +35,14 @@ def draw_published(badge: Badge, variant: int) -> bytes:
 
     Args:
         badge: What to draw.
-        variant: 0 fills the picture on white; 1 is smaller, on a pale ground.
+        variant: 0 fills the image on white; 1 is smaller, on a pale ground.
     """
     ground, share = ((255, 255, 255), 0.9) if variant == 0 else ((226, 232, 236), 0.7)
-    picture = Image.new("RGB", (SIZE, SIZE), ground)
+    image = Image.new("RGB", (SIZE, SIZE), ground)
     side = round(SIZE * share)
     stroke = _badge(badge, "filled").resize((side, side), Image.Resampling.LANCZOS)
-    picture.paste(stroke, ((SIZE - side) // 2, (SIZE - side) // 2), stroke)
-    return _encoded(picture, "PNG")
+    image.paste(stroke, ((SIZE - side) // 2, (SIZE - side) // 2), stroke)
+    return _encoded(image, "PNG")
 
 
 def draw_met(badge: Badge, rng: Random) -> bytes:
@@ -50,21 +50,21 @@ def draw_met(badge: Badge, rng: Random) -> bytes:
 
     It is filled, outlined or hatched; turned, scaled and shifted; on a ground of changing light; with noise.
     """
-    picture = _ground(rng)
+    image = _ground(rng)
     styles: tuple[Style, ...] = ("filled", "outlined", "hatched")
     stroke = _badge(badge, rng.choice(styles))
     stroke = stroke.rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC)
     side = round(SIZE * rng.uniform(0.7, 1.0))
     stroke = stroke.resize((side, side), Image.Resampling.LANCZOS)
     room = SIZE - side
-    picture.paste(stroke, (rng.randint(0, room), rng.randint(0, room)), stroke)
+    image.paste(stroke, (rng.randint(0, room), rng.randint(0, room)), stroke)
     noise = Image.frombytes("RGB", (SIZE, SIZE), rng.randbytes(3 * SIZE * SIZE))
-    picture = Image.blend(picture, noise, rng.uniform(0.04, 0.16))
-    return _encoded(picture, "JPEG", quality=rng.randint(60, 90))
+    image = Image.blend(image, noise, rng.uniform(0.04, 0.16))
+    return _encoded(image, "JPEG", quality=rng.randint(60, 90))
 
 
 def unreadable(content: bytes, rng: Random) -> bytes:
-    """What is left of a picture after a broken download, or an error page that was saved in its place."""
+    """What is left of an image after a broken download, or an error page that was saved in its place."""
     if rng.random() < 0.5:
         return content[: len(content) // 3]
     return b"<html><body>404 Not Found</body></html>\n"
@@ -72,7 +72,7 @@ def unreadable(content: bytes, rng: Random) -> bytes:
 
 @cache
 def _badge(badge: Badge, style: Style) -> Image.Image:
-    """A badge on a transparent canvas, RGBA, twice as large as a picture; not to be changed in place."""
+    """A badge on a transparent canvas, RGBA, twice as large as an image; not to be changed in place."""
     shape = Image.new("L", (_FINE, _FINE), 0)
     _draw_shape(ImageDraw.Draw(shape), badge.shape, 1.0)
     marking = Image.new("L", (_FINE, _FINE), 0)
@@ -152,7 +152,7 @@ def _ground(rng: Random) -> Image.Image:
     return Image.merge("RGB", bands)
 
 
-def _encoded(picture: Image.Image, file_format: str, **options: int) -> bytes:
+def _encoded(image: Image.Image, file_format: str, **options: int) -> bytes:
     buffer = BytesIO()
-    picture.save(buffer, file_format, **options)
+    image.save(buffer, file_format, **options)
     return buffer.getvalue()

@@ -16,7 +16,7 @@ from rich.text import Text
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.reader import MalformedRecordsError
 from mimic_pl.data.records import Entity, Mention
-from mimic_pl.data.scan import ScannedPicture, failures, scan
+from mimic_pl.data.scan import ScannedImage, failures, scan
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
@@ -108,7 +108,7 @@ def examine(datamodule: MELDataModule) -> Report:
         _examine_split(report, split, mentions[split], entities, datamodule)
     ids = [id_ for split in SPLITS for id_ in {mention.id for mention in mentions[split]}]
     _duplicates(report, "mention ids of several splits", ids, "warning")
-    _examine_pictures(report, datamodule, entities, mentions)
+    _examine_images(report, datamodule, entities, mentions)
     for split in ("val", "test"):
         sentences = {mention.sentence for mention in mentions["train"]}
         shared = sum(mention.sentence in sentences for mention in mentions[split])
@@ -138,10 +138,10 @@ def _examine_entities(report: Report, entities: Sequence[Entity], template: Text
     if not entities:
         return
     empty = [entity.qid for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
-    advice = "these are known by name and picture alone" if empty else ""
+    advice = "these are known by name and image alone" if empty else ""
     report.add("entities with empty attributes", _share(len(empty), len(entities)), _note(empty), advice)
-    without = sum(not entity.pictures for entity in entities)
-    report.add("entities that name no picture", _share(without, len(entities)), _note(without))
+    without = sum(not entity.images for entity in entities)
+    report.add("entities that name no image", _share(without, len(entities)), _note(without))
     same = sum(count for count in Counter(entity.name for entity in entities).values() if count > 1)
     report.add("entities that share their name", _share(same, len(entities)), "note")
     _try_template(report, "entity text", template, entities)
@@ -172,8 +172,8 @@ def _examine_split(
     report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), _FATES[split] if nil else "")
     if entities:  # or every gold would look unknown, which would hide what is wrong with the knowledge base
         _examine_golds(report, split, mentions, entities, datamodule.batch_size)
-    without = sum(mention.picture is None for mention in mentions)
-    report.add(f"{split} mentions that name no picture", _share(without, total), _note(without))
+    without = sum(mention.image is None for mention in mentions)
+    report.add(f"{split} mentions that name no image", _share(without, total), _note(without))
     _try_template(report, f"{split} text", datamodule.mention_template, mentions)
 
 
@@ -225,36 +225,36 @@ def batch_mates_with_same_gold(golds: Sequence[str], batch_size: int) -> float:
     return share / total if total else 0.0
 
 
-def _examine_pictures(
+def _examine_images(
     report: Report, datamodule: MELDataModule, entities: Sequence[Entity], mentions: dict[str, Sequence[Mention]]
 ) -> None:
-    names = itertools.chain.from_iterable(entity.pictures for entity in entities)
-    _scan(report, datamodule, "kb_image", "entity pictures", names)
-    own = {split: [m.picture for m in mentions[split] if m.picture] for split in SPLITS}
-    seen = _scan(report, datamodule, "mention_image", "mention pictures", itertools.chain(*own.values()))
+    names = itertools.chain.from_iterable(entity.images for entity in entities)
+    _scan(report, datamodule, "kb_image", "entity images", names)
+    own = {split: [m.image for m in mentions[split] if m.image] for split in SPLITS}
+    seen = _scan(report, datamodule, "mention_image", "mention images", itertools.chain(*own.values()))
     contents = {seen[name].digest for name in own["train"] if name in seen and seen[name].digest}
     for split in ("val", "test"):
         shared = sum(name in seen and seen[name].digest in contents for name in own[split])
-        _leakage(report, f"{split} mentions whose picture is in train", shared, len(mentions[split]))
+        _leakage(report, f"{split} mentions whose image is in train", shared, len(mentions[split]))
 
 
 def _scan(
     report: Report, datamodule: MELDataModule, folder: str, title: str, names: Iterable[str]
-) -> dict[str, ScannedPicture]:
+) -> dict[str, ScannedImage]:
     try:
-        pictures = datamodule.picture_folder(folder)
+        images = datamodule.image_folder(folder)
     except DataError as error:
         report.add(title, error, "ERROR", "keep one folder")
         return {}
-    seen = scan(pictures, names, f"Opening {title}")
+    seen = scan(images, names, f"Opening {title}")
     failed = failures(seen)
-    if seen and not pictures.folder.is_dir():
-        report.add(title, f"no folder {folder} or {folder}s", "warning", "unpack the pictures there")
+    if seen and not images.folder.is_dir():
+        report.add(title, f"no folder {folder} or {folder}s", "warning", "unpack the images there")
     report.add(title, f"{len(seen) - len(failed)} of {len(seen)} open")
     for kind in ("missing", "unreadable", "oversized"):
         paths = [path for path, kind_ in failed if kind_ == kind]
-        verdict: Verdict = "ok" if not paths else "ERROR" if datamodule.pictures == "error" else "warning"
-        advice = f"policy {datamodule.pictures!r} applies; for example {_examples(paths)}" if paths else ""
+        verdict: Verdict = "ok" if not paths else "ERROR" if datamodule.images == "error" else "warning"
+        advice = f"policy {datamodule.images!r} applies; for example {_examples(paths)}" if paths else ""
         report.add(f"{title}, {kind}", _share(len(paths), len(seen)), verdict, advice)
     return seen
 

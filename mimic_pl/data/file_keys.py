@@ -19,7 +19,7 @@ _SETTLED = 100_000_000
 
 
 def digest(path: Path) -> bytes | None:
-    """Hash of a file's content; ``None`` if it can not be read, or is no file that ends, such as a pipe."""
+    """Hash of a file's content; ``None`` if it cannot be read, or is no file that ends, such as a pipe."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
@@ -35,7 +35,7 @@ def signature(path: Path, max_pixels: int) -> bytes | None:
 
     Args:
         path: The file.
-        max_pixels: Enters the hash: whether a picture is too large depends on it.
+        max_pixels: Enters the hash: whether an image is too large depends on it.
 
     Returns:
         ``None`` if there is no such file.

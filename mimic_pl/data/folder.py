@@ -1,4 +1,4 @@
-"""A data folder in the published layout: which file is what, read into records; pictures by name."""
+"""A data folder in the published layout: which file is what, read into records; images by name."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from PIL import Image
 
-from mimic_pl.data.pictures import PictureFolder, PicturePolicy
+from mimic_pl.data.images import ImageFolder, ImagePolicy
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.statistics import PublishedStatistics
@@ -32,7 +32,7 @@ class PublishedFolder:
 
     root: str
     name: str | None
-    pictures: PicturePolicy
+    images: ImagePolicy
     max_pixels: int
     predict_file: str | None
 
@@ -87,7 +87,7 @@ class PublishedFolder:
             "--data.name NAME."
         )
 
-    def picture_folder(self, name: str) -> PictureFolder:
+    def image_folder(self, name: str) -> ImageFolder:
         """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``: releases differ.
 
         Raises:
@@ -95,9 +95,9 @@ class PublishedFolder:
         """
         present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
         if len(present) > 1:
-            raise DataError(f"{self.folder} has {name} and {name}s. Move all pictures into one and remove the other.")
+            raise DataError(f"{self.folder} has {name} and {name}s. Move all images into one and remove the other.")
         folder = present[0] if present else self.folder / name
-        return PictureFolder(folder, self.pictures, self.max_pixels, renamed=name == "mention_image")
+        return ImageFolder(folder, self.images, self.max_pixels, renamed=name == "mention_image")
 
     @property
     def folder(self) -> Path:
@@ -105,19 +105,19 @@ class PublishedFolder:
         return Path(self.root).expanduser()
 
     @cached_property
-    def entity_pictures(self) -> PictureFolder:
-        """Where the entities' pictures lie."""
-        return self.picture_folder("kb_image")
+    def entity_images(self) -> ImageFolder:
+        """Where the entities' images lie."""
+        return self.image_folder("kb_image")
 
     @cached_property
-    def mention_pictures(self) -> PictureFolder:
-        """Where the mentions' pictures lie."""
-        return self.picture_folder("mention_image")
+    def mention_images(self) -> ImageFolder:
+        """Where the mentions' images lie."""
+        return self.image_folder("mention_image")
 
-    def entity_picture(self, entity: Entity) -> Image.Image | None:
-        """The entity's first picture that opens, to be shown to a person."""
-        return self.entity_pictures.first_readable(entity.pictures)[0]
+    def entity_image(self, entity: Entity) -> Image.Image | None:
+        """The entity's first image that opens, to be shown to a person."""
+        return self.entity_images.first_readable(entity.images)[0]
 
-    def mention_picture(self, mention: Mention) -> Image.Image | None:
-        """The mention's picture, to be shown to a person."""
-        return self.mention_pictures.first_readable((mention.picture,) if mention.picture else ())[0]
+    def mention_image(self, mention: Mention) -> Image.Image | None:
+        """The mention's image, to be shown to a person."""
+        return self.mention_images.first_readable((mention.image,) if mention.image else ())[0]

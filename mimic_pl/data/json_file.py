@@ -132,7 +132,7 @@ def _explained(path: Path) -> Iterator[None]:
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist.") from error
     except OSError as error:
-        raise DataError(f"{path} can not be read: {error.strerror}.") from error
+        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise DataError(f"{path}, {_no_utf8(path)} is no UTF-8. {_AGAIN}") from error
     except json.JSONDecodeError as error:

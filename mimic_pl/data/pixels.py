@@ -1,4 +1,4 @@
-"""Names of pictures -> a batch of pixels, decoded now or taken from the cache: the same to the bit."""
+"""Names of images -> a batch of pixels, decoded now or taken from the cache: the same to the bit."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mimic_pl.data.decoding import decode
-from mimic_pl.data.picture_cache import PictureCache
-from mimic_pl.data.pictures import Failure, PictureError, PictureFolder
+from mimic_pl.data.image_cache import ImageCache
+from mimic_pl.data.images import Failure, ImageError, ImageFolder
 from mimic_pl.data.preprocessor import Preprocessor
 
 
@@ -20,33 +20,33 @@ class PixelBatch(NamedTuple):
     """Pixels of some items.
 
     Attributes:
-        pixels: uint8 ``[batch, 3, S, S]``, zeros where there is no picture.
-        has_picture: bool ``[batch]``.
-        failures: Pictures that failed on the way.
+        pixels: uint8 ``[batch, 3, S, S]``, zeros where there is no image.
+        has_image: bool ``[batch]``.
+        failures: Images that failed on the way.
     """
 
     pixels: Tensor
-    has_picture: Tensor
+    has_image: Tensor
     failures: list[Failure]
 
 
 class PixelSource:
-    """Makes the pixels of a folder's pictures.
+    """Makes the pixels of a folder's images.
 
     Args:
-        folder: Where the pictures lie, and what happens where one fails.
+        folder: Where the images lie, and what happens where one fails.
         preprocessor: Resizes them.
         reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.data.decoding.decode`).
         cache: Where pixels may lie already.
-        blank: Make nothing of any picture, for a model that is to see texts only.
+        blank: Make nothing of any image, for a model that is to see texts only.
     """
 
     def __init__(
         self,
-        folder: PictureFolder,
+        folder: ImageFolder,
         preprocessor: Preprocessor,
         reduced: bool = False,
-        cache: PictureCache | None = None,
+        cache: ImageCache | None = None,
         blank: bool = False,
     ) -> None:
         self.folder = folder
@@ -56,14 +56,14 @@ class PixelSource:
         self.blank = blank
 
     def batch(self, names: Sequence[Sequence[str]], indices: Sequence[int] | None = None) -> PixelBatch:
-        """For every item the pixels of the first of its pictures that opens.
+        """For every item the pixels of the first of its images that opens.
 
         Args:
-            names: The pictures of each item.
+            names: The images of each item.
             indices: Places of the items in their data set, for :meth:`load`; by default those in the batch.
 
         Raises:
-            DataError: A picture failed and the folder's policy is ``error``.
+            DataError: An image failed and the folder's policy is ``error``.
         """
         rows = torch.full((len(names),), -1)
         decoded: dict[int, Tensor] = {}
@@ -76,32 +76,32 @@ class PixelSource:
                 decoded[item] = found
             elif found is not None:
                 rows[item] = found
-        has_picture = rows >= 0
+        has_image = rows >= 0
         size = self.preprocessor.image_size
-        if self.cache is not None and has_picture.any():
+        if self.cache is not None and has_image.any():
             pixels = self.cache.pixels(rows.clamp_min(0))
-            for item in (~has_picture).nonzero().flatten().tolist():
+            for item in (~has_image).nonzero().flatten().tolist():
                 pixels[item].zero_()
         else:
             pixels = torch.zeros(len(names), 3, size, size, dtype=torch.uint8)
         for item, one in decoded.items():
             pixels[item] = one
-            has_picture[item] = True
-        return PixelBatch(pixels, has_picture, failures)
+            has_image[item] = True
+        return PixelBatch(pixels, has_image, failures)
 
     def load(self, path: Path, index: int) -> int | Tensor:
-        """The picture's row in the cache, or where it is not there its pixels.
+        """The image's row in the cache, or where it is not there its pixels.
 
         Args:
-            path: The picture.
+            path: The image.
             index: Place in the data set of the item that it stands beside, which a subclass may heed.
 
         Raises:
-            PictureError: The picture fails.
+            ImageError: The image fails.
         """
         found = None if self.cache is None else self.cache.find(path, self.folder.max_pixels)
         if isinstance(found, int):
             return found
         if found is not None and self.folder.policy != "error":  # which tells in words what is wrong
-            raise PictureError(path, found, "as it was when it was to be cached")
+            raise ImageError(path, found, "as it was when it was to be cached")
         return decode(path, self.preprocessor, self.folder.max_pixels, self.reduced)

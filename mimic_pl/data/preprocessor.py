@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class Preprocessor(Protocol):
-    """Turns texts and pictures into model inputs; the encoder owns the real one.
+    """Turns texts and images into model inputs; the encoder owns the real one.
 
     Attributes:
         image_size: Side S of the model's square input, in pixels.
@@ -20,8 +20,8 @@ class Preprocessor(Protocol):
     def tokenize(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """``input_ids`` and ``attention_mask``, int64 ``[batch, text_tokens]``, padded on the right."""
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """RGB picture -> uint8 ``[3, S, S]``."""
+    def pixels(self, image: Image.Image) -> Tensor:
+        """RGB image -> uint8 ``[3, S, S]``."""
 
-    def normalize(self, pixels: Tensor, has_picture: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor, has_image: Tensor) -> Tensor:
         """uint8 ``[batch, 3, S, S]`` and bool ``[batch]`` -> float32 ``[batch, 3, S, S]``."""

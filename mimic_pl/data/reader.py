@@ -119,16 +119,16 @@ def _records(
 
 def _entity(row: dict[str, Any], number: int) -> tuple[int | str, Entity]:
     where = _where(number, row)
-    pictures = row.get("image_list")
-    if pictures is None or isinstance(pictures, str):
-        pictures = [pictures]
-    if not isinstance(pictures, list):
-        raise DataError(f"{where}: 'image_list' is {pictures!r:.80}; expected a list of file names.")
+    images = row.get("image_list")
+    if images is None or isinstance(images, str):
+        images = [images]
+    if not isinstance(images, list):
+        raise DataError(f"{where}: 'image_list' is {images!r:.80}; expected a list of file names.")
     entity = Entity(
         qid=_text(row, "qid", where),
         name=unquote(_text(row, "entity_name", where)),
         fields=_text_fields(row, where, without=("id", "qid", "entity_name", "image_list")),
-        pictures=tuple(_inside(name, where) for name in pictures if name not in (None, "")),
+        images=tuple(_inside(name, where) for name in images if name not in (None, "")),
     )
     return _id(row, number, where), entity
 
@@ -139,13 +139,13 @@ def _mention(row: dict[str, Any], number: int) -> Mention:
     answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
     if not all(isinstance(gold, str) for gold in answers):
         raise DataError(f"{where}: 'answer' is {answer!r:.80}; expected a qid, a list of qids, or 'nil'.")
-    picture = row.get("imgPath")
+    image = row.get("imgPath")
     return Mention(
         id=str(_id(row, number, where)),
         mention=unquote(_text(row, "mentions", where)),
         sentence=_text(row, "sentence", where),
         golds=tuple(dict.fromkeys(gold for gold in answers if gold and gold.lower() != NIL)),
-        picture=None if picture in (None, "") else _inside(picture, where),
+        image=None if image in (None, "") else _inside(image, where),
         fields=_text_fields(row, where, without=("id", "mentions", "sentence", "answer", "imgPath")),
     )
 
@@ -210,10 +210,10 @@ def _unicode(value: str, key: str, where: str) -> str:
 
 
 def _inside(name: object, where: str) -> str:
-    """A picture's name, which must stay inside its folder."""
+    """An image's name, which must stay inside its folder."""
     if not isinstance(name, str) or "\0" in name:
-        raise DataError(f"{where}: the picture {name!r:.80} is no file name.")
-    path = PurePosixPath(_unicode(name, "picture", where).replace("\\", "/"))
+        raise DataError(f"{where}: the image {name!r:.80} is no file name.")
+    path = PurePosixPath(_unicode(name, "image", where).replace("\\", "/"))
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise DataError(f"{where}: the picture {name!r} lies outside of the data folder. Use names inside of it.")
+        raise DataError(f"{where}: the image {name!r} lies outside of the data folder. Use names inside of it.")
     return name

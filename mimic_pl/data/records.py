@@ -13,18 +13,18 @@ class Entity:
         qid: The entity's identifier, for example ``"Q42"``; unique in the knowledge base.
         name: Its name, percent-decoded.
         fields: Every text field of the source by name (``attr``, ``desc``, ...), for the text template.
-        pictures: File names of its pictures inside the knowledge base's picture folder; empty if it has none.
+        images: File names of its images inside the knowledge base's image folder; empty if it has none.
     """
 
     qid: str
     name: str
     fields: dict[str, str] = field(default_factory=dict)
-    pictures: tuple[str, ...] = ()
+    images: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """One mention: a word in a sentence, with the picture beside it.
+    """One mention: a word in a sentence, with the image beside it.
 
     Attributes:
         id: The mention's identifier as text.
@@ -32,7 +32,7 @@ class Mention:
         sentence: The sentence around it.
         golds: ``qid`` of the right entity or entities, in the order of the source; empty for ``nil`` and for unlabelled
             mentions.
-        picture: File name inside the mentions' picture folder, or ``None``.
+        image: File name inside the mentions' image folder, or ``None``.
         fields: Every other text field of the source by name, for the text template.
     """
 
@@ -40,5 +40,5 @@ class Mention:
     mention: str
     sentence: str
     golds: tuple[str, ...] = ()
-    picture: str | None = None
+    image: str | None = None
     fields: dict[str, str] = field(default_factory=dict)

@@ -33,7 +33,7 @@ class TrainSampler(_Resumed[list[int]]):
     """Shuffles by seed and epoch, and yields batches of ``epoch * len(dataset) + index``.
 
     The number tells a data set both which item and which epoch it is, so that what is random about an item (which of
-    an entity's pictures) depends on seed, epoch and index alone: not on workers, and not on where a run was resumed.
+    an entity's images) depends on seed, epoch and index alone: not on workers, and not on where a run was resumed.
     Lightning calls :meth:`set_epoch`, and leaves a distributed sampler as it is.
 
     Several processes share each batch of ``processes * batch_size`` items: together they see what one process with

@@ -1,4 +1,4 @@
-"""Opens many pictures once, to know beforehand which of them fail."""
+"""Opens many images once, to know beforehand which of them fail."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import NamedTuple
 from tqdm.auto import tqdm
 
 from mimic_pl.data.file_keys import digest
-from mimic_pl.data.pictures import Failure, PictureError, PictureFolder, open_picture
+from mimic_pl.data.images import Failure, ImageError, ImageFolder, open_image
 
 
-class ScannedPicture(NamedTuple):
-    """What is known of a picture that a record names.
+class ScannedImage(NamedTuple):
+    """What is known of an image that a record names.
 
     Attributes:
         path: Where it lies, or would lie.
@@ -28,8 +28,8 @@ class ScannedPicture(NamedTuple):
     digest: str
 
 
-def scan(folder: PictureFolder, names: Iterable[str], title: str) -> dict[str, ScannedPicture]:
-    """Open every one of these pictures, whatever the folder's policy.
+def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, ScannedImage]:
+    """Open every one of these images, whatever the folder's policy.
 
     Args:
         folder: Where they lie.
@@ -41,23 +41,23 @@ def scan(folder: PictureFolder, names: Iterable[str], title: str) -> dict[str, S
     """
     distinct = list(dict.fromkeys(names))
 
-    def look(name: str) -> ScannedPicture:
+    def look(name: str) -> ScannedImage:
         path = folder.path(name)
         try:
-            open_picture(path, folder.max_pixels)
-        except PictureError as error:
-            return ScannedPicture(path, error.kind, _digest(path))
-        return ScannedPicture(path, None, _digest(path))
+            open_image(path, folder.max_pixels)
+        except ImageError as error:
+            return ScannedImage(path, error.kind, _digest(path))
+        return ScannedImage(path, None, _digest(path))
 
     # Pillow decodes outside of the interpreter's lock, so threads share the work.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = tqdm(pool.map(look, distinct), desc=title, total=len(distinct), unit="picture", leave=False, delay=1)
+        found = tqdm(pool.map(look, distinct), desc=title, total=len(distinct), unit="image", leave=False, delay=1)
         return dict(zip(distinct, found, strict=True))
 
 
-def failures(scanned: dict[str, ScannedPicture]) -> list[Failure]:
+def failures(scanned: dict[str, ScannedImage]) -> list[Failure]:
     """Path and kind of those that failed."""
-    return [(str(picture.path), picture.failure) for picture in scanned.values() if picture.failure]
+    return [(str(image.path), image.failure) for image in scanned.values() if image.failure]
 
 
 def _digest(path: Path) -> str:

@@ -28,7 +28,7 @@ class EntityTable(Sequence[Entity]):
     """A knowledge base that makes an :class:`Entity` only when one is asked for.
 
     All texts lie one behind the other in one array of UTF-8 bytes: an entity's ``qid``, its name, its fields and its
-    pictures, then the next entity's. What is held beside the bytes is where each text ends, where each entity begins,
+    images, then the next entity's. What is held beside the bytes is where each text ends, where each entity begins,
     and which fields it has (most entities have the same). So a million entities are a handful of objects: they are
     read within little memory, pickle as fast as they copy, and stay shared with loader processes, which the reference
     counts of a million objects would not.
@@ -51,7 +51,7 @@ class EntityTable(Sequence[Entity]):
         blob, ends, begins, counts, kinds = bytearray(), array("q", [0]), array("q"), array("q"), array("q")
         known: dict[tuple[str, ...], int] = {}
         for entity in entities:
-            texts = (entity.qid, entity.name, *entity.fields.values(), *entity.pictures)
+            texts = (entity.qid, entity.name, *entity.fields.values(), *entity.images)
             begins.append(len(ends) - 1)
             counts.append(len(texts))
             kinds.append(known.setdefault(tuple(entity.fields), len(known)))
@@ -60,7 +60,7 @@ class EntityTable(Sequence[Entity]):
                     blob += text.encode(*_UNICODE)
                 except AttributeError as error:
                     raise DataError(
-                        f"The entity {entity.qid!r} holds {text!r:.80} among its texts. qid, name, fields and pictures "
+                        f"The entity {entity.qid!r} holds {text!r:.80} among its texts. qid, name, fields and images "
                         "are texts: mend the reader that made it."
                     ) from error
                 ends.append(len(blob))

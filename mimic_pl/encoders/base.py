@@ -1,4 +1,4 @@
-"""What every encoder has: its widths, its preprocessing, and one call from tokens and pictures to features."""
+"""What every encoder has: its widths, its preprocessing, and one call from tokens and images to features."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def filled_up(side: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 class Encoder(nn.Module, ABC):
-    """Turns the tokens and pictures of a batch of mentions, or of entities, into features (paper section 3.2).
+    """Turns the tokens and images of a batch of mentions, or of entities, into features (paper section 3.2).
 
     A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with
     :meth:`add_towers`, and implements :meth:`forward` and :meth:`build_preprocessor`. The same weights serve mentions
@@ -80,14 +80,14 @@ class Encoder(nn.Module, ABC):
         Args:
             input_ids: int64 ``[batch, text_tokens]``.
             attention_mask: 1 for a token, 0 for padding, int64 ``[batch, text_tokens]``.
-            pixel_values: Normalised pictures, ``[batch, 3, image_size, image_size]``.
+            pixel_values: Normalised images, ``[batch, 3, image_size, image_size]``.
         """
 
     @abstractmethod
     def build_preprocessor(self) -> Preprocessor:
-        """Make tokenizer and picture preprocessing from the checkpoint that the weights came from."""
+        """Make tokenizer and image preprocessing from the checkpoint that the weights came from."""
 
     @cached_property
     def preprocessor(self) -> Preprocessor:
-        """Tokenizer and picture preprocessing, made when first asked for: scoring ready-made inputs needs none."""
+        """Tokenizer and image preprocessing, made when first asked for: scoring ready-made inputs needs none."""
         return self.build_preprocessor()

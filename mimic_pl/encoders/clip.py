@@ -10,7 +10,7 @@ from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.preprocessor import Preprocessor
-from mimic_pl.encoders.pretrained import load_tokenizer, load_tower, picture_statistics, require_one_start
+from mimic_pl.encoders.pretrained import image_statistics, load_tokenizer, load_tower, require_one_start
 from mimic_pl.encoders.tokenizer import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
@@ -19,8 +19,8 @@ from mimic_pl.features import FeatureDims, Features
 class CLIPEncoder(Encoder):
     """A dual encoder whose two towers yield pooled embeddings and hidden states (paper section 3.2).
 
-    Text features are the normalised text embedding and the last hidden states; picture features are linear projections
-    of the normalised picture embedding and of the last hidden states, CLS included. Any checkpoint whose model has
+    Text features are the normalised text embedding and the last hidden states; image features are linear projections
+    of the normalised image embedding and of the last hidden states, CLS included. Any checkpoint whose model has
     ``get_text_features`` and ``get_image_features`` works (CLIP, SigLIP, ...).
 
     Args:
@@ -30,7 +30,7 @@ class CLIPEncoder(Encoder):
         vocabulary: With ``config``: the words of its tokenizer
             (see :func:`~mimic_pl.encoders.tokenizer.build_tokenizer`).
         text_length: Tokens per text.
-        image_dim: Width of the picture features after projection (the paper's d_V).
+        image_dim: Width of the image features after projection (the paper's d_V).
         freeze: Keep the towers as they are; the projections still train.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
@@ -91,13 +91,13 @@ class CLIPEncoder(Encoder):
         self.add_towers(self.clip)
 
     def build_preprocessor(self) -> Preprocessor:
-        """The checkpoint's tokenizer and picture statistics; see :meth:`Encoder.build_preprocessor`."""
+        """The checkpoint's tokenizer and image statistics; see :meth:`Encoder.build_preprocessor`."""
         size = self.clip.config.vision_config.image_size
         if self.pretrained is None:
             assert self.tokenizer is not None
             return Preprocessor(self.tokenizer, self.text_length, size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         tokenizer = load_tokenizer(self.pretrained)
-        return Preprocessor(tokenizer, self.text_length, size, *picture_statistics(self.pretrained))
+        return Preprocessor(tokenizer, self.text_length, size, *image_statistics(self.pretrained))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""

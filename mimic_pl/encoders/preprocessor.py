@@ -1,4 +1,4 @@
-"""Raw text and pictures -> model inputs, with the settings of the model's own checkpoint."""
+"""Raw text and images -> model inputs, with the settings of the model's own checkpoint."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ _CHARACTERS_PER_TOKEN = 1000
 lets go of all but the first tokens."""
 
 _IN_CACHE = 8
-"""Pictures that are normalised at once on a CPU: 5 MB at 224 x 224."""
+"""Images that are normalised at once on a CPU: 5 MB at 224 x 224."""
 
 
 class Preprocessor:
-    """Tokenizes texts and turns pictures into pixels for one encoder, which builds it and owns it.
+    """Tokenizes texts and turns images into pixels for one encoder, which builds it and owns it.
 
-    The data module takes it from the model, so that tokenizer, picture size, mean and deviation can not disagree with
+    The data module takes it from the model, so that tokenizer, image size, mean and deviation cannot disagree with
     the weights. It is picklable: loader workers carry it.
 
     Args:
         tokenizer: The checkpoint's tokenizer; it must pad on the right.
         text_length: Tokens that every text is padded or truncated to (40 in the paper).
         image_size: Side of the model's square input, in pixels.
-        image_mean: Mean per colour channel of the checkpoint's training pictures, in [0, 1].
+        image_mean: Mean per colour channel of the checkpoint's training images, in [0, 1].
         image_std: Deviation per colour channel, in [0, 1].
 
     Raises:
-        ConfigError: The tokenizer can not pad, or pads on the left.
+        ConfigError: The tokenizer cannot pad, or pads on the left.
     """
 
     def __init__(
@@ -74,21 +74,21 @@ class Preprocessor:
         )
         return encoded["input_ids"], encoded["attention_mask"]
 
-    def pixels(self, picture: Image.Image) -> Tensor:
-        """Resize an RGB picture straight to the model's square, as published (Lanczos, aspect ratio not kept).
+    def pixels(self, image: Image.Image) -> Tensor:
+        """Resize an RGB image straight to the model's square, as published (Lanczos, aspect ratio not kept).
 
         Returns:
             uint8 ``[3, image_size, image_size]``.
         """
-        square = picture.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS)
+        square = image.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
-    def normalize(self, pixels: Tensor, has_picture: Tensor) -> Tensor:
+    def normalize(self, pixels: Tensor, has_image: Tensor) -> Tensor:
         """Normalise pixels with the checkpoint's mean and deviation, on the device where they are.
 
         Args:
             pixels: uint8 ``[batch, 3, image_size, image_size]``.
-            has_picture: bool ``[batch]``; where false the result is zeros *after* normalisation, as published.
+            has_image: bool ``[batch]``; where false the result is zeros *after* normalisation, as published.
 
         Returns:
             float32 ``[batch, 3, image_size, image_size]``.
@@ -101,4 +101,4 @@ class Preprocessor:
         for start in range(0, len(pixels), at_once):
             part = normalized[start : start + at_once].copy_(pixels[start : start + at_once])
             part.div_(255).sub_(mean).div_(std)
-        return normalized.masked_fill_(~has_picture.view(-1, 1, 1, 1), 0.0)
+        return normalized.masked_fill_(~has_image.view(-1, 1, 1, 1), 0.0)

@@ -1,4 +1,4 @@
-"""What comes out of a checkpoint in Hugging Face format: weights, tokenizer, picture statistics."""
+"""What comes out of a checkpoint in Hugging Face format: weights, tokenizer, image statistics."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def load_tower(pretrained: str) -> Any:
         pretrained: Checkpoint folder or hub name.
 
     Raises:
-        ConfigError: The folder does not exist, or the hub has no such model or can not be reached.
-        CheckpointError: The weights can not be read.
+        ConfigError: The folder does not exist, or the hub has no such model or cannot be reached.
+        CheckpointError: The weights cannot be read.
     """
     path = Path(pretrained).expanduser()
     looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
@@ -49,11 +49,11 @@ def load_tower(pretrained: str) -> Any:
         return AutoModel.from_pretrained(str(path) if looks_local else pretrained, dtype=torch.float32)
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(
-            f"The weights of {pretrained!r} can not be read: {error}. The file is damaged or incomplete; get it again."
+            f"The weights of {pretrained!r} cannot be read: {error}. The file is damaged or incomplete; get it again."
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
-            f"transformers can not load {pretrained!r}: {_first_line(error)} Give a folder with config.json and "
+            f"transformers cannot load {pretrained!r}: {_first_line(error)} Give a folder with config.json and "
             "weights, or a hub name; without a network the model must be in the cache (HF_HOME) already."
         ) from error
 
@@ -67,7 +67,7 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
         arguments: Further arguments of :func:`timm.create_model`.
 
     Raises:
-        ConfigError: timm does not know the model or the arguments, or its weights can not be had.
+        ConfigError: timm does not know the model or the arguments, or its weights cannot be had.
     """
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
@@ -75,7 +75,7 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
         similar = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"Similar names: {', '.join(similar)}." if similar and name not in similar else ""
         raise ConfigError(
-            f"timm can not make the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
+            f"timm cannot make the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
             f"{hint} Without a network its weights must be in the cache already, or vision_pretrained be false."
         ) from error
 
@@ -104,8 +104,8 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def picture_statistics(pretrained: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation that the checkpoint's pictures were normalised with.
+def image_statistics(pretrained: str) -> tuple[list[float], list[float]]:
+    """Mean and deviation that the checkpoint's images were normalised with.
 
     Raises:
         ConfigError: The checkpoint does not say.
@@ -115,6 +115,6 @@ def picture_statistics(pretrained: str) -> tuple[list[float], list[float]]:
         return settings["image_mean"], settings["image_std"]
     except (OSError, KeyError) as error:
         raise ConfigError(
-            f"The encoder's checkpoint {pretrained!r} does not say how its pictures are normalised: it needs a "
+            f"The encoder's checkpoint {pretrained!r} does not say how its images are normalised: it needs a "
             "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor."
         ) from error

@@ -32,7 +32,7 @@ class TextVisionEncoder(Encoder):
         vision_args: Further arguments of :func:`timm.create_model`, for example ``{img_size: 64}``.
         text_length: Tokens per text.
         text_dim: Project the text features to this width; as they are if not given.
-        image_dim: Width of the picture features after projection (the paper's d_V).
+        image_dim: Width of the image features after projection (the paper's d_V).
         freeze: Keep both towers as they are; the projections still train.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
@@ -78,8 +78,8 @@ class TextVisionEncoder(Encoder):
         self.vision = cast(Any, create_vision(vision, vision_pretrained, vision_args or {}))
         # timm's record of a model does not know of a size that was asked for.
         asked = {"img_size": (vision_args or {}).get("img_size")}
-        self.picture_settings = resolve_data_config(asked, model=self.vision)  # type: ignore[no-untyped-call]
-        self._channels_last = _channels_last(self.vision, self.picture_settings["input_size"], vision)
+        self.image_settings = resolve_data_config(asked, model=self.vision)  # type: ignore[no-untyped-call]
+        self._channels_last = _channels_last(self.vision, self.image_settings["input_size"], vision)
 
         hidden = self.text.config.hidden_size
         text_dim = text_dim or hidden
@@ -100,8 +100,8 @@ class TextVisionEncoder(Encoder):
     def build_preprocessor(self) -> Preprocessor:
         """The text model's tokenizer and the vision model's size, mean and deviation."""
         tokenizer = self.tokenizer or load_tokenizer(str(self.text_name))
-        picture = self.picture_settings
-        return Preprocessor(tokenizer, self.text_length, picture["input_size"][-1], picture["mean"], picture["std"])
+        image = self.image_settings
+        return Preprocessor(tokenizer, self.text_length, image["input_size"][-1], image["mean"], image["std"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""

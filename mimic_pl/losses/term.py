@@ -41,7 +41,7 @@ class LossTerm(nn.Module, ABC):
             mentions: Features of the batch's mentions.
             entities: Features of their golds, and of further entities behind them.
             same_gold: Where an entity is a right answer of the mention once more, bool ``[batch, entities]``; never on
-                the diagonal. What is right can not be a negative.
+                the diagonal. What is right cannot be a negative.
         """
 
 

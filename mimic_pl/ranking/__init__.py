@@ -2,18 +2,18 @@
 
 from mimic_pl.ranking.disk import DiskIndex
 from mimic_pl.ranking.engine import Ranker, Ranking
-from mimic_pl.ranking.forms import IndexForm
-from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Share
+from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Shard
 from mimic_pl.ranking.indexer import Indexer, fingerprint
+from mimic_pl.ranking.quantization import IndexDtype
 
 __all__ = [
     "DiskIndex",
     "EntityIndex",
-    "IndexForm",
+    "IndexDtype",
     "Indexer",
     "MemoryIndex",
     "Ranker",
     "Ranking",
-    "Share",
+    "Shard",
     "fingerprint",
 ]

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mimic_pl.errors import StoreError
-from mimic_pl.ranking.index import EntityIndex, Share
+from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.store import Store
 from mimic_pl.store.files import lock
 
@@ -32,7 +32,7 @@ class DiskIndex(EntityIndex):
         folder: Where it lies.
         expects: Values that its description must have: the model's fingerprint, the text template, and so on.
         device: Where blocks are handed out.
-        share: What this process goes through; all of it by default.
+        shard: What this process goes through; all of it by default.
 
     Raises:
         StoreError: There is none, it is unfinished or damaged, or it was built by another model or from other data.
@@ -43,15 +43,15 @@ class DiskIndex(EntityIndex):
         folder: Path | str,
         expects: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
-        share: Share | None = None,
+        shard: Shard | None = None,
     ) -> None:
         self.stores = [Store.open(part, INDEX, expects) for part in _parts(Path(folder).expanduser())]
         self._starts = np.cumsum([0, *map(len, self.stores)])
-        super().__init__(share or Share.whole(len(self)), device)
-        if share is not None and share.total != len(self):
+        super().__init__(shard or Shard.whole(len(self)), device)
+        if shard is not None and shard.total != len(self):
             raise StoreError(
                 f"The parts of the {INDEX} in {folder} have {len(self)} entities together, and the knowledge base has "
-                f"{share.total}. Delete the folder, and it is built again."
+                f"{shard.total}. Delete the folder, and it is built again."
             )
 
     def __len__(self) -> int:
@@ -60,7 +60,7 @@ class DiskIndex(EntityIndex):
 
     @property
     def bytes_per_entity(self) -> int:
-        """Bytes that one entity takes on disk, kinds included."""
+        """Bytes that one entity takes on disk, state hashes included."""
         return self.stores[0].bytes_per_row
 
     def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:

@@ -65,7 +65,7 @@ class Ranker:
     Pruning: a pair is first bounded (see :meth:`~mimic_pl.units.Unit.bounds`), at a fraction of its cost. Where the
     bounds place it before or behind the gold and out of the top, it is never scored.
 
-    Where several processes share the index, each brings mentions of its own. All rank all mentions among the entities
+    Where several processes shard the index, each brings mentions of its own. All rank all mentions among the entities
     that they hold: the owner of a gold tells its score, counts are summed, top lists merged, and each process gets the
     results of its mentions. They must call equally often, and end with the same error where one of them meets any.
 
@@ -73,7 +73,7 @@ class Ranker:
 
     Args:
         top_k: How many top entities are kept for each mention.
-        unit_ranks: ``all`` also ranks by each unit's own score; ``cheap`` leaves out units whose scores are dear
+        unit_ranks: ``all`` also ranks by each unit's own score; ``cheap`` leaves out units whose scores are expensive
             (TGLU), since bounds leave more pairs open for their own ranks than for the overall rank.
         prune: Bound before scoring; off, every pair is scored, to the same ranks.
         pairs_per_block: Pairs that are looked at together. The working set is proportional to it, some 100 bytes a pair
@@ -162,7 +162,7 @@ class Ranker:
             raise DeviceMemoryError(
                 f"{device} has no memory left to rank {len(search.gold)} mentions: {pairs} pairs at once are too many, "
                 f"and so are {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index in the "
-                "host's memory (--model.indexer.place host)."
+                "host's memory (--model.indexer.storage host)."
             ) from error
 
 

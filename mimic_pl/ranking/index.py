@@ -9,13 +9,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimic_pl.processes import Processes
-from mimic_pl.ranking.forms import FEW, IndexForm, encode
+from mimic_pl.distributed import ProcessGroup
+from mimic_pl.ranking.quantization import FEW, IndexDtype, encode
 from mimic_pl.ranking.states import StoredState
 from mimic_pl.units import States, flat, nested
 
-KIND = "#kind"
-"""Ends the name of a unit's column of kinds: a number that is the same for entities that are the same to the unit."""
+STATE_HASH = "#state_hash"
+"""Ends the name of a unit's column of state hashes: entities with the same state have the same number."""
 
 FINITE = "#finite"
 """The column that says whether all numbers of an entity are finite."""
@@ -26,16 +26,16 @@ class Block(NamedTuple):
 
     Attributes:
         states: Their states, decoded where they are looked at.
-        kinds: For each unit a number per entity, int64 ``[entities]``: entities of one kind have the same state.
+        state_hashes: For each unit a hash of each entity's state, int64 ``[entities]``; equal states have equal hashes.
         finite: Whether all numbers of an entity's states are finite, bool ``[entities]``.
     """
 
     states: States
-    kinds: dict[str, Tensor]
+    state_hashes: dict[str, Tensor]
     finite: Tensor
 
 
-class Share(NamedTuple):
+class Shard(NamedTuple):
     """Which entities of a knowledge base a process holds.
 
     Attributes:
@@ -46,28 +46,28 @@ class Share(NamedTuple):
 
     positions: Tensor
     total: int
-    processes: Processes
+    processes: ProcessGroup
 
     @staticmethod
-    def whole(total: int) -> Share:
+    def whole(total: int) -> Shard:
         """All entities."""
-        return Share(torch.arange(total), total, Processes(alone=True))
+        return Shard(torch.arange(total), total, ProcessGroup(alone=True))
 
 
 class EntityIndex(ABC):
     """States of all entities of a knowledge base, read in blocks: in memory or on disk.
 
-    Several processes hold a share each. Positions are always those in the whole knowledge base.
+    Several processes hold a shard each. Positions are always those in the whole knowledge base.
 
     Args:
-        share: What this process holds.
+        shard: What this process holds.
         device: Where blocks are handed out.
     """
 
-    def __init__(self, share: Share, device: torch.device | str) -> None:
+    def __init__(self, shard: Shard, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.processes = share.processes
-        self.positions = share.positions.to(self.device)
+        self.processes = shard.processes
+        self.positions = shard.positions.to(self.device)
         """Of the entities that this process holds, ascending, int64 ``[held]``."""
 
     @abstractmethod
@@ -77,7 +77,7 @@ class EntityIndex(ABC):
     @property
     @abstractmethod
     def bytes_per_entity(self) -> int:
-        """Bytes that one entity takes, kinds included."""
+        """Bytes that one entity takes, state hashes included."""
 
     @abstractmethod
     def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
@@ -101,7 +101,7 @@ class EntityIndex(ABC):
         Args:
             positions: int64 ``[n]``, the same on all processes, none twice.
         """
-        if self.processes.count == 1:
+        if self.processes.world_size == 1:
             return self.select(positions).states
         held = positions[self.holds(positions)]
         own = flat(self.select(held).states) if len(held) else {}
@@ -125,15 +125,15 @@ class EntityIndex(ABC):
 
     def _block(self, columns: Mapping[str, Tensor]) -> Block:
         units: dict[str, dict[str, Tensor]] = {}
-        kinds: dict[str, Tensor] = {}
+        state_hashes: dict[str, Tensor] = {}
         for column, tensor in columns.items():
             unit, _, name = column.partition("/")
-            if name == KIND:
-                kinds[unit] = tensor.to(self.device)
+            if name == STATE_HASH:
+                state_hashes[unit] = tensor.to(self.device)
             elif column != FINITE:
                 units.setdefault(unit, {})[name] = tensor
         states = {unit: StoredState(state, self.device) for unit, state in units.items()}
-        return Block(states, kinds, columns[FINITE].bool())
+        return Block(states, state_hashes, columns[FINITE].bool())
 
 
 class MemoryIndex(EntityIndex):
@@ -145,12 +145,12 @@ class MemoryIndex(EntityIndex):
     Args:
         num_entities: Entities in the knowledge base.
         device: Where blocks are handed out.
-        form: How floating-point states are kept.
+        dtype: How floating-point states are kept.
         on_host: Keep the states in host memory, whatever the device.
-        share: What this process holds of them; all by default.
+        shard: What this process holds of them; all by default.
 
     Example:
-        >>> index = MemoryIndex(len(entities), form="bfloat16")  # doctest: +SKIP
+        >>> index = MemoryIndex(len(entities), dtype="bfloat16")  # doctest: +SKIP
         >>> index.append(model.matcher.entity(features))  # doctest: +SKIP
     """
 
@@ -158,13 +158,13 @@ class MemoryIndex(EntityIndex):
         self,
         num_entities: int,
         device: torch.device | str = "cpu",
-        form: IndexForm = "float32",
+        dtype: IndexDtype = "float32",
         on_host: bool = False,
-        share: Share | None = None,
+        shard: Shard | None = None,
     ) -> None:
-        super().__init__(share or Share.whole(num_entities), device)
+        super().__init__(shard or Shard.whole(num_entities), device)
         self.num_entities = num_entities
-        self.form: IndexForm = form
+        self.dtype: IndexDtype = dtype
         self._place = torch.device("cpu") if on_host else self.device
         self._stored: dict[str, Tensor] = {}
         self._filled = 0
@@ -175,7 +175,7 @@ class MemoryIndex(EntityIndex):
         Raises:
             ValueError: More entities come than were announced.
         """
-        columns = to_columns(states, self.form)
+        columns = to_columns(states, self.dtype)
         self.put(self.positions[self._filled : self._filled + len(columns[FINITE])], columns)
 
     def put(self, positions: Tensor, columns: Mapping[str, Tensor]) -> None:
@@ -215,7 +215,7 @@ class MemoryIndex(EntityIndex):
 
     @property
     def bytes_per_entity(self) -> int:
-        """Memory that one entity takes, kinds included."""
+        """Memory that one entity takes, state hashes included."""
         return sum(tensor[0].numel() * tensor.element_size() for tensor in self._stored.values())
 
     def _columns(self, start: int, stop: int) -> Mapping[str, Tensor]:
@@ -226,23 +226,23 @@ class MemoryIndex(EntityIndex):
         return {name: tensor.index_select(0, rows) for name, tensor in self._stored.items()}
 
 
-def to_columns(states: States, form: IndexForm) -> dict[str, Tensor]:
-    """The columns in which an index keeps these states, ``[entities, ...]``: ``unit/name``, kinds, and finiteness."""
+def to_columns(states: States, dtype: IndexDtype) -> dict[str, Tensor]:
+    """The columns in which an index keeps these states, ``[entities, ...]``: values, hashes, and finiteness."""
     columns: dict[str, Tensor] = {}
     finite: Tensor | None = None
     for unit, state in states.items():
-        kind: Tensor | None = None
+        state_hash: Tensor | None = None
         few = sum(tensor[:1].numel() for tensor in state.values()) <= FEW
-        unit_form: IndexForm = "bfloat16" if form == "int8" and few else form
+        unit_dtype: IndexDtype = "bfloat16" if dtype == "int8" and few else dtype
         for name, tensor in state.items():
             good = torch.isfinite(tensor).flatten(1).all(dim=1) if tensor.is_floating_point() else None
             finite = good if finite is None else finite if good is None else finite & good
-            for column, stored in encode(name, tensor, unit_form).items():
+            for column, stored in encode(name, tensor, unit_dtype).items():
                 columns[f"{unit}/{column}"] = stored
                 number = _fingerprint(stored, len(columns))
-                kind = number if kind is None else kind + number
-        assert kind is not None, f"the unit {unit!r} keeps nothing of an entity"
-        columns[f"{unit}/{KIND}"] = kind
+                state_hash = number if state_hash is None else state_hash + number
+        assert state_hash is not None, f"the unit {unit!r} keeps nothing of an entity"
+        columns[f"{unit}/{STATE_HASH}"] = state_hash
     length = len(next(iter(columns.values())))
     columns[FINITE] = torch.ones(length, dtype=torch.uint8) if finite is None else finite.to(torch.uint8)
     return columns

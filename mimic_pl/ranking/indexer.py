@@ -1,4 +1,4 @@
-"""Making an index of a knowledge base: in which form, and where it is kept."""
+"""Making an index of a knowledge base: in which dtype, and where it is kept."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError, MimicError, StoreError
 from mimic_pl.ranking.disk import INDEX, DiskIndex, is_finished, part_of, remove_other_parts
-from mimic_pl.ranking.forms import IndexForm
-from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Share, to_columns
+from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Shard, to_columns
+from mimic_pl.ranking.quantization import IndexDtype
 from mimic_pl.store import Column, StoreWriter
 from mimic_pl.units import States
 
 Batches = Callable[[int], Iterable[tuple[Tensor, States]]]
-"""From which entity of the share on -> batches of positions, int64 ``[batch]``, and the states of these entities."""
+"""From which entity of the shard on -> batches of positions, int64 ``[batch]``, and the states of these entities."""
 
 
 class Indexer:
     """Makes the index of a knowledge base.
 
     Args:
-        form: How numbers are kept (see :data:`~mimic_pl.ranking.forms.IndexForm`): 19.3, 9.7 or 5.0 kB an entity at
-            published sizes.
-        place: ``device`` keeps the index where the model is; ``host`` in the host's memory, block by block moved to the
-            device; ``disk`` in a folder that is read in blocks, so that a knowledge base of any size is ranked in
-            little memory and encoded once for many runs of ``test`` and ``predict``.
+        dtype: How numbers are kept (see :data:`~mimic_pl.ranking.quantization.IndexDtype`): 19.3, 9.7 or 5.0 kB an
+            entity at published sizes.
+        storage: ``device`` keeps the index where the model is; ``host`` in the host's memory, moved to the device
+            block by block; ``disk`` in a folder that is read in blocks, so that a knowledge base of any size is ranked
+            in little memory and encoded once for many runs of ``test`` and ``predict``.
         folder: With ``disk``: where the index lies; ``index`` in the run's folder by default.
 
     Raises:
@@ -39,35 +39,35 @@ class Indexer:
 
     def __init__(
         self,
-        form: IndexForm = "float32",
-        place: Literal["device", "host", "disk"] = "device",
+        dtype: IndexDtype = "float32",
+        storage: Literal["device", "host", "disk"] = "device",
         folder: str | None = None,
     ) -> None:
-        if folder is not None and place != "disk":
-            raise ConfigError(f"indexer: the folder {folder!r} is for an index on disk, and place is {place!r}.")
-        self.form: IndexForm = form
+        if folder is not None and storage != "disk":
+            raise ConfigError(f"indexer: the folder {folder!r} is for an index on disk, and storage is {storage!r}.")
+        self.dtype: IndexDtype = dtype
         self._told = 0
-        self.place = place
+        self.storage = storage
         self.folder = folder
 
     def in_memory(
-        self, num_entities: int, batches: Batches, device: torch.device, share: Share | None = None, made_from: str = ""
+        self, num_entities: int, batches: Batches, device: torch.device, shard: Shard | None = None, made_from: str = ""
     ) -> EntityIndex:
         """Encode the knowledge base, or this process's share of it, into memory; batches may come in any order.
 
         Args:
             num_entities: Entities in the knowledge base.
-            batches: Encodes those of the share.
+            batches: Encodes those of the shard.
             device: The model's device.
-            share: What this process holds; all by default.
+            shard: What this process holds; all by default.
             made_from: What the states depend on: one value on all processes.
 
         Raises:
             StoreError: The shares do not add up to the knowledge base, or are not made from the same.
         """
-        index = MemoryIndex(num_entities, device, self.form, on_host=self.place == "host", share=share)
+        index = MemoryIndex(num_entities, device, self.dtype, on_host=self.storage == "host", shard=shard)
         for positions, states in batches(0):
-            index.put(positions, to_columns(states, self.form))
+            index.put(positions, to_columns(states, self.dtype))
         _require_whole(index, num_entities, index.missing, made_from)
         self._tell(index)
         return index
@@ -80,7 +80,7 @@ class Indexer:
         device: torch.device,
         description: Mapping[str, Any],
         anew: bool = False,
-        share: Share | None = None,
+        shard: Shard | None = None,
     ) -> EntityIndex:
         """Open the index in a folder; encode what it lacks of the knowledge base, all of it or the rest of a build.
 
@@ -89,50 +89,50 @@ class Indexer:
         Args:
             folder: Where it lies or will lie.
             num_entities: Entities in the knowledge base.
-            batches: Encodes those of the share, in order: from its n-th on.
+            batches: Encodes those of the shard, in order: from its n-th on.
             device: The model's device.
             description: What the index depends on, as plain values.
             anew: Replace what lies there.
-            share: What this process encodes and goes through, a stretch of the knowledge base; all by default.
+            shard: What this process encodes and goes through, a stretch of the knowledge base; all by default.
 
         Raises:
             StoreError: The index there was built by another model or from other data, is being written by another
                 process, or there is no room.
         """
-        share = share or Share.whole(num_entities)
-        wanted = {**description, "form": self.form, "entities": num_entities}
-        processes = share.processes
+        shard = shard or Shard.whole(num_entities)
+        wanted = {**description, "dtype": self.dtype, "entities": num_entities}
+        processes = shard.processes
         # What the first process sees there holds for all.
         if processes.objects(anew or not is_finished(folder))[0]:
-            writers = [rank for rank, held in enumerate(processes.objects(len(share.positions))) if held]
+            writers = [rank for rank, held in enumerate(processes.objects(len(shard.positions))) if held]
             error: MimicError | None = None
             try:
                 if processes.rank == 0:
                     remove_other_parts(folder, len(writers))
                 if processes.rank in writers:
                     part = part_of(folder, writers.index(processes.rank), len(writers))
-                    self._write(part, share, batches, wanted, anew)
+                    self._write(part, shard, batches, wanted, anew)
             except MimicError as met:
                 error = met
             processes.agree(error, device)
-        index = DiskIndex(folder, wanted, device, share)
+        index = DiskIndex(folder, wanted, device, shard)
         _require_whole(index, num_entities, 0, repr(sorted(wanted.items())))
         self._tell(index)
         return index
 
-    def _write(self, folder: Path, share: Share, batches: Batches, wanted: Mapping[str, Any], anew: bool) -> None:
+    def _write(self, folder: Path, shard: Shard, batches: Batches, wanted: Mapping[str, Any], anew: bool) -> None:
         # One batch tells what an entity takes.
         _, states = next(iter(batches(0)))
         columns = {
             name: Column(tensor.dtype, tuple(tensor.shape[1:]))
-            for name, tensor in to_columns(states, self.form).items()
+            for name, tensor in to_columns(states, self.dtype).items()
         }
-        rows = len(share.positions)
+        rows = len(shard.positions)
         with StoreWriter(folder, INDEX, columns, rows, wanted, anew=anew) as writer:
             rank_zero_info(f"Writing the index to {folder}: {_megabytes(writer.bytes_needed)}.")
             for positions, states in batches(writer.next_row):
-                new = torch.searchsorted(share.positions, positions.cpu()) >= writer.next_row
-                columns_of_batch = to_columns(states, self.form)
+                new = torch.searchsorted(shard.positions, positions.cpu()) >= writer.next_row
+                columns_of_batch = to_columns(states, self.dtype)
                 writer.append({name: tensor[new.to(tensor.device)] for name, tensor in columns_of_batch.items()})
 
     def _tell(self, index: EntityIndex) -> None:
@@ -141,7 +141,7 @@ class Indexer:
             self._told = len(index)
             size = max(index.processes.objects(index.bytes_per_entity))  # 0 where a process holds no entity
             rank_zero_info(
-                f"Index of {len(index):,} entities, {self.form} on {self.place}: "
+                f"Index of {len(index):,} entities, {self.dtype} on {self.storage}: "
                 f"{size:,} bytes each, {_megabytes(size * len(index))} in all."
             )
 

@@ -11,7 +11,7 @@ from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import Block, EntityIndex
 from mimic_pl.ranking.states import pick
-from mimic_pl.ranking.top import TopEntities, first_of_each_kind
+from mimic_pl.ranking.top import TopEntities, first_of_each_hash
 from mimic_pl.units import Bounds, Matcher, States
 
 OVERALL = "overall"
@@ -24,7 +24,7 @@ _ENTITIES_AT_MOST = 4096
 """Entities in a block at most, since a block's states are decoded: 80 MB in float32 at published sizes."""
 
 _MANY = 0.3
-"""Share of a block's pairs from which on it is faster to score all of them, in large products, than those chosen."""
+"""Shard of a block's pairs from which on it is faster to score all of them, in large products, than those chosen."""
 
 _TIES = 4
 """Candidates for each place of the top lists from which on equals are sorted out before they are scored."""
@@ -86,25 +86,26 @@ class Search:
         """Score each row's gold, where this process holds it."""
         names = self.matcher.score_names
         self._gold_scores = torch.zeros((len(names), len(self.own)), device=self.own.device)
-        self._gold_kinds = torch.zeros((len(names), len(self.own)), dtype=torch.int64, device=self.own.device)
+        self._gold_state_hashes = torch.zeros((len(names), len(self.own)), dtype=torch.int64, device=self.own.device)
         rows = (self.in_kb & self.index.holds(self.own)).nonzero()[:, 0]
         if not len(rows):
             return
         block = self.index.select(self.own[rows])
         _require_finite_states(block, self.own[rows], self.rows[rows])
-        kinds, scores = _with_overall(block.kinds), self.exact(rows, block.states)
+        state_hashes, scores = _with_overall(block.state_hashes), self.exact(rows, block.states)
         for number, name in enumerate(names):
             self._gold_scores[number, rows] = scores[name]
-            self._gold_kinds[number, rows] = kinds[name]
+            self._gold_state_hashes[number, rows] = state_hashes[name]
 
     def share_golds(self) -> None:
         """Learn of the golds that others hold: each is held by one process, and nothing is a sum's other terms."""
         scores = self.index.processes.sum(self._gold_scores)
-        kinds = self.index.processes.sum(self._gold_kinds)
+        state_hashes = self.index.processes.sum(self._gold_state_hashes)
         # Without a gold nothing is counted: all scores lie behind +inf.
         scores = scores.masked_fill(~self.in_kb, torch.inf)
         self.golds = {
-            name: _Gold(scores[number], self.own, kinds[number]) for number, name in enumerate(self.matcher.score_names)
+            name: _Gold(scores[number], self.own, state_hashes[number])
+            for number, name in enumerate(self.matcher.score_names)
         }
 
     def look_over(self, pairs: int) -> None:
@@ -123,8 +124,8 @@ class Search:
         bounds = self._bounds(block)
         _require_finite(bounds, positions, self.rows)
         margins = _margins(bounds)
-        dear = tuple(name for name in self.matcher.units if not bounds[name].exact)
-        kinds = _with_overall(block.kinds)
+        expensive = tuple(name for name in self.matcher.units if not bounds[name].exact)
+        state_hashes = _with_overall(block.state_hashes)
 
         open_pairs: dict[str, Tensor] = {}
         for name in self.ranked:
@@ -134,16 +135,16 @@ class Search:
             self.ahead[name] += before.sum(dim=1)
             open_pairs[name] = (upper >= score - margins[name]) & ~before
 
-        on_top = self._reach_for_top(bounds[OVERALL], margins[OVERALL], kinds[OVERALL])
+        on_top = self._reach_for_top(bounds[OVERALL], margins[OVERALL], state_hashes[OVERALL])
         asked = on_top
         for name in self.ranked:
             if bounds[name].exact:
                 rows, columns = open_pairs[name].nonzero(as_tuple=True)
-                self._settle(name, rows, columns, block, kinds, positions)
+                self._settle(name, rows, columns, block, state_hashes, positions)
             else:
                 asked = asked | open_pairs[name]
         rows, columns = asked.nonzero(as_tuple=True)
-        scores = self._scores(rows, columns, bounds, dear, block)
+        scores = self._scores(rows, columns, bounds, expensive, block)
         for name in self.ranked:
             if bounds[name].exact:
                 continue
@@ -152,11 +153,13 @@ class Search:
             before = of_name & (scores[name] > gold_score + margins[name])
             self.ahead[name].index_add_(0, rows, before.long())
             near = of_name & ~before & (scores[name] >= gold_score - margins[name])
-            self._settle(name, rows[near], columns[near], block, kinds, positions)
+            self._settle(name, rows[near], columns[near], block, state_hashes, positions)
 
         reach = on_top[rows, columns]
         rows, columns = rows[reach], columns[reach]
-        self._merge(rows, columns, scores[OVERALL][reach], margins[OVERALL], block, kinds[OVERALL][columns], positions)
+        self._merge(
+            rows, columns, scores[OVERALL][reach], margins[OVERALL], block, state_hashes[OVERALL][columns], positions
+        )
 
     def result(self) -> tuple[dict[str, Tensor], TopEntities]:
         """Ranks of all golds by score, int64 ``[mentions, golds]``, 0 where there is none; and the top lists."""
@@ -174,7 +177,7 @@ class Search:
             return self.matcher.bounds(self.mentions, block.states)
         return {name: Bounds(score, score) for name, score in self.matcher.score(self.mentions, block.states).items()}
 
-    def _reach_for_top(self, overall: Bounds, margin: Tensor, kinds: Tensor) -> Tensor:
+    def _reach_for_top(self, overall: Bounds, margin: Tensor, state_hashes: Tensor) -> Tensor:
         """Entities that may be among the top ones, bool ``[mentions, entities]``."""
         k = min(self.top.k, overall.lower.shape[1])
         self._threshold = self.top.last
@@ -182,8 +185,12 @@ class Search:
             # k entities whose lower bounds reach a score keep all below it out.
             self._threshold = torch.maximum(self._threshold, overall.lower.topk(k, dim=1).values[:, -1])
         reach = overall.upper >= (self._threshold - margin)[:, None]
-        # One of the last entity's kind has the same score and comes later.
-        return reach & (kinds != self.top.last_kind[:, None]) if self.top.positions[:, -1].ge(0).all() else reach
+        # An entity with the last one's state has the same score and comes later.
+        return (
+            reach & (state_hashes != self.top.last_state_hash[:, None])
+            if self.top.positions[:, -1].ge(0).all()
+            else reach
+        )
 
     def _merge(
         self,
@@ -192,7 +199,7 @@ class Search:
         overall: Tensor,
         margin: Tensor,
         block: Block,
-        kinds: Tensor,
+        state_hashes: Tensor,
         positions: Tensor,
     ) -> None:
         """Merge those of these pairs into the lists that may belong there."""
@@ -200,38 +207,38 @@ class Search:
         if table.shape[1] >= self.top.k:
             self._threshold = torch.maximum(self._threshold, table.topk(self.top.k, dim=1).values[:, -1])
         reach = overall >= (self._threshold - margin)[rows]
-        rows, columns, kinds = rows[reach], columns[reach], kinds[reach]
+        rows, columns, state_hashes = rows[reach], columns[reach], state_hashes[reach]
         if len(rows) > _TIES * self.top.positions.numel():
-            # Many ties: of one kind only the first have a place in the list.
-            first = first_of_each_kind(rows, kinds, self.top.k)
-            rows, columns, kinds = rows[first], columns[first], kinds[first]
-        self.top.merge(rows, positions[columns], kinds, self.exact(rows, pick(block.states, columns)))
+            # Many ties: of equal states only the first have a place in the list.
+            first = first_of_each_hash(rows, state_hashes, self.top.k)
+            rows, columns, state_hashes = rows[first], columns[first], state_hashes[first]
+        self.top.merge(rows, positions[columns], state_hashes, self.exact(rows, pick(block.states, columns)))
 
     def _scores(
-        self, rows: Tensor, columns: Tensor, bounds: dict[str, Bounds], dear: tuple[str, ...], block: Block
+        self, rows: Tensor, columns: Tensor, bounds: dict[str, Bounds], expensive: tuple[str, ...], block: Block
     ) -> dict[str, Tensor]:
         """Float32 scores of chosen pairs by name, ``[pairs]``."""
         scores = {name: bounds[name].lower[rows, columns] for name in self.matcher.units}
         if len(rows) > _MANY * bounds[OVERALL].lower.numel():
             scored = self.matcher.score(self.mentions, block.states)
             return {name: score[rows, columns] for name, score in scored.items()}
-        if dear:
+        if expensive:
             at_once = _CHOSEN_ON_CPU if rows.device.type == "cpu" else _CHOSEN_ON_DEVICE
             parts = [
-                self.matcher.pairs(pick(self.mentions, rows[part]), pick(block.states, columns[part]), dear)
+                self.matcher.pairs(pick(self.mentions, rows[part]), pick(block.states, columns[part]), expensive)
                 for part in torch.split(torch.arange(len(rows), device=rows.device), at_once)
             ]
-            scores |= {name: torch.cat([part[name] for part in parts]) for name in dear}
+            scores |= {name: torch.cat([part[name] for part in parts]) for name in expensive}
         return {OVERALL: self.matcher.combine(scores), **scores}
 
     def _settle(
-        self, name: str, rows: Tensor, columns: Tensor, block: Block, kinds: dict[str, Tensor], positions: Tensor
+        self, name: str, rows: Tensor, columns: Tensor, block: Block, state_hashes: dict[str, Tensor], positions: Tensor
     ) -> None:
         """Count those of these pairs that come before the gold, by the scores that define the order."""
         gold = self.golds[name]
         position = positions[columns]
-        # Of the gold's kind: a tie.
-        same = kinds[name][columns] == gold.kind[rows]
+        # The gold's state: a tie.
+        same = state_hashes[name][columns] == gold.state_hash[rows]
         before = same & (position < gold.position[rows])
         self.ahead[name].index_add_(0, rows, before.long())
         rows, columns, position = rows[~same], columns[~same], position[~same]
@@ -248,16 +255,16 @@ class _Gold(NamedTuple):
 
     score: Tensor
     position: Tensor
-    kind: Tensor
+    state_hash: Tensor
 
 
-def _with_overall(kinds: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Kinds for the overall score, too: those of all units taken together."""
+def _with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The overall score's hashes as well: those of all units taken together."""
     overall: Tensor | None = None
-    for kind in kinds.values():
-        overall = kind if overall is None else overall * 0x5DEECE66D + kind
+    for state_hash in state_hashes.values():
+        overall = state_hash if overall is None else overall * 0x5DEECE66D + state_hash
     assert overall is not None, "a model has units"
-    return {OVERALL: overall, **kinds}
+    return {OVERALL: overall, **state_hashes}
 
 
 def _margins(bounds: dict[str, Bounds]) -> dict[str, Tensor]:

@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from mimic_pl.processes import Processes
-from mimic_pl.ranking.forms import SCALE, decode
+from mimic_pl.distributed import ProcessGroup
+from mimic_pl.ranking.quantization import SCALE, decode
 from mimic_pl.units import State, States, flat, nested
 
 
@@ -94,7 +94,7 @@ def joined(parts: Sequence[States]) -> States:
     }
 
 
-def of_every_process(processes: Processes, states: States, further: Tensor) -> list[tuple[States, Tensor]]:
+def of_every_process(processes: ProcessGroup, states: States, further: Tensor) -> list[tuple[States, Tensor]]:
     """States of every process, by rank, each with a tensor of as many rows; collective.
 
     Args:
@@ -102,7 +102,7 @@ def of_every_process(processes: Processes, states: States, further: Tensor) -> l
         states: Those of this one.
         further: A tensor of as many rows, ``[n, ...]``.
     """
-    if processes.count == 1:
+    if processes.world_size == 1:
         return [(states, further)]
     own = flat(states)
     everyone = processes.gather([further, *own.values()])

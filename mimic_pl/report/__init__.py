@@ -1,15 +1,15 @@
 """Reports of finished runs: one table, plots, what differs by more than chance, and a page of the worst mentions."""
 
 from mimic_pl.report.errors_page import write_errors_page
+from mimic_pl.report.evaluated_run import EvaluatedRun, Predictions, open_finished
 from mimic_pl.report.experiments import Experiment, group_runs
-from mimic_pl.report.finished import FinishedRun, Predictions, open_finished
 from mimic_pl.report.significance import Comparison, paired_bootstrap
 from mimic_pl.report.write import write_report
 
 __all__ = [
     "Comparison",
     "Experiment",
-    "FinishedRun",
+    "EvaluatedRun",
     "Predictions",
     "group_runs",
     "open_finished",

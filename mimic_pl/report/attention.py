@@ -1,4 +1,4 @@
-"""Where the units look: TGLU at the mention's words, CMFU at the patches of its picture."""
+"""Where the units look: TGLU at the mention's words, CMFU at the patches of its image."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Token(NamedTuple):
 
 
 class Patches(NamedTuple):
-    """Attention over a picture.
+    """Attention over an image.
 
     Attributes:
         grid: Share of each patch, ``[rows, rows]``, row by row from the top left.
@@ -57,7 +57,7 @@ def over_words(matcher: Matcher, mentions: Features, entities: Features) -> Tens
 
 @torch.no_grad()
 def over_patches(matcher: Matcher, mentions: Features) -> list[Patches] | None:
-    """How the mentions' texts attend to their pictures; None if the model has no CMFU.
+    """How the mentions' texts attend to their images; None if the model has no CMFU.
 
     Args:
         matcher: Its first CMFU is asked.
@@ -71,7 +71,7 @@ def split_patches(weights: Tensor) -> Patches:
     """Tell patches from other tokens: the last r x r tokens are the patches of a square, those before them are not.
 
     Args:
-        weights: Of a picture's tokens, ``[image_tokens]``.
+        weights: Of an image's tokens, ``[image_tokens]``.
 
     Example:
         >>> split_patches(torch.full((50,), 0.02)).grid.shape

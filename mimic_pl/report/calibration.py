@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_pl.report.finished import Predictions
+from mimic_pl.report.evaluated_run import Predictions
 
 BINS = 10
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from mimic_pl.data.records import Mention
 from mimic_pl.report.attention import Token
-from mimic_pl.report.finished import FinishedRun
+from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.report.loaded import LoadedRun
 from mimic_pl.report.thumbnails import data_uri, heat_map
 from mimic_pl.report.worst import Case, Shown, worst_cases
@@ -20,10 +20,10 @@ _TEXT = 220
 """Characters of an entity's text that are shown."""
 
 
-def write_errors_page(run: FinishedRun, path: str | Path, worst: int = 50) -> Path:
-    """Write the page: each mention with picture, gold, candidates, scores, and what the units look at.
+def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> Path:
+    """Write the page: each mention with image, gold, candidates, scores, and what the units look at.
 
-    Pictures are small and inside the page, and all texts are escaped: nothing in a data set can run.
+    Images are small and inside the page, and all texts are escaped: nothing in a data set can run.
 
     Args:
         run: A tested run with its checkpoint and its data.
@@ -81,7 +81,7 @@ def marked(mention: Mention) -> tuple[str, str, str]:
     return mention.sentence[:start], mention.sentence[start:stop], mention.sentence[stop:]
 
 
-def _right_alone(run: FinishedRun) -> dict[str, float]:
+def _right_alone(run: EvaluatedRun) -> dict[str, float]:
     """For each unit the share of the wrong mentions that it alone gets right."""
     ranks = run.predictions.ranks
     wrong = ranks["overall"] > 1
@@ -91,18 +91,18 @@ def _right_alone(run: FinishedRun) -> dict[str, float]:
 
 
 def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
-    picture = loaded.data.mention_picture(case.mention)
+    image = loaded.data.mention_image(case.mention)
     before, word, after = marked(case.mention)
     heat = None
-    if picture is not None and case.patches is not None:
-        heat = data_uri(heat_map(picture, case.patches.grid))
+    if image is not None and case.patches is not None:
+        heat = data_uri(heat_map(image, case.patches.grid))
     return {
         "id": case.mention.id,
         "mention": case.mention.mention,
         "before": before,
         "word": word,
         "after": after,
-        "picture": _uri(picture),
+        "image": _uri(image),
         "heat": heat,
         "rest": case.patches.rest if case.patches is not None else 0.0,
         "rank": case.rank,
@@ -119,7 +119,7 @@ def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
         "qid": shown.entity.qid,
         "name": shown.entity.name,
         "text": text if len(text) <= _TEXT else f"{text[:_TEXT]}...",
-        "picture": _uri(loaded.data.entity_picture(shown.entity)),
+        "image": _uri(loaded.data.entity_image(shown.entity)),
         "place": shown.place,
         "gold": shown.gold,
         "scores": shown.scores,
@@ -133,5 +133,5 @@ def _shaded(token: Token, heaviest: float) -> dict[str, Any]:
     return {"text": token.text, "kind": token.kind, "percent": 100 * token.weight, "depth": depth}
 
 
-def _uri(picture: Image.Image | None) -> str | None:
-    return None if picture is None else data_uri(picture)
+def _uri(image: Image.Image | None) -> str | None:
+    return None if image is None else data_uri(image)

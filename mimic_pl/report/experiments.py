@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mimic_pl.data.statistics import PublishedStatistics
-from mimic_pl.report.finished import FinishedRun
+from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.runs import RUNS
 
 _ONE_OF_SEVERAL = re.compile(r"(version|seed)[_-]?\d+")
@@ -27,7 +27,7 @@ _BESIDE_THE_POINT = {
         "enable_checkpointing", "enable_model_summary", "enable_progress_bar", "inference_mode",
         "limit_predict_batches", "log_every_n_steps", "logger", "model_registry", "num_sanity_val_steps", "profiler",
     },
-    "data": {"entity_batch_size", "eval_batch_size", "num_workers", "picture_cache", "predict_file", "seed"},
+    "data": {"entity_batch_size", "eval_batch_size", "num_workers", "image_cache", "predict_file", "seed"},
     "model": {"compile_encoder", "folder", "gradient_checkpointing", "kernel", "place", "ranker"},
     "early_stopping": {"log_rank_zero_only", "verbose"},
     "checkpoint": {
@@ -56,7 +56,7 @@ class Experiment:
     """
 
     name: str
-    runs: list[FinishedRun]
+    runs: list[EvaluatedRun]
     settings: dict[str, Any]
 
     @property
@@ -105,7 +105,7 @@ class Experiment:
         return [run.seed for run in self.runs if run.seed is not None]
 
     def values(self, score: str, metric: str) -> list[float]:
-        """A metric of a score, or of a part of the data (:attr:`FinishedRun.figures`), of each run that has it."""
+        """A metric of a score, or of a part of the data (:attr:`EvaluatedRun.figures`), of each run that has it."""
         figures = [run.figures.get(score, {}) for run in self.runs]
         return [own[metric] for own in figures if metric in own]
 
@@ -120,9 +120,9 @@ class Experiment:
         return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-def group_runs(runs: Sequence[FinishedRun]) -> list[Experiment]:
+def group_runs(runs: Sequence[EvaluatedRun]) -> list[Experiment]:
     """Sort runs into experiments, in the order in which they come; a run that is given twice counts once."""
-    groups: dict[str, list[FinishedRun]] = {}
+    groups: dict[str, list[EvaluatedRun]] = {}
     for run in {run.folder: run for run in runs}.values():
         tested = [run.summary.get(name) for name in ("mentions", "entities", "baseline")]
         key = json.dumps([settings_of(run.config), *tested], sort_keys=True, default=str)

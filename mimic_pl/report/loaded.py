@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mimic_pl.errors import DataError
 from mimic_pl.features import Features
-from mimic_pl.report.finished import FinishedRun
+from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.runs import load_run
 
 _AT_ONCE = 64
@@ -44,7 +44,7 @@ class LoadedRun:
         DataError: The test split is not the one that was tested.
     """
 
-    def __init__(self, run: FinishedRun) -> None:
+    def __init__(self, run: EvaluatedRun) -> None:
         tested = Path(run.summary.get("checkpoint") or "").name
         self.run = run
         self.model, self.data = load_run(run.folder, "last" if tested.startswith("last") else "best")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mimic_pl.errors import DataError
-from mimic_pl.report.finished import Predictions
+from mimic_pl.report.evaluated_run import Predictions
 
 RESAMPLES = 10_000
 SEED = 0

@@ -1,4 +1,4 @@
-"""Small pictures inside a page."""
+"""Small images inside a page."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ SIDE = 128
 _HEAT = (230, 60, 0)
 
 
-def data_uri(picture: Image.Image, side: int = SIDE) -> str:
-    """A picture as a ``data:`` address of a JPEG no larger than a square."""
-    small = picture.convert("RGB")
+def data_uri(image: Image.Image, side: int = SIDE) -> str:
+    """An image as a ``data:`` address of a JPEG no larger than a square."""
+    small = image.convert("RGB")
     small.thumbnail((side, side))
     content = io.BytesIO()
     small.save(content, "JPEG", quality=80)
     return "data:image/jpeg;base64," + base64.b64encode(content.getvalue()).decode("ascii")
 
 
-def heat_map(picture: Image.Image, grid: Tensor, side: int = SIDE) -> Image.Image:
-    """Weights of patches drawn on a picture in grey: the redder, the heavier; the heaviest is the same red everywhere.
+def heat_map(image: Image.Image, grid: Tensor, side: int = SIDE) -> Image.Image:
+    """Weights of patches drawn on an image in grey: the redder, the heavier; the heaviest is the same red everywhere.
 
     Args:
-        picture: As it lies on disk. The model saw it resized to a square, so the patches stretch with it.
+        image: As it lies on disk. The model saw it resized to a square, so the patches stretch with it.
         grid: Weights, ``[rows, rows]``, not negative.
         side: Longer side of the result, in pixels.
     """
-    small = picture.convert("L").convert("RGB")
+    small = image.convert("L").convert("RGB")
     small.thumbnail((side, side))
     strength = grid / grid.max().clamp_min(torch.finfo(grid.dtype).tiny)
     mask = Image.fromarray((strength * 0.75 * 255).round().to(torch.uint8).numpy())

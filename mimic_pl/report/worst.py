@@ -10,7 +10,7 @@ import torch
 from mimic_pl.data.records import Entity, Mention
 from mimic_pl.errors import ConfigError
 from mimic_pl.report.attention import Patches, Token, over_patches, over_words, tokens_of
-from mimic_pl.report.finished import Record, read_records
+from mimic_pl.report.evaluated_run import Record, read_records
 from mimic_pl.report.loaded import Encoded, LoadedRun
 
 
@@ -43,7 +43,7 @@ class Case:
         margin: Overall score of the first candidate less that of the gold.
         gold: The best-ranked gold.
         candidates: The first ones, best first; the gold may be among them.
-        patches: How the mention's text attends to its picture.
+        patches: How the mention's text attends to its image.
     """
 
     mention: Mention

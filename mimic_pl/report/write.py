@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from mimic_pl.errors import DataError
 from mimic_pl.report.drawing import save
+from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.report.experiments import Experiment, differences, group_runs
-from mimic_pl.report.finished import FinishedRun
 from mimic_pl.report.gates import gates_figure
 from mimic_pl.report.plots import calibration_figure, curves_figure, hits_figure, robustness_figure
 from mimic_pl.report.significance import RESAMPLES, Comparison, compare
@@ -22,7 +22,7 @@ _SETTINGS = 20
 
 
 def write_report(
-    runs: Sequence[FinishedRun], folder: str | Path, baseline: FinishedRun | None = None, gates: bool = False
+    runs: Sequence[EvaluatedRun], folder: str | Path, baseline: EvaluatedRun | None = None, gates: bool = False
 ) -> list[Path]:
     """Write the report of some runs into a folder; files of an earlier report there are replaced.
 
@@ -120,7 +120,7 @@ def _settings(experiments: Sequence[Experiment]) -> Iterator[str]:
         yield "## What differs\n\n" + "\n".join((*head, *lines))
 
 
-def _significance(experiments: Sequence[Experiment], baseline: FinishedRun | None) -> list[str]:
+def _significance(experiments: Sequence[Experiment], baseline: EvaluatedRun | None) -> list[str]:
     """The section of comparisons; none without two experiments on one data set."""
     lines = []
     for first, others in _by_dataset(experiments):
@@ -130,7 +130,7 @@ def _significance(experiments: Sequence[Experiment], baseline: FinishedRun | Non
                 found = compare(*([run.predictions for run in e.runs] for e in (other, first)))
             except DataError as error:
                 if chosen:
-                    raise DataError(f"{other.name} can not be compared with {first.name}. {error}") from error
+                    raise DataError(f"{other.name} cannot be compared with {first.name}. {error}") from error
                 lines.append(f"| {cell(other.name)} | {cell(first.name)} | not compared: {cell(error)} | | | |")
                 continue
             hits, mrr = _difference(found["hits@1"]), _difference(found["mrr"])

@@ -22,7 +22,7 @@ UNFINISHED_SUFFIX = ".tmp"
 _log = logging.getLogger(__name__)
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# File systems that can not set space aside say so with one of these; writing then finds out by itself.
+# File systems that cannot set space aside say so with one of these; writing then finds out by itself.
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
@@ -32,7 +32,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
     The space is set aside before the first byte is written: on a full disk a clean error comes at once.
 
     Raises:
-        StoreError: There is no room, or the folder can not be written to.
+        StoreError: There is no room, or the folder cannot be written to.
     """
     temporary = path.with_name(path.name + UNFINISHED_SUFFIX)
     try:
@@ -55,7 +55,7 @@ def rename(old: Path, new: Path) -> None:
     """Give a file its final name, durably.
 
     Raises:
-        StoreError: The folder can not be written to.
+        StoreError: The folder cannot be written to.
     """
     try:
         os.replace(old, new)
@@ -116,7 +116,7 @@ def lock(folder: Path, wait: float) -> FileLock:
         wait: Seconds to wait for another writer; below zero for as long as it takes.
 
     Raises:
-        StoreError: Another process is writing there, or the folder can not be written to.
+        StoreError: Another process is writing there, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ def only_writer(folder: Path, name: str, wait: float = 0) -> FileLock:
 
     Raises:
         StoreError: Another process holds it.
-        OSError: The folder can not be written to.
+        OSError: The folder cannot be written to.
     """
     held = FileLock(folder / name, thread_local=False)
     try:
@@ -182,4 +182,4 @@ def _explained(error: OSError, path: Path, size: int) -> StoreError:
             f"The disk is full: {path} needs {readable_bytes(size)}, and {readable_bytes(free)} are free. What was "
             "written before is whole: make room and start again, and the work goes on from there."
         )
-    return StoreError(f"{path} can not be written: {error.strerror or error}. Check the folder, or choose another one.")
+    return StoreError(f"{path} cannot be written: {error.strerror or error}. Check the folder, or choose another one.")

@@ -39,7 +39,7 @@ def offsets_in(path: Path, columns: Mapping[str, Column], rows: int, size: int) 
 
     Raises:
         ValueError: It holds something else, or its header is damaged.
-        OSError: It can not be read.
+        OSError: It cannot be read.
     """
     with open(path, "rb") as file:
         # The format: eight bytes with the length of the header, the header as JSON, the data.

@@ -156,7 +156,7 @@ class Manifest:
             if path.name == MANIFEST and manifest.rows not in (None, manifest.rows_written):
                 raise ValueError(f"{manifest.rows} rows, of which its shards hold {manifest.rows_written}")
         except OSError as error:
-            raise StoreError(f"{path} can not be read: {error.strerror or error}.") from error
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}.") from error
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise StoreError(
                 f"The manifest {path} is damaged ({type(error).__name__}: {error}). Delete the folder and build it "

@@ -199,7 +199,7 @@ class Store:
                                 raise StoreError(f"{path} was cut off while it was read. Build it again.")
                             part = part[got:]
         except OSError as error:
-            raise StoreError(f"{path} can not be read: {error.strerror or error}. Is it being replaced?") from error
+            raise StoreError(f"{path} cannot be read: {error.strerror or error}. Is it being replaced?") from error
 
     def _layout(self, number: int) -> dict[str, int]:
         """Where in a shard's file the columns begin; the first time the file is checked."""
@@ -222,7 +222,7 @@ class Store:
         try:
             content = checksum(self.folder / shard.file)
         except OSError as error:
-            raise StoreError(f"{self.folder / shard.file} can not be read: {error.strerror or error}.") from error
+            raise StoreError(f"{self.folder / shard.file} cannot be read: {error.strerror or error}.") from error
         if content != shard.crc32:
             raise StoreError(
                 f"{self.folder / shard.file} is damaged: its content is not what was written (checksum). Delete the "
@@ -258,7 +258,7 @@ def require_size(folder: Path, manifest: Manifest, shard: Shard) -> None:
             f"{path} is missing, a part of the {manifest.kind}. Delete the folder and build it again."
         ) from error
     except (OSError, ValueError) as error:  # a name that no file can have is a ValueError
-        raise StoreError(f"{path} can not be read: {error}.") from error
+        raise StoreError(f"{path} cannot be read: {error}.") from error
     if size != shard.bytes:
         raise StoreError(
             f"{path} has {size} bytes where the {manifest.kind} needs {shard.bytes}: it was cut off or replaced. "

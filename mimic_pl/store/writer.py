@@ -125,7 +125,7 @@ class StoreWriter:
 
         Raises:
             ValueError: They do not fit the columns, or are more than were announced.
-            StoreError: There is no room, or the folder can not be written to.
+            StoreError: There is no room, or the folder cannot be written to.
         """
         count = self._checked(rows)
         for name, column in self._manifest.columns.items():
@@ -146,7 +146,7 @@ class StoreWriter:
 
         Raises:
             ValueError: Rows are missing.
-            StoreError: There is no room, or the folder can not be written to.
+            StoreError: There is no room, or the folder cannot be written to.
         """
         wanted = self._manifest.rows
         if wanted is not None and self.next_row != wanted:

@@ -60,7 +60,7 @@ def global_to_local(
         ``[mentions, entities]``, float32 or float64, differentiable (once) in every floating-point tensor.
 
     Raises:
-        ConfigError: The Triton kernel is asked for where it can not run.
+        ConfigError: The Triton kernel is asked for where it cannot run.
 
     Example:
         >>> q, k, v = torch.randn(7, 40, 96), torch.randn(3, 40, 96), torch.randn(3, 40, 96)

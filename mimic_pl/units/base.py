@@ -40,7 +40,7 @@ class Unit(nn.Module, ABC):
     what truly depends on the pair. Training, ranking and linking call these same three functions, and the entity index
     stores what :meth:`entity` returns: keep it small.
 
-    Two more functions make ranking faster and change no rank: :meth:`bounds`, for a score that is dear and cheaply
+    Two more functions make ranking faster and change no rank: :meth:`bounds`, for a score that is expensive and cheaply
     bounded, and :meth:`pairs`, the score of few chosen pairs. A unit whose :meth:`score` is a few products needs none.
 
     Args:
@@ -51,7 +51,7 @@ class Unit(nn.Module, ABC):
     """Whether a score depends on the text tokens behind a text's end. Where no unit's does, texts need not be padded to
     one length."""
 
-    dear: bool = False
+    expensive: bool = False
     """Whether a score costs far more than its bounds, so that ranking may do without this unit's own ranks."""
 
     def __init__(self, dims: FeatureDims) -> None:

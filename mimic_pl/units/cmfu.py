@@ -10,7 +10,7 @@ from mimic_pl.units.base import State, Unit
 
 
 class CMFU(Unit):
-    """Text and picture of a side fused into one vector, by the same weights on both sides.
+    """Text and image of a side fused into one vector, by the same weights on both sides.
 
         x = W_t t^G,  y = W_v v^L,  a = softmax(x y^T),  z = a y,  gate = tanh(w x + b),  h = LayerNorm(gate x + z)
         S_C = h_m . h_e
@@ -51,7 +51,7 @@ class CMFU(Unit):
         return {name: self._opening(self.text(side.text_global)).squeeze(-1) for name, side in sides.items()}
 
     def attention(self, features: Features) -> Tensor:
-        """a, how a side's text attends to the tokens of its own picture, from normed features: ``[batch, tokens]``."""
+        """a, how a side's text attends to the tokens of its own image, from normed features: ``[batch, tokens]``."""
         return self._attend(self.text(features.text_global), self.image(features.image_local))
 
     @staticmethod

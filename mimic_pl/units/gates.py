@@ -12,7 +12,7 @@ from torch.autograd.function import once_differentiable
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
 
-class Asking(NamedTuple):
+class QuerySide(NamedTuple):
     """Query side of a direction: vectors ``[queries, d]`` and numbers ``[queries]``; ~ means centred over d."""
 
     query: Tensor  # q~
@@ -27,7 +27,7 @@ class Asking(NamedTuple):
     offset: Tensor  # beta2 . LN2(q)
 
 
-class Answering(NamedTuple):
+class KeySide(NamedTuple):
     """Key side of a direction: vectors ``[keys, d]`` and numbers ``[keys]``."""
 
     pooled: Tensor  # p~
@@ -43,8 +43,8 @@ class Answering(NamedTuple):
 
 
 def dual_gate(
-    asking: Asking,
-    answering: Answering,
+    query_side: QuerySide,
+    key_side: KeySide,
     gate_bias: Tensor,
     bias_square: Tensor,
     norm_sum_eps: float,
@@ -54,8 +54,8 @@ def dual_gate(
     """f of one direction for every pair; :class:`mimic_pl.units.vdlu.DualGate` has the derivation.
 
     Args:
-        asking: Query side.
-        answering: Key side.
+        query_side: Query side.
+        key_side: Key side.
         gate_bias: w . b + b_g, a scalar.
         bias_square: |b~|^2, a scalar.
         norm_sum_eps: What the first norm adds to the variance.
@@ -67,34 +67,34 @@ def dual_gate(
         ``[queries, keys]``, differentiable in every tensor.
 
     Raises:
-        ConfigError: The Triton kernel is asked for where it can not run.
+        ConfigError: The Triton kernel is asked for where it cannot run.
     """
     # Numbers of the query side become columns, so that they meet every key.
-    columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in asking)
-    sides = (*columns, *answering, gate_bias, bias_square)
-    if uses_triton(kernel, asking.query):
+    columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in query_side)
+    sides = (*columns, *key_side, gate_bias, bias_square)
+    if uses_triton(kernel, query_side.query):
         scores: Tensor = _FusedDualGate.apply(norm_sum_eps, norm_eps, *sides)
         return scores
     return _dual_gate(_of_all, norm_sum_eps, norm_eps, *sides)
 
 
 def dual_gate_pairs(
-    asking: Asking,
-    answering: Answering,
+    query_side: QuerySide,
+    key_side: KeySide,
     gate_bias: Tensor,
     bias_square: Tensor,
     norm_sum_eps: float,
     norm_eps: float,
 ) -> Tensor:
     """The same for aligned pairs, ``[pairs]``: query i with key i."""
-    return _dual_gate(_of_aligned, norm_sum_eps, norm_eps, *asking, *answering, gate_bias, bias_square)
+    return _dual_gate(_of_aligned, norm_sum_eps, norm_eps, *query_side, *key_side, gate_bias, bias_square)
 
 
-def gate_values(asking: Asking, answering: Answering, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
+def gate_values(query_side: QuerySide, key_side: KeySide, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
     """tanh(w . c + b_g) of one direction alone, for every pair, ``[queries, keys]``."""
-    query_square, gate = asking.query_square[:, None], asking.gate[:, None]
-    spread = _spread(_of_all, asking.query, query_square, answering.pooled, answering.pooled_square)
-    return torch.tanh((gate + answering.gate) * (spread + norm_sum_eps).rsqrt() + gate_bias)
+    query_square, gate = query_side.query_square[:, None], query_side.gate[:, None]
+    spread = _spread(_of_all, query_side.query, query_square, key_side.pooled, key_side.pooled_square)
+    return torch.tanh((gate + key_side.gate) * (spread + norm_sum_eps).rsqrt() + gate_bias)
 
 
 def _of_all(left: Tensor, right: Tensor) -> Tensor:

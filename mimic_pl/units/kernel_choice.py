@@ -31,7 +31,7 @@ def uses_triton(kernel: Kernel, tensor: Tensor) -> bool:
         tensor: One of the tensors that the kernel would read.
 
     Raises:
-        ConfigError: ``"triton"`` where it can not run, or a choice that does not exist.
+        ConfigError: ``"triton"`` where it cannot run, or a choice that does not exist.
     """
     if kernel == "torch":
         return False
@@ -39,12 +39,12 @@ def uses_triton(kernel: Kernel, tensor: Tensor) -> bool:
         raise ConfigError(f'kernel = {kernel!r} is unknown. It is one of "auto", "torch" and "triton".')
     obstacle = _obstacle(tensor)
     if obstacle and kernel == "triton":
-        raise ConfigError(f'kernel = "triton" can not run: {obstacle} Use kernel = "auto" or "torch".')
+        raise ConfigError(f'kernel = "triton" cannot run: {obstacle} Use kernel = "auto" or "torch".')
     return not obstacle and (kernel == "triton" or tensor.is_cuda)
 
 
 def _obstacle(tensor: Tensor) -> str:
-    """Why Triton can not take the tensor; empty if it can."""
+    """Why Triton cannot take the tensor; empty if it can."""
     if importlib.util.find_spec("triton") is None:
         return "the package triton is not installed (it comes with torch's CUDA wheels for Linux)."
     if tensor.dtype == torch.float64:

@@ -60,8 +60,8 @@ class Matcher(nn.Module):
 
     @property
     def cheap_score_names(self) -> tuple[str, ...]:
-        """``overall`` and the names of the units that are not dear."""
-        return (OVERALL, *(name for name, unit in self.named_units() if not unit.dear))
+        """``overall`` and the names of the units that are not expensive."""
+        return (OVERALL, *(name for name, unit in self.named_units() if not unit.expensive))
 
     def mention(self, features: Features) -> States:
         """Each unit's state of the mentions."""

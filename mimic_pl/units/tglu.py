@@ -36,7 +36,7 @@ class TGLU(Unit):
         kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
     """
 
-    dear = True
+    expensive = True
 
     def __init__(
         self, dims: FeatureDims, hidden_dim: int = 96, mask_padding: bool = False, kernel: Kernel = "auto"

@@ -107,13 +107,13 @@ def dual_gate(norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
     Args:
         norm_sum_eps: What the first norm adds to the variance.
         norm_eps: What the second norm adds to the variance.
-        *sides: The fields of the asking side, of the answering side, and the two scalars.
+        *sides: The fields of the query_side side, of the key_side side, and the two scalars.
 
     Returns:
         ``[queries, keys]``, float32.
     """
-    asking, answering, scalars = sides[:10], sides[10:20], sides[20:]
-    query, pooled = asking[0], answering[0]
+    query_side, key_side, scalars = sides[:10], sides[10:20], sides[20:]
+    query, pooled = query_side[0], key_side[0]
     (num_queries, width), num_keys = query.shape, len(pooled)
     scores = query.new_empty(num_queries, num_keys, dtype=torch.float32)
     if not scores.numel():
@@ -122,10 +122,10 @@ def dual_gate(norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
     tile = 64
     with torch.cuda.device_of(query):  # type: ignore[no-untyped-call]  # Triton launches on the current device
         _dual_gate[(triton.cdiv(num_queries, tile) * triton.cdiv(num_keys, tile),)](
-            *(vectors.contiguous() for vectors in asking[:3]),
-            torch.stack([column.flatten().float() for column in asking[3:]]),
-            *(vectors.contiguous() for vectors in answering[:3]),
-            torch.stack([row.float() for row in answering[3:]]),
+            *(vectors.contiguous() for vectors in query_side[:3]),
+            torch.stack([column.flatten().float() for column in query_side[3:]]),
+            *(vectors.contiguous() for vectors in key_side[:3]),
+            torch.stack([row.float() for row in key_side[3:]]),
             torch.stack([scalar.flatten()[0].float() for scalar in scalars]),
             scores,
             num_queries,

@@ -6,12 +6,12 @@ from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
-from mimic_pl.units.gates import Answering, Asking, dual_gate, dual_gate_pairs, gate_values
+from mimic_pl.units.gates import KeySide, QuerySide, dual_gate, dual_gate_pairs, gate_values
 from mimic_pl.units.kernel_choice import Kernel
 
 
 class VDLU(Unit):
-    """Picture against picture, in two directions with parameters of their own.
+    """Image against image, in two directions with parameters of their own.
 
         S_V = (f(entity -> mention) + f(mention -> entity)) / 2
 
@@ -96,17 +96,17 @@ class DualGate(nn.Module):
     def forward(self, queries: State, keys: State) -> Tensor:
         """f for every pair, ``[queries, keys]``."""
         eps = self.norm_sum.eps, self.norm.eps
-        return dual_gate(self._asking(queries), self._answering(keys), *self._scalars(), *eps, kernel=self.kernel)
+        return dual_gate(self._query_side(queries), self._key_side(keys), *self._scalars(), *eps, kernel=self.kernel)
 
     def pairs(self, queries: State, keys: State) -> Tensor:
         """f for aligned pairs, ``[pairs]``."""
         eps = self.norm_sum.eps, self.norm.eps
-        return dual_gate_pairs(self._asking(queries), self._answering(keys), *self._scalars(), *eps)
+        return dual_gate_pairs(self._query_side(queries), self._key_side(keys), *self._scalars(), *eps)
 
     def gates(self, queries: State, keys: State) -> Tensor:
         """The gate of every pair, ``[queries, keys]``."""
         gate_bias, _ = self._scalars()
-        return gate_values(self._asking(queries), self._answering(keys), gate_bias, self.norm_sum.eps)
+        return gate_values(self._query_side(queries), self._key_side(keys), gate_bias, self.norm_sum.eps)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         """w . b + b_g and |b~|^2."""
@@ -122,14 +122,14 @@ class DualGate(nn.Module):
         """a = W_f G1 x~ for centred x, ``[*, d]``."""
         return nn.functional.linear(centred * self.norm_sum.weight, self.mix.weight)
 
-    def _asking(self, state: State) -> Asking:
+    def _query_side(self, state: State) -> QuerySide:
         query = _centre(state["query"])
         gated = self._gated(query)
         centred_gated = _centre(gated)
         normed = self.norm(state["query"])
         target = _centre(normed * self.norm.weight)
         bias = _centre(self._bias())
-        return Asking(
+        return QuerySide(
             query=query,
             gated=centred_gated,
             target=target,
@@ -142,12 +142,12 @@ class DualGate(nn.Module):
             offset=(normed * self.norm.bias).sum(-1),
         )
 
-    def _answering(self, state: State) -> Answering:
+    def _key_side(self, state: State) -> KeySide:
         pooled, key = _centre(state["pooled"]), _centre(state["key"])
         gated = self._gated(pooled)
         centred_gated = _centre(gated)
         bias = _centre(self._bias())
-        return Answering(
+        return KeySide(
             pooled=pooled,
             gated=centred_gated,
             key=key,

@@ -53,7 +53,7 @@ def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsy
     assert told["mentions_that_are_the_golds_name"] == 1.0
     assert "100.0 % of the mentions equal the gold's name" in " ".join(out.split())
     assert told["baselines"]["exact_name"]["hits@3"] == 1.0
-    assert (told["mentions_with_picture"], told["entities_with_picture"]) == (9, 8)
+    assert (told["mentions_with_image"], told["entities_with_image"]) == (9, 8)
 
     # What a test of a model leaves behind has the same fields, and is told of the same mentions.
     main(["test", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)])
@@ -95,16 +95,16 @@ def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
         assert [line["rank"]["overall"] for line in lines] == by_position
 
 
-def test_without_pictures_those_cosines_are_left_out(config, tmp_path, capsys):
+def test_without_images_those_cosines_are_left_out(config, tmp_path, capsys):
     root = tiny.write_set(tmp_path / "Tiny")
-    for picture in (root / "kb_image").iterdir():
-        picture.unlink()
+    for image in (root / "kb_image").iterdir():
+        image.unlink()
     given = ["--config", config, "--data.root", root, "--output", tmp_path / "out"]
     code, out, _ = run(capsys, *given, "--only", "text_cosine,image_cosine")
-    assert code == 0 and "Left out: image_cosine, which need pictures" in " ".join(out.split())
+    assert code == 0 and "Left out: image_cosine, which need images" in " ".join(out.split())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["baselines.json", "text_cosine"]
     code, _, err = run(capsys, *given, "--only", "image_cosine")
-    assert code == 3 and "no picture" in err
+    assert code == 3 and "no image" in err
 
 
 def test_a_later_configuration_and_option_win(config, tiny_set, tmp_path, capsys):

@@ -15,7 +15,7 @@ from tests import tiny
 
 @pytest.fixture
 def data(tiny_set):
-    return MELDataModule(str(tiny_set), num_workers=0, eval_batch_size=4, entity_batch_size=5, picture_cache=None)
+    return MELDataModule(str(tiny_set), num_workers=0, eval_batch_size=4, entity_batch_size=5, image_cache=None)
 
 
 def embedded(encoder, data):
@@ -30,7 +30,7 @@ def test_embeddings_are_those_of_the_towers(data):
     projection = encoder.image_global
     mentions, entities = embedded(encoder, data)
     assert encoder.image_global is projection
-    assert (mentions.pictures, entities.pictures) == (9, 8)
+    assert (mentions.with_image, entities.with_image) == (9, 8)
     assert mentions.image.shape == (9, 16)  # CLIP's own width, not that of the projection
     ids, mask = encoder.preprocessor.tokenize([f"{e.name} [SEP] {e.fields['attr']}" for e in data.entities])
     with torch.no_grad():

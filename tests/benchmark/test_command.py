@@ -15,7 +15,7 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
-from tests.processes import in_an_interpreter
+from tests.launch import in_an_interpreter
 
 
 @pytest.fixture(scope="module")
@@ -104,8 +104,8 @@ def test_gradients_of_both_orders_agree(measured):
     assert 0 <= difference < 1e-5
 
 
-def test_the_processor_compared_with_makes_the_same_pictures(measured):
-    assert all(difference < 1e-5 for difference in measured[0]["rows"]["pictures"]["checks"].values())
+def test_the_processor_compared_with_makes_the_same_images(measured):
+    assert all(difference < 1e-5 for difference in measured[0]["rows"]["images"]["checks"].values())
 
 
 @pytest.mark.parametrize(

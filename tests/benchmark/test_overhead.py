@@ -12,7 +12,7 @@ from mimic_pl.features import FeatureDims
 from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher
 from tests import reference, tiny
 
-T, V, D = 12, 6, 8  # widths of text, pictures and what is inside
+T, V, D = 12, 6, 8  # widths of text, images and what is inside
 WORDS, PATCHES = 5, 4
 DIMS = FeatureDims(text=T, image=V)
 
@@ -56,11 +56,11 @@ def test_operations_of_an_encoder():
 
     words, patches = 16, (16 // 8) ** 2
     text = tower(words) + 2 * hidden * projected
-    picture = 2 * patches * (3 * 8 * 8) * hidden + tower(patches + 1) + 2 * hidden * projected
+    image = 2 * patches * (3 * 8 * 8) * hidden + tower(patches + 1) + 2 * hidden * projected
     reduced = 2 * projected * image + 2 * (patches + 1) * hidden * image
     ids = torch.zeros(1, words, dtype=torch.int64)
     counted = flops(lambda: encoder(input_ids=ids, attention_mask=ids + 1, pixel_values=torch.zeros(1, 3, 16, 16)))
-    assert counted == text + picture + reduced
+    assert counted == text + image + reduced
 
 
 def test_parameters_are_those_that_are_trained():

@@ -55,10 +55,10 @@ class Records(LightningDataModule):
     def predict_dataloader(self) -> DataLoader:
         return self._loader()
 
-    def mention_picture(self, mention: Mention) -> Image.Image | None:
+    def mention_image(self, mention: Mention) -> Image.Image | None:
         return Image.new("RGB", (30, 60), "red")
 
-    def entity_picture(self, entity: Entity) -> Image.Image | None:
+    def entity_image(self, entity: Entity) -> Image.Image | None:
         return None if entity.qid == "Q1" else Image.new("RGB", (300, 60), "blue")
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mimic_pl.callbacks import SamplePanels
-from mimic_pl.callbacks.panels import TILE, picture_strip
+from mimic_pl.callbacks.panels import TILE, image_strip
 from mimic_pl.errors import ConfigError
 
 
@@ -34,8 +34,8 @@ def test_the_same_samples_each_epoch(make_trainer, given_scores, records, tmp_pa
     assert len(shown) == 3  # after each epoch, and not in the sanity check
     assert len(set(shown)) == 1  # the scores are given, so the panels must not differ
     assert set(accumulator.Tags()["images"]) == {"sample/0", "sample/1"}
-    picture = Image.open(io.BytesIO(accumulator.Images("sample/0")[0].encoded_image_string))
-    assert picture.width == 5 * TILE  # mention, gold, three candidates
+    image = Image.open(io.BytesIO(accumulator.Images("sample/0")[0].encoded_image_string))
+    assert image.width == 5 * TILE  # mention, gold, three candidates
 
     sample = next(i for i in range(11) if f"**mention {i}** in:" in shown[0])
     best = sorted(range(8), key=lambda entity: (-model.scores["overall"][sample][entity], entity))[:3]
@@ -75,9 +75,9 @@ def test_no_samples(make_trainer, given_scores, records, tmp_path):
     assert events(tmp_path / "runs" / "version_0").Tags()["images"] == []
 
 
-def test_strip_shows_pictures_in_their_tiles():
+def test_strip_shows_images_in_their_tiles():
     red, wide = Image.new("RGB", (20, 20), (255, 0, 0)), Image.new("RGB", (1000, 200), (0, 0, 255))
-    strip = np.asarray(picture_strip([(red, ["a"]), (None, ["b", "c"]), (wide, ["a very long name " * 20])]))
+    strip = np.asarray(image_strip([(red, ["a"]), (None, ["b", "c"]), (wide, ["a very long name " * 20])]))
     middle = strip[TILE // 2]
     assert tuple(middle[TILE // 2]) == (255, 0, 0)
     assert tuple(middle[TILE + TILE // 2]) == (225, 225, 225)

@@ -13,7 +13,7 @@ from lightning.pytorch import Trainer
 
 from mimic_pl.cli import main
 from mimic_pl.runs import load_run, open_run
-from tests.processes import in_an_interpreter
+from tests.launch import in_an_interpreter
 
 
 @pytest.fixture

@@ -133,7 +133,7 @@ def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, mon
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
 def test_what_the_trainer_refuses(command, trained, tmp_path):
     code, _, err = command("fit", "--config", str(trained.config), "--trainer.accelerator", "cuda", folder=tmp_path)
-    assert code == 3 and "can not run on your system" in err and "Traceback" not in err
+    assert code == 3 and "cannot run on your system" in err and "Traceback" not in err
 
 
 def test_messages_without_a_tree_stay_as_they_are():
@@ -151,15 +151,13 @@ def test_a_problem_that_is_not_known_keeps_its_words():
     assert short_message(tree) == "model.size: Something new went wrong"
 
 
-def test_a_picture_that_fails_in_a_loader_process_is_one_paragraph(command, trained, tmp_path):
+def test_an_image_that_fails_in_a_loader_process_is_one_paragraph(command, trained, tmp_path):
     shutil.copytree(trained.root, tmp_path / "set")
-    for picture in (tmp_path / "set" / "mention_images").iterdir():
-        picture.write_bytes(b"no picture")
-    options = ["--data.root", str(tmp_path / "set"), "--data.pictures", "error", "--data.num_workers", "1"]
+    for image in (tmp_path / "set" / "mention_images").iterdir():
+        image.write_bytes(b"no image")
+    options = ["--data.root", str(tmp_path / "set"), "--data.images", "error", "--data.num_workers", "1"]
     code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
     assert code == 4
     (message,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert (
-        message.startswith("error: The picture ") and "mention_images" in message and "--data.pictures blank" in message
-    )
+    assert message.startswith("error: The image ") and "mention_images" in message and "--data.images blank" in message
     assert "Traceback" not in err

@@ -16,7 +16,7 @@ from mimic_pl.data import MELDataModule
 
 
 class WordPreprocessor:
-    """Words hashed to ids, padded on the right to 8; pictures squeezed to 4 x 4."""
+    """Words hashed to ids, padded on the right to 8; images squeezed to 4 x 4."""
 
     image_size = 4
     side = "right"
@@ -31,12 +31,12 @@ class WordPreprocessor:
             mask[row, at : at + len(words)] = 1
         return ids, mask
 
-    def pixels(self, picture):
-        assert picture.mode == "RGB"
-        return torch.from_numpy(np.array(picture.resize((4, 4)))).permute(2, 0, 1).contiguous()
+    def pixels(self, image):
+        assert image.mode == "RGB"
+        return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1).contiguous()
 
-    def normalize(self, pixels, has_picture):
-        return (pixels.float() / 127.5 - 1) * has_picture[:, None, None, None]
+    def normalize(self, pixels, has_image):
+        return (pixels.float() / 127.5 - 1) * has_image[:, None, None, None]
 
 
 class Folder:
@@ -49,17 +49,17 @@ class Folder:
             (root / name).mkdir(parents=True)
         self.entities: list[Any] = []
         for i in range(6):
-            pictures = [f"Q{i}_{j}.png" for j in range(i % 3)]
-            for j, name in enumerate(pictures):
-                self.picture(f"kb_image/{name}", (40 * i, 100 * j, 7))
+            images = [f"Q{i}_{j}.png" for j in range(i % 3)]
+            for j, name in enumerate(images):
+                self.image(f"kb_image/{name}", (40 * i, 100 * j, 7))
             self.entities.append(
-                {"id": i, "qid": f"Q{i}", "entity_name": f"name{i}", "attr": f"a{i}", "image_list": pictures}
+                {"id": i, "qid": f"Q{i}", "entity_name": f"name{i}", "attr": f"a{i}", "image_list": images}
             )
         self.splits: dict[str, list[Any]] = {"train": [], "dev": [], "test": []}
         for split, count in (("train", 11), ("dev", 5), ("test", 7)):
             for i in range(count):
                 name = f"{split}{i}.jpg"
-                self.picture(f"mention_images/{name}", (20 * i, len(split) * 9, 200))
+                self.image(f"mention_images/{name}", (20 * i, len(split) * 9, 200))
                 self.splits[split].append(
                     {
                         "id": f"{split}-{i}",
@@ -70,7 +70,7 @@ class Folder:
                     }
                 )
 
-    def picture(self, name: str, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:
+    def image(self, name: str, colour: tuple[int, int, int] = (1, 2, 3)) -> Path:
         path = self.root / name
         Image.new("RGB", (9, 6), colour).save(path)
         return path

@@ -143,12 +143,12 @@ def test_what_is_no_cross_data_set(tmp_path):
     with pytest.raises(ConfigError, match="places 0 to 0"):
         CrossDataModule([one], two, validate_on=1)
     with pytest.raises(ConfigError, match="policies"):
-        CrossDataModule([one], MELDataModule(str(tmp_path / "2"), pictures="drop"))
+        CrossDataModule([one], MELDataModule(str(tmp_path / "2"), images="drop"))
 
 
 def test_a_resumed_run_equals_an_undisturbed_one_and_tests_as_the_target_alone(tmp_path):
     roots = [str(tiny.write_set(tmp_path / name, "Tiny")) for name in ("one", "two", "three")]
-    options = {"name": "Tiny", "batch_size": 8, "num_workers": 0, "picture_cache": None}
+    options = {"name": "Tiny", "batch_size": 8, "num_workers": 0, "image_cache": None}
 
     def build():
         parts = [MELDataModule(root, seed=number, **options) for number, root in enumerate(roots)]

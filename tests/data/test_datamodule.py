@@ -1,4 +1,4 @@
-"""From a folder to batches: golds, pictures, workers, processes, epochs."""
+"""From a folder to batches: golds, images, workers, processes, epochs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_evaluation_keeps_every_mention(folder):
     assert torch.cat([batch["index"] for batch in entities]).tolist() == list(range(6))
 
 
-def test_pictures_depend_on_epoch_and_not_on_workers(folder):
+def test_images_depend_on_epoch_and_not_on_workers(folder):
     alone = folder.module(batch_size=3)
     alone.setup("fit")
     helped = folder.module(batch_size=3, num_workers=2)
@@ -74,11 +74,11 @@ def test_pictures_depend_on_epoch_and_not_on_workers(folder):
 
 
 @pytest.mark.parametrize("policy", ["blank", "drop", "error"])
-def test_picture_policies(folder, policy, caplog):
-    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
+def test_image_policies(folder, policy, caplog):
+    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
     for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another one, Q4 has not
         (folder.root / "kb_image" / name).unlink()
-    module = folder.module(pictures=policy)
+    module = folder.module(images=policy)
     module.setup("fit")
     if policy == "error":
         with pytest.raises(DataError, match="Mend the file"):
@@ -89,15 +89,15 @@ def test_picture_policies(folder, policy, caplog):
     assert index == [i for i in range(11) if policy == "blank" or i not in (2, 4, 10)]
     module.teardown("fit")
     *dropped, report = (record.message for record in caplog.records)
-    assert dropped == (["3 of 11 training mentions are dropped for their pictures."] if policy == "drop" else [])
+    assert dropped == (["3 of 11 training mentions are dropped for their images."] if policy == "drop" else [])
     assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training leaves'}" in report
 
 
-def test_dropping_keeps_what_names_no_picture_and_all_of_evaluation(folder):
-    folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no picture either
+def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
+    folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no image either
     for path in (folder.root / "mention_images").glob("test*.jpg"):
         path.unlink()
-    module = folder.module(pictures="drop")
+    module = folder.module(images="drop")
     module.setup("fit")
     module.setup("test")
     assert sorted(module.train_dataloader().dataset.kept) == list(range(11))
@@ -108,14 +108,14 @@ def test_dropping_keeps_what_names_no_picture_and_all_of_evaluation(folder):
 def test_dropping_everything_is_an_error(folder):
     for path in (folder.root / "mention_images").iterdir():
         path.unlink()
-    module = folder.module(pictures="drop")
+    module = folder.module(images="drop")
     module.setup("fit")
     with pytest.raises(DataError, match="Every training mention"):
         module.train_dataloader()
 
 
 def test_workers_report_each_failure_once(folder, caplog):
-    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
+    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
     (folder.root / "kb_image" / "Q4_0.png").unlink()
     module = folder.module(num_workers=2)
     module.setup("fit")
@@ -126,7 +126,7 @@ def test_workers_report_each_failure_once(folder, caplog):
         module.teardown("fit")
         module.teardown("fit")
     (record,) = caplog.records
-    assert "2 pictures could not be used (1 missing, 1 unreadable)" in record.message
+    assert "2 images could not be used (1 missing, 1 unreadable)" in record.message
 
 
 def test_the_trainer_drives_it(folder):
@@ -195,7 +195,7 @@ def test_what_is_not_there(folder, tmp_path):
         folder.module().setup("test")
 
 
-def test_an_absent_picture_folder_is_told_once(folder, caplog):
+def test_an_absent_image_folder_is_told_once(folder, caplog):
     for name in ("mention_images", "kb_image"):
         (folder.root / name).rename(folder.root / f"other_{name}")
     module = folder.module()
@@ -204,7 +204,7 @@ def test_an_absent_picture_folder_is_told_once(folder, caplog):
     said = [record.message.split(" (nor")[0] for record in caplog.records]
     assert said == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
     batches = [*epoch_of(module, 0), *module.test_dataloader()]
-    assert not any(batch["mentions"]["has_picture"].any() for batch in batches)
+    assert not any(batch["mentions"]["has_image"].any() for batch in batches)
     failed = {failure for batch in batches for failure in batch["failures"]}
     assert sum("/mention_image/" in path for path, _ in failed) == 18
     assert {kind for _, kind in failed} == {"missing"}
@@ -225,13 +225,13 @@ def test_nil_and_unknown_golds_are_counted(folder, caplog):
     assert torch.cat([batch["gold"] for batch in module.val_dataloader()]).flatten().tolist() == [-1, -1, -1, 3, 4]
 
 
-def test_evaluation_takes_the_first_picture_and_the_next_if_it_fails(folder):
+def test_evaluation_takes_the_first_image_and_the_next_if_it_fails(folder):
     (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
     module = folder.module(entity_batch_size=6)
     module.setup("test")
     (batch,) = module.entity_dataloader()
-    # Pictures are of one colour, (40 * entity, 100 * picture, 7); Q0 and Q3 have none, and Q2's first is broken.
-    assert batch["entities"]["has_picture"].tolist() == [False, True, True, False, True, True]
+    # Images are of one colour, (40 * entity, 100 * image, 7); Q0 and Q3 have none, and Q2's first is broken.
+    assert batch["entities"]["has_image"].tolist() == [False, True, True, False, True, True]
     expected = [(0, 0, 0), (40, 0, 7), (80, 100, 7), (0, 0, 0), (160, 0, 7), (200, 0, 7)]
     assert [tuple(pixels[:, 3, 3].tolist()) for pixels in batch["entities"]["pixels"]] == expected
     assert batch["failures"] == [(str(folder.root / "kb_image" / "Q2_0.png"), "unreadable")]
@@ -256,4 +256,4 @@ def test_predict_file(folder, tmp_path):
     module = folder.module(predict_file=str(tmp_path / "new.json"))
     module.setup("predict")
     (batch,) = module.predict_dataloader()
-    assert batch["gold"].shape == (1, 0) and not batch["mentions"]["has_picture"].any()
+    assert batch["gold"].shape == (1, 0) and not batch["mentions"]["has_image"].any()

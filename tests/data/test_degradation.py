@@ -18,12 +18,12 @@ from mimic_pl.data.degradation import (
     KINDS,
     Blur,
     Downscaling,
+    ImageDegradation,
     Jpeg,
     MissingSentence,
-    NoPicture,
+    NoImage,
     Occlusion,
-    OtherPicture,
-    PictureDegradation,
+    OtherImage,
     Truncation,
     Typos,
 )
@@ -31,7 +31,7 @@ from mimic_pl.data.degradation import Noise as NoiseKind
 from mimic_pl.errors import ConfigError, DataError
 from tests.data.conftest import WordPreprocessor
 
-PIXEL_KINDS = [kind for kind in KINDS if issubclass(kind, PictureDegradation)]
+PIXEL_KINDS = [kind for kind in KINDS if issubclass(kind, ImageDegradation)]
 
 
 def textured(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -44,12 +44,12 @@ def textured(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray((np.asarray(coarse, int) + grain).clip(0, 255).astype(np.uint8))
 
 
-def array(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture, np.float64)
+def array(image: Image.Image) -> np.ndarray:
+    return np.asarray(image, np.float64)
 
 
 def split_of(count: int) -> list[Mention]:
-    """Mentions of seven entities, each with a picture of its own but for every tenth, which has none."""
+    """Mentions of seven entities, each with an image of its own but for every tenth, which has none."""
     return [
         Mention(str(i), f"name {i}", f"in sentence number {i}", (f"Q{i % 7}",), None if i % 10 == 9 else f"{i}.jpg")
         for i in range(count)
@@ -61,10 +61,10 @@ def test_strength_0_changes_nothing(kind):
     degradation = kind(0)
     split = split_of(20)
     assert degradation.mentions(split) == split
-    if isinstance(degradation, PictureDegradation):
+    if isinstance(degradation, ImageDegradation):
         for size in ((90, 60), (1, 1), (3, 200)):
-            picture = textured(*size)
-            assert np.array_equal(array(degradation.picture(picture, Random(0))), array(picture))
+            image = textured(*size)
+            assert np.array_equal(array(degradation.image(image, Random(0))), array(image))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,26 +76,26 @@ def test_strengths_that_a_kind_does_not_have(kind):
 
 
 @pytest.mark.parametrize("kind", PIXEL_KINDS)
-def test_pictures_get_worse_with_strength(kind):
+def test_images_get_worse_with_strength(kind):
     """The error against the original, both at the model's square, grows from grade to grade; inputs stay untouched."""
-    picture = textured(300, 200)
-    before = array(picture)
+    image = textured(300, 200)
+    before = array(image)
     errors = []
     for strength in (0, *kind.grades, kind.largest):
-        worse = kind(strength).picture(picture, Random("same"))
+        worse = kind(strength).image(image, Random("same"))
         assert worse.mode == "RGB"
-        errors.append(np.square(array(worse.resize((64, 64))) - array(picture.resize((64, 64)))).mean())
+        errors.append(np.square(array(worse.resize((64, 64))) - array(image.resize((64, 64)))).mean())
     assert errors == sorted(errors) and len({*errors}) == len(errors)
-    assert np.array_equal(array(picture), before)
+    assert np.array_equal(array(image), before)
 
 
 @pytest.mark.parametrize("kind", [Blur, Downscaling, NoiseKind, Occlusion])
-def test_strengths_mean_the_same_for_pictures_of_any_size(kind):
-    """A picture of 72 pixels and the same of 1,440 look alike in the model's square, before and after."""
+def test_strengths_mean_the_same_for_images_of_any_size(kind):
+    """An image of 72 pixels and the same of 1,440 look alike in the model's square, before and after."""
     small = textured(72, 72)
     large = small.resize((1440, 1440), Image.Resampling.NEAREST)
     for strength in kind.grades:
-        worse = [array(kind(strength).picture(p, Random("same")).resize((32, 32))) for p in (small, large)]
+        worse = [array(kind(strength).image(p, Random("same")).resize((32, 32))) for p in (small, large)]
         effect = np.abs(worse[1] - array(large.resize((32, 32)))).mean()
         assert np.abs(worse[0] - worse[1]).mean() < 0.45 * effect + 1.5
 
@@ -103,7 +103,7 @@ def test_strengths_mean_the_same_for_pictures_of_any_size(kind):
 def test_blur_spreads_a_point_as_a_gaussian_does():
     point = np.zeros((201, 301, 3), np.uint8)
     point[100, 150] = 255
-    blurred = array(Blur(1.5).picture(Image.fromarray(point), Random()))[..., 0]
+    blurred = array(Blur(1.5).image(Image.fromarray(point), Random()))[..., 0]
     across = np.arange(301) - 150
     sigma = 0.015 * 201
     peak = 255 / (2 * np.pi * sigma**2)
@@ -113,67 +113,67 @@ def test_blur_spreads_a_point_as_a_gaussian_does():
 
 def test_the_worst_jpeg_leaves_blocks_of_one_shade():
     grain = np.random.default_rng(0).integers(118, 139, (64, 96, 1), np.uint8).repeat(3, axis=2)
-    worst = array(Jpeg(99).picture(Image.fromarray(grain), Random()))
+    worst = array(Jpeg(99).image(Image.fromarray(grain), Random()))
     blocks = worst.reshape(8, 8, 12, 8, 3).swapaxes(1, 2).reshape(96, 64, 3)
     assert np.ptp(blocks, axis=1).max() == 0
-    fine = array(Jpeg(5).picture(Image.fromarray(grain), Random()))
+    fine = array(Jpeg(5).image(Image.fromarray(grain), Random()))
     assert np.abs(fine - grain).mean() < 2
 
 
-def test_a_picture_too_large_for_a_jpeg():
-    assert Jpeg(50).picture(Image.new("RGB", (70_000, 2)), Random()).width <= 65_535
+def test_an_image_too_large_for_a_jpeg():
+    assert Jpeg(50).image(Image.new("RGB", (70_000, 2)), Random()).width <= 65_535
 
 
 def test_downscaling_counts_pixels():
-    assert Downscaling(4).picture(textured(1500, 1000), Random()).size == (38, 25)
-    assert Downscaling(4).picture(textured(50, 100), Random()).size == (25, 50)
-    assert Downscaling(4).picture(textured(20, 25), Random()).size == (20, 25)  # has no more than that
-    assert Downscaling(100).picture(textured(30, 90), Random()).size == (1, 3)
+    assert Downscaling(4).image(textured(1500, 1000), Random()).size == (38, 25)
+    assert Downscaling(4).image(textured(50, 100), Random()).size == (25, 50)
+    assert Downscaling(4).image(textured(20, 25), Random()).size == (20, 25)  # has no more than that
+    assert Downscaling(100).image(textured(30, 90), Random()).size == (1, 3)
 
 
 @pytest.mark.parametrize("size", [(640, 256), (48, 64)])
 def test_noise_has_its_deviation(size):
-    noisy = array(NoiseKind(8).picture(Image.new("RGB", size, (128, 128, 128)), Random(1))) - 128
+    noisy = array(NoiseKind(8).image(Image.new("RGB", size, (128, 128, 128)), Random(1))) - 128
     assert noisy.std() == pytest.approx(0.08 * 255, rel=0.03)
     assert abs(noisy.mean()) < 0.6
 
 
 def test_occlusion_hides_its_share_and_nothing_else():
-    picture = textured(120, 80)
-    picture = Image.fromarray(np.where(array(picture) == 128, 127, array(picture)).astype(np.uint8))
+    image = textured(120, 80)
+    image = Image.fromarray(np.where(array(image) == 128, 127, array(image)).astype(np.uint8))
     before = None
     for strength in (0.1, 0.25, 0.5, 0.75, 1.0):
-        worse = array(Occlusion(strength).picture(picture, Random(5)))
+        worse = array(Occlusion(strength).image(image, Random(5)))
         hidden = (worse == 128).all(axis=2)
         assert hidden.mean() == pytest.approx(strength, abs=0.01)
-        assert np.array_equal(worse[~hidden], array(picture)[~hidden])
+        assert np.array_equal(worse[~hidden], array(image)[~hidden])
         rows, columns = hidden.any(axis=1), hidden.any(axis=0)
         assert hidden.sum() == rows.sum() * columns.sum()  # one rectangle
         # What a smaller one hid is hidden, up to rounding at its edges.
         assert before is None or (before & ~hidden).mean() < 0.01
         before = hidden
-    starts = {tuple(np.argwhere(array(Occlusion(0.1).picture(picture, Random(i))) == 128)[0]) for i in range(5)}
+    starts = {tuple(np.argwhere(array(Occlusion(0.1).image(image, Random(i))) == 128)[0]) for i in range(5)}
     assert len(starts) > 1
 
 
-@pytest.mark.parametrize("kind", [OtherPicture, NoPicture, MissingSentence])
+@pytest.mark.parametrize("kind", [OtherImage, NoImage, MissingSentence])
 def test_shares_of_mentions(kind):
     split = split_of(1000)
     expected = {
-        OtherPicture: lambda old, new: (
-            new.picture not in (None, old.picture) and (int(new.picture.split(".")[0]) - int(old.id)) % 7 != 0
+        OtherImage: lambda old, new: (
+            new.image not in (None, old.image) and (int(new.image.split(".")[0]) - int(old.id)) % 7 != 0
         ),
-        NoPicture: lambda old, new: new.picture is None,
+        NoImage: lambda old, new: new.image is None,
         MissingSentence: lambda old, new: new.sentence == "",
     }[kind]
-    field = "sentence" if kind is MissingSentence else "picture"
+    field = "sentence" if kind is MissingSentence else "image"
     weaker: set[int] = set()
     for strength in (0.25, 0.5, 0.75):
         worse = kind(strength).mentions(split)
         touched = {i for i, (old, new) in enumerate(zip(split, worse, strict=True)) if old != new}
         assert all(expected(split[i], worse[i]) for i in touched)
         assert all(replace(new, **{field: getattr(old, field)}) == old for old, new in zip(split, worse, strict=True))
-        could = len([m for m in split if kind is not NoPicture or m.picture])
+        could = len([m for m in split if kind is not NoImage or m.image])
         assert len(touched) / could == pytest.approx(strength, abs=0.05)
         assert weaker <= touched
         weaker = touched
@@ -182,10 +182,10 @@ def test_shares_of_mentions(kind):
     assert kind(0.5, seed=1).mentions(split) == kind(0.5, seed=1).mentions(split)
 
 
-def test_no_other_picture():
+def test_no_other_image():
     split = [Mention("a", "m", "s", ("Q1",), "a.jpg"), Mention("b", "m", "s", ("Q1",), "b.jpg")]
-    with pytest.raises(DataError, match="no other picture for mention 'a'.*none of the 2 mentions"):
-        OtherPicture(1).mentions(split)
+    with pytest.raises(DataError, match="no other image for mention 'a'.*none of the 2 mentions"):
+        OtherImage(1).mentions(split)
 
 
 @pytest.mark.parametrize(("strength", "left"), [(0.25, 15), (0.5, 10), (0.9, 2), (1, 0)])
@@ -213,8 +213,8 @@ def test_typos_are_as_many_as_their_share_says():
 
 
 def test_typos_leave_what_is_no_letter_and_touch_the_name():
-    (worse,) = Typos(1).mentions([Mention("1", "a name", "... - , !", picture="p.jpg")])
-    assert worse.sentence == "... - , !" and worse.mention != "a name" and worse.picture == "p.jpg"
+    (worse,) = Typos(1).mentions([Mention("1", "a name", "... - , !", image="p.jpg")])
+    assert worse.sentence == "... - , !" and worse.mention != "a name" and worse.image == "p.jpg"
     assert Typos(1).mentions([Mention("1", "", "")])[0].mention == ""
 
 
@@ -223,12 +223,12 @@ def test_typos_leave_what_is_no_letter_and_touch_the_name():
 
 @pytest.fixture
 def seen(folder):
-    """A data set whose test pictures have something to see, and a function that gives all test items in order."""
+    """A data set whose test images have something to see, and a function that gives all test items in order."""
     for i in range(7):
         textured(40 + i, 30, i).save(folder.root / "mention_images" / f"test{i}.jpg")
 
     def items(**options) -> tuple[MELDataModule, dict[str, torch.Tensor]]:
-        module = folder.module(**{"picture_cache": None, **options})
+        module = folder.module(**{"image_cache": None, **options})
         module.setup("test")
         batches = list(module.test_dataloader())
         sides = {name: torch.cat([b["mentions"][name] for b in batches]) for name in batches[0]["mentions"]}
@@ -250,20 +250,20 @@ def test_items_are_degraded_whatever_the_batches_and_workers(seen, kind):
     assert same(plain, unchanged)
     module, worse = items(degradation=kind(strength))
     touched = {name for name in plain if not torch.equal(plain[name], worse[name])}
-    assert touched <= ({"pixels", "has_picture"} if kind.side == "picture" else {"input_ids", "attention_mask"})
+    assert touched <= ({"pixels", "has_image"} if kind.side == "image" else {"input_ids", "attention_mask"})
     assert touched
     _, workers = items(degradation=kind(strength), eval_batch_size=2, num_workers=1)
     assert same(worse, workers)
-    if isinstance(module.degradation, PictureDegradation):
+    if isinstance(module.degradation, ImageDegradation):
         # The original file is degraded, and then resized.
-        picture = Image.open(folder.root / "mention_images" / "test3.jpg")
-        expected = WordPreprocessor().pixels(module.degradation.picture(picture, module.degradation.rng(3)))
+        image = Image.open(folder.root / "mention_images" / "test3.jpg")
+        expected = WordPreprocessor().pixels(module.degradation.image(image, module.degradation.rng(3)))
         assert torch.equal(worse["pixels"][3], expected)
 
 
 def test_training_and_the_knowledge_base_stay_as_they_are(folder):
     sides = []
-    for degradation in (None, OtherPicture(1), Occlusion(1)):
+    for degradation in (None, OtherImage(1), Occlusion(1)):
         module = folder.module(degradation=degradation)
         module.setup("fit")
         (entities,) = [torch.cat([b["entities"]["pixels"] for b in module.entity_dataloader()])]
@@ -276,7 +276,7 @@ def test_training_and_the_knowledge_base_stay_as_they_are(folder):
         assert description == sides[0][3]  # an index on disk stays valid
 
 
-@pytest.mark.parametrize("kind", [Blur, OtherPicture])
+@pytest.mark.parametrize("kind", [Blur, OtherImage])
 def test_the_cache_never_holds_degraded_pixels(seen, tmp_path, kind):
     _, items = seen
     cache = str(tmp_path / "cache")
@@ -289,27 +289,27 @@ def test_the_cache_never_holds_degraded_pixels(seen, tmp_path, kind):
     _, worse = items(degradation=kind(kind.largest))
     assert not torch.equal(plain["pixels"], worse["pixels"])
     # The cache is filled by a degraded run, and read by an undisturbed one, and the other way round.
-    assert same(items(degradation=kind(kind.largest), picture_cache=cache)[1], worse)
+    assert same(items(degradation=kind(kind.largest), image_cache=cache)[1], worse)
     filled = files()
     assert filled
-    assert same(items(picture_cache=cache)[1], plain)
-    assert same(items(degradation=kind(kind.largest), picture_cache=cache)[1], worse)
+    assert same(items(image_cache=cache)[1], plain)
+    assert same(items(degradation=kind(kind.largest), image_cache=cache)[1], worse)
     assert files() == filled
 
 
-def test_pictures_that_fail_stay_under_the_policy(seen):
+def test_images_that_fail_stay_under_the_policy(seen):
     folder, items = seen
-    (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no picture")
+    (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no image")
     _, worse = items(degradation=Blur(4))
-    assert worse["has_picture"].tolist() == [True, True, False, True, True, True, True]
+    assert worse["has_image"].tolist() == [True, True, False, True, True, True, True]
     assert not worse["pixels"][2].any()
-    with pytest.raises(DataError, match=r"test2.jpg is unreadable.*--data.pictures blank or drop"):
-        items(degradation=Blur(4), pictures="error")
+    with pytest.raises(DataError, match=r"test2.jpg is unreadable.*--data.images blank or drop"):
+        items(degradation=Blur(4), images="error")
 
 
 def test_failures_are_told_once_over_all_evaluations(seen, caplog):
     folder, items = seen
-    (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no picture")
+    (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no image")
     module, _ = items()
     for degradation in (None, Blur(1), Blur(2)):
         module.degradation = degradation

@@ -1,4 +1,4 @@
-"""The demo's promises, checked on the drawn files: what text, picture and both together leave open."""
+"""The demo's promises, checked on the drawn files: what text, image and both together leave open."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 def readable(file: Path) -> bool:
     try:
-        with Image.open(file) as picture:
-            picture.load()
+        with Image.open(file) as image:
+            image.load()
     except OSError:
         return False
     return True
@@ -64,8 +64,8 @@ def words_of(text: str) -> list[str]:
 
 def strong_hues(content: bytes) -> np.ndarray:
     """Hues (0 to 255) of the pixels that have much colour."""
-    with Image.open(BytesIO(content)) as picture:
-        hue, saturation, _ = np.moveaxis(np.asarray(picture.convert("HSV")), -1, 0)
+    with Image.open(BytesIO(content)) as image:
+        hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV")), -1, 0)
     return hue[saturation > 120].astype(int)
 
 
@@ -95,22 +95,22 @@ def test_a_few_files_are_unreadable_on_both_sides(root: Path, folder: str) -> No
     assert 1 <= broken <= 0.02 * len(files)
 
 
-def test_some_have_no_picture_on_both_sides(entities: Rows, mentions: dict[str, Rows]) -> None:
+def test_some_have_no_image_on_both_sides(entities: Rows, mentions: dict[str, Rows]) -> None:
     assert sum(not entity["image_list"] for entity in entities) == 6
     assert [sum(not row["imgPath"] for row in mentions[split]) for split in SPLITS] == [20, 2, 4]
 
 
 def test_nothing_leaks_between_splits(root: Path, mentions: dict[str, Rows]) -> None:
-    sentences, pictures, golds = {}, {}, {}
+    sentences, images, golds = {}, {}, {}
     for split, rows in mentions.items():
         files = [root / "mention_images" / row["imgPath"] for row in rows if row["imgPath"]]
         sentences[split] = {row["sentence"] for row in rows}
-        pictures[split] = {file.read_bytes() for file in files if readable(file)}
+        images[split] = {file.read_bytes() for file in files if readable(file)}
         golds[split] = {row["answer"] for row in rows}
         assert len(sentences[split]) == len(rows)
     for one, other in combinations(SPLITS, 2):
         assert not sentences[one] & sentences[other]
-        assert not pictures[one] & pictures[other]
+        assert not images[one] & images[other]
     assert len(golds["test"] - golds["train"]) == 24
 
 
@@ -125,7 +125,7 @@ def test_the_shipped_configuration_lists_these_words() -> None:
     assert config["model"]["init_args"]["encoder"]["init_args"]["vocabulary"] == demo_words()
 
 
-# ---- what text, picture and both decide -------------------------------------------------------------------------
+# ---- what text, image and both decide -------------------------------------------------------------------------
 
 
 def test_text_alone_leaves_two_of_which_neither_is_the_better_guess(entities: Rows, mentions: dict[str, Rows]) -> None:
@@ -141,7 +141,7 @@ def test_text_alone_leaves_two_of_which_neither_is_the_better_guess(entities: Ro
     assert set(Counter(row["answer"] for row in mentions["test"]).values()) == {2}
 
 
-def test_picture_alone_leaves_many_and_both_together_leave_one() -> None:
+def test_image_alone_leaves_many_and_both_together_leave_one() -> None:
     clubs = design_demo(0).clubs
     carriers: dict[Badge, list[str]] = {}
     for club in clubs:
@@ -154,15 +154,15 @@ def test_picture_alone_leaves_many_and_both_together_leave_one() -> None:
         assert one.differences(other) >= 2
 
 
-def test_pictures_are_there_for_nearly_all_test_mentions(root: Path, entities: Rows, mentions: dict[str, Rows]) -> None:
-    pictures = {entity["qid"]: entity["image_list"] for entity in entities}
+def test_images_are_there_for_nearly_all_test_mentions(root: Path, entities: Rows, mentions: dict[str, Rows]) -> None:
+    images = {entity["qid"]: entity["image_list"] for entity in entities}
 
     def seen(folder: str, names: list[str]) -> bool:
         return bool(names) and readable(root / folder / names[0])
 
     open_cases = sum(
         not (
-            seen("kb_image", pictures[row["answer"]])
+            seen("kb_image", images[row["answer"]])
             and seen("mention_images", [row["imgPath"]] if row["imgPath"] else [])
         )
         for row in mentions["test"]
@@ -171,7 +171,7 @@ def test_pictures_are_there_for_nearly_all_test_mentions(root: Path, entities: R
     assert 0 < open_cases <= 0.07 * len(mentions["test"])
 
 
-# ---- the pictures -----------------------------------------------------------------------------------------------
+# ---- the images -----------------------------------------------------------------------------------------------
 
 
 def test_a_photographed_badge_keeps_the_colour_of_the_published_one() -> None:
@@ -189,7 +189,7 @@ def test_no_two_photographs_are_alike() -> None:
     badge = design_demo(0).clubs[0].badge
     photographs = [draw_met(badge, Random(number)) for number in range(20)]
     assert len({*photographs, draw_published(badge, 0), draw_published(badge, 1)}) == 22
-    # Filled, outlined and hatched badges cover different shares of the picture.
+    # Filled, outlined and hatched badges cover different shares of the image.
     shares = sorted(len(strong_hues(photograph)) for photograph in photographs)
     assert shares[-1] > 2 * shares[0]
 

@@ -52,16 +52,16 @@ def test_everything_at_once(folder):
         "train mention ids, used more than once": ("1", "ERROR"),
         "test mentions whose sentence is in train": ("1 of 7 (14.3%)", "warning"),
         "val mentions whose sentence is in train": ("0 of 5 (0.0%)", "ok"),
-        "test mentions whose picture is in train": ("1 of 7 (14.3%)", "warning"),
-        "mention pictures, missing": ("1 of 23 (4.3%)", "warning"),
-        "entity pictures, unreadable": ("1 of 6 (16.7%)", "warning"),
+        "test mentions whose image is in train": ("1 of 7 (14.3%)", "warning"),
+        "mention images, missing": ("1 of 23 (4.3%)", "warning"),
+        "entity images, unreadable": ("1 of 6 (16.7%)", "warning"),
     }
     assert {subject: (found[subject].value, found[subject].verdict) for subject in expected} == expected
 
 
-def test_bad_pictures_are_errors_under_the_policy_error(folder):
+def test_bad_images_are_errors_under_the_policy_error(folder):
     (folder.root / "kb_image" / "Q1_0.png").unlink()
-    assert findings(folder, pictures="error")["entity pictures, missing"].verdict == "ERROR"
+    assert findings(folder, images="error")["entity images, missing"].verdict == "ERROR"
 
 
 def test_missing_files_and_fields(folder):
@@ -112,16 +112,16 @@ def test_a_duplicate_qid_and_an_empty_split(folder, capsys):
     assert "'Q2' is record 2 too" in duplicate[1] and empty == ("val file", "empty")
 
 
-def test_no_picture_folder_and_two_of_them(folder):
+def test_no_image_folder_and_two_of_them(folder):
     module = folder.module()
     (folder.root / "mention_images").rename(folder.root / "elsewhere")
-    assert findings_of(module)["mention pictures, missing"].value == "23 of 23 (100.0%)"
+    assert findings_of(module)["mention images, missing"].value == "23 of 23 (100.0%)"
     (folder.root / "kb_images").mkdir()
-    assert [subject for subject, _ in errors_of(module)] == ["entity pictures"]
+    assert [subject for subject, _ in errors_of(module)] == ["entity images"]
 
 
-def test_oversized_pictures(folder):
-    row = findings(folder, max_pixels=9 * 6 - 1)["mention pictures, oversized"]
+def test_oversized_images(folder):
+    row = findings(folder, max_pixels=9 * 6 - 1)["mention images, oversized"]
     assert (row.value, row.verdict) == ("23 of 23 (100.0%)", "warning")
 
 

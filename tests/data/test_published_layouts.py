@@ -46,7 +46,7 @@ def test_the_root_is_all_that_a_user_says(tmp_path, data, folder, stem, mention_
     assert [entity.name for entity in module.entities] == ["São_Paulo"]
     assert [mention.mention for mention in module.mentions["test"]] == ["São"]
     assert batch["gold"].tolist() == [[0]] and batch["failures"] == []
-    # The picture that `imgPath` calls test.svg.png lies there as test.jpg, in a folder with or without a plural.
+    # The image that `imgPath` calls test.svg.png lies there as test.jpg, in a folder with or without a plural.
     assert torch.allclose(batch["mentions"]["pixels"][0, :, 0, 0].float(), torch.tensor([9.0, 200, 160]), atol=4)
 
 

@@ -36,7 +36,7 @@ def write(path, content):
 @given(st.lists(entities, min_size=1, max_size=5, unique_by=lambda entity: entity.qid), st.randoms())
 def test_entities_come_back_in_the_order_of_their_ids(tmp_path_factory, records, random):
     rows = [
-        {"id": i, "qid": e.qid, "entity_name": quote(e.name), **e.fields, "image_list": list(e.pictures)}
+        {"id": i, "qid": e.qid, "entity_name": quote(e.name), **e.fields, "image_list": list(e.images)}
         for i, e in enumerate(records)
     ]
     random.shuffle(rows)
@@ -51,7 +51,7 @@ def test_mentions_come_back(tmp_path_factory, records):
             "mentions": quote(m.mention),
             "sentence": m.sentence,
             "answer": list(m.golds),
-            "imgPath": m.picture,
+            "imgPath": m.image,
             **m.fields,
         }
         for m in records
@@ -94,21 +94,21 @@ def test_answers(tmp_path, answer, golds):
 
 
 @pytest.mark.parametrize("images", [None, "", [], [None, ""]])
-def test_no_pictures(tmp_path, images):
+def test_no_images(tmp_path, images):
     row = {"id": 0, "qid": "Q", "entity_name": "n", "image_list": images}
-    assert read_entities(write(tmp_path / "x.json", [row]))[0].pictures == ()
+    assert read_entities(write(tmp_path / "x.json", [row]))[0].images == ()
 
 
-def test_a_picture_may_be_named_by_its_address(tmp_path):
+def test_an_image_may_be_named_by_its_address(tmp_path):
     name = "https://upload.wikimedia.org/a/ab/S%C3%A3o.svg/300px-x.svg.png"
     row = {"id": 3, "mentions": "m", "sentence": "s", "imgPath": name}
-    assert read_mentions(write(tmp_path / "x.json", [row]))[0].picture == name
+    assert read_mentions(write(tmp_path / "x.json", [row]))[0].image == name
 
 
 @pytest.mark.parametrize(
     "name", ["../x.jpg", "a/../../x.jpg", "/etc/passwd", "C:\\x.jpg", "..\\x.jpg", "a\0b", "\ud800"]
 )
-def test_a_picture_outside_of_the_folder(tmp_path, name):
+def test_an_image_outside_of_the_folder(tmp_path, name):
     row = {"id": 3, "mentions": "m", "sentence": "s", "imgPath": name}
     what = "(lies outside of the data folder|is no file name|surrogate pair)"
     with pytest.raises(DataError, match=rf"x\.json, record 0 \(id 3\).*{what}"):

@@ -108,9 +108,9 @@ def test_a_draw_is_in_range_and_repeats(count, seed, epoch, index):
     assert drawn == draw(count, seed, epoch, index)
 
 
-def test_draws_reach_every_picture_about_equally_often():
+def test_draws_reach_every_image_about_equally_often():
     drawn = [draw(3, 43, epoch, index) for epoch in range(20) for index in range(60)]
-    assert all(320 < drawn.count(picture) < 480 for picture in range(3))  # 400 expected, standard deviation 16
+    assert all(320 < drawn.count(image) < 480 for image in range(3))  # 400 expected, standard deviation 16
 
 
 def test_draws_are_the_same_in_another_interpreter():

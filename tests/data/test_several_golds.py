@@ -54,16 +54,16 @@ def test_the_draw_depends_on_seed_epoch_and_mention_alone(folder):
     assert golds(folder.module(seed=44)) != golds(module)
 
 
-def test_gold_and_picture_are_not_drawn_in_step():
+def test_gold_and_image_are_not_drawn_in_step():
     pairs = Counter(
         (draw(2, 44, epoch, index), draw(2, 43, epoch, index)) for epoch in range(20) for index in range(40)
     )
     assert all(130 < pairs[pair] < 270 for pair in [(0, 0), (0, 1), (1, 0), (1, 1)])  # 200 expected
 
 
-def test_pictures_of_every_gold_are_checked_by_the_policy_drop(folder):
+def test_images_of_every_gold_are_checked_by_the_policy_drop(folder):
     (folder.root / "kb_image" / "Q4_0.png").unlink()
-    module = with_several(folder).module(pictures="drop")
+    module = with_several(folder).module(images="drop")
     module.setup("fit")
     kept = set(module.training_dataset().kept)
     assert kept == set(range(11)) - {4, 7, 10}  # of gold Q4, alone or among others

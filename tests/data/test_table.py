@@ -84,7 +84,7 @@ def test_equality(entities):
     assert table == EntityTable(entities) and table != entities + [Entity("Q", "")] and table != 5
     for at, entity in enumerate(entities):
         other = list(entities)
-        other[at] = replace(entity, pictures=(*entity.pictures, "x"))
+        other[at] = replace(entity, images=(*entity.images, "x"))
         assert table != other
 
 
@@ -102,7 +102,7 @@ def test_an_entity_is_a_few_bytes_more_than_its_texts():
     assert len(pickle.dumps(table)) < table.nbytes + 2_000
 
 
-@pytest.mark.parametrize("bad", [{"name": None}, {"fields": {"attr": 3}}, {"pictures": (Path("x.jpg"),)}])
+@pytest.mark.parametrize("bad", [{"name": None}, {"fields": {"attr": 3}}, {"images": (Path("x.jpg"),)}])
 def test_what_is_no_text_is_told(bad):
     with pytest.raises(DataError, match="'Q7' holds .* among its texts"):
         EntityTable([Entity("Q1", "fine"), replace(Entity("Q7", "name"), **bad)])

@@ -105,4 +105,4 @@ def test_a_reader_of_ones_own_may_return_a_list(folder):
     (batch,) = module.test_dataloader()
     assert batch["gold"].flatten().tolist() == [-1, 0, 1, -1, -1, -1, -1]
     (batch,) = module.entity_dataloader()
-    assert batch["entities"]["has_picture"].tolist() == [True, False]
+    assert batch["entities"]["has_image"].tolist() == [True, False]

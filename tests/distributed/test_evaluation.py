@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.processes import Started, needs_fork, run
+from tests.launch import Started, needs_fork, run
 
 pytestmark = needs_fork
 
@@ -19,9 +19,17 @@ MASKED = ["--model.units.text.mask_padding", "true"]  # then texts are encoded b
 CASES = {
     "in_order": ["test", "--data.eval_batch_size", "4", "--data.entity_batch_size", "5"],
     "by_length": ["test", "--data.eval_batch_size", "2", "--data.entity_batch_size", "3", *MASKED],
-    "eight_bits": ["test", "--data.eval_batch_size", "5", "--model.indexer.form", "int8", "--model.ranker.top_k", "13"],
+    "eight_bits": [
+        "test",
+        "--data.eval_batch_size",
+        "5",
+        "--model.indexer.dtype",
+        "int8",
+        "--model.ranker.top_k",
+        "13",
+    ],
     # Two batches of entities: of three processes one holds none.
-    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.indexer.place", "disk"],
+    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.indexer.storage", "disk"],
     "links": ["predict", "--data.eval_batch_size", "3", "--data.entity_batch_size", "4"],
 }
 
@@ -50,18 +58,18 @@ def results(tmp_path_factory):
     return found
 
 
-def test_one_process_reports_the_pictures_of_all(results, tmp_path):
+def test_one_process_reports_the_images_of_all(results, tmp_path):
     """And what the index takes, though one process holds nothing of it."""
     run = shutil.copytree(results["in_order", 1], tmp_path / "run")
     root = shutil.copytree(results["in_order", 1].parents[1] / "set", tmp_path / "set")
     broken = [*(root / "mention_images").glob("test[0268].jpg"), root / "kb_image" / "Q3_0.jpg"]
-    for picture in broken:
-        picture.write_bytes(b"none")
+    for image in broken:
+        image.write_bytes(b"none")
     options = ["--data.root", str(root), "--data.eval_batch_size", "2", "--trainer.devices", "2"]
     test = Started(["test", "--run", str(run), *options], tmp_path, 2)
     assert test.codes() == [0, 0], test.said()
     first, second = (log.read_text() for log in test.logs)
-    assert len(broken) == 5 and "5 pictures could not be used (5 unreadable)" in first
+    assert len(broken) == 5 and "5 images could not be used (5 unreadable)" in first
     assert "could not be used" not in second
     assert re.search(r"Index of 13 entities, float32 on device: \d{2,} bytes each", first)
 

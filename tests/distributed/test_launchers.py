@@ -16,7 +16,7 @@ import yaml
 from mimic_pl.checkpoint import read_checkpoint
 from tests import tiny
 from tests.faults.catalogue import told_by_command
-from tests.processes import Started, environment, in_an_interpreter, needs_fork, run
+from tests.launch import Started, environment, in_an_interpreter, needs_fork, run
 
 pytestmark = [
     needs_fork,

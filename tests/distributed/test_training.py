@@ -10,12 +10,12 @@ import torch
 import yaml
 
 from tests import tiny
-from tests.processes import needs_fork, run
+from tests.launch import needs_fork, run
 
 pytestmark = needs_fork
 
 OVERLAYS = Path(__file__).parents[2] / "cli_configs"
-BATCH = 12  # of the 20 mentions: the second and last batch is smaller, and three processes can not share it evenly
+BATCH = 12  # of the 20 mentions: the second and last batch is smaller, and three processes cannot share it evenly
 
 MINING = [
     *("--trainer.callbacks+", "mimic_pl.callbacks.HardNegatives", "--trainer.callbacks.depth", "2"),

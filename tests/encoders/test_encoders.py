@@ -75,15 +75,15 @@ def test_preprocessing_comes_from_the_checkpoint(clip_checkpoint):
     assert ids.tolist() == theirs["input_ids"]
     assert mask.tolist() == theirs["attention_mask"]
 
-    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    pixels = preprocessor.pixels(picture)
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
+    pixels = preprocessor.pixels(image)
     assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
     processor = CLIPImageProcessor.from_pretrained(clip_checkpoint)
-    square = picture.resize((32, 32), Image.Resampling.LANCZOS)
+    square = image.resize((32, 32), Image.Resampling.LANCZOS)
     expected = processor(square, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
     normalized = preprocessor.normalize(pixels[None].repeat(2, 1, 1, 1), torch.tensor([True, False]))
     torch.testing.assert_close(normalized[:1], expected, rtol=1e-5, atol=1e-5)
-    assert normalized[1].abs().max() == 0, "no picture is zeros after normalisation"
+    assert normalized[1].abs().max() == 0, "no image is zeros after normalisation"
 
 
 def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):

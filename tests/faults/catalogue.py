@@ -46,22 +46,22 @@ class Fault(NamedTuple):
     trials: int = 1
 
 
-PICTURES, DATA = "data/test_pictures.py::", "faults/test_data_files.py::"
+IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
 STORES, CHECKPOINTS, MACHINE = "faults/test_stores.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
-    "Pictures": (
-        Fault("truncated, zero bytes, or no picture (an HTML page)", "unreadable", None, PICTURES + "test_failures_by_kind", 3),
-        Fault("the same under `--data.pictures error`", "Mend the file, or let such pictures pass with --data.pictures blank or drop", DataError, "faults/test_picture_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
-        Fault("CMYK", "the colours that a person sees", None, PICTURES + "test_cmyk"),
-        Fault("animated", "the first frame", None, PICTURES + "test_the_first_frame_of_an_animation"),
-        Fault("turned by EXIF", "turned as a person sees it", None, PICTURES + "test_exif_turns_the_picture"),
-        Fault("decompression bomb of 400 megapixels", "oversized", None, PICTURES + "test_a_bomb_is_not_decoded"),
-        Fault("random damage to PNG, JPEG, GIF, BMP, WebP and TIFF", "unreadable", None, PICTURES + "test_damaged_bytes_are_unreadable_and_nothing_else", 240),
-        Fault("a pipe, a folder or a device in place of a file", "unreadable", None, "faults/test_picture_files.py::test_what_is_no_file_is_not_waited_for", 3),
-        Fault("a name that climbs out of the data folder: `..`, absolute, with a drive", "lies outside of the data folder", DataError, "data/test_reader.py::test_a_picture_outside_of_the_folder", 5),
-        Fault("a name with NUL", "is no file name", DataError, "data/test_reader.py::test_a_picture_outside_of_the_folder"),
-        Fault("a name that climbs out through a link", "lies outside of the data folder", DataError, "faults/test_picture_files.py::test_links_are_followed_and_names_do_not_climb_through_them"),
+    "Images": (
+        Fault("truncated, zero bytes, or no image (an HTML page)", "unreadable", None, IMAGES + "test_failures_by_kind", 3),
+        Fault("the same under `--data.images error`", "Mend the file, or let such images pass with --data.images blank or drop", DataError, "faults/test_image_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
+        Fault("CMYK", "the colours that a person sees", None, IMAGES + "test_cmyk"),
+        Fault("animated", "the first frame", None, IMAGES + "test_the_first_frame_of_an_animation"),
+        Fault("turned by EXIF", "turned as a person sees it", None, IMAGES + "test_exif_turns_the_image"),
+        Fault("decompression bomb of 400 megapixels", "oversized", None, IMAGES + "test_a_bomb_is_not_decoded"),
+        Fault("random damage to PNG, JPEG, GIF, BMP, WebP and TIFF", "unreadable", None, IMAGES + "test_damaged_bytes_are_unreadable_and_nothing_else", 240),
+        Fault("a pipe, a folder or a device in place of a file", "unreadable", None, "faults/test_image_files.py::test_what_is_no_file_is_not_waited_for", 3),
+        Fault("a name that climbs out of the data folder: `..`, absolute, with a drive", "lies outside of the data folder", DataError, "data/test_reader.py::test_an_image_outside_of_the_folder", 5),
+        Fault("a name with NUL", "is no file name", DataError, "data/test_reader.py::test_an_image_outside_of_the_folder"),
+        Fault("a name that climbs out through a link", "lies outside of the data folder", DataError, "faults/test_image_files.py::test_links_are_followed_and_names_do_not_climb_through_them"),
     ),
     "Data files": (
         Fault("malformed JSON", "line 2, column 10", DataError, "data/test_reader.py::test_malformed_files_say_where", 3),
@@ -87,21 +87,21 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("NaN in scores", "mention … entity", NonFiniteScoreError, "ranking/test_engine.py::test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity", 3),
         Fault("writer of a store killed at any moment: whole shards are kept, the end is the same to the byte", "unfinished", None, "store/test_writer.py::test_a_killed_build_ends_the_same_to_the_byte", 6),
         Fault("writer of a store killed between any two steps", "the same to the byte", None, "store/test_writer.py::test_killed_between_any_two_steps", 8),
-        Fault("the filling of a picture cache killed", "the same pixels", None, "data/test_picture_cache.py::test_killed_while_filling", 6),
-        Fault("writes that fail at any moment (no room, bad disk): all that was reported as written reads back identical", "can not be written", StoreError, STORES + "test_what_was_reported_as_written_reads_back", 25),
+        Fault("the filling of an image cache killed", "the same pixels", None, "data/test_image_cache.py::test_killed_while_filling", 6),
+        Fault("writes that fail at any moment (no room, bad disk): all that was reported as written reads back identical", "cannot be written", StoreError, STORES + "test_what_was_reported_as_written_reads_back", 25),
         Fault("two processes write one index: the second is refused", "Another process is writing to", StoreError, "store/test_writer.py::test_a_second_writer_is_refused_and_a_killed_one_forgotten"),
-        Fault("two processes fill one picture cache: one waits", "every picture once", None, "data/test_picture_cache.py::test_two_processes_at_once"),
+        Fault("two processes fill one image cache: one waits", "every image once", None, "data/test_image_cache.py::test_two_processes_at_once"),
     ),
     "Checkpoints": (
         Fault("a pickle with code in it: `test`, `fit` and `robustness --ckpt_path`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_any_command", 3),
         Fault("the same for `load_run`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_load_run"),
         Fault("the same for `MIMIC.from_published`: what is no tensor is left out", "exploded", None, "test_published.py::test_code_in_a_checkpoint_is_never_run"),
-        Fault("cut off, empty, something else, or a record marked as a folder (torch leaves that tensor to chance)", "can not be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_checkpoints", 6),
+        Fault("cut off, empty, something else, or a record marked as a folder (torch leaves that tensor to chance)", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_checkpoints", 6),
         Fault("one flipped byte among the weights, which torch loads in silence", "is not as it was written", CheckpointError, CHECKPOINTS + "test_one_flipped_byte_in_a_checkpoint", 9),
         Fault("NaN in weights", "are not all numbers: NaN in", CheckpointError, CHECKPOINTS + "test_weights_that_are_no_numbers", 4),
-        Fault("cut off while one holds its weights: no SIGBUS", "can not be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_a_checkpoint_cut_off_under_its_reader"),
+        Fault("cut off while one holds its weights: no SIGBUS", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_a_checkpoint_cut_off_under_its_reader"),
         Fault("may not be read", "Ask for the permission to read it", CheckpointError, CHECKPOINTS + "test_a_checkpoint_that_may_not_be_read"),
-        Fault("published weights in safetensors, cut off or with a damaged header", "can not be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_safetensors", 4),
+        Fault("published weights in safetensors, cut off or with a damaged header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_safetensors", 4),
         Fault("an encoder's weights cut off or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
     ),
@@ -110,7 +110,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a disk that fills up under `fit`: older checkpoints are whole", "The disk is full", MachineError, MACHINE + "test_fit_on_a_disk_that_fills_up", 3),
         Fault("a disk that fills up under `test`", "The disk is full", MachineError, MACHINE + "test_test_on_a_full_disk"),
         Fault("files that may not grow (`ulimit -f`) under `fit`, in a process of its own", "The disk is full", MachineError, MACHINE + "test_a_limit_on_the_size_of_files"),
-        Fault("no room for the picture cache: it goes on without", "decoded in every epoch", None, "data/test_picture_cache.py::test_no_room_and_no_folder", 2),
+        Fault("no room for the image cache: it goes on without", "decoded in every epoch", None, "data/test_image_cache.py::test_no_room_and_no_folder", 2),
         Fault("read-only file system", "The system does not allow it", MachineError, MACHINE + "test_a_read_only_disk"),
         Fault("no permission", "The system does not allow it", MachineError, MACHINE + "test_no_permission"),
         Fault("a file where the folder of runs should be", "The system refuses", MachineError, MACHINE + "test_a_file_where_a_folder_is_due"),

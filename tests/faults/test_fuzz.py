@@ -25,12 +25,12 @@ from safetensors.torch import save_file
 
 from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.data import Entity, Mention
-from mimic_pl.data.pictures import PictureError, open_picture
+from mimic_pl.data.images import ImageError, open_image
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.template import TextTemplate, available
 from mimic_pl.errors import CheckpointError, ConfigError, DataError, MimicError, StoreError
 from mimic_pl.published import read_published
-from mimic_pl.report.finished import open_finished
+from mimic_pl.report.evaluated_run import open_finished
 from mimic_pl.runs import open_run
 from mimic_pl.store import Store
 from tests.faults.mutation import Mutator
@@ -107,7 +107,7 @@ def texts_of(record: Entity | Mention) -> Iterator[Any]:
     yield from record.fields.values()
     yield from record.fields
     yield from (record.qid, record.name) if isinstance(record, Entity) else (record.id, record.mention, record.sentence)
-    yield from record.pictures if isinstance(record, Entity) else record.golds
+    yield from record.images if isinstance(record, Entity) else record.golds
 
 
 def test_knowledge_bases_and_their_ids(run, tmp_path):
@@ -128,7 +128,7 @@ def test_knowledge_bases_and_their_ids(run, tmp_path):
         assert is_json(kb) and is_json(ids)
         assert len({entity.qid for entity in table}) == len(table) > 0
         assert all(type(text) is str and text.encode() is not None for entity in table for text in texts_of(entity))
-        assert not any(".." in name.split("/") or name.startswith("/") for e in table for name in e.pictures)
+        assert not any(".." in name.split("/") or name.startswith("/") for e in table for name in e.images)
         return "valid"
 
     run("knowledge base and ids", 0.25, [kb, kb, ids], check)
@@ -156,7 +156,7 @@ def test_mentions(run, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own words on damaged TIFF files
-def test_pictures(run, tmp_path):
+def test_images(run, tmp_path):
     files = []
     for mode, kind in (("RGB", "jpg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png2"), ("RGB", "gif"), ("RGB", "bmp"),
                        ("RGB", "webp"), ("RGB", "tiff"), ("L", "ppm"), ("RGB", "ico"), ("RGB", "tga")):  # fmt: skip
@@ -166,7 +166,7 @@ def test_pictures(run, tmp_path):
         options = {"exif": exif} if kind == "jpg" else {}
         Image.effect_noise((20, 16), 50).convert(mode).save(path, kind.rstrip("2").replace("jpg", "jpeg"), **options)
         files.append(path)
-    sizes = {path: open_picture(path).size for path in files}
+    sizes = {path: open_image(path).size for path in files}
     assert sizes[files[0]] == (16, 20)
 
     def check() -> str:
@@ -174,14 +174,14 @@ def test_pictures(run, tmp_path):
         for path in files:
             if path.read_bytes() != whole[path]:
                 try:
-                    assert open_picture(path, max_pixels=100_000).mode == "RGB"
-                except PictureError as error:
+                    assert open_image(path, max_pixels=100_000).mode == "RGB"
+                except ImageError as error:
                     assert error.kind in ("unreadable", "oversized")
                     end = "error"
         return end
 
     whole = {path: path.read_bytes() for path in files}
-    run("pictures", 0.15, files, check)
+    run("images", 0.15, files, check)
 
 
 def test_stores(run, tmp_path):
@@ -256,10 +256,7 @@ def test_what_runs_leave_behind(run, tmp_path):
     folder = write_run(tmp_path / "runs" / "version_0", [1, 2, None, 3], curve={0: 0.25, 1: 0.5})
     (folder / "robustness.json").write_text(
         json.dumps(
-            [
-                {"kind": "blur", "side": "picture", "strength": s, "metrics": {"overall": {"hits@1": 0.5}}}
-                for s in (0, 2)
-            ]
+            [{"kind": "blur", "side": "image", "strength": s, "metrics": {"overall": {"hits@1": 0.5}}} for s in (0, 2)]
         )
     )
     (folder / "checkpoints").mkdir()

@@ -24,7 +24,7 @@ from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.cli.problems import as_mimic_error
 from mimic_pl.runs import open_run
 from tests.faults.catalogue import BY_TEST, told_by_command
-from tests.processes import FORK, Started, needs_fork
+from tests.launch import FORK, Started, needs_fork
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="mounts are Linux's")
 
@@ -65,7 +65,7 @@ def test_test_on_a_full_disk(command, trained, small_disk):
 @needs_fork
 def test_a_limit_on_the_size_of_files(trained, tmp_path):
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))  # noqa: E731
-    options = ["--trainer.default_root_dir", str(tmp_path), "--data.picture_cache", "null"]
+    options = ["--trainer.default_root_dir", str(tmp_path), "--data.image_cache", "null"]
     fit = Started(["fit", "--config", str(trained.config), *options], tmp_path, before=limit)
     told_by_command("test_a_limit_on_the_size_of_files", *fit.codes(), fit.said())
 
@@ -80,7 +80,7 @@ def test_a_read_only_disk(command, trained, small_disk):
 @needs_fork
 @pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="only root can become nobody")
 def test_no_permission(trained):
-    """Nobody, whom the folder of runs does not belong to; the picture cache may not be looked into, either."""
+    """Nobody, whom the folder of runs does not belong to; the image cache may not be looked into, either."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         root = shutil.copytree(trained.root, folder / "Tiny")
@@ -120,7 +120,7 @@ def test_no_room_in_shared_memory(trained, tmp_path):
             denied.write_text(os.strerror(ctypes.get_errno()))
             os._exit(0)
 
-    sizes = ["--data.num_workers", "1", "--data.batch_size", "20", "--data.picture_cache", "null"]
+    sizes = ["--data.num_workers", "1", "--data.batch_size", "20", "--data.image_cache", "null"]
     options = ["--config", str(tmp_path / "wide.yaml"), "--trainer.default_root_dir", str(tmp_path), *sizes]
     config = yaml.safe_load(trained.config.read_text())
     config["model"]["init_args"]["encoder"]["init_args"]["config"]["vision_config"]["image_size"] = 128
@@ -128,7 +128,7 @@ def test_no_room_in_shared_memory(trained, tmp_path):
     fit = Started(["fit", *options], tmp_path, before=small_shared_memory)
     (code,) = fit.codes()
     if denied.exists():
-        pytest.skip(f"a small disk can not be mounted here: {denied.read_text()}")
+        pytest.skip(f"a small disk cannot be mounted here: {denied.read_text()}")
     message = told_by_command("test_no_room_in_shared_memory", code, fit.said())
     assert "--data.num_workers 0" in message
 

@@ -1,4 +1,4 @@
-"""Stores whose files are changed, cut off or can not be written, at any moment."""
+"""Stores whose files are changed, cut off or cannot be written, at any moment."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_number_in_the_index_that_is_none(tmp_path):
     scores[2, 13] = float("nan")
     index, mentions = table_states({"text": scores})
     states = {name: dict(state.items()) for name, state in index.select(torch.arange(20)).states.items()}
-    stored = Indexer(place="disk").on_disk(
+    stored = Indexer(storage="disk").on_disk(
         tmp_path / "index", 20, lambda _: [(torch.arange(20), states)], torch.device("cpu"), {"model": "a"}
     )
     with told("test_a_number_in_the_index_that_is_none"):
@@ -95,7 +95,7 @@ def test_what_was_reported_as_written_reads_back(tmp_path):
                         reported = writer.next_row
             except StoreError as error:
                 failed += 1
-                assert "can not be written: Input/output error" in str(error)
+                assert "cannot be written: Input/output error" in str(error)
         assert not list(folder.glob("*.tmp"))
         if reported:
             store = Store.open(folder, KIND)

@@ -13,7 +13,7 @@ class TableUnit(Unit):
     def __init__(self, dims, slack=None):
         super().__init__(dims)
         self.slack = slack
-        self.dear = slack is not None
+        self.expensive = slack is not None
 
     def mention(self, features):
         raise AssertionError("states are made by hand")

@@ -11,7 +11,7 @@ from mimic_pl.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError
 from mimic_pl.features import FeatureDims
 from mimic_pl.ranking import MemoryIndex, Ranker
 from mimic_pl.ranking.exact import ExactScores
-from mimic_pl.ranking.top import first_of_each_kind
+from mimic_pl.ranking.top import first_of_each_hash
 from mimic_pl.units import TGLU, VDLU, Matcher, published_units
 from tests import reference
 from tests.ranking.tables import TableUnit, pad, table_matcher, table_states
@@ -29,7 +29,7 @@ def test_ranks_and_top_k_equal_one_sorted_list(data):
     """Few distinct scores, so that ties are everywhere; loose bounds; golds missing, single or several; any block."""
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
-    tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("dear", "cheap")}
+    tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("expensive", "cheap")}
     gold = st.lists(st.integers(0, num_entities - 1), max_size=3, unique=True)
     golds = [data.draw(gold) for _ in range(num_mentions)]
     top_k = data.draw(st.integers(1, 12))
@@ -39,12 +39,12 @@ def test_ranks_and_top_k_equal_one_sorted_list(data):
         prune=data.draw(st.booleans()),
         pairs_per_block=data.draw(st.integers(1, 250)),
     )
-    matcher = table_matcher({"dear": data.draw(st.sampled_from([0.0, 0.3, 3.0])), "cheap": None})
+    matcher = table_matcher({"expensive": data.draw(st.sampled_from([0.0, 0.3, 3.0])), "cheap": None})
     index, mentions = table_states(tables)
     ranking = ranker(matcher, mentions, pad(golds), index)
 
-    scores = {"overall": (tables["dear"] + tables["cheap"]) / 2, **tables}
-    assert set(ranking.ranks) == set(scores) - ({"dear"} if ranker.unit_ranks == "cheap" else set())
+    scores = {"overall": (tables["expensive"] + tables["cheap"]) / 2, **tables}
+    assert set(ranking.ranks) == set(scores) - ({"expensive"} if ranker.unit_ranks == "cheap" else set())
     for name, ranks in ranking.ranks.items():
         assert ranks.tolist() == reference.ranks_by_sorting(scores[name], golds), name
     order = top_by_sorting(scores["overall"], top_k)
@@ -64,12 +64,12 @@ def test_differences_that_float32_can_not_see_are_ordered_by_position():
     index.append({"vision": state})
     mentions = {"vision": {name: torch.randn(5, 64) for name in state}}
     golds = torch.tensor([[17], [30], [211], [399], [0]])
-    kinds = (repeated[None] == repeated[golds[:, 0]][:, None]).all(dim=-1)
-    same_before = torch.stack([kinds[m, : golds[m, 0]].sum() for m in range(5)])
+    state_hashes = (repeated[None] == repeated[golds[:, 0]][:, None]).all(dim=-1)
+    same_before = torch.stack([state_hashes[m, : golds[m, 0]].sum() for m in range(5)])
     for pairs_per_block in (5, 100, 1000, 10_000):
         ranks = Ranker(pairs_per_block=pairs_per_block)(matcher, mentions, golds, index).ranks["vision"]
         # Whole groups of equals stand before the gold, and of its own group those of smaller position.
-        sizes = {int(kinds[m].sum()) for m in range(5)}
+        sizes = {int(state_hashes[m].sum()) for m in range(5)}
         groups = [int(r) - 1 - int(s) for r, s in zip(ranks, same_before, strict=True)]
         counts = [int((repeated == v * 100).all(dim=-1).sum()) for v in vectors]
         sums = {sum(c for i, c in enumerate(counts) if mask >> i & 1) for mask in range(8)}
@@ -88,27 +88,27 @@ def test_a_constant_scorer_gains_nothing():
 
 @settings(max_examples=80, deadline=None)
 @given(st.data())
-def test_the_first_of_each_kind_are_found(data):
+def test_the_first_of_each_hash_are_found(data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-5, 0, 2**62])), max_size=40))
     k = data.draw(st.integers(1, 3))
     seen, expected = Counter(), []
     for pair in pairs:
         seen[pair] += 1
         expected.append(seen[pair] <= k)
-    rows, kinds = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(dim=1)
-    assert first_of_each_kind(rows, kinds, k).tolist() == expected
+    rows, state_hashes = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(dim=1)
+    assert first_of_each_hash(rows, state_hashes, k).tolist() == expected
 
 
 @pytest.mark.parametrize("prune", [True, False])
 def test_equal_entities_stand_in_order_and_are_scored_but_once_a_kind(prune, monkeypatch):
-    """A knowledge base without pictures, ranked by pictures alone: four kinds, most of them ties."""
+    """A knowledge base without images, ranked by images alone: four state_hashes, most of them ties."""
     scored = []
     exact = ExactScores.__call__
     monkeypatch.setattr(
         ExactScores, "__call__", lambda self, rows, *rest: scored.append(len(rows)) or exact(self, rows, *rest)
     )
-    kinds = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(0))
-    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))[:, kinds]
+    state_hashes = torch.randint(0, 4, (2000,), generator=torch.Generator().manual_seed(0))
+    scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))[:, state_hashes]
     index, mentions = table_states({"vision": scores})
     golds = [[0], [1], [1999], [700], [701], [702]]
     ranking = Ranker(prune=prune, pairs_per_block=6000)(table_matcher({"vision": None}), mentions, pad(golds), index)
@@ -132,11 +132,11 @@ def trained_like(seed, mask_padding=False):
     return matcher, mentions, entities, golds
 
 
-def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, form="float32", order=None):
+def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, dtype="float32", order=None):
     """Entities in the index in batches of ten, mentions ranked in batches."""
     order = torch.arange(len(entities.text_global)) if order is None else order
     with torch.no_grad():
-        index = MemoryIndex(len(order), form=form)
+        index = MemoryIndex(len(order), dtype=dtype)
         for start in range(0, len(order), 10):
             index.append(matcher.entity(entities.rows(order[start : start + 10])))
         gold = order.argsort()[golds]
@@ -186,12 +186,12 @@ def reference_scores(matcher, mentions, entities):
     }
 
 
-@pytest.mark.parametrize("form", ["bfloat16", "int8"])
-def test_smaller_forms_rank_exactly_what_they_keep(form):
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_smaller_forms_rank_exactly_what_they_keep(dtype):
     """Pruned or not, in any blocks: the same ranks; and close to those of float32."""
     matcher, mentions, entities, golds = trained_like(5)
     results = [
-        rank_in_batches(Ranker(prune=prune, pairs_per_block=pairs), matcher, mentions, entities, golds, form=form)
+        rank_in_batches(Ranker(prune=prune, pairs_per_block=pairs), matcher, mentions, entities, golds, dtype=dtype)
         for prune in (True, False)
         for pairs in (13, 1000)
     ]

@@ -1,4 +1,4 @@
-"""Indexes in every form and place, through the real Trainer and by hand."""
+"""Indexes in every dtype and place, through the real Trainer and by hand."""
 
 import shutil
 
@@ -12,7 +12,7 @@ from mimic_pl.errors import ConfigError, StoreError
 from mimic_pl.ranking import DiskIndex, Indexer, Ranker
 from mimic_pl.units import TGLU, VDLU
 from tests import tiny
-from tests.processes import FORK, needs_fork
+from tests.launch import FORK, needs_fork
 
 CPU = torch.device("cpu")
 
@@ -38,17 +38,17 @@ def files(folder):
     return {path.name: path.read_bytes() for path in folder.iterdir() if path.suffix in (".json", ".safetensors")}
 
 
-@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
-def test_an_index_on_disk_is_the_one_in_memory(tmp_path, form):
-    in_memory = Indexer(form).in_memory(95, batches(95), CPU)
-    on_disk = Indexer(form, "disk").on_disk(tmp_path / "index", 95, batches(95), CPU, {"model": "a"})
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_an_index_on_disk_is_the_one_in_memory(tmp_path, dtype):
+    in_memory = Indexer(dtype).in_memory(95, batches(95), CPU)
+    on_disk = Indexer(dtype, "disk").on_disk(tmp_path / "index", 95, batches(95), CPU, {"model": "a"})
     assert len(on_disk) == 95
     assert on_disk.bytes_per_entity == in_memory.bytes_per_entity
     positions = torch.tensor([94, 0, 33, 33])
     for size in (7, 95):
         for (where, a), (there, b) in zip(in_memory.blocks(size), on_disk.blocks(size), strict=True):
             assert torch.equal(where, there)
-            assert torch.equal(a.kinds["text"], b.kinds["text"])
+            assert torch.equal(a.state_hashes["text"], b.state_hashes["text"])
             assert torch.equal(a.finite, b.finite)
             for name in ("query", "mask"):
                 assert torch.equal(a.states["text"][name], b.states["text"][name])
@@ -60,11 +60,11 @@ def test_an_index_on_disk_is_the_one_in_memory(tmp_path, form):
 
 def test_a_build_that_was_interrupted_goes_on_and_ends_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 16)
-    whole = Indexer(place="disk").on_disk(tmp_path / "whole", 95, batches(95), CPU, {})
+    whole = Indexer(storage="disk").on_disk(tmp_path / "whole", 95, batches(95), CPU, {})
     assert len(list((tmp_path / "whole" / "part-1-of-1").glob("*.safetensors"))) == 6
     for broken_at in (20, 40, 90):
         with pytest.raises(KeyboardInterrupt):
-            Indexer(place="disk").on_disk(tmp_path / "part", 95, batches(95, broken_at=broken_at), CPU, {})
+            Indexer(storage="disk").on_disk(tmp_path / "part", 95, batches(95, broken_at=broken_at), CPU, {})
         with pytest.raises(StoreError, match="unfinished"):
             DiskIndex(tmp_path / "part")
     encoded = []
@@ -74,7 +74,7 @@ def test_a_build_that_was_interrupted_goes_on_and_ends_the_same(tmp_path, monkey
             encoded.append(int(positions[0]))
             yield positions, made
 
-    Indexer(place="disk").on_disk(tmp_path / "part", 95, counted, CPU, {})
+    Indexer(storage="disk").on_disk(tmp_path / "part", 95, counted, CPU, {})
     # The batch that tells the sizes, and from the batch on that holds the first missing row.
     assert encoded == [0, 80, 90]
     assert files(tmp_path / "whole" / "part-1-of-1") == files(tmp_path / "part" / "part-1-of-1")
@@ -82,12 +82,12 @@ def test_a_build_that_was_interrupted_goes_on_and_ends_the_same(tmp_path, monkey
 
 
 def test_another_models_index_is_refused(tmp_path):
-    Indexer(place="disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "a", "text template": "{name}"})
+    Indexer(storage="disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "a", "text template": "{name}"})
     with pytest.raises(StoreError, match="another model"):
-        Indexer(place="disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "b", "text template": "{name}"})
+        Indexer(storage="disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "b", "text template": "{name}"})
     with pytest.raises(StoreError, match="another text template"):
-        Indexer(place="disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "a", "text template": "{attr}"})
-    with pytest.raises(StoreError, match="another form"):
+        Indexer(storage="disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "a", "text template": "{attr}"})
+    with pytest.raises(StoreError, match="another dtype"):
         Indexer("int8", "disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "a", "text template": "{name}"})
     anew = Indexer("int8", "disk").on_disk(tmp_path, 20, batches(20), CPU, {"model": "b"}, anew=True)
     assert len(anew) == 20
@@ -123,19 +123,19 @@ def evaluate(tiny_set, folder, run="test", **options):
 def test_every_place_gives_the_same_metrics_and_disk_encodes_once(tiny_set, tmp_path):
     expected, encoded = evaluate(tiny_set, tmp_path)
     assert encoded == [5, 5, 2]
-    assert evaluate(tiny_set, tmp_path, indexer=Indexer(place="host"))[0] == expected
-    metrics, encoded = evaluate(tiny_set, tmp_path, indexer=Indexer(place="disk"))
+    assert evaluate(tiny_set, tmp_path, indexer=Indexer(storage="host"))[0] == expected
+    metrics, encoded = evaluate(tiny_set, tmp_path, indexer=Indexer(storage="disk"))
     assert metrics == expected
     assert encoded == [5, 5, 5, 2], "the first batch tells the sizes"
-    metrics, encoded = evaluate(tiny_set, tmp_path, indexer=Indexer(place="disk"), ranker=Ranker(pairs_per_block=9))
+    metrics, encoded = evaluate(tiny_set, tmp_path, indexer=Indexer(storage="disk"), ranker=Ranker(pairs_per_block=9))
     assert metrics == expected
     assert encoded == [], "the index of this very model is there"
-    metrics, encoded = evaluate(tiny_set, tmp_path, "validate", indexer=Indexer(place="disk"))
+    metrics, encoded = evaluate(tiny_set, tmp_path, "validate", indexer=Indexer(storage="disk"))
     assert encoded == [5, 5, 5, 2], "validation never takes the index of another moment"
 
 
 def test_test_refuses_the_index_of_other_weights_or_data(tiny_set, tmp_path):
-    on_disk = {"indexer": Indexer(place="disk", folder=str(tmp_path / "index"))}
+    on_disk = {"indexer": Indexer(storage="disk", folder=str(tmp_path / "index"))}
     evaluate(tiny_set, tmp_path, **on_disk)
     with pytest.raises(StoreError, match="another model"):
         evaluate(tiny_set, tmp_path, seed=1, **on_disk)
@@ -156,7 +156,7 @@ def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path,
         return encode(self, input_ids, attention_mask, pixel_values)
 
     monkeypatch.setattr(CLIPEncoder, "forward", forward)
-    full, _ = evaluate(tiny_set, tmp_path, mask_padding=True, indexer=Indexer(place="disk"))
+    full, _ = evaluate(tiny_set, tmp_path, mask_padding=True, indexer=Indexer(storage="disk"))
     assert set(lengths) == {tiny.ENCODER["text_length"]}
     lengths.clear()
     metrics, _ = evaluate(tiny_set, tmp_path, mask_padding=True)

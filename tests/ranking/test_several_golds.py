@@ -28,22 +28,22 @@ def every_rank(scores, gold):
 def test_every_gold_has_its_place_in_one_sorted_list(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
-    tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("dear", "cheap")}
+    tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("expensive", "cheap")}
     positions = st.lists(st.integers(0, num_entities - 1), max_size=4, unique=True)
     gold = pad([data.draw(positions) for _ in range(num_mentions)])
     order = torch.tensor(data.draw(st.permutations(range(gold.shape[1]))), dtype=torch.int64)
     gold = gold[:, order]  # padding may stand anywhere
     ranker = Ranker(3, prune=data.draw(st.booleans()), pairs_per_block=data.draw(st.integers(1, 200)))
     index, mentions = table_states(tables)
-    ranking = ranker(table_matcher({"dear": 0.3, "cheap": None}), mentions, gold, index)
-    for name, scores in {"overall": (tables["dear"] + tables["cheap"]) / 2, **tables}.items():
+    ranking = ranker(table_matcher({"expensive": 0.3, "cheap": None}), mentions, gold, index)
+    for name, scores in {"overall": (tables["expensive"] + tables["cheap"]) / 2, **tables}.items():
         expected = every_rank(scores, gold)
         if gold.shape[1]:
             assert ranking.gold_ranks[name].tolist() == expected
         assert ranking.ranks[name].tolist() == [min(filter(None, ranks), default=0) for ranks in expected]
     top = [
         sorted(range(num_entities), key=lambda e, row=row: (-row[e], e))[:3]
-        for row in ((tables["dear"] + tables["cheap"]) / 2).tolist()
+        for row in ((tables["expensive"] + tables["cheap"]) / 2).tolist()
     ]
     assert ranking.top_entities.tolist() == top
 

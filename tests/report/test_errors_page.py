@@ -84,7 +84,7 @@ def test_nothing_on_the_page_can_run_or_be_fetched(page):
     assert page.text.count(HARM) >= 9 and MORE_HARM in page.text
 
 
-def test_wrong_mentions_are_shown_with_pictures_gold_candidates_and_attention(page, harmful_run):
+def test_wrong_mentions_are_shown_with_images_gold_candidates_and_attention(page, harmful_run):
     wrong = [record for record in records(harmful_run) if record["rank"]["overall"] > 1]
     assert len(page.all("section")) == len(wrong) > 3
     # The first names none of the words in its sentence.

@@ -136,12 +136,12 @@ def test_a_whole_report(tmp_path):
         tmp_path / "short" / "version_0", [1] * 5, changes={"data.init_args.mention_template": "{mention}"}
     )
     records = [
-        {"kind": "blur", "side": "picture", "strength": s, "metrics": {"overall": {"hits@1": 0.5 - s / 10}}}
+        {"kind": "blur", "side": "image", "strength": s, "metrics": {"overall": {"hits@1": 0.5 - s / 10}}}
         for s in (0.0, 2.0, 1.0)
     ]
     (worse / "robustness.json").write_text(json.dumps(records))
     runs = [open_finished(folder) for folder in (worse, short, base, again)]
-    with pytest.raises(DataError, match="short can not be compared with base"):
+    with pytest.raises(DataError, match="short cannot be compared with base"):
         write_report(runs, tmp_path / "strict", baseline=open_finished(base))
     assert not (tmp_path / "strict").exists()
 
@@ -180,7 +180,7 @@ def test_curves_are_those_of_the_event_files(tmp_path):
 def test_bars_and_robustness_show_the_figures(tmp_path):
     run = write_run(tmp_path / "base" / "version_0", [1, 1, 2, 3])
     records = [
-        {"kind": "blur", "side": "picture", "strength": s, "metrics": {"overall": {"hits@1": h}}}
+        {"kind": "blur", "side": "image", "strength": s, "metrics": {"overall": {"hits@1": h}}}
         for s, h in ((4.0, 0.125), (0.0, 0.5), (1.0, 0.25))
     ]
     (run / "robustness.json").write_text(json.dumps(records))

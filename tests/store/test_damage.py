@@ -23,13 +23,13 @@ def test_nothing_there(tmp_path):
 
 
 def test_another_kind_or_model(folder):
-    with pytest.raises(StoreError, match="holds the entity index, not the picture cache"):
-        Store.open(folder, "picture cache")
+    with pytest.raises(StoreError, match="holds the entity index, not the image cache"):
+        Store.open(folder, "image cache")
     Store.open(folder, KIND, expects={"model": "abc"})
     with pytest.raises(StoreError, match="was built for another model: 'abc', and now it is 'xyz'. Build it again"):
         Store.open(folder, KIND, expects={"model": "xyz"})
-    with pytest.raises(StoreError, match="for another picture policy: None, and now it is 'blank'"):
-        Store.open(folder, KIND, expects={"model": "abc", "picture policy": "blank"})
+    with pytest.raises(StoreError, match="for another image policy: None, and now it is 'blank'"):
+        Store.open(folder, KIND, expects={"model": "abc", "image policy": "blank"})
 
 
 def edit(folder, **changes):

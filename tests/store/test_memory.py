@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from mimic_pl.store import Column, Store, StoreWriter
-from tests.processes import FORK, needs_fork
+from tests.launch import FORK, needs_fork
 
 
 def resident() -> float:

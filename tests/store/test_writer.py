@@ -16,7 +16,7 @@ import torch
 from mimic_pl.errors import StoreError
 from mimic_pl.store import Column, Store, StoreWriter
 from mimic_pl.store.writer import default_rows_per_shard
-from tests.processes import FORK, needs_fork
+from tests.launch import FORK, needs_fork
 from tests.store.conftest import COLUMNS, KIND, ROWS, content, files, write
 
 

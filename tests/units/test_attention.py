@@ -302,7 +302,7 @@ def test_memory_of_a_training_step_does_not_grow_with_the_pairs():
 
 def test_triton_on_the_cpu_is_refused_with_what_to_do(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(ConfigError, match=r'kernel = "triton" can not run: .*Use kernel = "auto" or "torch"'):
+    with pytest.raises(ConfigError, match=r'kernel = "triton" cannot run: .*Use kernel = "auto" or "torch"'):
         global_to_local(*random_tensors(1, 1, 1, 1, 2, torch.float32), EPS, kernel="triton")
 
 

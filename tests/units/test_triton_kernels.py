@@ -218,8 +218,8 @@ def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
     bias = gate._bias()
     centred = bias - bias.mean()
     sides = [
-        *gate._asking(queries),
-        *gate._answering(keys),
+        *gate._query_side(queries),
+        *gate._key_side(keys),
         bias @ gate.gate.weight[0] + gate.gate.bias,
         centred.square().sum(),
     ]
@@ -228,9 +228,9 @@ def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
 
 
 def by(kernel, sides):
-    from mimic_pl.units.gates import Answering, Asking
+    from mimic_pl.units.gates import KeySide, QuerySide
 
-    return dual_gate(Asking(*sides[:10]), Answering(*sides[10:20]), *sides[20:], EPS, EPS, kernel=kernel)
+    return dual_gate(QuerySide(*sides[:10]), KeySide(*sides[10:20]), *sides[20:], EPS, EPS, kernel=kernel)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 70, 96), (65, 5, 33)], ids=str)
@@ -287,7 +287,7 @@ def test_a_unit_computed_by_both_kernels_equals_the_literal_formula():
     def direction(gate, queries, keys):
         bias = gate._bias()
         scalars = bias @ gate.gate.weight[0] + gate.gate.bias, (bias - bias.mean()).square().sum()
-        return dual_gate(gate._asking(queries), gate._answering(keys), *scalars, EPS, EPS, kernel="triton")
+        return dual_gate(gate._query_side(queries), gate._key_side(keys), *scalars, EPS, EPS, kernel="triton")
 
     score = (direction(unit.entity_to_mention, e, m).T + direction(unit.mention_to_entity, m, e)) / 2
     torch.testing.assert_close(score.cpu(), expected, rtol=1e-4, atol=1e-4)

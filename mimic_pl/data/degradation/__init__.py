@@ -1,15 +1,15 @@
-"""Mentions made worse at test time: pictures of low quality or beside the point, texts cut off or misspelt."""
+"""Mentions made worse at test time: images of low quality or beside the point, texts cut off or misspelt."""
 
-from mimic_pl.data.degradation.base import Degradation, PictureDegradation, ShareDegradation
-from mimic_pl.data.degradation.mentions import MissingSentence, NoPicture, OtherPicture, Truncation, Typos
-from mimic_pl.data.degradation.pictures import Blur, Downscaling, Jpeg, Noise, Occlusion
+from mimic_pl.data.degradation.base import Degradation, ImageDegradation, ShareDegradation
+from mimic_pl.data.degradation.images import Blur, Downscaling, Jpeg, Noise, Occlusion
+from mimic_pl.data.degradation.mentions import MissingSentence, NoImage, OtherImage, Truncation, Typos
 from mimic_pl.data.degradation.pixels import DegradedPixels
 
 KINDS: tuple[type[Degradation], ...] = (
-    *(Blur, Jpeg, Downscaling, Noise, Occlusion, OtherPicture, NoPicture),
+    *(Blur, Jpeg, Downscaling, Noise, Occlusion, OtherImage, NoImage),
     *(Truncation, Typos, MissingSentence),
 )
-"""All that this package has: of pictures, then of texts."""
+"""All that this package has: of images, then of texts."""
 
 __all__ = [
     "KINDS",
@@ -19,11 +19,11 @@ __all__ = [
     "Downscaling",
     "Jpeg",
     "MissingSentence",
-    "NoPicture",
+    "NoImage",
     "Noise",
     "Occlusion",
-    "OtherPicture",
-    "PictureDegradation",
+    "OtherImage",
+    "ImageDegradation",
     "ShareDegradation",
     "Truncation",
     "Typos",

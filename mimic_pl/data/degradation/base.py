@@ -1,4 +1,4 @@
-"""What a degradation is: a change of a mention's record or picture, of one kind and one strength."""
+"""What a degradation is: a change of a mention's record or image, of one kind and one strength."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Degradation(ABC):
     kind: ClassVar[str]
     """Its name in tables and files."""
 
-    side: ClassVar[Literal["picture", "text"]]
+    side: ClassVar[Literal["image", "text"]]
     """What it touches."""
 
     largest: ClassVar[float] = 1.0
@@ -83,23 +83,23 @@ class ShareDegradation(Degradation):
         """The mention's record, made worse."""
 
 
-class PictureDegradation(Degradation):
-    """Touches what is to be seen on the picture.
+class ImageDegradation(Degradation):
+    """Touches what is to be seen on the image.
 
-    It is given the picture as it was decoded, before it is resized to the model's square.
+    It is given the image as it was decoded, before it is resized to the model's square.
     """
 
-    side = "picture"
+    side = "image"
 
     def mention(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
         """The record as it was."""
         return mention
 
     @abstractmethod
-    def picture(self, picture: Image.Image, rng: Random) -> Image.Image:
-        """The RGB picture, made worse; at strength 0 it is the same, pixel by pixel.
+    def image(self, image: Image.Image, rng: Random) -> Image.Image:
+        """The RGB image, made worse; at strength 0 it is the same, pixel by pixel.
 
         Args:
-            picture: At its original size; not to be changed in place.
+            image: At its original size; not to be changed in place.
             rng: The mention's own.
         """

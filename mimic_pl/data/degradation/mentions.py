@@ -1,4 +1,4 @@
-"""Records made worse: pictures that are beside the point or lacking, sentences cut off, misspelt or lacking."""
+"""Records made worse: images that are beside the point or lacking, sentences cut off, misspelt or lacking."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from mimic_pl.data.records import Mention
 from mimic_pl.errors import DataError
 
 
-class OtherPicture(ShareDegradation):
-    """The strength is the share of mentions that get the picture of another mention, which has none of their golds."""
+class OtherImage(ShareDegradation):
+    """The strength is the share of mentions that get the image of another mention, which has none of their golds."""
 
-    kind = "other_picture"
-    side = "picture"
+    kind = "other_image"
+    side = "image"
 
     def touched(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention beside another one's picture.
+        """The mention beside another one's image.
 
         Raises:
             DataError: No other mention has one that is beside the point.
@@ -26,23 +26,23 @@ class OtherPicture(ShareDegradation):
         start = rng.randrange(len(split))
         for step in range(len(split)):
             other = split[(start + step) % len(split)]
-            if other.picture and other.picture != mention.picture and not {*other.golds} & {*mention.golds}:
-                return replace(mention, picture=other.picture)
+            if other.image and other.image != mention.image and not {*other.golds} & {*mention.golds}:
+                return replace(mention, image=other.image)
         raise DataError(
-            f"There is no other picture for mention {mention.id!r} ({mention.mention!r}): none of the {len(split)} "
-            "mentions of its split has a picture of its own and another gold. Leave this kind of degradation out."
+            f"There is no other image for mention {mention.id!r} ({mention.mention!r}): none of the {len(split)} "
+            "mentions of its split has an image of its own and another gold. Leave this kind of degradation out."
         )
 
 
-class NoPicture(ShareDegradation):
-    """The strength is the share of mentions that lose their picture."""
+class NoImage(ShareDegradation):
+    """The strength is the share of mentions that lose their image."""
 
-    kind = "no_picture"
-    side = "picture"
+    kind = "no_image"
+    side = "image"
 
     def touched(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention without a picture."""
-        return replace(mention, picture=None)
+        """The mention without an image."""
+        return replace(mention, image=None)
 
 
 class Truncation(Degradation):

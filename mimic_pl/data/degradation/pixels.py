@@ -1,4 +1,4 @@
-"""Pixels of degraded pictures: decoded anew, and never kept."""
+"""Pixels of degraded images: decoded anew, and never kept."""
 
 from __future__ import annotations
 
@@ -7,35 +7,35 @@ from pathlib import Path
 from torch import Tensor
 
 from mimic_pl.data.decoding import open_for
-from mimic_pl.data.degradation.base import PictureDegradation
-from mimic_pl.data.pictures import PictureFolder
+from mimic_pl.data.degradation.base import ImageDegradation
+from mimic_pl.data.images import ImageFolder
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
 
 
 class DegradedPixels(PixelSource):
-    """Makes the pixels of a folder's pictures, each made worse as the mention that it stands beside says.
+    """Makes the pixels of a folder's images, each made worse as the mention that it stands beside says.
 
     It reads no cache and fills none: what lies there is resized already, and is what undisturbed mentions see.
 
     Args:
-        folder: Where the pictures lie, and what happens where one fails.
+        folder: Where the images lie, and what happens where one fails.
         preprocessor: Resizes them.
-        degradation: Is given every picture before it is resized.
+        degradation: Is given every image before it is resized.
         reduced: Decode JPEGs at a reduced scale, as the undisturbed ones are.
     """
 
     def __init__(
         self,
-        folder: PictureFolder,
+        folder: ImageFolder,
         preprocessor: Preprocessor,
-        degradation: PictureDegradation,
+        degradation: ImageDegradation,
         reduced: bool = False,
     ) -> None:
         super().__init__(folder, preprocessor, reduced)
         self.degradation = degradation
 
     def load(self, path: Path, index: int) -> Tensor:
-        """The pixels of the picture, made worse."""
-        picture = open_for(path, self.preprocessor, self.folder.max_pixels, self.reduced)
-        return self.preprocessor.pixels(self.degradation.picture(picture, self.degradation.rng(index)))
+        """The pixels of the image, made worse."""
+        image = open_for(path, self.preprocessor, self.folder.max_pixels, self.reduced)
+        return self.preprocessor.pixels(self.degradation.image(image, self.degradation.rng(index)))

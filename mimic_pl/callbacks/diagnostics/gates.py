@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from mimic_pl.callbacks.signatures.finding import Finding
+from mimic_pl.callbacks.diagnostics.finding import Finding
 
 
 class GateWatch:
@@ -30,7 +30,7 @@ class GateWatch:
                 f"closed gate {name}",
                 f"The gate {name} is closed: {share:.0%} of its values lie within {self.near:g} of zero. The features "
                 "behind it hardly reach the score. Try without weight decay on the gate, a larger learning rate, or a "
-                "larger loss weight of its unit; if its inputs are all alike (no pictures, empty texts), leave the "
+                "larger loss weight of its unit; if its inputs are all alike (no images, empty texts), leave the "
                 "unit out.",
             )
             for name, share in near_zero.items()

@@ -1,4 +1,4 @@
-"""Pictures decoded once: their pixels on disk, shared by all processes and all data sets."""
+"""Images decoded once: their pixels on disk, shared by all processes and all data sets."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from mimic_pl.data.decoding import fingerprint
 from mimic_pl.data.file_keys import KEY_BYTES, KeyTable, signature
-from mimic_pl.data.picture_filling import FAILURES, Filling, Wanted
-from mimic_pl.data.pictures import PictureFolder
+from mimic_pl.data.image_cache_filling import FAILURES, Filling, Wanted
+from mimic_pl.data.images import ImageFolder
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.errors import StoreError
 from mimic_pl.store import STORE_VERSION, Column, Store, StoreWriter, readable_bytes
 
-Chain = tuple[PictureFolder, tuple[str, ...]]
-"""Pictures of which one is needed: the first that opens."""
+Chain = tuple[ImageFolder, tuple[str, ...]]
+"""Images of which one is needed: the first that opens."""
 
-_PIXELS, _FILES = "picture cache", "picture cache's files"
+_PIXELS, _FILES = "image cache", "image cache's files"
 _KEY = Column(torch.uint8, (KEY_BYTES,))
 _LOUD = 1_000_000_000
 """Bytes; to write less is not worth a warning."""
@@ -32,29 +32,29 @@ _log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """``mimic_pl/pictures`` in the user's folder of caches: ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimic_pl" / "pictures"
+    """``mimic_pl/images`` in the user's folder of caches: ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimic_pl" / "images"
 
 
-class PictureCache:
-    """Pixels of pictures, as one preprocessing makes them, in two growing stores on disk.
+class ImageCache:
+    """Pixels of images, as one preprocessing makes them, in two growing stores on disk.
 
-    - ``pixels`` holds every picture once, keyed by a hash of its file's content: a data set that is moved or copied
+    - ``pixels`` holds every image once, keyed by a hash of its file's content: a data set that is moved or copied
       takes no more room.
     - ``files`` says which row of ``pixels`` a file is, keyed by its path, its size, and the times of its last changes:
       a file with an entry is not even opened, and one that changed has none, and so never gives old pixels. Files that
-      can not be decoded are in it too, and are tried again when they change.
+      cannot be decoded are in it too, and are tried again when they change.
 
-    Another preprocessing is another folder: its name holds a hash of what becomes of a test picture, so that whatever
-    changes pixels (size, scale of decoding, a decoder's version) can not be mistaken.
+    Another preprocessing is another folder: its name holds a hash of what becomes of a test image, so that whatever
+    changes pixels (size, scale of decoding, a decoder's version) cannot be mistaken.
 
     It is filled before the first epoch (:meth:`fill`) by threads of one process; another one waits and then finds it
-    filled. What a kill leaves is whole, and the next fill goes on from there. A picture that is not in it is decoded as
+    filled. What a kill leaves is whole, and the next fill goes on from there. An image that is not in it is decoded as
     it is without a cache: nothing depends on the filling, which may fail for lack of room.
 
     Args:
-        root: Folder of all picture caches.
-        preprocessor: Resizes pictures.
+        root: Folder of all image caches.
+        preprocessor: Resizes images.
         reduced: JPEGs are decoded at a reduced scale (see :func:`~mimic_pl.data.decoding.decode`).
         share: Largest part of the disk's free space that a fill may take.
     """
@@ -70,7 +70,7 @@ class PictureCache:
         self._loaded: _Loaded | None = None
 
     def find(self, path: Path, max_pixels: int) -> int | str | None:
-        """What is known of a picture's file as it is now.
+        """What is known of an image's file as it is now.
 
         Returns:
             Its row; or how it fails, ``unreadable`` or ``oversized``; or ``None`` if it is not in the cache.
@@ -92,10 +92,10 @@ class PictureCache:
     def fill(self, wanted: Callable[[], Iterable[Chain]]) -> None:
         """Decode what is not there yet, with a progress bar. Failures are left to the loaders, which report them.
 
-        Where there is no room, or the folder can not be written to, it says so and goes on without.
+        Where there is no room, or the folder cannot be written to, it says so and goes on without.
 
         Args:
-            wanted: Gives the pictures that will be needed; it is called more than once.
+            wanted: Gives the images that will be needed; it is called more than once.
 
         Raises:
             StoreError: The cache is damaged.
@@ -118,18 +118,18 @@ class PictureCache:
                     tried |= filling.run(missing)
                     self._loaded = None
         except StoreError as error:
-            _log.warning(f"Pictures that the picture cache does not hold will be decoded in every epoch. {error}")
+            _log.warning(f"Images that the image cache does not hold will be decoded in every epoch. {error}")
 
     def __getstate__(self) -> dict[str, Any]:
         """All but what belongs to this process."""
         return {**self.__dict__, "_loaded": None}
 
     def _missing(self, wanted: Callable[[], Iterable[Chain]], tried: dict[str, bool]) -> dict[str, Wanted]:
-        """By path, what to decode next: of every chain the first picture that is neither there nor known to fail.
+        """By path, what to decode next: of every chain the first image that is neither there nor known to fail.
 
         Args:
             wanted: The chains.
-            tried: By path, pictures that this fill has tried already, and whether they opened.
+            tried: By path, images that this fill has tried already, and whether they opened.
         """
         missing: dict[str, Wanted] = {}
         files = self._load().files
@@ -154,13 +154,13 @@ class PictureCache:
         free = shutil.disk_usage(self.folder).free
         if size > self.share * free:
             raise StoreError(
-                f"{count} pictures would take up to {readable_bytes(size)} in {self.folder}, of {readable_bytes(free)} "
-                "that are free. Choose a folder with more room: --data.picture_cache FOLDER; or none: null."
+                f"{count} images would take up to {readable_bytes(size)} in {self.folder}, of {readable_bytes(free)} "
+                "that are free. Choose a folder with more room: --data.image_cache FOLDER; or none: null."
             )
         _log.log(
             logging.WARNING if size > _LOUD else logging.INFO,
-            f"{count} pictures are decoded once, to {readable_bytes(size)} of pixels in {self.folder}. Another folder: "
-            "--data.picture_cache FOLDER; none: --data.picture_cache null.",
+            f"{count} images are decoded once, to {readable_bytes(size)} of pixels in {self.folder}. Another folder: "
+            "--data.image_cache FOLDER; none: --data.image_cache null.",
         )
 
     def _writer(self, name: str, kind: str, columns: dict[str, Column]) -> StoreWriter:
@@ -169,7 +169,7 @@ class PictureCache:
     def _open(self, name: str, kind: str) -> Store | None:
         if not Store.exists(self.folder / name):
             return None
-        # No checksums: they cost a reading of all pictures, and a damaged byte is one wrong shade.
+        # No checksums: they cost a reading of all images, and a damaged byte is one wrong shade.
         return Store.open(self.folder / name, kind, self._description, check=False)
 
     def _load(self) -> _Loaded:

@@ -1,4 +1,4 @@
-"""Pictures that are none, or lie elsewhere, through the commands that meet them."""
+"""Images that are none, or lie elsewhere, through the commands that meet them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mimic_pl.data.file_keys import digest
-from mimic_pl.data.pictures import PictureError, PictureFolder, open_picture
+from mimic_pl.data.images import ImageError, ImageFolder, open_image
 from mimic_pl.data.reader import read_mentions
 from tests.faults.catalogue import told, told_by_command
 
@@ -21,11 +21,11 @@ def test_the_command_ends_or_goes_on_as_the_policy_says(command, trained, tmp_pa
     for number, damaged in ((3, whole[: len(whole) // 2]), (4, b""), (5, b"<html>404</html>")):
         (root / "mention_images" / f"test{number}.jpg").write_bytes(damaged)
     shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
-    options = ["test", "--data.root", str(root), "--data.picture_cache", "null"]
-    code, _, err = command(*options, "--data.pictures", "error", folder=tmp_path)
+    options = ["test", "--data.root", str(root), "--data.image_cache", "null"]
+    code, _, err = command(*options, "--data.images", "error", folder=tmp_path)
     assert "test3.jpg" in told_by_command("test_the_command_ends_or_goes_on_as_the_policy_says", code, err)
     code, _, err = command(*options, folder=tmp_path)
-    assert code == 0 and "3 pictures could not be used (3 unreadable)" in caplog.text, err
+    assert code == 0 and "3 images could not be used (3 unreadable)" in caplog.text, err
     assert len((tmp_path / "lightning_logs/version_0/predictions.jsonl").read_text().splitlines()) == 9
 
 
@@ -35,20 +35,20 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "folder.jpg", "device.jpg"):
-        with pytest.raises(PictureError, match="is unreadable: a folder or a device"):
-            open_picture(tmp_path / name)
+        with pytest.raises(ImageError, match="is unreadable: a folder or a device"):
+            open_image(tmp_path / name)
         assert digest(tmp_path / name) is None
 
 
 def test_links_are_followed_and_names_do_not_climb_through_them(tmp_path):
-    """Folders of pictures are often links to a larger disk: who makes a link decides, not who writes a name."""
-    outside, inside = tmp_path / "disk" / "pictures", tmp_path / "set" / "mention_images"
+    """Folders of images are often links to a larger disk: who makes a link decides, not who writes a name."""
+    outside, inside = tmp_path / "disk" / "images", tmp_path / "set" / "mention_images"
     outside.mkdir(parents=True)
     inside.parent.mkdir()
     inside.symlink_to(outside)
     Image.new("RGB", (2, 2), "red").save(outside / "x.png")
-    picture, failures = PictureFolder(inside, "error").first_readable(["x.png"])
-    assert picture is not None and not failures
+    image, failures = ImageFolder(inside, "error").first_readable(["x.png"])
+    assert image is not None and not failures
     row = {"id": 1, "mentions": "m", "sentence": "s", "imgPath": "deeper/../../secret.png"}
     (tmp_path / "mentions.json").write_text(json.dumps([row]))
     with told("test_links_are_followed_and_names_do_not_climb_through_them"):

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimic_pl.callbacks.signatures.finding import Finding
+from mimic_pl.callbacks.diagnostics.finding import Finding
 
 START = 5
 """The loss of so many first batches is the start."""

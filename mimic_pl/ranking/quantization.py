@@ -1,4 +1,4 @@
-"""The forms in which an index keeps the numbers of an entity: float32, bfloat16, or 8 bits with a scale per vector."""
+"""The dtypes in which an index keeps the numbers of an entity: float32, bfloat16, or 8 bits with a scale per vector."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-IndexForm = Literal["float32", "bfloat16", "int8"]
+IndexDtype = Literal["float32", "bfloat16", "int8"]
 """How an index keeps floating-point states.
 
 - ``float32``: as they were computed;
@@ -16,7 +16,7 @@ IndexForm = Literal["float32", "bfloat16", "int8"]
   A unit that keeps only a few numbers of an entity (CMFU) keeps these in bfloat16: there is little to save, and its
   scores hang on each of them.
 
-Whatever the form, ranks are exact for the numbers that it keeps.
+Whatever the dtype, ranks are exact for the numbers that it keeps.
 """
 
 FEW = 128
@@ -26,12 +26,12 @@ SCALE = "#scale"
 """Ends the name of the column that holds the scales of another."""
 
 
-def encode(name: str, tensor: Tensor, form: IndexForm) -> dict[str, Tensor]:
-    """Columns that keep a tensor ``[entities, ...]`` of a state in this form; integers stay as they are."""
+def encode(name: str, tensor: Tensor, dtype: IndexDtype) -> dict[str, Tensor]:
+    """Columns that keep a tensor ``[entities, ...]`` of a state in this dtype; integers stay as they are."""
     if not tensor.is_floating_point():
         return {name: tensor}
-    if form != "int8":
-        return {name: tensor.to(getattr(torch, form))}
+    if dtype != "int8":
+        return {name: tensor.to(getattr(torch, dtype))}
     largest = tensor.float().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * 2**8)
     # Rounded up, so that nothing is clipped: bfloat16 has 8 bits, and 2^-8 of the scale costs less than its other half.
     scale = (largest / 127 * (1 + 2**-8)).bfloat16()

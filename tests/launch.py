@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 from mimic_pl.cli import main
 
 FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
-needs_fork = pytest.mark.skipif(FORK is None or sys.platform == "win32", reason="this system can not fork")
+needs_fork = pytest.mark.skipif(FORK is None or sys.platform == "win32", reason="this system cannot fork")
 
 PATIENCE = 150
 """Seconds after which a command hangs, on a machine that has other things to do as well."""

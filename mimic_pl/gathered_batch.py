@@ -8,12 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.features import Features
-from mimic_pl.processes import Processes
 from mimic_pl.units import States, flat, nested
 
 
-class SharedBatch:
+class GatheredBatch:
     """What the processes of a training step hold, each a part of one batch.
 
     A process scores its own mentions against the entities of all. Columns stand in an order of its own: its mentions'
@@ -32,17 +32,17 @@ class SharedBatch:
 
     def __init__(
         self,
-        processes: Processes,
+        processes: ProcessGroup,
         mentions: int,
         entities: int,
         device: torch.device,
         global_negatives: bool = True,
     ) -> None:
         self.processes = processes
-        self.exchanges = global_negatives and processes.count > 1
+        self.exchanges = global_negatives and processes.world_size > 1
         self.mentions, self.entities = map(list, zip(*processes.sizes(mentions, entities, device=device), strict=True))
         self.device = device
-        self._first = [processes.rank, *(rank for rank in range(processes.count) if rank != processes.rank)]
+        self._first = [processes.rank, *(rank for rank in range(processes.world_size) if rank != processes.rank)]
 
     @property
     def share(self) -> float:
@@ -52,7 +52,7 @@ class SharedBatch:
         mentions.
         """
         own = self.mentions[self.processes.rank]
-        return own * self.processes.count / sum(self.mentions)
+        return own * self.processes.world_size / sum(self.mentions)
 
     @property
     def share_of_all(self) -> float:

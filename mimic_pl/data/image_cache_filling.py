@@ -1,4 +1,4 @@
-"""Fills a picture cache: threads decode, one process writes."""
+"""Fills an image cache: threads decode, one process writes."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.decoding import decode
 from mimic_pl.data.file_keys import KEY_BYTES, KeyTable, digest, is_settled, signature
-from mimic_pl.data.pictures import PictureError
+from mimic_pl.data.images import ImageError
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.store import Store, StoreWriter, readable_bytes
 
 FAILURES = {-1: "unreadable", -2: "oversized"}
-"""How a picture fails, by the number that stands in place of its row."""
+"""How an image fails, by the number that stands in place of its row."""
 
 _ENTRIES = 4096
 """Files whose entries are written at once. Of those that a kill loses the pixels are there; they are hashed again."""
@@ -29,7 +29,7 @@ _CODES = {failure: code for code, failure in FAILURES.items()}
 
 
 class Wanted(NamedTuple):
-    """A picture to be cached: its file, and the most pixels that it may have."""
+    """An image to be cached: its file, and the most pixels that it may have."""
 
     path: Path
     max_pixels: int
@@ -39,7 +39,7 @@ class _Seen(NamedTuple):
     """What a thread found: key of the file, hash of its content, and its pixels or its failure.
 
     Neither pixels nor failure: pixels of this content are there. No key: the file may be changing, and no
-    entry is made. No hash: it can not be read, and nothing is known.
+    entry is made. No hash: it cannot be read, and nothing is known.
     """
 
     wanted: Wanted
@@ -50,11 +50,11 @@ class _Seen(NamedTuple):
 
 
 class Filling:
-    """Adds pictures to the two stores of a picture cache (see :class:`~mimic_pl.data.picture_cache.PictureCache`).
+    """Adds images to the two stores of an image cache (see :class:`~mimic_pl.data.image_cache.ImageCache`).
 
     Args:
         pixels: Writes rows of ``pixels``, ``digest`` (hash of the file's content) and ``bound`` (a ``max_pixels`` that
-            the picture does not exceed).
+            the image does not exceed).
         files: Writes ``signature`` and ``row``.
         there: The rows that are there already.
         preprocessor: Resizes.
@@ -77,7 +77,7 @@ class Filling:
         self._entries: list[tuple[bytes, int]] = []
 
     def run(self, wanted: dict[str, Wanted]) -> dict[str, bool]:
-        """Decode and write these pictures, by path.
+        """Decode and write these images, by path.
 
         Returns:
             By path, whether they opened.
@@ -86,11 +86,11 @@ class Filling:
             StoreError: There is no room.
         """
         opened = {}
-        title = f"Caching pictures ({readable_bytes(self.pixels.bytes_for(len(wanted)))})"
+        title = f"Caching images ({readable_bytes(self.pixels.bytes_for(len(wanted)))})"
         # Pillow decodes outside of the interpreter's lock, so threads share the work.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             seen = self._seen(pool, wanted.values())
-            for one in tqdm(seen, desc=title, total=len(wanted), unit="picture", leave=False, delay=1):
+            for one in tqdm(seen, desc=title, total=len(wanted), unit="image", leave=False, delay=1):
                 opened[str(one.wanted.path)] = one.digest is not None and one.failure is None
                 self._enter(one)
         self._flush()
@@ -108,7 +108,7 @@ class Filling:
             yield running.popleft().result()
 
     def _look(self, wanted: Wanted) -> _Seen:
-        """Hash and decode a picture, in a thread."""
+        """Hash and decode an image, in a thread."""
         path = wanted.path
         before = signature(path, wanted.max_pixels)
         content = digest(path)
@@ -119,7 +119,7 @@ class Filling:
         if row is None or bound > wanted.max_pixels:
             try:
                 pixels = decode(path, self.preprocessor, wanted.max_pixels, self.reduced)
-            except PictureError as error:
+            except ImageError as error:
                 if error.kind not in _CODES:
                     return _Seen(wanted)
                 failure = error.kind
@@ -128,7 +128,7 @@ class Filling:
         return _Seen(wanted, before if is_settled(path) else None, content, pixels, failure)
 
     def _known(self, content: bytes) -> tuple[int | None, int]:
-        """Row and bound of a picture with this content."""
+        """Row and bound of an image with this content."""
         if content in self._new:
             return self._new[content]
         row = self._there.get(content)

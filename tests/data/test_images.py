@@ -1,4 +1,4 @@
-"""Pictures of every kind become the RGB that a person sees, and the others have a name for what is wrong."""
+"""Images of every kind become the RGB that a person sees, and the others have a name for what is wrong."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimic_pl.data.pictures import PictureError, PictureFolder, open_picture
+from mimic_pl.data.images import ImageError, ImageFolder, open_image
 from mimic_pl.data.scan import failures, scan
 from mimic_pl.errors import ConfigError, DataError
 
 
 def pixel(path, at=(0, 0)):
-    picture = open_picture(path)
-    assert picture.mode == "RGB"
-    return picture.getpixel(at)
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return image.getpixel(at)
 
 
-def test_exif_turns_the_picture(tmp_path):
-    picture = Image.new("RGB", (4, 2), "white")
-    picture.putpixel((0, 0), (255, 0, 0))
+def test_exif_turns_the_image(tmp_path):
+    image = Image.new("RGB", (4, 2), "white")
+    image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
-    picture.save(tmp_path / "x.png", exif=exif)
-    assert open_picture(tmp_path / "x.png").size == (2, 4)
+    image.save(tmp_path / "x.png", exif=exif)
+    assert open_image(tmp_path / "x.png").size == (2, 4)
     assert pixel(tmp_path / "x.png", (1, 0)) == (255, 0, 0)
 
 
@@ -50,10 +50,10 @@ def test_alpha_lies_on_white(tmp_path, mode, colour, seen):
 
 
 def test_palette_with_transparency(tmp_path):
-    picture = Image.new("P", (2, 1))
-    picture.putpalette([255, 0, 0, 0, 0, 255])
-    picture.putpixel((1, 0), 1)
-    picture.save(tmp_path / "x.png", transparency=0)
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putpixel((1, 0), 1)
+    image.save(tmp_path / "x.png", transparency=0)
     assert pixel(tmp_path / "x.png") == (255, 255, 255)
     assert pixel(tmp_path / "x.png", (1, 0)) == (0, 0, 255)
 
@@ -76,10 +76,10 @@ def test_failures_by_kind(tmp_path):
     (tmp_path / "empty.jpg").write_bytes(b"")
     (tmp_path / "text.jpg").write_bytes(b"<html>404</html>")
     Image.new("1", (200, 200)).save(tmp_path / "large.png")
-    folder = PictureFolder(tmp_path, "error", max_pixels=200 * 200 - 1)
+    folder = ImageFolder(tmp_path, "error", max_pixels=200 * 200 - 1)
     names = ["whole.jpg", "cut.jpg", "empty.jpg", "text.jpg", "large.png", "none.jpg", "x" * 300, "none.jpg"]
     seen = scan(folder, names, "test")
-    assert [picture.failure for picture in seen.values()] == [
+    assert [image.failure for image in seen.values()] == [
         None,
         *("unreadable", "unreadable", "unreadable", "oversized", "missing"),
         "unreadable",  # no file can have so long a name
@@ -90,8 +90,8 @@ def test_failures_by_kind(tmp_path):
 
 def test_a_bomb_is_not_decoded(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "x.png")  # 50 kB on disk, 1.2 GB as RGB
-    with pytest.raises(PictureError, match="oversized"):
-        open_picture(tmp_path / "x.png")
+    with pytest.raises(ImageError, match="oversized"):
+        open_image(tmp_path / "x.png")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own words on damaged TIFF files
@@ -106,28 +106,28 @@ def test_damaged_bytes_are_unreadable_and_nothing_else(tmp_path):
             damaged[rng.integers(len(whole), size=8)] = rng.integers(256, size=8)
             path.write_bytes(damaged.tobytes())
             try:
-                assert open_picture(path).mode == "RGB"
-            except PictureError as error:
+                assert open_image(path).mode == "RGB"
+            except ImageError as error:
                 assert error.kind in ("unreadable", "oversized")
 
 
-def test_the_next_readable_picture_stands_in(tmp_path):
+def test_the_next_readable_image_stands_in(tmp_path):
     Image.new("RGB", (2, 2), "red").save(tmp_path / "good.png")
-    picture, failed = PictureFolder(tmp_path, "blank").first_readable(["none.png", "good.png", "never.png"])
-    assert picture is not None and picture.getpixel((0, 0)) == (255, 0, 0)
+    image, failed = ImageFolder(tmp_path, "blank").first_readable(["none.png", "good.png", "never.png"])
+    assert image is not None and image.getpixel((0, 0)) == (255, 0, 0)
     assert failed == [(str(tmp_path / "none.png"), "missing")]
     with pytest.raises(DataError, match="none.png is missing"):
-        PictureFolder(tmp_path, "error").first_readable(["none.png", "good.png"])
+        ImageFolder(tmp_path, "error").first_readable(["none.png", "good.png"])
 
 
-def test_mention_pictures_are_found_as_jpg(tmp_path):
+def test_mention_images_are_found_as_jpg(tmp_path):
     for name in ("a.jpg", "b.png", "b.jpg"):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
-    folder = PictureFolder(tmp_path, "blank", renamed=True)
+    folder = ImageFolder(tmp_path, "blank", renamed=True)
     assert folder.path("http://site/a.svg.png").name == "a.jpg"
     assert folder.path("b.png").name == "b.png"  # the name as it is comes first
 
 
 def test_unknown_policy(tmp_path):
     with pytest.raises(ConfigError, match="blank, drop, error"):
-        PictureFolder(tmp_path, "ignore")  # type: ignore[arg-type]
+        ImageFolder(tmp_path, "ignore")  # type: ignore[arg-type]

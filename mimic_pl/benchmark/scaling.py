@@ -17,8 +17,8 @@ from mimic_pl.benchmark.problem import DIMS, MENTIONS_AT_ONCE, random_problem, r
 from mimic_pl.benchmark.report import Row, timed
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Timing
-from mimic_pl.processes import Processes
-from mimic_pl.ranking import MemoryIndex, Ranker, Share
+from mimic_pl.distributed import ProcessGroup
+from mimic_pl.ranking import MemoryIndex, Ranker, Shard
 from mimic_pl.units import Matcher, published_units
 
 _PROCESSES = 2
@@ -28,7 +28,7 @@ Times = dict[str, list[float]]
 
 
 def processes(settings: Settings) -> Row:
-    """Each process has one thread, on a CPU; what the first does alone, and what both share, are measured in turn."""
+    """Each process has one thread, on a CPU; what the first does alone, and what both shard, are measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
         method = fresh_processes().get_start_method()
         start_processes(_measure, (folder, settings), _PROCESSES, start_method=method)  # type: ignore[no-untyped-call]
@@ -71,13 +71,13 @@ def _measure(rank: int, folder: str, settings: Settings) -> None:
 
 
 def _encoding(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], None]]:
-    """How many entities, and how one process encodes all of them and each of several its share."""
+    """How many entities, and how one process encodes all of them and each of several its shard."""
     encoder = build_encoder(settings.encoder, settings.seed).eval()
     matcher = Matcher(DIMS, published_units()).eval()
     generator = torch.Generator().manual_seed(settings.seed)
     count = settings.size(16, 2)
     batches = [random_inputs(encoder, _BATCH, generator, "cpu") for _ in range(count)]
-    rank = Processes().rank
+    rank = ProcessGroup().rank
 
     def encode(part: slice) -> None:
         with torch.no_grad():
@@ -89,14 +89,14 @@ def _encoding(settings: Settings) -> tuple[int, Callable[[], None], Callable[[],
 
 def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], None]]:
     """How many pairs, and how one process ranks all mentions and each of several its share of them."""
-    together = Processes()
+    together = ProcessGroup()
     entities, mentions = _sizes(settings)
     problem = random_problem(mentions, entities, min(entities, 1000), settings.seed, "cpu")
     # Held in turn: of a stretch, one process would hold the golds of all mentions, which lie at the beginning.
-    held = torch.arange(together.rank, entities, together.count)
-    part = MemoryIndex(entities, share=Share(held, entities, together))
+    held = torch.arange(together.rank, entities, together.world_size)
+    part = MemoryIndex(entities, shard=Shard(held, entities, together))
     part.append({unit: dict(state) for unit, state in problem.index.select(held).states.items()})
-    own = slice(mentions * together.rank // together.count, mentions * (together.rank + 1) // together.count)
+    own = slice(mentions * together.rank // together.world_size, mentions * (together.rank + 1) // together.world_size)
     ranker, size = Ranker(), MENTIONS_AT_ONCE
 
     def alone() -> None:
@@ -106,8 +106,8 @@ def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], 
 
     def shared() -> None:
         # As many mentions at once as the one process has.
-        for start in range(own.start, own.stop, size // together.count):
-            block = slice(start, min(start + size // together.count, own.stop))
+        for start in range(own.start, own.stop, size // together.world_size):
+            block = slice(start, min(start + size // together.world_size, own.stop))
             ranker(problem.matcher, rows(problem.states, block), problem.gold[block], part)
 
     return mentions * entities, alone, shared

@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mimic_pl.benchmark.drawing import draw_pictures
+from mimic_pl.benchmark.drawing import draw_images
 from mimic_pl.benchmark.encoders import build_encoder
 from mimic_pl.benchmark.report import Line, Row, timed
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
-from mimic_pl.data.picture_cache import PictureCache
-from mimic_pl.data.pictures import PictureFolder
+from mimic_pl.data.image_cache import ImageCache
+from mimic_pl.data.images import ImageFolder
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.encoders.preprocessor import Preprocessor
 
@@ -28,28 +28,28 @@ SIZES = ((500, 400), (1500, 1200))
 _BATCH = 64
 
 
-def pictures(settings: Settings) -> Row:
-    """Pictures of two sizes, one by one and in batches."""
+def images(settings: Settings) -> Row:
+    """Images of two sizes, one by one and in batches."""
     lines: list[Line] = []
     differences: dict[str, Any] = {}
     number = settings.size(64, 8)
     preprocessor = build_encoder("small", settings.seed).preprocessor
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
-            names = draw_pictures(Path(folder) / "pictures", number, size, settings.seed)
+            names = draw_images(Path(folder) / "images", number, size, settings.seed)
             lines_of_size, difference = _measured(Path(folder), names, preprocessor, settings, f"{size[0]}x{size[1]}")
             lines += lines_of_size
-            differences[f"largest difference of a normalised {size[0]}x{size[1]} picture"] = difference
+            differences[f"largest difference of a normalised {size[0]}x{size[1]} image"] = difference
     return {
-        "title": "Picture pipeline: a JPEG to a normalised 224 x 224 float32 tensor",
-        "setting": {"pictures": number, "batch": min(_BATCH, number), "rounds": settings.turns},
+        "title": "Image pipeline: a JPEG to a normalised 224 x 224 float32 tensor",
+        "setting": {"images": number, "batch": min(_BATCH, number), "rounds": settings.turns},
         "lines": lines,
         "checks": differences,
     }
 
 
 def transformers_processor(preprocessor: Preprocessor) -> Callable[[Path], Tensor]:
-    """Opens a picture with Pillow and hands it to transformers' processor, set to the published preprocessing."""
+    """Opens an image with Pillow and hands it to transformers' processor, set to the published preprocessing."""
     from transformers.models.clip import CLIPImageProcessorPil
 
     side = preprocessor.image_size
@@ -63,8 +63,8 @@ def transformers_processor(preprocessor: Preprocessor) -> Callable[[Path], Tenso
     )
 
     def process(path: Path) -> Tensor:
-        with Image.open(path) as picture:
-            return processor(picture.convert("RGB"), return_tensors="pt")["pixel_values"][0]
+        with Image.open(path) as image:
+            return processor(image.convert("RGB"), return_tensors="pt")["pixel_values"][0]
 
     return process
 
@@ -72,12 +72,12 @@ def transformers_processor(preprocessor: Preprocessor) -> Callable[[Path], Tenso
 def _measured(
     root: Path, names: list[str], preprocessor: Preprocessor, settings: Settings, size: str
 ) -> tuple[list[Line], float]:
-    folder = PictureFolder(root / "pictures", "error")
+    folder = ImageFolder(root / "images", "error")
     process = transformers_processor(preprocessor)
     paths = [folder.path(name) for name in names]
 
-    def filled(place: Path) -> PictureCache:
-        cache = PictureCache(place, preprocessor)
+    def filled(place: Path) -> ImageCache:
+        cache = ImageCache(place, preprocessor)
         cache.fill(lambda: [(folder, (name,)) for name in names])
         return cache
 
@@ -104,7 +104,7 @@ def _measured(
     }
     times = in_turn(works, settings.turns, settings.device)
     lines = [
-        timed(f"{size}: {what}", times[what], PROCESSOR, times[PROCESSOR], "picture")
+        timed(f"{size}: {what}", times[what], PROCESSOR, times[PROCESSOR], "image")
         for what in works
         if what != PROCESSOR
     ]

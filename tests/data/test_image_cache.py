@@ -18,24 +18,24 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mimic_pl.data import MELDataModule, picture_filling
+from mimic_pl.data import MELDataModule, image_cache_filling
 from mimic_pl.data.decoding import decode
-from mimic_pl.data.picture_cache import PictureCache
-from mimic_pl.data.pictures import MAX_PIXELS, PictureFolder
+from mimic_pl.data.image_cache import ImageCache
+from mimic_pl.data.images import MAX_PIXELS, ImageFolder
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
 from mimic_pl.store import Store
 from tests.data.conftest import Folder, WordPreprocessor
-from tests.processes import FORK, needs_fork
+from tests.launch import FORK, needs_fork
 
 
 class Square(WordPreprocessor):
-    """Pictures squeezed to 8 x 8."""
+    """Images squeezed to 8 x 8."""
 
     image_size = 8
 
-    def pixels(self, picture):
-        square = picture.resize((8, 8), Image.Resampling.LANCZOS)
+    def pixels(self, image):
+        square = image.resize((8, 8), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
@@ -50,36 +50,36 @@ def draw(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str 
     return path
 
 
-def pictures(folder: Path, count: int) -> list[str]:
+def images(folder: Path, count: int) -> list[str]:
     folder.mkdir(exist_ok=True)
     names = [draw(folder / f"{seed}.jpg", seed).name for seed in range(count)]
     settle()
     return names
 
 
-def filled(root: Path, folder: Path, names: list[str], reduced: bool = False, **options) -> PictureCache:
-    cache = PictureCache(root, Square(), reduced, **options)
-    cache.fill(lambda: [(PictureFolder(folder, "blank"), (name,)) for name in names])
+def filled(root: Path, folder: Path, names: list[str], reduced: bool = False, **options) -> ImageCache:
+    cache = ImageCache(root, Square(), reduced, **options)
+    cache.fill(lambda: [(ImageFolder(folder, "blank"), (name,)) for name in names])
     return cache
 
 
-def row_of(cache: PictureCache, path: Path) -> int:
+def row_of(cache: ImageCache, path: Path) -> int:
     row = cache.find(path, MAX_PIXELS)
     assert isinstance(row, int)
     return row
 
 
-def rows(cache: PictureCache) -> int:
-    return len(Store.open(cache.folder / "pixels", "picture cache"))
+def rows(cache: ImageCache) -> int:
+    return len(Store.open(cache.folder / "pixels", "image cache"))
 
 
-def check(cache: PictureCache, paths: list[Path]) -> None:
+def check(cache: ImageCache, paths: list[Path]) -> None:
     """All of these are in the cache, with their pixels."""
     found = cache.pixels(torch.tensor([cache.find(path, MAX_PIXELS) for path in paths]))
     assert torch.equal(found, torch.stack([decode(path, Square()) for path in paths]))
 
 
-def test_pixels_of_every_kind_of_picture(tmp_path):
+def test_pixels_of_every_kind_of_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
     draw(tmp_path / "plain.jpg")
@@ -98,7 +98,7 @@ def test_pixels_of_every_kind_of_picture(tmp_path):
 
 def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     def batches(**options):
-        module = folder.module(picture_cache=str(tmp_path / "cache"), **options)
+        module = folder.module(image_cache=str(tmp_path / "cache"), **options)
         module.setup("fit")
         module.setup("test")
         loaders = [module.train_dataloader(), module.test_dataloader(), module.entity_dataloader()]
@@ -117,7 +117,7 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
 
 
 def assert_same(first, second):
-    """Batches are equal to the bit, and failed for the same pictures."""
+    """Batches are equal to the bit, and failed for the same images."""
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         assert one.keys() == other.keys() and one["failures"] == other["failures"]
@@ -127,39 +127,39 @@ def assert_same(first, second):
         assert all(torch.equal(one[name], other[name]) for name in {"gold", "index"} & one.keys())
 
 
-def test_a_picture_that_changed(tmp_path):
+def test_an_image_that_changed(tmp_path):
     """Even one of the same size whose time was set back."""
-    names = pictures(tmp_path / "pictures", 3)
-    path = tmp_path / "pictures" / names[1]
+    names = images(tmp_path / "images", 3)
+    path = tmp_path / "images" / names[1]
     Image.new("RGB", (8, 8), "red").save(path.with_suffix(".bmp"))
     path.with_suffix(".bmp").replace(path)
     settle()
-    cache = filled(tmp_path / "cache", tmp_path / "pictures", names)
+    cache = filled(tmp_path / "cache", tmp_path / "images", names)
     status, row = path.stat(), row_of(cache, path)
     content = path.read_bytes()
     path.write_bytes(content[:-192] + bytes(192))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
     assert cache.find(path, MAX_PIXELS) is None
-    source = PixelSource(PictureFolder(tmp_path / "pictures", "blank"), Square(), cache=cache)
-    pixels, has_picture, _ = source.batch([(names[0],), (names[1],), ()])
-    assert has_picture.tolist() == [True, True, False]
+    source = PixelSource(ImageFolder(tmp_path / "images", "blank"), Square(), cache=cache)
+    pixels, has_image, _ = source.batch([(names[0],), (names[1],), ()])
+    assert has_image.tolist() == [True, True, False]
     assert not pixels[1:].any() and pixels[0].any()  # black now
     settle()
-    again = filled(tmp_path / "cache", tmp_path / "pictures", names)
+    again = filled(tmp_path / "cache", tmp_path / "images", names)
     assert row_of(again, path) != row
-    check(again, [tmp_path / "pictures" / name for name in names])
+    check(again, [tmp_path / "images" / name for name in names])
 
 
 def test_content_is_kept_once(tmp_path):
-    names = pictures(tmp_path / "pictures", 4)
-    shutil.copytree(tmp_path / "pictures", tmp_path / "moved")
-    shutil.copy(tmp_path / "pictures" / names[0], tmp_path / "pictures" / "twin.jpg")
+    names = images(tmp_path / "images", 4)
+    shutil.copytree(tmp_path / "images", tmp_path / "moved")
+    shutil.copy(tmp_path / "images" / names[0], tmp_path / "images" / "twin.jpg")
     settle()
-    filled(tmp_path / "cache", tmp_path / "pictures", [*names, "twin.jpg"])
+    filled(tmp_path / "cache", tmp_path / "images", [*names, "twin.jpg"])
     cache = filled(tmp_path / "cache", tmp_path / "moved", names)
     assert rows(cache) == 4
-    check(cache, [tmp_path / folder / name for folder in ("pictures", "moved") for name in names])
+    check(cache, [tmp_path / folder / name for folder in ("images", "moved") for name in names])
 
 
 def test_a_file_that_may_be_changing_is_not_remembered(tmp_path):
@@ -182,24 +182,24 @@ def test_reduced_decoding_is_kept_apart(tmp_path):
     assert torch.equal(pixels[0], decode(large, Square()))
     assert torch.equal(pixels[2], decode(large, Square(), reduced=True))
     assert not torch.equal(pixels[0], pixels[2]) and torch.equal(pixels[1], pixels[3])
-    assert (pixels[0].float() - pixels[2].float()).abs().mean() < 20  # the same picture all the same
+    assert (pixels[0].float() - pixels[2].float()).abs().mean() < 20  # the same image all the same
 
 
 def test_the_key_knows_what_changes_pixels(tmp_path):
     class Mirrored(Square):
-        def pixels(self, picture):
-            return super().pixels(picture).flip(-1)
+        def pixels(self, image):
+            return super().pixels(image).flip(-1)
 
-    assert PictureCache(tmp_path, Mirrored()).folder != PictureCache(tmp_path, Square()).folder
-    assert PictureCache(tmp_path, Square()).folder == PictureCache(tmp_path, Square()).folder
+    assert ImageCache(tmp_path, Mirrored()).folder != ImageCache(tmp_path, Square()).folder
+    assert ImageCache(tmp_path, Square()).folder == ImageCache(tmp_path, Square()).folder
 
 
 def test_the_largest_size_is_asked_for_each_time(tmp_path):
     path = draw(tmp_path / "x.png", size=(40, 30))
     settle()
     for bound, found in ((1200, 0), (1199, "oversized"), (10**6, 0)):
-        cache = PictureCache(tmp_path / "cache", Square())
-        cache.fill(lambda bound=bound: [(PictureFolder(tmp_path, "blank", bound), ("x.png",))])
+        cache = ImageCache(tmp_path / "cache", Square())
+        cache.fill(lambda bound=bound: [(ImageFolder(tmp_path, "blank", bound), ("x.png",))])
         assert cache.find(path, bound) == found
     assert rows(cache) == 1
 
@@ -212,46 +212,46 @@ def fill_slowly(root: Path, folder: Path, names: list[str], begin) -> None:
 
 @needs_fork
 def test_two_processes_at_once(tmp_path):
-    names = pictures(tmp_path / "pictures", 90)
+    names = images(tmp_path / "images", 90)
     begin = FORK.Barrier(2)
-    arguments = [(tmp_path / "cache", tmp_path / "pictures", own, begin) for own in (names[:60], names[30:])]
+    arguments = [(tmp_path / "cache", tmp_path / "images", own, begin) for own in (names[:60], names[30:])]
     processes = [FORK.Process(target=fill_slowly, args=own) for own in arguments]
     for process in processes:
         process.start()
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    cache = PictureCache(tmp_path / "cache", Square())
+    cache = ImageCache(tmp_path / "cache", Square())
     assert rows(cache) == 90
-    check(cache, [tmp_path / "pictures" / name for name in names])
+    check(cache, [tmp_path / "images" / name for name in names])
 
 
 def fill_until_stopped(root: Path, folder: Path, names: list[str], permits) -> None:
-    """Fill, but stand still when the permits are used up, one a picture."""
+    """Fill, but stand still when the permits are used up, one an image."""
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, and a kill would leave it locked
-    really_decode = picture_filling.decode
+    really_decode = image_cache_filling.decode
 
     def decode_with_permit(*arguments):
         permits.acquire()
         return really_decode(*arguments)
 
-    picture_filling.decode = decode_with_permit  # in this process only
+    image_cache_filling.decode = decode_with_permit  # in this process only
     filled(root, folder, names)
 
 
 @needs_fork
 def test_killed_while_filling(tmp_path, monkeypatch):
     monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 8)
-    monkeypatch.setattr("mimic_pl.data.picture_filling._ENTRIES", 20)
-    names = pictures(tmp_path / "pictures", 120)
+    monkeypatch.setattr("mimic_pl.data.image_cache_filling._ENTRIES", 20)
+    names = images(tmp_path / "images", 120)
     rng = random.Random(0)
     left = []
     for trial in range(6):
         root = tmp_path / str(trial)
-        cache = PictureCache(root, Square())
+        cache = ImageCache(root, Square())
         permits = FORK.Semaphore(rng.randrange(40, 110))
-        process = FORK.Process(target=fill_until_stopped, args=(root, tmp_path / "pictures", names, permits))
+        process = FORK.Process(target=fill_until_stopped, args=(root, tmp_path / "images", names, permits))
         process.start()
         if trial % 2:  # at any moment, which may be before the first row
             time.sleep(rng.uniform(0, 0.3))
@@ -262,21 +262,19 @@ def test_killed_while_filling(tmp_path, monkeypatch):
                 time.sleep(0.002)
         process.kill()
         process.join()
-        source = PixelSource(
-            PictureFolder(tmp_path / "pictures", "error"), Square(), cache=PictureCache(root, Square())
-        )
-        expected = torch.stack([decode(tmp_path / "pictures" / name, Square()) for name in names])
+        source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=ImageCache(root, Square()))
+        expected = torch.stack([decode(tmp_path / "images" / name, Square()) for name in names])
         assert torch.equal(source.batch([(name,) for name in names]).pixels, expected)
         left.append(rows(cache) if Store.exists(cache.folder / "pixels") else 0)
-        cache = filled(root, tmp_path / "pictures", names)
+        cache = filled(root, tmp_path / "images", names)
         assert rows(cache) == 120
-        check(cache, [tmp_path / "pictures" / name for name in names])
+        check(cache, [tmp_path / "images" / name for name in names])
     assert all(0 < count < 120 for count in left[::2]), left
 
 
 def bend(folder: Folder) -> None:
-    """One picture of each kind of failure: of mentions, and of entities that have others and that have not."""
-    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no picture")
+    """One image of each kind of failure: of mentions, and of entities that have others and that have not."""
+    (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
     (folder.root / "mention_images" / "dev1.jpg").unlink()
     (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
     (folder.root / "kb_image" / "Q4_0.png").unlink()
@@ -289,19 +287,19 @@ def test_policies_and_reports(folder, tmp_path, caplog, policy):
     settle()
     seen, said = [], []
     for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
-        module = folder.module(pictures=policy, picture_cache=cache, max_pixels=2000, entity_batch_size=6)
+        module = folder.module(images=policy, image_cache=cache, max_pixels=2000, entity_batch_size=6)
         caplog.clear()
         module.setup("fit")
         seen.append([*module.train_dataloader(), *module.val_dataloader(), *module.entity_dataloader()])
         assert any(batch["failures"] for batch in seen[-1])
         for batch in seen[-1]:
-            module.picture_report.add(batch["failures"])
+            module.image_report.add(batch["failures"])
         module.teardown("fit")
         said.append([record.message for record in caplog.records])
     assert_same(seen[0], seen[1])
     assert_same(seen[0], seen[2])
     assert said[0] == said[1] == said[2]
-    assert "5 pictures could not be used (2 missing, 1 oversized, 2 unreadable)" in said[0][-1]
+    assert "5 images could not be used (2 missing, 1 oversized, 2 unreadable)" in said[0][-1]
 
 
 def test_the_policy_error(folder, tmp_path):
@@ -309,7 +307,7 @@ def test_the_policy_error(folder, tmp_path):
     settle()
     errors = []
     for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
-        module = folder.module(pictures="error", picture_cache=cache, max_pixels=2000)
+        module = folder.module(images="error", image_cache=cache, max_pixels=2000)
         module.setup("test")  # only what is used can fail
         list(module.test_dataloader())
         with pytest.raises(DataError) as raised:
@@ -318,16 +316,16 @@ def test_the_policy_error(folder, tmp_path):
     assert errors[0] == errors[1] == errors[2] and "Q2_0.png is unreadable" in errors[0]
 
 
-def test_a_mended_picture_is_tried_again(folder, tmp_path):
+def test_a_mended_image_is_tried_again(folder, tmp_path):
     bend(folder)
     settle()
-    options = {"picture_cache": str(tmp_path / "cache"), "entity_batch_size": 6}
-    for colour in ((80, 100, 7), (9, 9, 9)):  # the second picture of Q2 stands in for the first, until that is mended
+    options = {"image_cache": str(tmp_path / "cache"), "entity_batch_size": 6}
+    for colour in ((80, 100, 7), (9, 9, 9)):  # the second image of Q2 stands in for the first, until that is mended
         module = folder.module(**options)
         module.setup("test")
         (batch,) = module.entity_dataloader()
         assert tuple(batch["entities"]["pixels"][2, :, 1, 1].tolist()) == colour
-        folder.picture("kb_image/Q2_0.png", (9, 9, 9))
+        folder.image("kb_image/Q2_0.png", (9, 9, 9))
         (changed,) = module.entity_dataloader()
         assert tuple(changed["entities"]["pixels"][2, :, 1, 1].tolist()) == (9, 9, 9)
 
@@ -335,7 +333,7 @@ def test_a_mended_picture_is_tried_again(folder, tmp_path):
 def test_stand_ins_are_cached_too(folder, tmp_path):
     bend(folder)
     settle()
-    module = folder.module(picture_cache=str(tmp_path / "cache"))
+    module = folder.module(image_cache=str(tmp_path / "cache"))
     module.setup("test")
     assert isinstance(module._cache.find(folder.root / "kb_image" / "Q2_1.png", module.max_pixels), int)
     assert module._cache.find(folder.root / "kb_image" / "Q2_0.png", module.max_pixels) == "unreadable"
@@ -366,7 +364,7 @@ def test_the_trainer_sees_the_same_bits(folder, tmp_path):
     for cache in (None, str(tmp_path / "cache")):
         for workers in (0, 2):
             model = Seen()
-            module = MELDataModule(str(folder.root), name="Set", batch_size=4, num_workers=workers, picture_cache=cache)
+            module = MELDataModule(str(folder.root), name="Set", batch_size=4, num_workers=workers, image_cache=cache)
             Trainer(max_epochs=2, **quiet, enable_model_summary=False).fit(model, module)
             assert len(model.batches) == 6
             seen.append([{**batch, "failures": None} for batch in model.batches])
@@ -375,45 +373,45 @@ def test_the_trainer_sees_the_same_bits(folder, tmp_path):
 
 
 def test_the_size_is_announced(tmp_path, caplog):
-    names = pictures(tmp_path / "pictures", 3)
+    names = images(tmp_path / "images", 3)
     with caplog.at_level(logging.INFO):
-        cache = filled(tmp_path / "cache", tmp_path / "pictures", names)
-        filled(tmp_path / "cache", tmp_path / "pictures", names)
+        cache = filled(tmp_path / "cache", tmp_path / "images", names)
+        filled(tmp_path / "cache", tmp_path / "images", names)
     (record,) = (record for record in caplog.records if "decoded once" in record.message)
-    assert f"of pixels in {cache.folder}" in record.message and "--data.picture_cache null" in record.message
-    told = float(re.search(r"3 pictures are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
+    assert f"of pixels in {cache.folder}" in record.message and "--data.image_cache null" in record.message
+    told = float(re.search(r"3 images are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
     written = sum(path.stat().st_size for path in (cache.folder / "pixels").glob("*.safetensors"))
     assert 3 * 8 * 8 * 3 < written <= told
 
 
 def test_no_room_and_no_folder(tmp_path, caplog):
-    names = pictures(tmp_path / "pictures", 2)
-    cramped = filled(tmp_path / "cache", tmp_path / "pictures", names, share=0.0)
+    names = images(tmp_path / "images", 2)
+    cramped = filled(tmp_path / "cache", tmp_path / "images", names, share=0.0)
     (tmp_path / "file").write_text("")
-    nowhere = filled(tmp_path / "file" / "cache", tmp_path / "pictures", names)
+    nowhere = filled(tmp_path / "file" / "cache", tmp_path / "images", names)
     first, second = (record.message for record in caplog.records)
     assert "decoded in every epoch" in first and "Choose a folder with more room" in first
-    assert "decoded in every epoch" in second and "can not be written" in second
+    assert "decoded in every epoch" in second and "cannot be written" in second
     for cache in (cramped, nowhere):
-        source = PixelSource(PictureFolder(tmp_path / "pictures", "error"), Square(), cache=cache)
+        source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=cache)
         pixels = source.batch([(name,) for name in names]).pixels
-        assert torch.equal(pixels, torch.stack([decode(tmp_path / "pictures" / name, Square()) for name in names]))
+        assert torch.equal(pixels, torch.stack([decode(tmp_path / "images" / name, Square()) for name in names]))
 
 
 def test_a_damaged_cache_is_told(tmp_path):
-    names = pictures(tmp_path / "pictures", 2)
-    cache = filled(tmp_path / "cache", tmp_path / "pictures", names)
+    names = images(tmp_path / "images", 2)
+    cache = filled(tmp_path / "cache", tmp_path / "images", names)
     shard = next((cache.folder / "pixels").glob("*.safetensors"))
     shard.write_bytes(shard.read_bytes()[:-1])
     with pytest.raises(StoreError, match="Delete the folder"):
-        filled(tmp_path / "cache", tmp_path / "pictures", names)
+        filled(tmp_path / "cache", tmp_path / "images", names)
 
 
 def test_where_it_lies(folder, tmp_path, monkeypatch):
     settle()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
-    folder.module(picture_cache=None).setup("test")
+    folder.module(image_cache=None).setup("test")
     assert not (tmp_path / "caches").exists()
     folder.module().setup("test")
-    (found,) = (tmp_path / "caches" / "mimic_pl" / "pictures").iterdir()
+    (found,) = (tmp_path / "caches" / "mimic_pl" / "images").iterdir()
     assert found.name.startswith("4px-") and sorted(path.name for path in found.iterdir()) == ["files", "pixels"]

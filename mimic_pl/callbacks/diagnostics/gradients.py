@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mimic_pl.callbacks.signatures.finding import Finding, listed
+from mimic_pl.callbacks.diagnostics.finding import Finding, listed
 
 WHOLE = "whole"
 """The norm over all parameters."""

@@ -30,7 +30,7 @@ def loaded(folder, **options):
 JITTER = v2.Compose([v2.RandomAffine(30, fill=255), v2.ColorJitter(0.5, 0.5)])
 
 
-def test_pictures_are_drawn_by_seed_epoch_and_item(folder):
+def test_images_are_drawn_by_seed_epoch_and_item(folder):
     plain = epoch(loaded(folder))
     first = epoch(loaded(folder, augmentation=JITTER))
     torch.rand(7)  # the state of the generator outside does not matter
@@ -42,7 +42,7 @@ def test_pictures_are_drawn_by_seed_epoch_and_item(folder):
                 assert torch.equal(tensor, again[side][name]), (side, name, options)
     for side, item in first.items():
         changed = (item["pixels"] != plain[side]["pixels"]).flatten(1).any(dim=1)
-        assert torch.equal(changed, item["has_picture"]), "all pictures, and no blank, are changed"
+        assert torch.equal(changed, item["has_image"]), "all images, and no blank, are changed"
         assert torch.equal(item["input_ids"], plain[side]["input_ids"])
     assert not torch.equal(
         first["mentions"]["pixels"], epoch(loaded(folder, augmentation=JITTER), 1)["mentions"]["pixels"]
@@ -52,7 +52,7 @@ def test_pictures_are_drawn_by_seed_epoch_and_item(folder):
     )
 
 
-def test_evaluation_sees_pictures_as_they_are(folder):
+def test_evaluation_sees_images_as_they_are(folder):
     changed, plain = loaded(folder, augmentation=JITTER, modality_dropout=1.0), loaded(folder)
     for one, other in zip(changed.val_dataloader(), plain.val_dataloader(), strict=True):
         assert torch.equal(one["mentions"]["pixels"], other["mentions"]["pixels"])
@@ -82,14 +82,14 @@ def test_mentions_lose_one_modality_or_none(folder):
     for name, tensor in dropped["entities"].items():
         assert torch.equal(tensor, plain["entities"][name])
     mentions = dropped["mentions"]
-    without_picture = ~mentions["has_picture"]
+    without_image = ~mentions["has_image"]
     without_text = mentions["attention_mask"].sum(dim=1) == 0
-    assert not (without_picture & without_text).any()
-    for lost in (without_picture, without_text):
+    assert not (without_image & without_text).any()
+    for lost in (without_image, without_text):
         assert 0.15 < lost.float().mean() < 0.35
-    assert not mentions["pixels"][without_picture].any()
+    assert not mentions["pixels"][without_image].any()
     assert not mentions["term_weights"][without_text].any()
-    kept = ~without_picture & ~without_text
+    kept = ~without_image & ~without_text
     for name, tensor in mentions.items():
         assert torch.equal(tensor[kept], plain["mentions"][name][kept]), name
 
@@ -100,7 +100,7 @@ def test_a_share_outside_of_its_range(folder, share):
         loaded(folder, modality_dropout=share).train_dataloader()
 
 
-@pytest.mark.parametrize("modalities", ["text", "pictures"])
+@pytest.mark.parametrize("modalities", ["text", "images"])
 def test_a_model_may_see_one_modality_only(folder, modalities):
     plain, alone = loaded(folder), loaded(folder, modalities=modalities)
     for make in ("train_dataloader", "val_dataloader", "entity_dataloader"):
@@ -108,17 +108,17 @@ def test_a_model_may_see_one_modality_only(folder, modalities):
             for side in {"mentions", "entities"} & one.keys():
                 texts = (one[side]["input_ids"] != 0).any()
                 assert bool(texts) is (modalities == "text")
-                assert bool(one[side]["has_picture"].any()) is (modalities == "pictures")
+                assert bool(one[side]["has_image"].any()) is (modalities == "images")
                 kept = "input_ids" if modalities == "text" else "pixels"
                 assert torch.equal(one[side][kept], other[side][kept])
 
 
-def test_any_module_may_change_pictures(folder):
+def test_any_module_may_change_images(folder):
     class Invert(nn.Module):
-        def forward(self, picture):
-            return 255 - picture
+        def forward(self, image):
+            return 255 - image
 
     plain, inverted = epoch(loaded(folder)), epoch(loaded(folder, augmentation=Invert()))
     for side in plain:
-        there = plain[side]["has_picture"]
+        there = plain[side]["has_image"]
         assert torch.equal(inverted[side]["pixels"][there], 255 - plain[side]["pixels"][there])

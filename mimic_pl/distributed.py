@@ -14,7 +14,7 @@ from mimic_pl.errors import MimicError
 T = TypeVar("T")
 
 
-class Processes:
+class ProcessGroup:
     """The processes of the default group; a program without one is a single process, and exchanges nothing.
 
     Every method but the counts is collective: all processes must call it, in the same order.
@@ -23,26 +23,26 @@ class Processes:
         alone: Take this process for the only one.
 
     Attributes:
-        count: How many there are.
+        world_size: How many there are.
         rank: Which one this is, from 0.
     """
 
     def __init__(self, alone: bool = False) -> None:
         together = not alone and dist.is_available() and dist.is_initialized()
-        self.count: int = dist.get_world_size() if together else 1
+        self.world_size: int = dist.get_world_size() if together else 1
         self.rank: int = dist.get_rank() if together else 0
 
     def objects(self, own: T) -> list[T]:
         """A small plain object of every process, by rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [own]
-        everyone: list[Any] = [None] * self.count
+        everyone: list[Any] = [None] * self.world_size
         dist.all_gather_object(everyone, own)
         return everyone
 
     def sum(self, own: Tensor) -> Tensor:
         """The sum over the processes, of the same shape on each."""
-        if self.count == 1:
+        if self.world_size == 1:
             return own
         total = own.detach().clone().contiguous()
         dist.all_reduce(total)
@@ -50,10 +50,10 @@ class Processes:
 
     def sizes(self, *own: int, device: torch.device) -> list[list[int]]:
         """Some numbers of every process, by rank."""
-        if self.count == 1:
+        if self.world_size == 1:
             return [list(own)]
         mine = torch.tensor(own, device=device)
-        everyone = [torch.empty_like(mine) for _ in range(self.count)]
+        everyone = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(everyone, mine)
         return torch.stack(everyone).tolist()
 
@@ -67,7 +67,7 @@ class Processes:
             own: This process's tensors ``[rows, ...]``, alike on all processes but for the number of rows.
             sizes: Rows of every process; by default they tell each other.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             return [list(own)]
         if sizes is None:
             sizes = [size for (size,) in self.sizes(len(own[0]), device=own[0].device)]
@@ -91,7 +91,7 @@ class Processes:
         Raises:
             MimicError: The first process that has an error has this one.
         """
-        if self.count == 1:
+        if self.world_size == 1:
             everyone = [error]
         else:
             met = torch.tensor(0 if error is None else 1, device=device)

@@ -52,7 +52,7 @@ class Predictions:
 
 
 @dataclass(frozen=True)
-class FinishedRun:
+class EvaluatedRun:
     """A run's folder after ``fit`` and ``test``.
 
     Attributes:
@@ -119,7 +119,7 @@ class FinishedRun:
 
         Raises:
             ConfigError: There is no ``predictions.jsonl``.
-            DataError: A line of it can not be read.
+            DataError: A line of it cannot be read.
         """
         return read_predictions(self.folder)
 
@@ -149,7 +149,7 @@ class FinishedRun:
         return found
 
 
-def open_finished(folder: str | Path) -> FinishedRun:
+def open_finished(folder: str | Path) -> EvaluatedRun:
     """Take a folder as a run that was tested.
 
     Checkpoints need not lie there any more.
@@ -176,9 +176,9 @@ def open_finished(folder: str | Path) -> FinishedRun:
         _require_summary(summary)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(
-            f"{path / 'metrics.json'} can not be read ({error!r}). Test the run again: mimic-pl test --run {path}"
+            f"{path / 'metrics.json'} cannot be read ({error!r}). Test the run again: mimic-pl test --run {path}"
         ) from error
-    return FinishedRun(path, config, summary)
+    return EvaluatedRun(path, config, summary)
 
 
 def read_records(folder: Path) -> Iterator[Record]:
@@ -273,13 +273,13 @@ def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int,
 
     if not any(folder.glob("events.out.tfevents.*")):
         return {name: [] for name in tags}
-    # All values of scalars, and none of the pictures.
+    # All values of scalars, and none of the images.
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
     try:
         events.Reload()
     except Exception as error:  # of protobuf and tensorboard, which have no base of their own
         raise DataError(
-            f"TensorBoard's events in {folder} can not be read ({error!r:.200}). Delete events.out.tfevents.* there to "
+            f"TensorBoard's events in {folder} cannot be read ({error!r:.200}). Delete events.out.tfevents.* there to "
             "do without the curves."
         ) from error
     logged = set(events.Tags()["scalars"])

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mimic_pl.callbacks.signatures.finding import Finding, listed
+from mimic_pl.callbacks.diagnostics.finding import Finding, listed
 
 OVERALL = "overall"
 
@@ -105,7 +105,7 @@ class CollapseWatch:
                     f"{only}{listed(lost)} rank{'s' * (len(lost) == 1)} no better than chance ({values}; a random "
                     f"ranking of {entities:,} entities has {1 / entities:.4f} and {chance:.4f}), while "
                     + ", ".join(f"{name} has MRR {mrr[name]:.4f}" for name in left)
-                    + ". Look at the inputs of what is at chance (are there pictures? are they read?), give it a "
+                    + ". Look at the inputs of what is at chance (are there images? are they read?), give it a "
                     "larger loss weight or learning rate, or leave the unit out.",
                 )
             )

@@ -1,0 +1,18 @@
+"""Known failure signatures of a training run, recognised in plain figures: no file here knows the Trainer."""
+
+from mimic_pl.callbacks.diagnostics.finding import Finding
+from mimic_pl.callbacks.diagnostics.gates import GateWatch
+from mimic_pl.callbacks.diagnostics.gradients import GradientWatch, gradient_norms
+from mimic_pl.callbacks.diagnostics.loss import LossWatch
+from mimic_pl.callbacks.diagnostics.scores import AgreementCount, CollapseWatch, StallWatch
+
+__all__ = [
+    "AgreementCount",
+    "CollapseWatch",
+    "Finding",
+    "GateWatch",
+    "GradientWatch",
+    "LossWatch",
+    "StallWatch",
+    "gradient_norms",
+]
