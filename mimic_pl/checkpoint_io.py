@@ -11,7 +11,7 @@ from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
 from mimic_pl.errors import MachineError, StoreError
-from mimic_pl.store.files import UNFINISHED_SUFFIX, write_file
+from mimic_pl.files import UNFINISHED_SUFFIX, write_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):

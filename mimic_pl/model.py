@@ -349,7 +349,7 @@ class MIMIC(LightningModule):
         mention = datamodule.mentions[split][ranked[error.mention]]
         entity = datamodule.entities[error.entity]
         return (
-            f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.qid} "
+            f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.id} "
             f"({entity.name!r}) is {error.value}. The weights have diverged, or the features overflow in this "
             "precision: lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate with "
             "--trainer.precision 32-true."

@@ -16,11 +16,11 @@ from mimic_pl.callbacks.results import metrics_by_score
 from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import KINDS, Degradation
 from mimic_pl.errors import ConfigError
+from mimic_pl.files import write_file
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import EntityIndex, Indexer
 from mimic_pl.ranking.index import Shard
 from mimic_pl.ranking.indexer import Batches
-from mimic_pl.store.files import write_file
 
 FILE = "robustness.json"
 """Name in the run's folder of what was measured."""

@@ -16,8 +16,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from mimic_pl.checkpoint import read_checkpoint, require_numbers
 from mimic_pl.data import MELDataModule
 from mimic_pl.errors import CheckpointError, ConfigError, UsageError
+from mimic_pl.files import only_writer
 from mimic_pl.model import MIMIC
-from mimic_pl.store import only_writer
 
 RUNS = "lightning_logs"
 """Folder below the working directory in which the Trainer puts its runs."""

@@ -78,7 +78,7 @@ def test_the_trainer_tests_over_the_whole_knowledge_base(tiny_set, tmp_path, pai
     metrics = make_trainer(tmp_path).test(model, data, verbose=False)[0]
 
     scores = all_scores(model, data)
-    position = {entity.qid: i for i, entity in enumerate(data.entities)}
+    position = {entity.id: i for i, entity in enumerate(data.entities)}
     golds = [[position[gold] for gold in mention.golds] for mention in data.mentions["test"]]
     for name, prefix in (("overall", "test/"), ("text", "test/text/"), ("vision", "test/vision/")):
         ranks = ranks_by_sorting(scores[name], golds)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz import fuzz, process
 
-from mimic_pl.data.records import Entity, Mention
+from mimic_pl.records import Entity, Mention
 
 
 class ExactName:

@@ -22,8 +22,8 @@ from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.encoders import Encoder
 from mimic_pl.errors import ConfigError
+from mimic_pl.files import write_file
 from mimic_pl.metrics import rank_metrics
-from mimic_pl.store.files import write_file
 
 BASELINES = {
     "exact_name": "the mention is the entity's name, character by character",

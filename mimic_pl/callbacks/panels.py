@@ -12,10 +12,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 
 from mimic_pl.callbacks.predictions import candidate_lists
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import as_table
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Entity, Mention
 
 TILE = 128
 """Side of an image in a strip, in pixels."""
@@ -130,7 +130,7 @@ def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Se
         rank: The gold's rank; 0 without one.
         candidates: As :func:`~mimic_pl.callbacks.predictions.candidate_lists` makes them.
     """
-    answer = f"{gold.name} ({gold.qid}), rank {rank}" if gold else "not in the knowledge base"
+    answer = f"{gold.name} ({gold.id}), rank {rank}" if gold else "not in the knowledge base"
     names = list(candidates[0]["scores"]) if candidates else []
     lines = [
         f"**{_cell(mention.mention)}** in: {_cell(mention.sentence)}",
@@ -141,7 +141,7 @@ def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Se
         "|---" * (len(names) + 2) + "|",
     ]
     for place, candidate in enumerate(candidates, start=1):
-        mark = " (gold)" if gold is not None and candidate["qid"] == gold.qid else ""
+        mark = " (gold)" if gold is not None and candidate["qid"] == gold.id else ""
         scores = " | ".join(f"{candidate['scores'][name]:.3f}" for name in names)
         lines.append(f"| {place} | {_cell(candidate['name'])} {candidate['qid']}{mark} | {scores} |")
     return "\n".join(lines)

@@ -11,11 +11,11 @@ from typing import IO, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mimic_pl.callbacks.results import metrics_by_group, metrics_by_score, missing_golds, title_of
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
+from mimic_pl.files import write_file
 from mimic_pl.ranking import Ranking
-from mimic_pl.store.files import write_file
+from mimic_pl.records import Entity, Mention
 
 
 class PredictionWriter(Callback):
@@ -183,7 +183,7 @@ def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) ->
     return [
         [
             {
-                "qid": entity.qid,
+                "qid": entity.id,
                 "name": entity.name,
                 "scores": {name: round(block[row][column], 6) for name, block in scores.items()},
             }

@@ -7,9 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import as_table
 from mimic_pl.metrics import GROUPS, HITS
+from mimic_pl.records import Entity, Mention
 
 PUBLISHED = (*(f"hits@{k}" for k in HITS), "mrr", "mr")
 """The metrics' names in the order in which papers print them."""

@@ -53,7 +53,7 @@ def baselines(args: list[str]) -> int:
 
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
-    from mimic_pl.store.files import write_file
+    from mimic_pl.files import write_file
 
     parser = LightningArgumentParser(prog="mimic-pl baselines", description=ABOUT, exit_on_error=False)
     add_baselines_arguments(parser)

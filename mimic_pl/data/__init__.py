@@ -5,8 +5,8 @@ from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo import DemoMEL
 from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.published import RichpediaMEL, WikiDiverse, WikiMEL
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.statistics import PublishedStatistics
+from mimic_pl.records import Entity, Mention
 
 __all__ = [
     "BM25Lexicon",

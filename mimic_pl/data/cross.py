@@ -11,9 +11,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.dataset import Item, TrainingDataset
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import SetSampler, TrainSampler, resume_point
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Entity, Mention
 
 
 class CrossDataModule(MELDataModule):

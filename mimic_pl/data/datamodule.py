@@ -32,13 +32,13 @@ from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.loader import TrainLoader, keep_through_signals
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, SetSampler, TrainSampler, resume_point
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.data.training_split import golds_of, require_share, seeded_share
 from mimic_pl.data.transforms import Augment, DropModality
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.records import Entity, Mention
 
 _log = logging.getLogger(__name__)
 
@@ -359,7 +359,7 @@ class MELDataModule(PublishedFolder, LightningDataModule):
         tokens = self._entity_dataset.side.tokens
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:
-            digest.update("\0".join((entity.qid, *entity.images, "")).encode())
+            digest.update("\0".join((entity.id, *entity.images, "")).encode())
         return {
             "text template": self.entity_template.template,
             "modalities": self.modalities,

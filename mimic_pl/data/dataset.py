@@ -16,10 +16,10 @@ from mimic_pl.data.images import Failure
 from mimic_pl.data.lexicon import TermTable
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.preprocessor import Preprocessor
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.sampler import draw
 from mimic_pl.data.training_split import seen_in_training
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Entity, Mention
 
 Item = dict[str, Any]
 

@@ -15,11 +15,11 @@ from rich.text import Text
 
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.reader import MalformedRecordsError
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.scan import ScannedImage, failures, scan
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.records import Entity, Mention
 
 Verdict = Literal["ok", "note", "warning", "ERROR"]
 
@@ -137,7 +137,7 @@ def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Seq
 def _examine_entities(report: Report, entities: Sequence[Entity], template: TextTemplate) -> None:
     if not entities:
         return
-    empty = [entity.qid for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
+    empty = [entity.id for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
     advice = "these are known by name and image alone" if empty else ""
     report.add("entities with empty attributes", _share(len(empty), len(entities)), _note(empty), advice)
     without = sum(not entity.images for entity in entities)
@@ -194,7 +194,7 @@ def _examine_golds(
     )
     report.add(f"{split} mentions equal to their gold's name", _share(equal, total), "note")
     if split == "train":
-        golds = [golds[0].qid for golds in linked if golds]
+        golds = [golds[0].id for golds in linked if golds]
         expected = batch_mates_with_same_gold(golds, batch_size)
         often = expected > 0.2
         report.add(

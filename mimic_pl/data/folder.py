@@ -11,9 +11,9 @@ from PIL import Image
 
 from mimic_pl.data.images import ImageFolder, ImagePolicy
 from mimic_pl.data.reader import read_entities, read_mentions
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.records import Entity, Mention
 
 _FILES = {"train": "train", "val": "dev", "test": "test"}
 

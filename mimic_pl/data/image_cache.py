@@ -18,7 +18,8 @@ from mimic_pl.data.image_cache_filling import FAILURES, Filling, Wanted
 from mimic_pl.data.images import ImageFolder
 from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.errors import StoreError
-from mimic_pl.store import STORE_VERSION, Column, Store, StoreWriter, readable_bytes
+from mimic_pl.files import readable_bytes
+from mimic_pl.store import STORE_VERSION, Column, Store, StoreWriter
 
 Chain = tuple[ImageFolder, tuple[str, ...]]
 """Images of which one is needed: the first that opens."""

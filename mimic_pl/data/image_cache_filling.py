@@ -17,7 +17,8 @@ from mimic_pl.data.decoding import decode
 from mimic_pl.data.file_keys import KEY_BYTES, KeyTable, digest, is_settled, signature
 from mimic_pl.data.images import ImageError
 from mimic_pl.data.preprocessor import Preprocessor
-from mimic_pl.store import Store, StoreWriter, readable_bytes
+from mimic_pl.files import readable_bytes
+from mimic_pl.store import Store, StoreWriter
 
 FAILURES = {-1: "unreadable", -2: "oversized"}
 """How an image fails, by the number that stands in place of its row."""

@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 from urllib.parse import unquote
 
 from mimic_pl.data.json_file import read_json, stream_json
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import DataError
+from mimic_pl.records import Entity, Mention
 
 NIL = "nil"
 """The answer of a mention whose entity is in no knowledge base."""
@@ -64,7 +64,7 @@ def read_entities(path: Path, ids: Path | None = None) -> EntityTable:
     repeated = table.positions.repeated()
     for later, first in repeated:
         where = _where(numbers[later], {"id": own_ids[later]})
-        same = f"the entity {table[later].qid!r} is record {numbers[first]} too. Keep one of them."
+        same = f"the entity {table[later].id!r} is record {numbers[first]} too. Keep one of them."
         problems.append((numbers[later], f"{where}: {same}"))
     told = [problem for _, problem in sorted(problems, key=itemgetter(0))]
     dropped = {later for later, _ in repeated}
@@ -125,7 +125,7 @@ def _entity(row: dict[str, Any], number: int) -> tuple[int | str, Entity]:
     if not isinstance(images, list):
         raise DataError(f"{where}: 'image_list' is {images!r:.80}; expected a list of file names.")
     entity = Entity(
-        qid=_text(row, "qid", where),
+        id=_text(row, "qid", where),
         name=unquote(_text(row, "entity_name", where)),
         fields=_text_fields(row, where, without=("id", "qid", "entity_name", "image_list")),
         images=tuple(_inside(name, where) for name in images if name not in (None, "")),

@@ -14,8 +14,8 @@ from typing import Any, overload
 import numpy as np
 import numpy.typing as npt
 
-from mimic_pl.data.records import Entity
 from mimic_pl.errors import DataError
+from mimic_pl.records import Entity
 
 Integers = npt.NDArray[Any]
 """A one-dimensional array of the smallest unsigned integers that hold its values."""
@@ -27,7 +27,7 @@ _UNICODE = ("utf-8", "surrogatepass")
 class EntityTable(Sequence[Entity]):
     """A knowledge base that makes an :class:`Entity` only when one is asked for.
 
-    All texts lie one behind the other in one array of UTF-8 bytes: an entity's ``qid``, its name, its fields and its
+    All texts lie one behind the other in one array of UTF-8 bytes: an entity's ``id``, its name, its fields and its
     images, then the next entity's. What is held beside the bytes is where each text ends, where each entity begins,
     and which fields it has (most entities have the same). So a million entities are a handful of objects: they are
     read within little memory, pickle as fast as they copy, and stay shared with loader processes, which the reference
@@ -51,7 +51,7 @@ class EntityTable(Sequence[Entity]):
         blob, ends, begins, counts, kinds = bytearray(), array("q", [0]), array("q"), array("q"), array("q")
         known: dict[tuple[str, ...], int] = {}
         for entity in entities:
-            texts = (entity.qid, entity.name, *entity.fields.values(), *entity.images)
+            texts = (entity.id, entity.name, *entity.fields.values(), *entity.images)
             begins.append(len(ends) - 1)
             counts.append(len(texts))
             kinds.append(known.setdefault(tuple(entity.fields), len(known)))
@@ -60,7 +60,7 @@ class EntityTable(Sequence[Entity]):
                     blob += text.encode(*_UNICODE)
                 except AttributeError as error:
                     raise DataError(
-                        f"The entity {entity.qid!r} holds {text!r:.80} among its texts. qid, name, fields and images "
+                        f"The entity {entity.id!r} holds {text!r:.80} among its texts. id, name, fields and images "
                         "are texts: mend the reader that made it."
                     ) from error
                 ends.append(len(blob))
@@ -123,19 +123,19 @@ class EntityTable(Sequence[Entity]):
 
     @cached_property
     def positions(self) -> Positions:
-        """Where each ``qid`` stands; made when it is first asked for."""
+        """Where each ``id`` stands; made when it is first asked for."""
         return Positions(self._blob, self._ends[self._begins], self._ends[1:][self._begins])
 
 
 class Positions(Mapping[str, int]):
-    """Where each ``qid`` stands in a knowledge base, as a dictionary would say it but without objects.
+    """Where each ``id`` stands in a knowledge base, as a dictionary would say it but without objects.
 
-    The entities are sorted by a checksum of their ``qid``; a look-up finds the checksum and compares the bytes. Of two
+    The entities are sorted by a checksum of their ``id``; a look-up finds the checksum and compares the bytes. Of two
     equal ones the later is found, as in a dictionary.
 
     Args:
         blob: UTF-8 bytes in which the texts lie.
-        starts: Where each ``qid`` begins in it ``[entities]``.
+        starts: Where each ``id`` begins in it ``[entities]``.
         stops: Where it ends ``[entities]``.
     """
 
@@ -153,17 +153,17 @@ class Positions(Mapping[str, int]):
         return len(self._order)
 
     def __iter__(self) -> Iterator[str]:
-        """Every ``qid``, in the order of the knowledge base."""
-        return map(self._qid, range(len(self)))
+        """Every ``id``, in the order of the knowledge base."""
+        return map(self._id, range(len(self)))
 
-    def __getitem__(self, qid: str) -> int:
+    def __getitem__(self, entity_id: str) -> int:
         """The position of an entity.
 
         Raises:
             KeyError: It is not in the knowledge base.
         """
-        if isinstance(qid, str):
-            raw = qid.encode(*_UNICODE)
+        if isinstance(entity_id, str):
+            raw = entity_id.encode(*_UNICODE)
             checksum = np.uint32(zlib.crc32(raw))
             place = int(np.searchsorted(self._sums, checksum, side="right"))
             while place and self._sums[place - 1] == checksum:
@@ -171,17 +171,17 @@ class Positions(Mapping[str, int]):
                 position = int(self._order[place])
                 if self._blob[self._starts[position] : self._stops[position]].tobytes() == raw:
                     return position
-        raise KeyError(qid)
+        raise KeyError(entity_id)
 
     def repeated(self) -> list[tuple[int, int]]:
-        """Positions whose ``qid`` stood at an earlier one too, each with the first such position, in order."""
+        """Positions whose ``id`` stood at an earlier one too, each with the first such position, in order."""
         same = np.flatnonzero(self._sums[1:] == self._sums[:-1])
         suspects = np.sort(self._order[np.union1d(same, same + 1)]).tolist()
         first: dict[str, int] = {}
-        pairs = [(place, first.setdefault(self._qid(place), place)) for place in suspects]
+        pairs = [(place, first.setdefault(self._id(place), place)) for place in suspects]
         return [(place, earlier) for place, earlier in pairs if earlier != place]
 
-    def _qid(self, position: int) -> str:
+    def _id(self, position: int) -> str:
         return self._blob[self._starts[position] : self._stops[position]].tobytes().decode(*_UNICODE)
 
 

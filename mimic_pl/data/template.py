@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Entity, Mention
 
 _FIELD = re.compile(r"\{(\w+)\}")
 
@@ -37,7 +37,7 @@ class TextTemplate:
         if missing:
             raise ConfigError(
                 f"The text template {self.template!r} asks for {missing}, which the record "
-                f"{getattr(record, 'qid', getattr(record, 'id', ''))!r} does not have. It has: {', '.join(known)}."
+                f"{record.id!r} does not have. It has: {', '.join(known)}."
             )
         # A function, so that backslashes and braces in a field stay what they are.
         return _FIELD.sub(lambda match: known[match.group(1)], self.template)
@@ -46,5 +46,5 @@ class TextTemplate:
 def available(record: Entity | Mention) -> dict[str, str]:
     """All text fields of a record by the name that a template uses."""
     if isinstance(record, Entity):
-        return {**record.fields, "qid": record.qid, "name": record.name}
+        return {**record.fields, "id": record.id, "name": record.name}
     return {**record.fields, "id": record.id, "mention": record.mention, "sentence": record.sentence}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from mimic_pl.data.records import Mention
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Mention
 
 SEEN, UNSEEN, NO_GOLD = 1, 0, -1
 """What :func:`seen_in_training` says of a mention."""

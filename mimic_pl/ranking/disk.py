@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from mimic_pl.errors import StoreError
+from mimic_pl.files import lock
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.store import Store
-from mimic_pl.store.files import lock
 
 INDEX = "entity index"
 """The kind of store that an index is."""

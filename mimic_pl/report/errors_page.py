@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from mimic_pl.data.records import Mention
+from mimic_pl.records import Mention
 from mimic_pl.report.attention import Token
 from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.report.loaded import LoadedRun
@@ -116,7 +116,7 @@ def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
     text = loaded.data.entity_template(shown.entity)
     heaviest = max((token.weight for token in shown.words if token.kind != "padding"), default=1.0)
     return {
-        "qid": shown.entity.qid,
+        "qid": shown.entity.id,
         "name": shown.entity.name,
         "text": text if len(text) <= _TEXT else f"{text[:_TEXT]}...",
         "image": _uri(loaded.data.entity_image(shown.entity)),

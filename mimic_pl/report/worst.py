@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Entity, Mention
 from mimic_pl.report.attention import Patches, Token, over_patches, over_words, tokens_of
 from mimic_pl.report.evaluated_run import Record, read_records
 from mimic_pl.report.loaded import Encoded, LoadedRun

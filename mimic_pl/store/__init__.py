@@ -1,9 +1,8 @@
 """Arrays on disk, in shards: written safely, opened at once, read without being loaded."""
 
-from mimic_pl.store.files import only_writer, readable_bytes, require_space
 from mimic_pl.store.manifest import VERSION as STORE_VERSION
 from mimic_pl.store.manifest import Column
 from mimic_pl.store.reader import Store
 from mimic_pl.store.writer import StoreWriter
 
-__all__ = ["STORE_VERSION", "Column", "Store", "StoreWriter", "only_writer", "readable_bytes", "require_space"]
+__all__ = ["STORE_VERSION", "Column", "Store", "StoreWriter"]

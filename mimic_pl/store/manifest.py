@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from mimic_pl.errors import StoreError
-from mimic_pl.store.files import checksum_of, write_file
+from mimic_pl.files import checksum_of, write_file
 
 MANIFEST = "manifest.json"
 """The one commit point: a folder with this file is a store, one without is none."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mimic_pl.errors import StoreError
-from mimic_pl.store.files import checksum
+from mimic_pl.files import checksum
 from mimic_pl.store.layout import offsets_in
 from mimic_pl.store.manifest import MANIFEST, UNFINISHED, Column, Manifest, Shard, unmet
 

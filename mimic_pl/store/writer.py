@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mimic_pl.errors import StoreError
-from mimic_pl.store.files import (
+from mimic_pl.files import (
     UNFINISHED_SUFFIX,
     checksum,
     checksum_of,

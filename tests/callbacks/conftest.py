@@ -11,9 +11,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
-from mimic_pl.data.records import Entity, Mention
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.ranking import Ranking
+from mimic_pl.records import Entity, Mention
 
 NUM_ENTITIES = 8
 NUM_MENTIONS = 11
@@ -59,7 +59,7 @@ class Records(LightningDataModule):
         return Image.new("RGB", (30, 60), "red")
 
     def entity_image(self, entity: Entity) -> Image.Image | None:
-        return None if entity.qid == "Q1" else Image.new("RGB", (300, 60), "blue")
+        return None if entity.id == "Q1" else Image.new("RGB", (300, 60), "blue")
 
 
 class PublishedRecords(Records):

@@ -69,7 +69,7 @@ def test_a_training_batch_is_of_one_set_and_its_golds_are_of_that_knowledge_base
         }
         (number,) = numbers
         own = data.training_sets[number]
-        assert [own.entities[gold].qid for gold in batch["gold"].tolist()] == [f"Q{number}{i % 6}" for i in index]
+        assert [own.entities[gold].id for gold in batch["gold"].tolist()] == [f"Q{number}{i % 6}" for i in index]
         expected, _ = WordPreprocessor().tokenize([f"entity{number}{i % 6} [SEP] a{i % 6}" for i in index])
         assert torch.equal(batch["entities"]["input_ids"], expected)
         seen += [(number, i) for i in index]
@@ -113,14 +113,14 @@ def test_each_stage_ranks_in_the_knowledge_base_of_its_set(cross, validate_on):
     data = cross(validate_on=validate_on)
     for stage, number, split in (("fit", validate_on, "val"), ("test", 2, "test"), ("validate", validate_on, "val")):
         data.setup(stage)
-        assert data.entities[0].qid[:2] == f"Q{number}"
+        assert data.entities[0].id[:2] == f"Q{number}"
         assert all(mention.sentence.startswith(f"set{number} ") for mention in data.mentions[split])
         texts, _ = WordPreprocessor().tokenize([f"{e.name} [SEP] {e.fields['attr']}" for e in data.entities])
         ids = torch.cat([batch["entities"]["input_ids"] for batch in data.entity_dataloader()])
         assert torch.equal(ids, texts)
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
         golds = torch.cat([batch["gold"] for batch in loader])[:, 0].tolist()
-        assert [data.entities[gold].qid for gold in golds] == [m.golds[0] for m in data.mentions[split]]
+        assert [data.entities[gold].id for gold in golds] == [m.golds[0] for m in data.mentions[split]]
     assert "test" not in data.training_sets[validate_on].mentions
     assert "val" not in data.target.mentions, "the target has no say in the choice of a checkpoint"
 

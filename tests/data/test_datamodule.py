@@ -158,7 +158,7 @@ def test_texts():
     entity = Entity("Q1", "{name} 100% \\1", {"desc": "d"})
     assert TextTemplate("{name}|{desc}")(entity) == "{name} 100% \\1|d"
     assert TextTemplate("{mention}/{sentence}")(Mention("1", "m", "s")) == "m/s"
-    with pytest.raises(ConfigError, match="desc, qid, name"):
+    with pytest.raises(ConfigError, match="desc, id, name"):
         TextTemplate("{attr}")(entity)
     with pytest.raises(ConfigError, match="no field"):
         TextTemplate("text")

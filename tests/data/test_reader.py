@@ -33,10 +33,10 @@ def write(path, content):
     return path
 
 
-@given(st.lists(entities, min_size=1, max_size=5, unique_by=lambda entity: entity.qid), st.randoms())
+@given(st.lists(entities, min_size=1, max_size=5, unique_by=lambda entity: entity.id), st.randoms())
 def test_entities_come_back_in_the_order_of_their_ids(tmp_path_factory, records, random):
     rows = [
-        {"id": i, "qid": e.qid, "entity_name": quote(e.name), **e.fields, "image_list": list(e.images)}
+        {"id": i, "qid": e.id, "entity_name": quote(e.name), **e.fields, "image_list": list(e.images)}
         for i, e in enumerate(records)
     ]
     random.shuffle(rows)
@@ -138,7 +138,7 @@ def test_all_problems_at_once_and_the_rest_is_read(tmp_path):
     with pytest.raises(MalformedRecordsError) as caught:
         read_entities(write(tmp_path / "x.json", rows))
     assert [problem[:8] for problem in caught.value.problems] == ["record 1", "record 2", "record 3"]
-    assert [entity.qid for entity in caught.value.records] == ["Q0"]
+    assert [entity.id for entity in caught.value.records] == ["Q0"]
 
 
 def test_problems_come_in_the_order_of_the_records(tmp_path):
@@ -150,7 +150,7 @@ def test_problems_come_in_the_order_of_the_records(tmp_path):
         f"record {n} (id {i})" for n, i in ((1, 7), (2, 1), (4, 3))
     ]
     assert all("'Q0' is record 0 too" in caught.value.problems[place] for place in (0, 2))
-    assert [entity.qid for entity in caught.value.records] == ["Q1", "Q0"]
+    assert [entity.id for entity in caught.value.records] == ["Q1", "Q0"]
 
 
 @pytest.mark.parametrize("ids", [{"Q0": 0}, {"Q0": 0, "Q1": 2}, {"Q0": 0, "Q1": 1, "Q2": 2}])
@@ -171,6 +171,6 @@ def test_richpedia_on_disk():
 def test_emoji_on_disk():
     module = MELDataModule(str(SHARED / "data" / "EmojiMEL"))
     assert len(module.read_entities()) == 1_906
-    qids = {entity.qid for entity in module.read_entities()}
+    qids = {entity.id for entity in module.read_entities()}
     tests = module.read_mentions("test")
     assert len(tests) == 1_650 and all(gold in qids for mention in tests for gold in mention.golds)

@@ -46,18 +46,18 @@ def test_the_entities_come_back(entities):
 def test_slices_of_slices(entities, outer, inner):
     table = EntityTable(entities)
     assert table[outer] == entities[outer] and table[outer][inner] == entities[outer][inner]
-    assert dict(table[outer].positions) == {entity.qid: at for at, entity in enumerate(entities[outer])}
+    assert dict(table[outer].positions) == {entity.id: at for at, entity in enumerate(entities[outer])}
     order = list(range(len(entities)))[outer]
     assert table.take(order) == [entities[position] for position in order]
 
 
 @given(records, st.lists(texts))
 def test_positions_are_those_of_a_dictionary(entities, others):
-    positions, expected = EntityTable(entities).positions, {entity.qid: at for at, entity in enumerate(entities)}
+    positions, expected = EntityTable(entities).positions, {entity.id: at for at, entity in enumerate(entities)}
     for qid in [*expected, *others, "\ud800"]:
         assert (qid in positions) == (qid in expected)
         assert positions.get(qid) == expected.get(qid)
-    assert list(positions) == [entity.qid for entity in entities]
+    assert list(positions) == [entity.id for entity in entities]
     assert 5 not in positions and None not in positions
     with pytest.raises(KeyError, match="nowhere"):
         positions["nowhere"]
@@ -65,7 +65,7 @@ def test_positions_are_those_of_a_dictionary(entities, others):
 
 @given(records)
 def test_repeated_entities_are_found(entities):
-    qids = [entity.qid for entity in entities]
+    qids = [entity.id for entity in entities]
     expected = [(at, qids.index(qid)) for at, qid in enumerate(qids) if qid in qids[:at]]
     assert EntityTable(entities).positions.repeated() == expected
 
@@ -122,7 +122,7 @@ module.preprocessor = Preprocessor(build_tokenizer(f"word{i}" for i in range(5_0
 module.preprocessor.tokenize(["once, for what a tokenizer loads"])
 before = peak()
 module.setup("predict")
-assert len(module.entities) == module.entities.positions[module.entities[-1].qid] + 1
+assert len(module.entities) == module.entities.positions[module.entities[-1].id] + 1
 (batch,) = module.predict_dataloader()
 assert batch["gold"].tolist() == [[77]]
 print(peak() - before)

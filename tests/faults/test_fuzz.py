@@ -106,7 +106,7 @@ def is_json(path: Path) -> bool:
 def texts_of(record: Entity | Mention) -> Iterator[Any]:
     yield from record.fields.values()
     yield from record.fields
-    yield from (record.qid, record.name) if isinstance(record, Entity) else (record.id, record.mention, record.sentence)
+    yield from (record.id, record.name) if isinstance(record, Entity) else (record.id, record.mention, record.sentence)
     yield from record.images if isinstance(record, Entity) else record.golds
 
 
@@ -126,7 +126,7 @@ def test_knowledge_bases_and_their_ids(run, tmp_path):
             assert str(kb) in str(error)
             return "error"
         assert is_json(kb) and is_json(ids)
-        assert len({entity.qid for entity in table}) == len(table) > 0
+        assert len({entity.id for entity in table}) == len(table) > 0
         assert all(type(text) is str and text.encode() is not None for entity in table for text in texts_of(entity))
         assert not any(".." in name.split("/") or name.startswith("/") for e in table for name in e.images)
         return "valid"

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from mimic_pl.cli import main
-from mimic_pl.data.records import Mention
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.records import Mention
 from mimic_pl.report import open_finished, write_errors_page
 from mimic_pl.report.attention import split_patches, tokens_of
 from mimic_pl.report.errors_page import marked
@@ -105,8 +105,8 @@ def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(load
     for case in worst_cases(loaded, 99):
         record = by_id[case.mention.id]
         first, gold = record["candidates"][0], record["golds"][0]["qid"]
-        assert case.gold.entity.qid == gold and case.gold.place == record["rank"]["overall"]
-        assert [shown.entity.qid for shown in case.candidates] == [c["qid"] for c in record["candidates"][:5]]
+        assert case.gold.entity.id == gold and case.gold.place == record["rank"]["overall"]
+        assert [shown.entity.id for shown in case.candidates] == [c["qid"] for c in record["candidates"][:5]]
         for candidate in record["candidates"]:
             if candidate["qid"] == gold:  # what the ranking wrote of the gold itself
                 kept += 1

@@ -9,8 +9,8 @@ from typing import ClassVar, Literal
 
 from PIL import Image
 
-from mimic_pl.data.records import Mention
 from mimic_pl.errors import ConfigError
+from mimic_pl.records import Mention
 
 
 class Degradation(ABC):

@@ -7,8 +7,8 @@ from dataclasses import replace
 from random import Random
 
 from mimic_pl.data.degradation.base import Degradation, ShareDegradation
-from mimic_pl.data.records import Mention
 from mimic_pl.errors import DataError
+from mimic_pl.records import Mention
 
 
 class OtherImage(ShareDegradation):

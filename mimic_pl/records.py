@@ -10,13 +10,13 @@ class Entity:
     """One entity of the knowledge base. Its position in the knowledge base is its place in the list.
 
     Attributes:
-        qid: The entity's identifier, for example ``"Q42"``; unique in the knowledge base.
+        id: The entity's identifier, for example ``"Q42"``; unique in the knowledge base.
         name: Its name, percent-decoded.
         fields: Every text field of the source by name (``attr``, ``desc``, ...), for the text template.
         images: File names of its images inside the knowledge base's image folder; empty if it has none.
     """
 
-    qid: str
+    id: str
     name: str
     fields: dict[str, str] = field(default_factory=dict)
     images: tuple[str, ...] = ()
@@ -30,7 +30,7 @@ class Mention:
         id: The mention's identifier as text.
         mention: The mentioned word or words, percent-decoded.
         sentence: The sentence around it.
-        golds: ``qid`` of the right entity or entities, in the order of the source; empty for ``nil`` and for unlabelled
+        golds: ``id`` of the right entity or entities, in the order of the source; empty for ``nil`` and for unlabelled
             mentions.
         image: File name inside the mentions' image folder, or ``None``.
         fields: Every other text field of the source by name, for the text template.
