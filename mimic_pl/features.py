@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -16,18 +16,6 @@ class FeatureDims(NamedTuple):
     image: int
 
 
-class Terms(NamedTuple):
-    """Texts as sparse vectors.
-
-    Attributes:
-        ids: Numbers of a text's terms, int64 ``[batch, terms]``.
-        weights: Their weights ``[batch, terms]``; 0 where a text has fewer terms.
-    """
-
-    ids: Tensor
-    weights: Tensor
-
-
 class Features(NamedTuple):
     """Global and local features of one side, a batch of mentions or of entities.
 
@@ -38,7 +26,8 @@ class Features(NamedTuple):
         image_local: v^L, one vector per image token, ``[batch, image_tokens, dims.image]``.
         text_mask: 1 for a text token, 0 for padding, ``[batch, text_tokens]``. The published model does not look at
             it; units that mask padding do.
-        terms: The texts' words, where the data module has a lexicon. No encoder makes them; they come with the batch.
+        extra: Further tensors by name, each ``[batch, ...]``: those of the processor's
+            :class:`~mimic_pl.processor.RecordFeatures`, which no encoder makes, and what an encoder of your own adds.
     """
 
     text_global: Tensor
@@ -46,12 +35,22 @@ class Features(NamedTuple):
     image_global: Tensor
     image_local: Tensor
     text_mask: Tensor
-    terms: Terms | None = None
+    extra: Mapping[str, Tensor] = {}
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Features:
         """The same with each of its tensors replaced by what a function makes of it."""
-        changed = {name: function(getattr(self, name)) for name in self._fields[:5]}
-        return Features(**changed, terms=None if self.terms is None else Terms(*map(function, self.terms)))
+        return Features.of({name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name, the extra ones as well."""
+        return {**{name: getattr(self, name) for name in _FIELDS}, **self.extra}
+
+    @staticmethod
+    def of(tensors: Mapping[str, Tensor]) -> Features:
+        """The features of which these are the :meth:`tensors`."""
+        extra = {name: tensor for name, tensor in tensors.items() if name not in _FIELDS}
+        own: dict[str, Tensor] = {name: tensors[name] for name in _FIELDS}
+        return Features(**own, extra=extra)
 
     def as_float32(self) -> Features:
         """The same in float32, whatever precision it was computed in: what is ordered must not be rounded."""
@@ -63,11 +62,9 @@ class Features(NamedTuple):
 
     @staticmethod
     def joined(batches: Iterable[Features]) -> Features:
-        """Batches behind each other."""
-        parts = list(batches)
-        terms = [part.terms for part in parts if part.terms is not None]
-        joined = {name: torch.cat([getattr(part, name) for part in parts]) for name in Features._fields[:5]}
-        return Features(**joined, terms=Terms(*map(torch.cat, zip(*terms, strict=True))) if terms else None)
+        """Batches one after the other."""
+        parts = [batch.tensors() for batch in batches]
+        return Features.of({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def padded(self, tokens: int) -> Features:
         """The same with at least this many text tokens: zeros that the mask leaves out."""
@@ -83,3 +80,6 @@ class Features(NamedTuple):
     def dims(self) -> FeatureDims:
         """The widths of these features."""
         return FeatureDims(self.text_global.shape[-1], self.image_global.shape[-1])
+
+
+_FIELDS = ("text_global", "text_local", "image_global", "image_local", "text_mask")

@@ -70,11 +70,11 @@ class GatheredBatch:
 
     def all_entities(self, own: Features) -> Features:
         """Features of all columns."""
-        return _features(own, self._columns(_tensors(own)))
+        return _features(own, self._columns(list(own.tensors().values())))
 
     def all_mentions(self, own: Features) -> Features:
         """Features of the mentions of all processes, this one's first."""
-        return _features(own, self.rows(*_tensors(own)))
+        return _features(own, self.rows(*own.tensors().values()))
 
     def rows(self, *own: Tensor) -> list[Tensor]:
         """Tensors of the mentions of all processes, ``[mentions, ...]``, this one's first."""
@@ -112,10 +112,5 @@ class GatheredBatch:
         return [torch.cat(pieces) for pieces in zip(*golds, *further, strict=True)]
 
 
-def _tensors(features: Features) -> list[Tensor]:
-    return [*features[:5], *(features.terms or ())]
-
-
 def _features(like: Features, tensors: list[Tensor]) -> Features:
-    rest = iter(tensors)
-    return like.map(lambda _: next(rest))
+    return Features.of(dict(zip(like.tensors(), tensors, strict=True)))

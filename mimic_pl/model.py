@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -15,21 +16,24 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
+from mimic_pl.batch import Batch, Inputs
+from mimic_pl.data.protocol import TrainingData, ranked_data
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, filled_up
-from mimic_pl.errors import NonFiniteScoreError
-from mimic_pl.features import Features, Terms
+from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, repeat_last
+from mimic_pl.encoding import BatchEncoder
+from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.evaluation import evaluation_index
+from mimic_pl.features import Features
 from mimic_pl.gathered_batch import GatheredBatch
-from mimic_pl.indexing import make_index
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
+from mimic_pl.processor import Processor
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking
+from mimic_pl.ranking import EntityIndex, Indexer, MemoryIndex, Ranker, Ranking
+from mimic_pl.ranking.states import joined
+from mimic_pl.records import Entity, Mention
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
 from mimic_pl.unused import unused_parameters
-
-Side = dict[str, Tensor]
-"""Tokens and images of one side as the encoder takes them, and terms where the data module has a lexicon."""
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
@@ -45,7 +49,7 @@ class MIMIC(LightningModule):
 
     To build on it, subclass and override the hook that holds your idea:
 
-    - :meth:`encode`: from tokens and images of one side to features;
+    - :meth:`encode`: from the inputs of one side to features;
     - :meth:`configure_matcher`: the shared norms, the units and how their scores combine;
     - :meth:`compute_loss`: from the scores of a training batch to the loss;
     - :meth:`parameter_groups`: what decays and at which rate;
@@ -54,6 +58,8 @@ class MIMIC(LightningModule):
 
     Args:
         encoder: Turns tokens and images into features.
+        processor: Turns records into inputs: text templates, image policy, modalities, further features. Its tokenizer
+            and image size are the encoder's.
         units: The interaction units by name; the published three by default. The names are those of the scores.
         matcher: Holds the units and combines their scores: their mean by default, as published, or
             :class:`~mimic_pl.units.WeightedMatcher`.
@@ -70,12 +76,15 @@ class MIMIC(LightningModule):
 
     Example:
         >>> model = MIMIC(CLIPEncoder("openai/clip-vit-base-patch32"))  # doctest: +SKIP
-        >>> model.score(mention_features, entity_features)["overall"]  # [mentions, entities]  # doctest: +SKIP
+        >>> mentions = model.encode_mentions([{"mention": "Jordan", "sentence": "Jordan scored."}])  # doctest: +SKIP
+        >>> entities = model.encode_entities([{"id": "Q1", "name": "Jordan", "attr": ""}])  # doctest: +SKIP
+        >>> model.score(mentions, entities)["overall"]  # [mentions, entities]  # doctest: +SKIP
     """
 
     def __init__(
         self,
         encoder: Encoder,
+        processor: Processor | None = None,
         units: dict[str, UnitFactory] | None = None,
         matcher: MatcherFactory = Matcher,
         loss: UnitConsistentLoss | None = None,
@@ -89,6 +98,7 @@ class MIMIC(LightningModule):
     ) -> None:
         super().__init__()
         self.encoder = encoder
+        self.processor = (processor or Processor()).connect(encoder.build_tokenizer, encoder.build_image_processor)
         self.make_matcher = matcher
         self.matcher = self.configure_matcher(units or published_units())
         self.loss = loss or UnitConsistentLoss()
@@ -103,6 +113,7 @@ class MIMIC(LightningModule):
         self.metrics = self.configure_metrics()
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
+        self._keep_index = False
         self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -115,28 +126,126 @@ class MIMIC(LightningModule):
         """
         return self.make_matcher(self.encoder.dims, units)
 
-    def encode(self, side: Side) -> Features:
-        """Turn tokens and images of one side into features; training and ranking both do it here.
+    def encode(self, inputs: Inputs) -> Features:
+        """Turn the inputs of one side into features; training, ranking and linking all do it here.
 
         Args:
-            side: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities, and
-                ``term_ids``, ``term_weights`` where the data module has a lexicon.
+            inputs: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities; every other
+                tensor becomes one of :attr:`Features.extra`.
         """
-        features: Features = self.encoder(**{name: side[name] for name in INPUTS})
-        if "term_ids" in side:
-            features = features._replace(terms=Terms(side["term_ids"], side["term_weights"]))
-        return features
+        features: Features = self.encoder(**{name: inputs[name] for name in INPUTS})
+        extra = {name: tensor for name, tensor in inputs.items() if name not in (*INPUTS, "has_image")}
+        return features._replace(extra={**features.extra, **extra}) if extra else features
 
-    def score(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
-        """Score every pair from features: ``overall`` and each unit by name, each ``[mentions, entities]``.
+    def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
+        """Score every pair of states: ``overall`` and each unit by name, each ``[mentions, entities]``."""
+        return self.matcher.score(mentions, entities)
 
-        Not for overriding: ranking goes through the matcher's states instead of features.
+    def forward(self, mentions: Inputs, entities: Inputs) -> dict[str, Tensor]:
+        """Score every pair from the inputs of both sides; see :meth:`score`."""
+        return self.score(self.matcher.mention(self.encode(mentions)), self.matcher.entity(self.encode(entities)))
+
+    # ---- records -> states --------------------------------------------------------------------------------------
+
+    def encode_mentions(
+        self,
+        records: Sequence[Mention | Mapping[str, Any]],
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+    ) -> States:
+        """Encode mentions, with a Trainer or without one.
+
+        Args:
+            records: Mentions, or dictionaries with ``mention``, ``sentence``, ``image`` and the fields of the template;
+                an image is a path, bytes, a PIL image or an array.
+            batch_size: Mentions that are encoded at once.
+            show_progress_bar: Show how far it is.
+
+        Returns:
+            The units' states of the mentions, float32, on the model's device: for :meth:`score` and
+            :class:`~mimic_pl.Ranker`.
+
+        Raises:
+            DataError: A record lacks what the template asks for, or is malformed.
         """
-        return self.matcher.score(self.matcher.mention(mentions), self.matcher.entity(entities))
+        run = self.batch_encoder()
+        made = _Chunks(records, batch_size, lambda own: {"mentions": self.processor.mentions(own)})
+        description = "Encoding mentions" if show_progress_bar else None
+        return joined([states for _, states in run(made, "mentions", self.mention_states, description)])
 
-    def forward(self, mentions: Side, entities: Side) -> dict[str, Tensor]:
-        """Score every pair from tokens and images; see :meth:`score`."""
-        return self.score(self.encode(mentions), self.encode(entities))
+    def encode_entities(
+        self,
+        records: Sequence[Entity | Mapping[str, Any]],
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+    ) -> States:
+        """Encode entities, with a Trainer or without one.
+
+        Args:
+            records: Entities, or dictionaries with ``id``, ``name``, ``images`` and the fields of the template.
+            batch_size: Entities that are encoded at once.
+            show_progress_bar: Show how far it is.
+
+        Returns:
+            The units' states of the entities, on the model's device: for :meth:`score`. For many entities see
+            :meth:`build_index`.
+
+        Raises:
+            DataError: A record lacks what the template asks for, or is malformed.
+        """
+        return joined([states for _, states in self._entity_batches(records, batch_size, show_progress_bar)])
+
+    def build_index(
+        self,
+        records: Sequence[Entity | Mapping[str, Any]],
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+    ) -> EntityIndex:
+        """Encode entities into an index in memory, which a :class:`~mimic_pl.Ranker` ranks for encoded mentions.
+
+        Args:
+            records: Entities, or dictionaries with ``id``, ``name``, ``images`` and the fields of the template.
+            batch_size: Entities that are encoded at once.
+            show_progress_bar: Show how far it is.
+        """
+        index = MemoryIndex(len(records), self.device)
+        for _, states in self._entity_batches(records, batch_size, show_progress_bar):
+            index.append(states)
+        return index
+
+    def _entity_batches(
+        self, records: Sequence[Entity | Mapping[str, Any]], batch_size: int, show_progress_bar: bool
+    ) -> Iterator[tuple[Batch, States]]:
+        made = _Chunks(records, batch_size, lambda own: {"entities": self.processor.entities(own)})
+        description = "Encoding entities" if show_progress_bar else None
+        return self.batch_encoder()(made, "entities", self.entity_states, description)
+
+    def batch_encoder(self) -> BatchEncoder:
+        """The loop that encodes batches of this model's, on its device and in its precision."""
+        return BatchEncoder(self, self.processor, self._trainer)
+
+    def entity_states(self, inputs: Inputs) -> States:
+        """Encode entities for an index: those that a unit cannot tell apart (all without an image) get one state."""
+        size = len(inputs["input_ids"])
+        features = self.encode(repeat_last(inputs))
+        states = self.matcher.entity(features.padded(self.encoder.text_length))
+        return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
+
+    def mention_states(self, inputs: Inputs) -> States:
+        """Encode mentions to be ranked for.
+
+        Scores are ordered, so the states are float32 whatever precision the features were computed in.
+        """
+        states = self.matcher.mention(self.encode(inputs))
+        return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise the images on the device, and count those that failed."""
+        return self.processor.finish(batch)
+
+    def teardown(self, stage: str) -> None:
+        """Report once which images could not be used."""
+        self.processor.report.log(self.processor.image_policy)
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -158,7 +267,16 @@ class MIMIC(LightningModule):
         if self._unused:
             rank_zero_info(f"Not trained, since the loss does not depend on them: {', '.join(self._unused)}.")
 
-    def compute_loss(self, scores: dict[str, Tensor], batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _training_data(self) -> TrainingData:
+        datamodule = getattr(self.trainer, "datamodule", None)
+        if not isinstance(datamodule, TrainingData):
+            raise ConfigError(
+                "Training on several processes needs a data module with training_sample(), a small training batch. "
+                "Call the Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
+            )
+        return datamodule
+
+    def compute_loss(self, scores: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a training batch, and its terms for the log.
 
         Args:
@@ -166,10 +284,11 @@ class MIMIC(LightningModule):
                 mentions where hard negatives are mined.
             batch: The batch as the data module made it.
         """
-        total, terms = self.loss(scores, batch["gold"], batch.get("golds"), batch.get("columns"))
+        columns = batch["columns"]
+        total, terms = self.loss(scores, columns[: len(batch["gold"])], batch["gold"], columns)
         return total, terms
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step: loss of the batch's mentions against the batch's gold entities."""
         total, terms = self._training_loss(batch, ProcessGroup())
         size = len(batch["index"])
@@ -177,9 +296,9 @@ class MIMIC(LightningModule):
         self.log_dict({f"train/loss_{name}": term for name, term in terms.items()}, batch_size=size)
         return total
 
-    def _training_loss(self, batch: dict[str, Any], processes: ProcessGroup) -> tuple[Tensor, dict[str, Tensor]]:
+    def _training_loss(self, batch: Batch, processes: ProcessGroup) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, whose entities are negatives of the mentions of all processes."""
-        own = batch.get("columns", batch["gold"])
+        own = batch["columns"]
         shared = GatheredBatch(processes, len(batch["gold"]), len(own), self.device, self.global_negatives)
         mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
         columns = shared.positions(own)
@@ -189,8 +308,7 @@ class MIMIC(LightningModule):
         total = shared.share * total
         if self.extra_losses:
             # These look at more than a mention's own row: each process computes them for all.
-            golds = batch.get("golds", batch["gold"][:, None])
-            gold, golds = shared.rows(batch["gold"], golds)
+            gold, golds = shared.rows(own[: len(batch["gold"])], batch["gold"])
             right = same_gold(gold, golds, columns)
             sides = shared.all_mentions(mentions), shared.all_entities(entities)
             scores = shared.all_scores(scores)
@@ -207,7 +325,7 @@ class MIMIC(LightningModule):
         """Remember the run's seed."""
         self._seed = torch.initial_seed()
 
-    def on_train_batch_start(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by step and process, so that a resumed run draws what the undisturbed one would have drawn."""
         torch.manual_seed((self._seed + 1_000_003 * (self.global_step + 1) + self.global_rank) % 2**63)
 
@@ -248,9 +366,9 @@ class MIMIC(LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Encode the knowledge base with the present weights."""
-        self.index = self.encode_entities()
+        self._start_ranking()
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Rank the whole knowledge base for a batch of mentions."""
         return self._evaluation_step(batch, "val")
 
@@ -260,9 +378,9 @@ class MIMIC(LightningModule):
 
     def on_test_epoch_start(self) -> None:
         """Encode the knowledge base with the present weights."""
-        self.index = self.encode_entities()
+        self._start_ranking()
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Rank the whole knowledge base for a batch of mentions."""
         return self._evaluation_step(batch, "test")
 
@@ -272,49 +390,41 @@ class MIMIC(LightningModule):
 
     def on_predict_epoch_start(self) -> None:
         """Encode the knowledge base with the present weights."""
-        self.index = self.encode_entities()
+        self._start_ranking()
 
-    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Rank the whole knowledge base for a batch of mentions, with or without golds."""
         ranking = self.rank(batch, "predict")
         counted = batch["index"].ge(0).nonzero()[:, 0]
         return {"ranking": ranking.at(counted), "index": batch["index"][counted]}
 
     def on_predict_epoch_end(self) -> None:
-        """Let the index go."""
-        self.index = None
+        """Release the index."""
+        self._end_ranking()
 
-    @torch.no_grad()
-    def encode_entities(self) -> EntityIndex:
-        """Make the index of the data module's knowledge base, as :attr:`indexer` says.
+    @contextmanager
+    def one_index(self) -> Iterator[None]:
+        """Rank the same index in all evaluations of this context: it is made by the first of them.
 
-        Raises:
-            ConfigError: The Trainer was given bare loaders instead of a data module.
-            StoreError: The index on disk was built by another model or from other data, or is damaged.
+        For evaluations between which neither the weights nor the knowledge base change.
         """
-        return make_index(self, self.trainer, self.indexer)
+        self._keep_index = True
+        try:
+            yield
+        finally:
+            self._keep_index = False
+            self.index = None
 
-    def taken_in(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A batch of a loader that the Trainer does not drive: on the model's device and in its precision."""
-        moved = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
-        return self.trainer.precision_plugin.convert_input(moved)
+    def _start_ranking(self) -> None:
+        if self.index is None or not self._keep_index:
+            with torch.no_grad():
+                self.index = evaluation_index(self, self.trainer, self.indexer)
 
-    def entity_states(self, side: Side) -> States:
-        """Encode entities for the index: those that a unit cannot tell apart (all without an image) get one state."""
-        size = len(side["input_ids"])
-        features = self.encode(filled_up(side))
-        states = self.matcher.entity(features.padded(self.encoder.text_length))
-        return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
+    def _end_ranking(self) -> None:
+        if not self._keep_index:
+            self.index = None
 
-    def mention_states(self, side: Side) -> States:
-        """Encode mentions to be ranked for.
-
-        Scores are ordered, so the states are float32 whatever precision the features were computed in.
-        """
-        states = self.matcher.mention(self.encode(side))
-        return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
-
-    def rank(self, batch: dict[str, Any], split: str) -> Ranking:
+    def rank(self, batch: Batch, split: str) -> Ranking:
         """Rank the whole knowledge base for a batch of mentions; with several processes each has a batch of its own.
 
         Args:
@@ -332,22 +442,23 @@ class MIMIC(LightningModule):
             mentions = [index for own in self.index.processes.objects(batch["index"].tolist()) for index in own]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
 
-    def _evaluation_step(self, batch: dict[str, Any], stage: str) -> dict[str, Any]:
+    def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:
         assert self.index is not None, "the index is filled at the start of the epoch"
         counted = batch["index"].ge(0).nonzero()[:, 0]  # without those that even out the processes' turns
         ranking = self.rank(batch, stage).at(counted)
         for name, metrics in self._metrics(stage):
             metrics.update(ranking.ranks[name], num_entities=len(self.index))
-        count, seen = (batch[name][counted] if name in batch else None for name in ("gold_count", "seen"))
+        count = batch["gold_count"][counted] if "gold_count" in batch else None
+        seen = batch["seen"][counted] if "seen" in batch else None
         metrics_of_golds = self._gold_metrics(stage)
         metrics_of_golds.update(ranking.ranks, ranking.gold_ranks, count, seen, num_entities=len(self.index))
         return {"ranking": ranking, "index": batch["index"][counted]}
 
     def _explain(self, error: NonFiniteScoreError, ranked: list[int], split: str) -> str:
         """Name the mention and the entity whose score no ranking can order."""
-        datamodule = self.trainer.datamodule  # type: ignore[attr-defined]
-        mention = datamodule.mentions[split][ranked[error.mention]]
-        entity = datamodule.entities[error.entity]
+        data = ranked_data(self.trainer)
+        mention = data.mentions[split][ranked[error.mention]]
+        entity = data.entities[error.entity]
         return (
             f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.id} "
             f"({entity.name!r}) is {error.value}. The weights have diverged, or the features overflow in this "
@@ -362,7 +473,7 @@ class MIMIC(LightningModule):
         anywhere = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
         self.log_dict(self._gold_metrics(stage).compute(anywhere))
         self._gold_metrics(stage).reset()
-        self.index = None
+        self._end_ranking()
 
     def _metrics(self, stage: str) -> Iterator[tuple[str, MetricCollection]]:
         for name, metrics in cast(nn.ModuleDict, self.metrics[stage]).items():
@@ -401,6 +512,21 @@ class MIMIC(LightningModule):
         model = cls(encoder, units=units, **kwargs)
         load_weights(model, state, str(checkpoint))
         return model
+
+
+class _Chunks:
+    """Records -> batches, each made when it is asked for."""
+
+    def __init__(self, records: Sequence[Any], size: int, make: Callable[[Sequence[Any]], Batch]) -> None:
+        self.records = records
+        self.size = size
+        self.make = make
+
+    def __len__(self) -> int:
+        return -(-len(self.records) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))
 
 
 def _as_float32(tensor: Tensor) -> Tensor:

@@ -2,7 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from mimic_pl.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from PIL import Image
+
+ImageSource: TypeAlias = "str | Path | bytes | Image.Image | npt.NDArray[np.uint8]"
+"""An image: a file's path, a file's content, a PIL image, or an array of pixels ``[height, width, 3]``.
+
+Records that a data module reads name files in its image folders.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -13,18 +29,52 @@ class Entity:
         id: The entity's identifier, for example ``"Q42"``; unique in the knowledge base.
         name: Its name, percent-decoded.
         fields: Every text field of the source by name (``attr``, ``desc``, ...), for the text template.
-        images: File names of its images inside the knowledge base's image folder; empty if it has none.
+        images: Its images, best first; the first that opens is used. Empty if it has none.
+        arrays: Numbers of your own by name (a type embedding, detected objects, ...), each an array of one shape for
+            all records. :class:`~mimic_pl.processor.RecordArrays` hands them to the units.
+
+    Example:
+        >>> Entity.of({"id": "Q42", "name": "Douglas Adams", "attr": "Sex: male.", "image": "Q42.jpg"})
+        Entity(id='Q42', name='Douglas Adams', fields={'attr': 'Sex: male.'}, images=('Q42.jpg',), arrays={})
     """
 
     id: str
     name: str
     fields: dict[str, str] = field(default_factory=dict)
-    images: tuple[str, ...] = ()
+    images: tuple[ImageSource, ...] = ()
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_files(self) -> tuple[str, ...]:
+        """The images as file names in an image folder.
+
+        Raises:
+            DataError: One is no file name.
+        """
+        return _files(self.images, self.id)
+
+    @classmethod
+    def of(cls, record: Entity | Mapping[str, Any]) -> Entity:
+        """The record itself, or one made of a dictionary.
+
+        ``id`` and ``name`` are required; ``image`` or ``images`` and ``arrays`` are known by name, and every other text
+        becomes one of the :attr:`fields`.
+
+        Raises:
+            DataError: A required key is missing, or a value is not of its type.
+        """
+        if isinstance(record, Entity):
+            return record
+        rest = dict(record)
+        images = _images(rest, "entity")
+        own = _texts(rest, "entity", required=("id", "name"))
+        arrays = rest.pop("arrays", {})
+        return cls(own["id"], own["name"], _fields(rest, f"entity {own['id']!r}"), images, arrays)
 
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """One mention: a word in a sentence, with the image beside it.
+    """One mention: a word in a sentence, and the image that goes with it.
 
     Attributes:
         id: The mention's identifier as text.
@@ -32,13 +82,99 @@ class Mention:
         sentence: The sentence around it.
         golds: ``id`` of the right entity or entities, in the order of the source; empty for ``nil`` and for unlabelled
             mentions.
-        image: File name inside the mentions' image folder, or ``None``.
+        image: The image, or ``None``.
         fields: Every other text field of the source by name, for the text template.
+        arrays: Numbers of your own by name; see :attr:`Entity.arrays`.
+
+    Example:
+        >>> Mention.of({"mention": "Adams", "sentence": "Adams wrote for radio."})
+        Mention(id='', mention='Adams', sentence='Adams wrote for radio.', golds=(), image=None, fields={}, arrays={})
     """
 
     id: str
     mention: str
     sentence: str
     golds: tuple[str, ...] = ()
-    image: str | None = None
+    image: ImageSource | None = None
     fields: dict[str, str] = field(default_factory=dict)
+    arrays: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def image_files(self) -> tuple[str, ...]:
+        """The image, if there is one, as a file name in an image folder.
+
+        Raises:
+            DataError: It is no file name.
+        """
+        return () if self.image is None else _files((self.image,), self.id)
+
+    @classmethod
+    def of(cls, record: Mention | Mapping[str, Any]) -> Mention:
+        """The record itself, or one made of a dictionary.
+
+        ``mention`` is required; ``sentence`` and ``id`` are empty by default; ``image``, ``golds`` and ``arrays`` are
+        known by name, and every other text becomes one of the :attr:`fields`.
+
+        Raises:
+            DataError: A required key is missing, or a value is not of its type.
+        """
+        if isinstance(record, Mention):
+            return record
+        rest = dict(record)
+        images = _images(rest, "mention")
+        if len(images) > 1:
+            raise DataError(f"The mention {record.get('mention')!r:.80} has {len(images)} images. Give one as 'image'.")
+        golds = rest.pop("golds", ())
+        golds = (golds,) if isinstance(golds, str) else tuple(golds or ())
+        own = _texts(rest, "mention", required=("mention",), optional=("sentence", "id"))
+        arrays = rest.pop("arrays", {})
+        fields = _fields(rest, f"mention {own['mention']!r:.80}")
+        image = images[0] if images else None
+        return cls(own["id"], own["mention"], own["sentence"], golds, image, fields, arrays)
+
+
+def _files(images: tuple[ImageSource, ...], record_id: str) -> tuple[str, ...]:
+    for image in images:
+        if not isinstance(image, str):
+            raise DataError(
+                f"The record {record_id!r} holds an image of type {type(image).__name__}. In a data module images are "
+                "file names in its image folders; model.encode_mentions and model.encode_entities take images of any "
+                "kind."
+            )
+    return images  # type: ignore[return-value]
+
+
+def _images(rest: dict[str, Any], what: str) -> tuple[ImageSource, ...]:
+    """Take the images out of a dictionary."""
+    if "image" in rest and "images" in rest:
+        raise DataError(f"The {what} has 'image' and 'images'. Give one of the two.")
+    images = rest.pop("images", None) or ()
+    if isinstance(images, (str, bytes)) or not isinstance(images, (list, tuple)):
+        raise DataError(f"'images' of the {what} is {type(images).__name__}; give a list, or one image as 'image'.")
+    image = rest.pop("image", None)
+    return tuple(images) if image is None else (image,)
+
+
+def _texts(
+    rest: dict[str, Any], what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
+) -> dict[str, str]:
+    """Take texts out of a dictionary; numbers become texts, as identifiers often are numbers."""
+    found: dict[str, str] = {}
+    for name in (*required, *optional):
+        value = rest.pop(name, None)
+        if value is None and name in required:
+            raise DataError(f"A {what} has no {name!r}. It has: {', '.join(map(str, rest)) or 'nothing'}.")
+        if value is not None and not isinstance(value, (str, int)):
+            raise DataError(f"{name!r} of the {what} is {type(value).__name__} {value!r:.80}; it must be text.")
+        found[name] = "" if value is None else str(value)
+    return found
+
+
+def _fields(rest: Mapping[str, Any], what: str) -> dict[str, str]:
+    wrong = [name for name, value in rest.items() if not isinstance(value, str)]
+    if wrong:
+        raise DataError(
+            f"{', '.join(map(repr, wrong))} of the {what} is not text. Fields are texts; numbers of your own go into "
+            "'arrays'."
+        )
+    return dict(rest)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-import torch
 from lightning.pytorch import Trainer
 from rich.table import Table
 
@@ -18,9 +17,6 @@ from mimic_pl.data.degradation import KINDS, Degradation
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, Indexer
-from mimic_pl.ranking.index import Shard
-from mimic_pl.ranking.indexer import Batches
 
 FILE = "robustness.json"
 """Name in the run's folder of what was measured."""
@@ -89,7 +85,7 @@ def measure(
     """
     evaluate = trainer.test if split == "test" else trainer.validate
     undisturbed: dict[str, dict[str, float]] | None = None
-    with _indexed_once(model), _as_it_was(data):
+    with model.one_index(), _original_degradation(data):
         for degradation in degradations:
             metrics = None if degradation.strength else undisturbed
             if metrics is None:
@@ -132,49 +128,8 @@ def robustness_table(grades: Sequence[Grade], title: str | None = None) -> Table
     return table
 
 
-class _IndexedOnce(Indexer):
-    """Makes the index that another indexer makes, once, and hands it out again."""
-
-    def __init__(self, indexer: Indexer) -> None:
-        super().__init__(indexer.dtype, indexer.storage, indexer.folder)
-        self._indexer = indexer
-        self._index: EntityIndex | None = None
-
-    def in_memory(
-        self, num_entities: int, batches: Batches, device: torch.device, shard: Shard | None = None, made_from: str = ""
-    ) -> EntityIndex:
-        if self._index is None:
-            self._index = self._indexer.in_memory(num_entities, batches, device, shard, made_from)
-        return self._index
-
-    def on_disk(
-        self,
-        folder: Path,
-        num_entities: int,
-        batches: Batches,
-        device: torch.device,
-        description: Mapping[str, Any],
-        anew: bool = False,
-        shard: Shard | None = None,
-    ) -> EntityIndex:
-        if self._index is None:
-            self._index = self._indexer.on_disk(folder, num_entities, batches, device, description, anew, shard)
-        return self._index
-
-
 @contextmanager
-def _indexed_once(model: MIMIC) -> Iterator[None]:
-    """The knowledge base is indexed once, however often the model asks."""
-    indexer = model.indexer
-    model.indexer = _IndexedOnce(indexer)
-    try:
-        yield
-    finally:
-        model.indexer = indexer
-
-
-@contextmanager
-def _as_it_was(data: MELDataModule) -> Iterator[None]:
+def _original_degradation(data: MELDataModule) -> Iterator[None]:
     """The data keeps its own degradation."""
     degradation = data.degradation
     try:

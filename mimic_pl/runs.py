@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.checkpoint import read_checkpoint, require_numbers
-from mimic_pl.data import MELDataModule
+from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import CheckpointError, ConfigError, UsageError
 from mimic_pl.files import only_writer
 from mimic_pl.model import MIMIC
@@ -145,7 +145,7 @@ def runs_below(root: str | Path) -> list[Run]:
     return [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
 
 
-def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataModule]:
+def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, BaseDataModule]:
     """Build a run's model, with its weights, and its data module, for notebooks and scripts.
 
     Args:
@@ -164,7 +164,7 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
     config = run.read_config()
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
-    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
     try:
         built = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
     except (ArgumentError, KeyError, TypeError) as error:
@@ -176,6 +176,7 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, MELDataMod
         built.model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {checkpoint} do not fit the model of {run.config}: {error}") from error
+    built.data.processor = built.model.processor
     return built.model.eval(), built.data
 
 

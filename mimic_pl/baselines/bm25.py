@@ -8,7 +8,7 @@ import bm25s
 import numpy as np
 import numpy.typing as npt
 
-from mimic_pl.data.words import content_words
+from mimic_pl.processor.words import content_words
 
 
 class BM25:
@@ -17,7 +17,7 @@ class BM25:
     ``sum over the words w of a query of idf(w) f / (f + k1 (1 - b + b n / n_mean))`` with f the occurrences of w in the
     document, n the document's words, n_mean their mean over all documents, and ``idf(w) = ln(1 + (N - N_w + 0.5) / (N_w
     + 0.5))`` for N documents of which N_w hold w. A word that a query holds twice counts twice, so a mention counts
-    once more than the rest of its sentence. Words are those of :func:`~mimic_pl.data.words.content_words`.
+    once more than the rest of its sentence. Words are those of :func:`~mimic_pl.processor.words.content_words`.
 
     Args:
         mentions: Text of each mention.

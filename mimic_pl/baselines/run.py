@@ -19,11 +19,11 @@ from mimic_pl.callbacks.results import metrics_by_score, missing_golds
 from mimic_pl.callbacks.tables import result_table
 from mimic_pl.data import MELDataModule, Mention
 from mimic_pl.data.table import EntityTable, as_table
-from mimic_pl.data.template import TextTemplate
 from mimic_pl.encoders import Encoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
 from mimic_pl.metrics import rank_metrics
+from mimic_pl.processor.template import TextTemplate
 
 BASELINES = {
     "exact_name": "the mention is the entity's name, character by character",
@@ -62,7 +62,7 @@ def run_baselines(
     in a run's: ``predictions.jsonl`` and ``metrics.json``.
 
     Args:
-        data: The data.
+        data: The data, with its processor; with an encoder, one that is connected to it.
         split: ``val`` or ``test``.
         folder: Where the results go.
         encoder: For the cosines; they are left out without one. Those of images are left out where one side has none.
@@ -112,15 +112,14 @@ def _read(data: MELDataModule, split: str, encoder: Encoder | None) -> _Side:
     data.prepare_data()
     if encoder is None:
         return _Side(data.read_mentions(split), as_table(data.read_entities()))
-    data.preprocessor = encoder.preprocessor
     data.setup("test" if split == "test" else "validate")
     return _Side(data.mentions[split], data.entities)
 
 
 def _lexical(data: MELDataModule, side: _Side) -> dict[str, _Lazy]:
     # The fields that the model reads, without the separator between them, which is no word of the data.
-    mention = TextTemplate(data.mention_template.template.replace("[SEP]", " "))
-    entity = TextTemplate(data.entity_template.template.replace("[SEP]", " "))
+    mention = TextTemplate(data.processor.mention_template.template.replace("[SEP]", " "))
+    entity = TextTemplate(data.processor.entity_template.template.replace("[SEP]", " "))
     return {
         "exact_name": lambda: ExactName(side.mentions, side.entities),
         "name_similarity": lambda: NameSimilarity(side.mentions, side.entities),
@@ -159,7 +158,10 @@ def _describe(data: MELDataModule, split: str, side: _Side) -> dict[str, Any]:
         "entities": len(side.entities),
         "mentions_that_are_the_golds_name": round(exact / len(side.mentions), 7),
         "the_same_lower_cased": round(lower / len(side.mentions), 7),
-        "text": {"mention": data.mention_template.template, "entity": data.entity_template.template},
+        "text": {
+            "mention": data.processor.mention_template.template,
+            "entity": data.processor.entity_template.template,
+        },
     }
 
 

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.functional import normalize
-from tqdm.auto import tqdm
+from torch.utils.data import DataLoader
 
+from mimic_pl.batch import Batch, Inputs
 from mimic_pl.data import MELDataModule
-from mimic_pl.encoders import INPUTS, Encoder, filled_up
+from mimic_pl.encoders import INPUTS, Encoder, repeat_last
+from mimic_pl.encoding import BatchEncoder, Side
 
 _ENTITIES_AT_ONCE = 1 << 14
 """Entities whose vectors are held in float64 at once."""
@@ -77,27 +78,29 @@ def embed(encoder: Encoder, data: MELDataModule, split: str, device: str) -> tup
     Returns:
         Those of the mentions and those of the entities.
     """
-    encoder.to(device).eval()
-    loaders = {
-        "mentions": data.test_dataloader() if split == "test" else data.val_dataloader(),
-        "entities": data.entity_dataloader(),
-    }
+    encoder.to(device)
+    run = BatchEncoder(encoder, data.processor)
+    mentions = data.test_dataloader() if split == "test" else data.val_dataloader()
     with _without_projections(encoder):
-        mentions, entities = (_embed_side(encoder, data, name, loader, device) for name, loader in loaders.items())
-    return mentions, entities
+        return (
+            _embed_side(encoder, run, "mentions", mentions),
+            _embed_side(encoder, run, "entities", data.entity_dataloader()),
+        )
 
 
-def _embed_side(encoder: Encoder, data: MELDataModule, name: str, loader: Any, device: str) -> Embeddings:
-    texts: list[Tensor] = []
-    images: list[Tensor] = []
+def _embed_side(encoder: Encoder, run: BatchEncoder, side: Side, loader: DataLoader[Batch]) -> Embeddings:
+    texts, images = [], []
     with_image = 0
-    for batch in tqdm(loader, desc=f"Encoding {name}", unit="batch", leave=False, disable=None):
-        with_image += int(batch[name]["has_image"].sum())
-        side = data.on_after_batch_transfer(move_data_to_device(batch, device), 0)[name]
-        size = len(side["input_ids"])
-        features = encoder(**filled_up({key: side[key] for key in INPUTS}))
-        texts.append(normalize(features.text_global[:size].float(), dim=-1).cpu())
-        images.append(normalize(features.image_global[:size].float(), dim=-1).cpu())
+
+    def encode(inputs: Inputs) -> tuple[Tensor, Tensor]:
+        size = len(inputs["input_ids"])
+        features = encoder(**repeat_last({name: inputs[name] for name in INPUTS}))
+        return features.text_global[:size], features.image_global[:size]
+
+    for batch, (text, image) in run(loader, side, encode, f"Encoding {side}"):
+        with_image += int(batch[side]["has_image"].sum())
+        texts.append(normalize(text.float(), dim=-1).cpu())
+        images.append(normalize(image.float(), dim=-1).cpu())
     return Embeddings(torch.cat(texts), torch.cat(images), with_image)
 
 

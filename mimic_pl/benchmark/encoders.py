@@ -42,8 +42,8 @@ def build_encoder(size: EncoderSize, seed: int) -> CLIPEncoder:
 
 def random_inputs(encoder: Encoder, batch: int, generator: torch.Generator, device: str) -> dict[str, Tensor]:
     """Tokens of random texts, and noise for images."""
-    size = encoder.preprocessor.image_size
+    size = encoder.build_image_processor().image_size
     drawn = torch.randint(len(WORDS), (batch, 20), generator=generator).tolist()
-    ids, mask = encoder.preprocessor.tokenize([" ".join(WORDS[word] for word in text) for text in drawn])
+    ids, mask = encoder.build_tokenizer()([" ".join(WORDS[word] for word in text) for text in drawn])
     pixels = torch.randn(batch, 3, size, size, generator=generator)
     return {name: t.to(device) for name, t in (("input_ids", ids), ("attention_mask", mask), ("pixel_values", pixels))}

@@ -18,9 +18,9 @@ from mimic_pl.benchmark.report import Line, Row, timed
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
 from mimic_pl.data.image_cache import ImageCache
-from mimic_pl.data.images import ImageFolder
 from mimic_pl.data.pixels import PixelSource
-from mimic_pl.encoders.preprocessor import Preprocessor
+from mimic_pl.processor import ImageProcessor
+from mimic_pl.processor.images import ImageFolder
 
 PROCESSOR = "Pillow and CLIPImageProcessorPil"
 SIZES = ((500, 400), (1500, 1200))
@@ -33,13 +33,14 @@ def images(settings: Settings) -> Row:
     lines: list[Line] = []
     differences: dict[str, Any] = {}
     number = settings.size(64, 8)
-    preprocessor = build_encoder("small", settings.seed).preprocessor
+    image_processor = build_encoder("small", settings.seed).build_image_processor()
     for size in SIZES:
         with tempfile.TemporaryDirectory() as folder:
             names = draw_images(Path(folder) / "images", number, size, settings.seed)
-            lines_of_size, difference = _measured(Path(folder), names, preprocessor, settings, f"{size[0]}x{size[1]}")
+            title = f"{size[0]}x{size[1]}"
+            lines_of_size, difference = _measured(Path(folder), names, image_processor, settings, title)
             lines += lines_of_size
-            differences[f"largest difference of a normalised {size[0]}x{size[1]} image"] = difference
+            differences[f"largest difference of a normalised {title} image"] = difference
     return {
         "title": "Image pipeline: a JPEG to a normalised 224 x 224 float32 tensor",
         "setting": {"images": number, "batch": min(_BATCH, number), "rounds": settings.turns},
@@ -48,18 +49,18 @@ def images(settings: Settings) -> Row:
     }
 
 
-def transformers_processor(preprocessor: Preprocessor) -> Callable[[Path], Tensor]:
+def transformers_processor(image_processor: ImageProcessor) -> Callable[[Path], Tensor]:
     """Opens an image with Pillow and hands it to transformers' processor, set to the published preprocessing."""
     from transformers.models.clip import CLIPImageProcessorPil
 
-    side = preprocessor.image_size
+    side = image_processor.image_size
     processor = CLIPImageProcessorPil(
         do_resize=True,
         size={"height": side, "width": side},
         resample=Image.Resampling.LANCZOS,
         do_center_crop=False,
-        image_mean=list(preprocessor.image_mean),
-        image_std=list(preprocessor.image_std),
+        image_mean=list(image_processor.image_mean),
+        image_std=list(image_processor.image_std),
     )
 
     def process(path: Path) -> Tensor:
@@ -70,35 +71,35 @@ def transformers_processor(preprocessor: Preprocessor) -> Callable[[Path], Tenso
 
 
 def _measured(
-    root: Path, names: list[str], preprocessor: Preprocessor, settings: Settings, size: str
+    root: Path, names: list[str], image_processor: ImageProcessor, settings: Settings, size: str
 ) -> tuple[list[Line], float]:
     folder = ImageFolder(root / "images", "error")
-    process = transformers_processor(preprocessor)
+    process = transformers_processor(image_processor)
     paths = [folder.path(name) for name in names]
 
     def filled(place: Path) -> ImageCache:
-        cache = ImageCache(place, preprocessor)
+        cache = ImageCache(place, image_processor)
         cache.fill(lambda: [(folder, (name,)) for name in names])
         return cache
 
     cache = filled(root / "cache")
-    source = PixelSource(folder, preprocessor, cache=cache)
+    source = PixelSource(folder, image_processor, cache=cache)
     fresh = count()
 
     def epoch(by: PixelSource, batch: int) -> Tensor:
         for start in range(0, len(names), batch):
             pixels, there, _ = by.batch([(name,) for name in names[start : start + batch]])
-            normalized = preprocessor.normalize(pixels.to(settings.device), there.to(settings.device))
+            normalized = image_processor.normalize(pixels.to(settings.device), there.to(settings.device))
         return normalized
 
     def first_epoch() -> Tensor:
         new = filled(root / f"fresh{next(fresh)}")
-        return epoch(PixelSource(folder, preprocessor, cache=new), _BATCH)
+        return epoch(PixelSource(folder, image_processor, cache=new), _BATCH)
 
     works = {
         PROCESSOR: Work(lambda: [process(path) for path in paths], len(names)),
         "first epoch, which fills the cache": Work(first_epoch, len(names)),
-        "without a cache": Work(lambda: epoch(PixelSource(folder, preprocessor), _BATCH), len(names)),
+        "without a cache": Work(lambda: epoch(PixelSource(folder, image_processor), _BATCH), len(names)),
         "later epochs, one by one": Work(lambda: epoch(source, 1), len(names)),
         "later epochs, in batches": Work(lambda: epoch(source, _BATCH), len(names)),
     }

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
+from mimic_pl.batch import Batch
 from mimic_pl.benchmark.literal import require_published
-from mimic_pl.data import MELDataModule
+from mimic_pl.data.dataset import BatchDataset, collate
+from mimic_pl.encoding import Side
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import EntityIndex, IndexDtype, MemoryIndex, Ranker
@@ -166,21 +167,21 @@ def run_problem(
     Raises:
         ConfigError: The folder is no run, or its units are not those of the published model.
     """
-    model, data = load_run(folder)
+    model, datamodule = load_run(folder)
     require_published(model.matcher)
-    model.to(device).eval()
-    data.preprocessor = model.encoder.preprocessor
-    data.setup("test")
+    model.to(device)
+    datamodule.setup("test")
+    data = datamodule.ranked
     generator = torch.Generator().manual_seed(seed)
-    asked: Any = data.test_dataloader()
-    known = [row for row, golds in enumerate(asked.dataset.golds) if golds]
+    asked = data.dataset("test")
+    known = [row for row, golds in enumerate(asked.golds) if golds]
     chosen = sorted(known[row] for row in torch.randperm(len(known), generator=generator)[:mentions].tolist())
-    batches = list(_encoded(model, data, asked, chosen, "mentions"))
-    features, golds = Features.joined([batch[0] for batch in batches]), torch.cat([batch[1] for batch in batches])
+    batches = list(_encoded(model, asked, chosen, data.num_workers, "mentions"))
+    features = Features.joined([features for _, features in batches])
+    golds = torch.cat([batch["gold"] for batch, _ in batches])
 
-    loader: Any = data.entity_dataloader()
     first = torch.unique(golds[golds >= 0].cpu())
-    size = len(loader.dataset)
+    size = len(data.entities)
     others = torch.randperm(size, generator=generator)
     others = others[~torch.isin(others, first)]
     positions = torch.cat([first, others[: max(0, (entities or size) - len(first))]]).sort().values
@@ -189,11 +190,11 @@ def run_problem(
     index = MemoryIndex(max(inflate or 0, len(positions)), device)
     kept: list[Features] = []
     done = 0
-    for batch, _ in _encoded(model, data, loader, positions.tolist(), "entities"):
-        batch = batch.padded(model.encoder.text_length)
-        index.append(model.matcher.entity(batch))
-        mine = torch.isin(positions[done : done + len(batch.text_global)], sampled).to(device)
-        kept.append(batch.rows(mine))
+    for _, own in _encoded(model, data.entity_dataset, positions.tolist(), data.num_workers, "entities"):
+        own = own.padded(model.encoder.text_length)
+        index.append(model.matcher.entity(own))
+        mine = torch.isin(positions[done : done + len(own.text_global)], sampled).to(device)
+        kept.append(own.rows(mine))
         done += len(mine)
     while len(index) < index.num_entities:
         index.append(_disturbed(index, done, generator))
@@ -211,19 +212,12 @@ def run_problem(
 
 
 def _encoded(
-    model: MIMIC, data: MELDataModule, loader: Any, chosen: list[int], side: str
-) -> Iterator[tuple[Features, Tensor]]:
-    """Features, and golds where there are any, of chosen items."""
-    part = DataLoader(
-        Subset(loader.dataset, chosen),
-        batch_size=_BATCH,
-        collate_fn=loader.collate_fn,
-        num_workers=loader.num_workers,
-    )
-    for batch in part:
-        batch = data.on_after_batch_transfer(batch, 0)
-        tensors = {name: tensor.to(model.device) for name, tensor in batch[side].items()}
-        yield model.encode(tensors), batch.get("gold", batch["index"]).to(model.device)
+    model: MIMIC, dataset: BatchDataset, chosen: list[int], num_workers: int, side: Side
+) -> Iterator[tuple[Batch, Features]]:
+    """Batches of chosen items, and their features."""
+    batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)]
+    loader = DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=collate, num_workers=num_workers)
+    return model.batch_encoder()(loader, side, model.encode)
 
 
 def _disturbed(index: MemoryIndex, entities: int, generator: torch.Generator) -> States:

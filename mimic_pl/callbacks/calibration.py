@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from mimic_pl.batch import Batch
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
-from mimic_pl.ranking import EntityIndex
+from mimic_pl.model import MIMIC
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.states import of_every_process, pick
 from mimic_pl.units import States, WeightedMatcher
@@ -46,29 +45,31 @@ class WeightCalibration(Callback):
         Raises:
             ConfigError: The model's matcher has none.
         """
-        if stage == "fit" and not isinstance(pl_module.matcher, WeightedMatcher):
+        if stage == "fit" and not isinstance(getattr(pl_module, "matcher", None), WeightedMatcher):
             raise ConfigError(
                 "WeightCalibration fits the weights of the units, and this model takes their mean. Give it weights: "
                 "--model.matcher mimic_pl.units.WeightedMatcher."
             )
 
     def on_validation_batch_start(
-        self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Fit the weights, once the index is there and nothing has been ranked yet."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or batch_idx:
             return
+        assert isinstance(pl_module, MIMIC) and isinstance(pl_module.matcher, WeightedMatcher), "setup has seen to it"
         scores, gold = self._scores(trainer, pl_module)
         if len(gold):
             # Computed by all processes alike, and still those of one: their training must not drift apart.
-            weights = trainer.strategy.broadcast(fit_weights(scores, gold) if trainer.is_global_zero else None)
+            weights = trainer.strategy.broadcast(fit_weights(scores, gold))
             pl_module.matcher.set_weights(weights)
         pl_module.log_dict({f"weight/{name}": weight for name, weight in pl_module.matcher.weights.items()})
 
     @torch.no_grad()
-    def _scores(self, trainer: Trainer, pl_module: Any) -> tuple[Tensor, Tensor]:
+    def _scores(self, trainer: Trainer, pl_module: MIMIC) -> tuple[Tensor, Tensor]:
         """Scores by unit ``[units, mentions, entities]``, and the column of each mention's gold ``[mentions]``."""
-        index: EntityIndex = pl_module.index
+        index = pl_module.index
+        assert index is not None, "the index is there from the start of the epoch"
         sides, golds = self._sample_mentions(trainer, pl_module, index.processes)
         if not golds:
             return torch.empty(0), torch.empty(0)
@@ -84,18 +85,16 @@ class WeightCalibration(Callback):
         return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
 
     def _sample_mentions(
-        self, trainer: Trainer, pl_module: Any, processes: ProcessGroup
+        self, trainer: Trainer, model: MIMIC, processes: ProcessGroup
     ) -> tuple[list[States], list[Tensor]]:
         """States and golds of the first batches that hold as many mentions as are wanted, of all processes in turn."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
         sides: list[States] = []
         golds: list[Tensor] = []
-        for batch in data.val_dataloader():
-            moved = pl_module.taken_in(batch)
-            kept = (moved["gold"].ge(0).any(dim=1) & moved["index"].ge(0)).nonzero()[:, 0]
-            with trainer.precision_plugin.forward_context():
-                states = pick(pl_module.mention_states(moved["mentions"]), kept)
-            for own, gold in of_every_process(processes, states, moved["gold"][kept].max(dim=1).values):
+        loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
+        for batch, states in model.batch_encoder()(loader, "mentions", model.mention_states):
+            kept = (batch["gold"].ge(0).any(dim=1) & batch["index"].ge(0)).nonzero()[:, 0]
+            best = batch["gold"][kept].max(dim=1).values
+            for own, gold in of_every_process(processes, pick(states, kept), best):
                 if len(gold) and sum(map(len, golds)) < self.mentions:
                     sides.append(own)
                     golds.append(gold)

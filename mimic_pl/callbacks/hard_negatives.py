@@ -10,6 +10,8 @@ from torch import Tensor
 
 from mimic_pl.data import MELDataModule
 from mimic_pl.errors import ConfigError
+from mimic_pl.evaluation import evaluation_index
+from mimic_pl.model import MIMIC
 from mimic_pl.ranking import Ranker
 
 
@@ -51,19 +53,17 @@ class HardNegatives(Callback):
         """
         if stage != "fit":
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, MELDataModule) or len(data.parts) != 1:
-            raise ConfigError(
-                "HardNegatives mines one knowledge base, that of a MELDataModule, and the training data is "
-                f"{type(data).__name__}. Leave the callback out."
-            )
+        if not isinstance(pl_module, MIMIC):
+            raise ConfigError(f"HardNegatives needs a MIMIC to mine with, and the model is {type(pl_module).__name__}.")
+        data = _training_data(trainer)
         size = len(data.mentions["train"]), self.depth
         self._mined = data.hard_negatives = torch.full(size, -1).share_memory_()  # type: ignore[no-untyped-call]
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Mine, where it is due; the epoch's first batch is loaded after that."""
         since = trainer.current_epoch - self.first_epoch
         if since >= 0 and since % self.every_n_epochs == 0:
+            assert isinstance(pl_module, MIMIC), "setup has seen to it"
             self._mine(trainer, pl_module)
             loop = trainer.fit_loop
             if trainer.current_epoch == 0 or loop.is_resuming:
@@ -90,27 +90,30 @@ class HardNegatives(Callback):
             )
         self._mined.copy_(mined)
 
-    @torch.no_grad()
-    def _mine(self, trainer: Trainer, pl_module: Any) -> None:
+    def _mine(self, trainer: Trainer, model: MIMIC) -> None:
         assert self._mined is not None
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        was_training = pl_module.training
-        pl_module.eval()
-        index = pl_module.encode_entities()
+        data = _training_data(trainer)
+        index = evaluation_index(model, trainer, model.indexer)
         widest = max(len(mention.golds) for mention in data.mentions["train"])
         ranker = Ranker(self.depth + widest, unit_ranks="cheap")
         indices, mined = [], []
-        for batch in data.mining_dataloader():
-            moved = pl_module.taken_in(batch)
-            with trainer.precision_plugin.forward_context():
-                states = pl_module.mention_states(moved["mentions"])
-            top = ranker(pl_module.matcher, states, moved["gold"], index).top_entities
-            wrong = ~(top[:, :, None] == moved["gold"][:, None, :]).any(dim=2)
+        for batch, states in model.batch_encoder()(data.mining_dataloader(), "mentions", model.mention_states):
+            top = ranker(model.matcher, states, batch["gold"], index).top_entities
+            wrong = ~(top[:, :, None] == batch["gold"][:, None, :]).any(dim=2)
             # Stable: the wrong ones first, in the order of their ranks.
             first = wrong.int().argsort(dim=1, descending=True, stable=True)[:, : self.depth]
-            indices.append(moved["index"])
+            indices.append(batch["index"])
             mined.append(top.gather(1, first).where(wrong.gather(1, first), -1))
         for whose, negatives in index.processes.gather([torch.cat(indices), torch.cat(mined)]):
             counted = whose >= 0
             self._mined[whose[counted].cpu(), : negatives.shape[1]] = negatives[counted].cpu()
-        pl_module.train(was_training)
+
+
+def _training_data(trainer: Trainer) -> MELDataModule:
+    data = getattr(trainer, "datamodule", None)
+    if not isinstance(data, MELDataModule):
+        raise ConfigError(
+            "HardNegatives mines one knowledge base, that of a MELDataModule, and the training data is "
+            f"{type(data).__name__}. Leave the callback out."
+        )
+    return data

@@ -12,6 +12,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 
 from mimic_pl.callbacks.predictions import candidate_lists
+from mimic_pl.data.datamodule import MELDataModule
+from mimic_pl.data.protocol import ranked_data
 from mimic_pl.data.table import as_table
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
@@ -184,8 +186,14 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def _data(trainer: Trainer) -> Any:
-    return trainer.datamodule  # type: ignore[attr-defined]
+def _data(trainer: Trainer) -> MELDataModule:
+    data = ranked_data(trainer)
+    if not isinstance(data, MELDataModule):
+        raise ConfigError(
+            f"SamplePanels shows the images of a MELDataModule, and the data is {type(data).__name__}. Turn them off: "
+            "--panels.num_samples 0."
+        )
+    return data
 
 
 def _logger(trainer: Trainer) -> TensorBoardLogger | None:

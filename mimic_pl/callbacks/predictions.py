@@ -11,6 +11,7 @@ from typing import IO, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mimic_pl.callbacks.results import metrics_by_group, metrics_by_score, missing_golds, title_of
+from mimic_pl.data.protocol import ranked_data
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
@@ -78,12 +79,12 @@ class PredictionWriter(Callback):
         folder = self._close(trainer, "predictions.jsonl")
         if folder is None or not trainer.is_global_zero:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        data = ranked_data(trainer)
         degradation = getattr(data, "degradation", None)  # which data modules of other projects need not have
         groups = metrics_by_group(trainer.callback_metrics, "test")
         summary = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
-            "data": title_of(data),
+            "data": title_of(trainer),
             **({} if degradation is None else {"degradation": str(degradation)}),
             "mentions": len(data.mentions["test"]),
             "mentions_without_gold_in_kb": missing_golds(data.mentions["test"], data.entities),
@@ -118,8 +119,8 @@ class PredictionWriter(Callback):
     def _write(self, trainer: Trainer, outputs: Any, split: str, labelled: bool) -> None:
         if self._part is None:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        mentions: Sequence[Mention] = data.mentions[split]
+        data = ranked_data(trainer)
+        mentions = data.mentions[split]
         ranking: Ranking = outputs["ranking"]
         available = ranking.top_entities.shape[1]
         if available < min(self.top_k, len(data.entities)):

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lightning.pytorch import Trainer
 from torch import Tensor
 
+from mimic_pl.data.base import BaseDataModule
+from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.table import as_table
 from mimic_pl.metrics import GROUPS, HITS
 from mimic_pl.records import Entity, Mention
@@ -66,7 +69,13 @@ def missing_golds(mentions: Sequence[Mention], entities: Sequence[Entity]) -> in
     return sum(not any(gold in known for gold in mention.golds) for mention in mentions)
 
 
-def title_of(data: Any) -> str:
-    """What a data module wants to be called; the name of its class if it does not say."""
-    title: str = getattr(data, "title", type(data).__name__)
-    return title
+def title_of(trainer: Trainer) -> str:
+    """What a Trainer's data module wants to be called; the name of its class if it does not say."""
+    data = getattr(trainer, "datamodule", None)
+    return data.title if isinstance(data, BaseDataModule) else type(data).__name__
+
+
+def published_results(trainer: Trainer) -> Mapping[str, float] | None:
+    """The paper's test results on a Trainer's data set, if it reports any."""
+    data = getattr(trainer, "datamodule", None)
+    return data.published.test if isinstance(data, MELDataModule) and data.published is not None else None

@@ -9,7 +9,16 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
 
-from mimic_pl.callbacks.results import PUBLISHED, RECALL, metrics_by_group, metrics_by_score, missing_golds, title_of
+from mimic_pl.callbacks.results import (
+    PUBLISHED,
+    RECALL,
+    metrics_by_group,
+    metrics_by_score,
+    missing_golds,
+    published_results,
+    title_of,
+)
+from mimic_pl.data.protocol import ranked_data
 
 
 class ResultTable(Callback):
@@ -33,13 +42,13 @@ class ResultTable(Callback):
         scores = metrics_by_score(trainer.callback_metrics, stage)
         if not trainer.is_global_zero or not scores["overall"]:
             return
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        published = data.published.test if stage == "test" and data.published is not None else None
+        data = ranked_data(trainer)
+        published = published_results(trainer) if stage == "test" else None
         mentions = data.mentions[stage]
         caption = f"{len(mentions):,} mentions, ranked among {len(data.entities):,} entities"
         if missing := missing_golds(mentions, data.entities):
             caption += f"; {missing:,} without a gold in the knowledge base count as misses"
-        title = f"{title_of(data)}, {'test' if stage == 'test' else 'validation'}"
+        title = f"{title_of(trainer)}, {'test' if stage == 'test' else 'validation'}"
         groups = metrics_by_group(trainer.callback_metrics, stage)
         Console().print(result_table(title, scores, published, caption, groups))
         if any(name in scores["overall"] for name in RECALL):

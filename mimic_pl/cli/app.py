@@ -34,7 +34,7 @@ from mimic_pl.cli.commands import OWN_COMMANDS
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
-from mimic_pl.data import MELDataModule
+from mimic_pl.data.base import BaseDataModule
 from mimic_pl.model import MIMIC
 from mimic_pl.runs import RUNS, Run, become_only_writer
 
@@ -75,7 +75,7 @@ class MimicCLI(LightningCLI):
         strict = {"exit_on_error": False}
         super().__init__(
             MIMIC,
-            MELDataModule,
+            BaseDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,

@@ -9,14 +9,15 @@ import yaml
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root
-from mimic_pl.cli.sections import add_config_argument, with_sections
+from mimic_pl.cli.sections import add_config_argument, add_processor_argument, with_sections
 from mimic_pl.data import MELDataModule
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
+from mimic_pl.processor import Processor
 
 ABOUT = (
     "Rank a data set by what needs no training: names, BM25, and the zero-shot cosine of the configured encoder. A "
-    "result without these beside it says little."
+    "result without these next to it says little."
 )
 
 
@@ -25,6 +26,7 @@ def add_baselines_arguments(parser: LightningArgumentParser) -> None:
     add_config_argument(parser, "Take the 'model' and 'data' sections of this configuration; the rest is ignored.")
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True, required=False)
     parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+    add_processor_argument(parser)
     parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Which mentions are ranked.")
     text = "Folder for the results; by default baselines/NAME of the data set, baselines/NAME-val for --split val."
     parser.add_argument("--output", type=str | None, default=None, help=text)
@@ -57,7 +59,7 @@ def baselines(args: list[str]) -> int:
 
     parser = LightningArgumentParser(prog="mimic-pl baselines", description=ABOUT, exit_on_error=False)
     add_baselines_arguments(parser)
-    config = parser.parse_args(list(with_sections(args, ("model", "data"))))
+    config = parser.parse_args(list(with_sections(args, ("model", "data", "processor"))))
     check_data_root(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
     if not set(chosen) & set(COSINES):
@@ -70,9 +72,12 @@ def baselines(args: list[str]) -> int:
     name = built.data.name or built.data.folder.resolve().name
     folder = Path(config.output or Path("baselines") / (name if config.split == "test" else f"{name}-{config.split}"))
     encoder = None if built.model is None else built.model.encoder
+    built.data.processor = (built.processor or Processor()) if built.model is None else built.model.processor
     told = run_baselines(built.data, config.split, folder, encoder, chosen, config.top_k, device)
     # As in a run's folder: by the inputs the report tells which results may be compared.
-    inputs = yaml.safe_dump({"data": yaml.safe_load(parser.dump(config))["data"]}, allow_unicode=True)
+    dumped = yaml.safe_load(parser.dump(config))
+    processor = {"model": {"init_args": {"processor": dumped["processor"]}}} if dumped.get("processor") else {}
+    inputs = yaml.safe_dump({"data": dumped["data"], **processor}, allow_unicode=True)
     for name in told["baselines"]:
         write_file(folder / name / "config.yaml", inputs.encode())
     print(f"Written to {folder}.")

@@ -5,16 +5,18 @@ from __future__ import annotations
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root
-from mimic_pl.cli.sections import add_config_argument, with_sections
-from mimic_pl.data import MELDataModule
+from mimic_pl.cli.sections import add_config_argument, add_processor_argument, with_sections
+from mimic_pl.data.base import BaseDataModule
+from mimic_pl.processor import Processor
 
 ABOUT = "Check a data folder before any training: files, counts, golds, images, leakage between splits."
 
 
 def add_doctor_arguments(parser: LightningArgumentParser) -> None:
     """Add the options of ``doctor``."""
-    add_config_argument(parser, "Take the 'data' section of this configuration; the rest is ignored.")
-    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+    add_config_argument(parser, "Take data and processor of this configuration; the rest is ignored.")
+    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
+    add_processor_argument(parser)
 
 
 def doctor(args: list[str]) -> int:
@@ -31,6 +33,7 @@ def doctor(args: list[str]) -> int:
 
     parser = LightningArgumentParser(prog="mimic-pl doctor", description=ABOUT, exit_on_error=False)
     add_doctor_arguments(parser)
-    config = parser.parse_args(list(with_sections(args, ("data",))))
+    config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
     check_data_root(config)
-    return int(run_doctor(parser.instantiate_classes(config).data))
+    built = parser.instantiate_classes(config)
+    return int(run_doctor(built.data, built.processor or Processor()))

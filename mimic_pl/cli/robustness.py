@@ -9,7 +9,7 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.cli.choice import check_data_root, choose_run
 from mimic_pl.cli.sections import add_config_argument, with_sections
-from mimic_pl.data import MELDataModule
+from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.degradation import KINDS
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
@@ -34,7 +34,7 @@ def add_robustness_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=43, help="Decides what is drawn.")
     parser.add_lightning_class_args(Trainer, "trainer")
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
-    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
+    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
 
 
 def robustness(args: list[str]) -> int:
@@ -76,7 +76,7 @@ def robustness(args: list[str]) -> int:
     measured = list(bar)
     if trainer.is_global_zero:
         path = write_grades(choice.run.folder, measured)
-        mentions = len(built.data.mentions[config.split])
+        mentions = len(built.data.ranked.mentions[config.split])
         title = f"{type(built.data).__name__}, {config.split}: {mentions:,} mentions, seed {config.seed}"
         Console().print(robustness_table(measured, title))
         print(f"Written: {path}")

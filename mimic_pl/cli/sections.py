@@ -10,6 +10,7 @@ from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # its s
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.errors import ConfigError
+from mimic_pl.processor import Processor
 from mimic_pl.runs import read_yaml
 
 
@@ -18,12 +19,18 @@ def add_config_argument(parser: LightningArgumentParser, text: str) -> None:
     parser.add_argument("-c", "--config", action=ActionConfigFile, help=f"{text} Several may be given.")
 
 
+def add_processor_argument(parser: LightningArgumentParser) -> None:
+    """Add ``--processor``, for commands that read records but build no model."""
+    text = "Text templates, image policy, ... of the records; by default those of the configuration's model."
+    parser.add_argument("--processor", type=Processor | None, default=None, help=text)
+
+
 def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
     """Replace each ``--config FILE`` by those of these sections that the file has, in place: later options still win.
 
     Args:
         args: The command line.
-        names: The sections' names; the others are ignored.
+        names: The sections' names; the others are ignored. ``processor`` is that of the model.
 
     Raises:
         ConfigError: The file does not exist, or has none of the sections.
@@ -38,8 +45,15 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
         if not path.is_file():
             raise ConfigError(f"The configuration {str(path)!r} does not exist.")
         sections = read_yaml(path)
-        found = {name: sections[name] for name in names if name in sections}
+        sections["processor"] = _processor(sections.get("model"))
+        found = {name: sections[name] for name in names if sections.get(name) is not None}
         if not found:
             wanted = " and no ".join(repr(name) for name in names)
             raise ConfigError(f"The configuration {path} has no {wanted} section.")
         yield f"--config={json.dumps(found)}"
+
+
+def _processor(model: object) -> object:
+    """The section of the processor in that of a model."""
+    arguments = model.get("init_args") if isinstance(model, dict) else None
+    return arguments.get("processor") if isinstance(arguments, dict) else None

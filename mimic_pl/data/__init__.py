@@ -3,9 +3,9 @@
 from mimic_pl.data.cross import CrossDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo import DemoMEL
-from mimic_pl.data.lexicon import BM25Lexicon
 from mimic_pl.data.published import RichpediaMEL, WikiDiverse, WikiMEL
 from mimic_pl.data.statistics import PublishedStatistics
+from mimic_pl.processor.lexicon import BM25Lexicon
 from mimic_pl.records import Entity, Mention
 
 __all__ = [

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
 
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from mimic_pl.batch import Batch
+from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.datamodule import MELDataModule
-from mimic_pl.data.dataset import Item, TrainingDataset
+from mimic_pl.data.dataset import TrainingDataset
+from mimic_pl.data.loader import training_loader
 from mimic_pl.data.sampler import SetSampler, TrainSampler, resume_point
 from mimic_pl.errors import ConfigError
-from mimic_pl.records import Entity, Mention
 
 
-class CrossDataModule(MELDataModule):
+class CrossDataModule(BaseDataModule):
     """Trains on one or more data sets and tests on a set of its own.
 
     - Training: every batch comes from one set, in batches of that set's size, so that the negatives are entities of one
@@ -24,12 +24,10 @@ class CrossDataModule(MELDataModule):
       random order. A batch's ``index`` and ``gold`` refer to the mentions and the knowledge base of its set.
     - Validation: the dev split of one of the training sets, in that set's knowledge base. The target set has no say in
       which checkpoint is the best.
-    - ``test`` and ``predict``: the target set, in its knowledge base. Golds count as seen if they were, by ``qid``, in
+    - ``test`` and ``predict``: the target set, in its knowledge base. Golds count as seen if they were, by ``id``, in
       the training split of a set that was trained on.
 
-    ``entities`` and ``mentions`` are those of the set that is ranked: after ``setup("fit")`` of the validating one,
-    after ``setup("test")`` of the target. Results of the target set as published are not shown beside those of a
-    model that was trained elsewhere.
+    Results of the target set as published are not shown next to those of a model that was trained elsewhere.
 
     Args:
         train: The sets to train on.
@@ -56,15 +54,12 @@ class CrossDataModule(MELDataModule):
                 f"{same[0]} is the target set and among the training sets. Cross-data-set results need a target that "
                 "was not trained on: take it out of data.train."
             )
-        policies = {part.images for part in (*train, test)}
-        if len(policies) > 1:
-            raise ConfigError(f"The sets have the image policies {sorted(policies)}. Give all of them the same one.")
-        workers = max(part.num_workers for part in train)
-        super().__init__(root=test.root, images=test.images, num_workers=workers, seed=seed)
+        super().__init__()
         self.training_sets = train
         self.target = test
         self.validating = train[validate_on]
-        self.shown = test
+        self.seed = seed
+        self._ranked = test
 
     @property
     def parts(self) -> tuple[MELDataModule, ...]:
@@ -76,39 +71,42 @@ class CrossDataModule(MELDataModule):
         """The sets by folder: ``WikiMEL + RichpediaMEL to WikiDiverse``."""
         return f"{' + '.join(part.folder.name for part in self.training_sets)} to {self.target.folder.name}"
 
+    @property
+    def ranked(self) -> MELDataModule:
+        """The set whose knowledge base is ranked: after ``setup("fit")`` the validating one, then the target."""
+        return self._ranked
+
     def prepare_data(self) -> None:
         """Let every set do what it needs to."""
         for part in self.parts:
             part.prepare_data()
 
     def setup(self, stage: str) -> None:
-        """Read and tokenize what the stage needs of each set."""
+        """Read and tokenize what the stage needs of each set, with a processor fitted to its own knowledge base."""
         for part in self.parts:
             part.trainer = self.trainer
-            part.preprocessor = self.preprocessor
-            part.image_report = self.image_report
-        self.shown = self.validating if stage in ("fit", "validate") else self.target
+            if not part.has_processor:
+                part.processor = self.processor
+        self._ranked = self.validating if stage in ("fit", "validate") else self.target
         if stage == "fit":
             for part in self.training_sets:
                 part.setup("fit" if part is self.validating else "train")
         else:
             if stage == "test":
                 self.target.seen_golds = self.seen_golds
-            self.shown.setup(stage)
-        self.entities = self.shown.entities
-        self.mentions = self.shown.mentions
+            self._ranked.setup(stage)
 
     @cached_property
     def seen_golds(self) -> frozenset[str] | None:
-        """``qid`` of every gold that is trained on in any of the training sets."""
+        """``id`` of every gold that is trained on in any of the training sets."""
         known = [part.seen_golds for part in self.training_sets]
         return frozenset().union(*(golds for golds in known if golds is not None)) if any(known) else None
 
-    def training_sample(self) -> dict[str, Any]:
+    def training_sample(self) -> Batch:
         """A training batch of at most two pairs, of the first set."""
         return self.training_sets[0].training_sample()
 
-    def train_dataloader(self) -> DataLoader[Any]:
+    def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of all training sets, each of one set.
 
         Raises:
@@ -118,43 +116,27 @@ class CrossDataModule(MELDataModule):
             raise ConfigError("CrossDataModule has no batches in order to overfit. Overfit those of a single data set.")
         sets = [part.training_dataset() for part in self.training_sets]
         own = [
-            TrainSampler(items, part.batch_size, *self._processes(), seed=part.seed)
+            TrainSampler(items, part.batch_size, *self.world(), seed=part.seed)
             for items, part in zip(sets, self.training_sets, strict=True)
         ]
         sampler = SetSampler(own, self.seed)
         sampler.begin(*resume_point(self.trainer))
-        return self._training_loader(SeveralSets(sets), sampler)
+        return training_loader(SeveralSets(sets), sampler, max(part.num_workers for part in self.training_sets))
 
-    def val_dataloader(self) -> DataLoader[Any]:
+    def val_dataloader(self) -> DataLoader[Batch]:
         """Mentions of the validating set's dev split."""
         return self.validating.val_dataloader()
 
-    def test_dataloader(self) -> DataLoader[Any]:
+    def test_dataloader(self) -> DataLoader[Batch]:
         """Mentions of the target's test split."""
         return self.target.test_dataloader()
 
-    def predict_dataloader(self) -> DataLoader[Any]:
+    def predict_dataloader(self) -> DataLoader[Batch]:
         """Mentions to link in the target's knowledge base."""
         return self.target.predict_dataloader()
 
-    def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Any]:
-        """Entities of the knowledge base that is ranked; see :meth:`MELDataModule.entity_dataloader`."""
-        return self.shown.entity_dataloader(by_length, first)
 
-    def describe_entities(self) -> dict[str, str]:
-        """What the model sees of the knowledge base that is ranked."""
-        return self.shown.describe_entities()
-
-    def entity_image(self, entity: Entity) -> Image.Image | None:
-        """The entity's first image that opens, in the set that is ranked."""
-        return self.shown.entity_image(entity)
-
-    def mention_image(self, mention: Mention) -> Image.Image | None:
-        """The mention's image, in the set that is ranked."""
-        return self.shown.mention_image(mention)
-
-
-class SeveralSets(Dataset[Item]):
+class SeveralSets(Dataset[Batch]):
     """Training sets that hand out whole batches, each of one set: a :class:`~mimic_pl.data.sampler.SetSampler`'s."""
 
     def __init__(self, sets: Sequence[TrainingDataset]) -> None:
@@ -164,7 +146,7 @@ class SeveralSets(Dataset[Item]):
         """Number of items in all sets."""
         return sum(map(len, self.sets))
 
-    def __getitem__(self, batch: tuple[int, list[int]]) -> Item:
+    def __getitem__(self, batch: tuple[int, list[int]]) -> Batch:
         """The batch of a set's number and of addresses in it."""
         number, addresses = batch
         return self.sets[number].__getitems__(addresses)

@@ -1,4 +1,4 @@
-"""Records -> items -> batches: tokens made once, images opened when asked for."""
+"""Records -> batches: tokens made once, images opened when asked for."""
 
 from __future__ import annotations
 
@@ -12,18 +12,15 @@ from torch import Tensor
 from torch.utils.data import Dataset, get_worker_info
 from tqdm.auto import tqdm
 
-from mimic_pl.data.images import Failure
-from mimic_pl.data.lexicon import TermTable
+from mimic_pl.batch import Batch, ImageFailure, Inputs
 from mimic_pl.data.pixels import PixelSource
-from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.data.sampler import draw
 from mimic_pl.data.training_split import seen_in_training
 from mimic_pl.errors import ConfigError
+from mimic_pl.processor import Processor, TextTokenizer
 from mimic_pl.records import Entity, Mention
 
-Item = dict[str, Any]
-
-SideTransform = Callable[[Item, Sequence[int]], None]
+InputTransform = Callable[[Inputs, Sequence[int]], None]
 """Changes one side of a training batch in place; it draws for each item by the item's own seed."""
 
 
@@ -34,7 +31,7 @@ class TokenTable:
 
     Args:
         texts: One text per record; they are taken in chunks, so that a generator's are never all there at once.
-        preprocessor: Tokenizes, padding on the right to one length.
+        tokenizer: Pads on the right to one length.
         name: What the progress bar calls them.
         count: How many there are, where ``texts`` cannot tell.
         chunk: How many are tokenized at once.
@@ -46,7 +43,7 @@ class TokenTable:
     def __init__(
         self,
         texts: Iterable[str],
-        preprocessor: Preprocessor,
+        tokenizer: TextTokenizer,
         name: str,
         count: int | None = None,
         chunk: int = 4096,
@@ -57,7 +54,7 @@ class TokenTable:
         self.lengths = np.zeros(count, np.uint8)
         starts = range(0, count, chunk)
         for start in tqdm(starts, desc=f"Tokenizing {name}", unit="chunk", leave=False, disable=len(starts) < 4):
-            ids, mask = preprocessor.tokenize(list(itertools.islice(left, chunk)))
+            ids, mask = tokenizer(list(itertools.islice(left, chunk)))
             length = mask.sum(dim=1)
             if not torch.equal(mask.bool(), torch.arange(mask.shape[1]) < length[:, None]):
                 raise ConfigError("The encoder's tokenizer does not pad on the right. Set its padding_side to 'right'.")
@@ -83,71 +80,73 @@ class TokenTable:
 
 
 class _Side:
-    """What a side's items are made of: tokens, pixels, whether there is an image, and terms if there is a lexicon."""
+    """What a side's inputs are made of: tokens, pixels, and the further features of its records."""
 
     def __init__(
         self,
-        records: Sequence[Entity] | Sequence[Mention],
-        text_of: Callable[[Any], str],
+        texts: Iterable[str],
+        features: Callable[[Sequence[int]], Inputs],
         pixels: PixelSource,
-        preprocessor: Preprocessor,
+        tokenizer: TextTokenizer,
         name: str,
-        terms: TermTable | None,
+        count: int,
     ) -> None:
-        self.tokens = TokenTable(map(text_of, records), preprocessor, name, len(records))
+        self.tokens = TokenTable(texts, tokenizer, name, count)
+        self.features = features
         self.pixels = pixels
-        self.terms = terms
 
-    def batch(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Item, list[Failure]]:
-        """Items at these indices, each with the first of its images that opens: tensors ``[batch, ...]``."""
+    def inputs(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Inputs, list[ImageFailure]]:
+        """Inputs of the records at these indices, each with the first of its images that opens."""
         pixels, has_image, failures = self.pixels.batch(names, indices)
         ids, mask = self.tokens[indices]
-        side = {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_image": has_image}
-        if self.terms is not None:
-            side["term_ids"], side["term_weights"] = self.terms[indices]
-        return side, failures
+        tokens = {"input_ids": ids, "attention_mask": mask}
+        return {**tokens, "pixels": pixels, "has_image": has_image, **self.features(indices)}, failures
 
 
-class BatchDataset(Dataset[Item]):
-    """Items are made by the batch, as torch's loader asks for them: images of a batch lie in one tensor."""
+class BatchDataset(Dataset[Batch]):
+    """Items are made by the batch, as torch's loader asks for them: the images of a batch are one tensor."""
 
-    def __getitems__(self, indices: list[int]) -> Item:
+    def __getitems__(self, indices: list[int]) -> Batch:
         """The items at these indices: tensors ``[batch, ...]``, and all failures in one list."""
         raise NotImplementedError
 
-    def __getitem__(self, index: int | list[int]) -> Item:
+    def __getitem__(self, index: int | list[int]) -> Batch:
         """The item at an index, as a batch of one; or a batch at the indices that a sampler of batches hands out."""
         return self.__getitems__(index if isinstance(index, list) else [index])
 
 
 class EntityDataset(BatchDataset):
-    """Entities by position, with their first image; or with a random one, for training."""
+    """Entities by position, with their first image; or with a random one, for training.
 
-    def __init__(
-        self,
-        entities: Sequence[Entity],
-        text_of: Callable[[Any], str],
-        pixels: PixelSource,
-        preprocessor: Preprocessor,
-        terms: TermTable | None = None,
-    ) -> None:
+    Args:
+        entities: The knowledge base.
+        processor: Makes inputs of them.
+        pixels: Opens their images.
+    """
+
+    def __init__(self, entities: Sequence[Entity], processor: Processor, pixels: PixelSource) -> None:
         self.entities = entities
-        self.side = _Side(entities, text_of, pixels, preprocessor, "entities", terms)
+        self.processor = processor
+        texts = map(processor.entity_text, entities)
+        self.side = _Side(texts, self._features, pixels, processor.tokenizer, "entities", len(entities))
+
+    def _features(self, indices: Sequence[int]) -> Inputs:
+        return self.processor.entity_features([self.entities[index] for index in indices])
 
     def __len__(self) -> int:
         """Number of items."""
         return len(self.entities)
 
-    def __getitems__(self, indices: list[int]) -> Item:
+    def __getitems__(self, indices: list[int]) -> Batch:
         """The items at these positions."""
-        entities, failures = self.side.batch(indices, [self.entities[index].images for index in indices])
+        entities, failures = self.side.inputs(indices, [self.entities[index].image_files for index in indices])
         return {"entities": entities, "index": torch.tensor(indices), "failures": failures}
 
-    def with_image_first(self, indices: Sequence[int], firsts: Sequence[int]) -> tuple[Item, list[Failure]]:
-        """The entities' items, each with the image at its place in ``firsts``, or the next one that opens."""
-        images = [self.entities[index].images for index in indices]
+    def with_image_first(self, indices: Sequence[int], firsts: Sequence[int]) -> tuple[Inputs, list[ImageFailure]]:
+        """Inputs of entities, each with the image at its place in ``firsts``, or the next one that opens."""
+        images = [self.entities[index].image_files for index in indices]
         names = [own[first:] + own[:first] for own, first in zip(images, firsts, strict=True)]
-        return self.side.batch(indices, names)
+        return self.side.inputs(indices, names)
 
 
 class MentionDataset(BatchDataset):
@@ -156,54 +155,65 @@ class MentionDataset(BatchDataset):
     A batch also says, where some mention of the split has several golds, how many each has (``gold_count``), and where
     it is known which golds were seen in training, whether each mention's were (``seen``, see
     :mod:`mimic_pl.data.training_split`); both int64 ``[batch]``.
+
+    Args:
+        mentions: The split.
+        positions: Where the knowledge base has each entity.
+        processor: Makes inputs of the mentions.
+        pixels: Opens their images.
+        name: What progress bars call them.
+        seen: Golds that were trained on, where it is known.
     """
 
     def __init__(
         self,
         mentions: Sequence[Mention],
         positions: Mapping[str, int],
-        text_of: Callable[[Any], str],
+        processor: Processor,
         pixels: PixelSource,
-        preprocessor: Preprocessor,
         name: str,
-        terms: TermTable | None = None,
         seen: frozenset[str] | None = None,
     ) -> None:
         self.mentions = mentions
-        several = any(len(mention.golds) > 1 for mention in mentions)
-        self.about: dict[str, Tensor] = {}
-        if several:
-            self.about["gold_count"] = torch.tensor([len(mention.golds) for mention in mentions])
-        if seen is not None:
-            self.about["seen"] = torch.tensor([seen_in_training(mention, seen) for mention in mentions])
+        self.processor = processor
+        counts = [len(mention.golds) for mention in mentions]
+        self.gold_count = torch.tensor(counts) if max(counts, default=0) > 1 else None
+        self.seen = None if seen is None else torch.tensor([seen_in_training(mention, seen) for mention in mentions])
         self.golds = [[positions[gold] for gold in mention.golds if gold in positions] for mention in mentions]
         self.width = max((len(golds) for golds in self.golds), default=0)
-        self.side = _Side(mentions, text_of, pixels, preprocessor, name, terms)
+        texts = map(processor.mention_text, mentions)
+        self.side = _Side(texts, self._features, pixels, processor.tokenizer, name, len(mentions))
+
+    def _features(self, indices: Sequence[int]) -> Inputs:
+        return self.processor.mention_features([self.mentions[index] for index in indices])
 
     def __len__(self) -> int:
         """Number of items."""
         return len(self.mentions)
 
-    def __getitems__(self, numbers: list[int]) -> Item:
+    def __getitems__(self, numbers: list[int]) -> Batch:
         """The items at these positions; for numbers from the length on, items whose ``index`` is -1: not to be counted.
 
         See :class:`~mimic_pl.data.sampler.EvalSampler`.
         """
         indices = [number % len(self.mentions) for number in numbers]
-        images = [self.mentions[index].image for index in indices]
-        mentions, failures = self.side.batch(indices, [(image,) if image else () for image in images])
+        mentions, failures = self.side.inputs(indices, [self.mentions[index].image_files for index in indices])
         golds = [self.golds[index] + [-1] * (self.width - len(self.golds[index])) for index in indices]
         gold = torch.tensor(golds, dtype=torch.int64).view(len(indices), self.width)
-        about = {name: column[indices] for name, column in self.about.items()}
         index = torch.tensor([number if number < len(self.mentions) else -1 for number in numbers])
-        return {"mentions": mentions, "gold": gold, "index": index, "failures": failures, **about}
+        batch: Batch = {"mentions": mentions, "gold": gold, "index": index, "failures": failures}
+        if self.gold_count is not None:
+            batch["gold_count"] = self.gold_count[indices]
+        if self.seen is not None:
+            batch["seen"] = self.seen[indices]
+        return batch
 
 
 class TrainingDataset(BatchDataset):
     """Pairs of a mention and its gold entity; only mentions with a gold in the knowledge base are in it.
 
-    Of several golds one is drawn each epoch. A batch then carries all of them, too: ``golds``, int64 ``[batch, golds]``
-    padded with -1, beside the drawn ones, ``gold``, int64 ``[batch]``.
+    A batch holds in ``entities`` one gold of each mention, of several one that is drawn each epoch; ``columns`` says
+    which entities these are.
 
     Items are addressed by ``epoch * len + index`` (see :class:`~mimic_pl.data.sampler.TrainSampler`).
 
@@ -212,12 +222,11 @@ class TrainingDataset(BatchDataset):
         entities: The knowledge base.
         kept: Mentions that are trained on.
         seed: Decides what is drawn.
-        changes: What happens to the items of a batch: each is called with one side (``mentions`` or ``entities``) of
+        transforms: What happens to the items of a batch: each is called with one side (``mentions`` or ``entities``) of
             the batch and a seed for each of its items.
         negatives: For each mention of the split the positions of entities that are hard to tell from its gold, int64
             ``[mentions, negatives]`` padded with -1. In shared memory, so that loader processes see what is mined
-            later. A batch then holds one of each mention's, behind the golds, and says in ``columns`` which entities
-            it holds, int64 ``[columns]``.
+            later. A batch then holds one of each mention's, behind the golds.
     """
 
     def __init__(
@@ -226,21 +235,21 @@ class TrainingDataset(BatchDataset):
         entities: EntityDataset,
         kept: Sequence[int],
         seed: int,
-        changes: Mapping[str, Sequence[SideTransform]] | None = None,
+        transforms: Mapping[str, Sequence[InputTransform]] | None = None,
         negatives: Tensor | None = None,
     ) -> None:
         self.mentions = mentions
         self.entities = entities
         self.kept = list(kept)
         self.seed = seed
-        self.changes = changes or {}
+        self.transforms = transforms or {}
         self.negatives = negatives
 
     def __len__(self) -> int:
         """Number of items."""
         return len(self.kept)
 
-    def __getitems__(self, addresses: list[int]) -> Item:
+    def __getitems__(self, addresses: list[int]) -> Batch:
         """The items at these addresses."""
         indices, golds, firsts = [], [], []
         for address in addresses:
@@ -256,21 +265,22 @@ class TrainingDataset(BatchDataset):
         batch = self.mentions.__getitems__(indices)
         hard, owners = self._hard(addresses, indices)
         entities, failures = self.entities.with_image_first(golds + hard, firsts + [0] * len(hard))
-        own = {name: batch[name] for name in ("mentions", "index")}
-        further = {"golds": batch["gold"]} if self.mentions.width > 1 else {}
-        if hard:
-            further["columns"] = torch.tensor(golds + hard)
-        failures = batch["failures"] + failures
-        batch = {**own, **further, "entities": entities, "gold": torch.tensor(golds), "failures": failures}
-        for number, side in enumerate(("mentions", "entities")):
-            if not self.changes.get(side):
-                continue
-            seeds = [draw(2**62, self.seed, address, number) for address in addresses]
-            if side == "entities":
-                seeds += [draw(2**62, self.seed, address, 2) for address in owners]
-            for change in self.changes[side]:
-                change(batch[side], seeds)
-        return batch
+        made: Batch = {
+            "mentions": batch["mentions"],
+            "entities": entities,
+            "gold": batch["gold"],
+            "columns": torch.tensor(golds + hard),
+            "index": batch["index"],
+            "failures": batch["failures"] + failures,
+        }
+        seeds = [draw(2**62, self.seed, address, 0) for address in addresses]
+        for transform in self.transforms.get("mentions", ()):
+            transform(made["mentions"], seeds)
+        seeds = [draw(2**62, self.seed, address, 1) for address in addresses]
+        seeds += [draw(2**62, self.seed, address, 2) for address in owners]
+        for transform in self.transforms.get("entities", ()):
+            transform(made["entities"], seeds)
+        return made
 
     def _hard(self, addresses: Sequence[int], indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """One hard negative of each mention that has any, and the addresses of these mentions."""
@@ -287,21 +297,22 @@ class TrainingDataset(BatchDataset):
         return hard, owners
 
 
-def collate(batch: Any) -> Item:
+def collate(batch: Any) -> Batch:
     """A batch as :class:`BatchDataset` makes it, which needs no putting together."""
-    return _handed_over(batch)
+    made: Batch = _in_shared_memory(batch)
+    return made
 
 
-def collate_cut(batch: Any) -> Item:
+def collate_cut(batch: Any) -> Batch:
     """The same of entities, with the padding cut off that its longest text does not need."""
     side = batch["entities"]
     longest = max(1, int(side["attention_mask"].sum(dim=1).max()))
     for name in ("input_ids", "attention_mask"):
         side[name] = side[name][:, :longest].contiguous()
-    return _handed_over(batch)
+    return collate(batch)
 
 
-def _handed_over(batch: Any) -> Any:
+def _in_shared_memory(batch: Any) -> Any:
     """In a loader process: the batch in shared memory, through which the training process gets it.
 
     It would get there by itself, but in a thread of torch's that only prints an error: without room there the batch
@@ -310,7 +321,7 @@ def _handed_over(batch: Any) -> Any:
     if get_worker_info() is None:
         return batch
     if isinstance(batch, dict):
-        return {name: _handed_over(value) for name, value in batch.items()}
+        return {name: _in_shared_memory(value) for name, value in batch.items()}
     if isinstance(batch, Tensor) and batch.numel():
         batch.share_memory_()  # type: ignore[no-untyped-call]
     return batch

@@ -13,12 +13,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.reader import MalformedRecordsError
 from mimic_pl.data.scan import ScannedImage, failures, scan
 from mimic_pl.data.table import EntityTable, as_table
-from mimic_pl.data.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.processor import Processor, TextTemplate
 from mimic_pl.records import Entity, Mention
 
 Verdict = Literal["ok", "note", "warning", "ERROR"]
@@ -76,12 +77,18 @@ class Report:
         return table
 
 
-def run_doctor(datamodule: MELDataModule) -> int:
+def run_doctor(datamodule: BaseDataModule, processor: Processor) -> int:
     """Examine a data module's folder, or those of all of its sets, and print the report.
+
+    Args:
+        datamodule: The data.
+        processor: Knows templates and image policy.
 
     Returns:
         The exit status: 0, or that of a data error if there are errors.
     """
+    for part in datamodule.parts:
+        part.processor = processor
     reports = [examine(part) for part in datamodule.parts]
     for report in reports:
         Console().print(report.table())
@@ -89,7 +96,7 @@ def run_doctor(datamodule: MELDataModule) -> int:
 
 
 def examine(datamodule: MELDataModule) -> Report:
-    """Look at everything in a data module's folder; nothing of what is wrong there ends the examination."""
+    """Look at everything in the folder of a data module with a processor; nothing that is wrong there ends it."""
     report = Report()
     datamodule.prepare_data()
     datamodule.check_root(datamodule.root)
@@ -103,7 +110,7 @@ def examine(datamodule: MELDataModule) -> Report:
         mentions[split] = _read(report, f"{split} file", lambda split=split: datamodule.read_mentions(split)) or []  # type: ignore[misc]
         expected = published.mentions[split] if published else None
         report.add(f"{split} mentions", *_beside(len(mentions[split]), expected))
-    _examine_entities(report, entities, datamodule.entity_template)
+    _examine_entities(report, entities, datamodule.processor.entity_template)
     for split in SPLITS:
         _examine_split(report, split, mentions[split], entities, datamodule)
     ids = [id_ for split in SPLITS for id_ in {mention.id for mention in mentions[split]}]
@@ -140,7 +147,7 @@ def _examine_entities(report: Report, entities: Sequence[Entity], template: Text
     empty = [entity.id for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
     advice = "these are known by name and image alone" if empty else ""
     report.add("entities with empty attributes", _share(len(empty), len(entities)), _note(empty), advice)
-    without = sum(not entity.images for entity in entities)
+    without = sum(not entity.image_files for entity in entities)
     report.add("entities that name no image", _share(without, len(entities)), _note(without))
     same = sum(count for count in Counter(entity.name for entity in entities).values() if count > 1)
     report.add("entities that share their name", _share(same, len(entities)), "note")
@@ -174,7 +181,7 @@ def _examine_split(
         _examine_golds(report, split, mentions, entities, datamodule.batch_size)
     without = sum(mention.image is None for mention in mentions)
     report.add(f"{split} mentions that name no image", _share(without, total), _note(without))
-    _try_template(report, f"{split} text", datamodule.mention_template, mentions)
+    _try_template(report, f"{split} text", datamodule.processor.mention_template, mentions)
 
 
 def _examine_golds(
@@ -228,9 +235,9 @@ def batch_mates_with_same_gold(golds: Sequence[str], batch_size: int) -> float:
 def _examine_images(
     report: Report, datamodule: MELDataModule, entities: Sequence[Entity], mentions: dict[str, Sequence[Mention]]
 ) -> None:
-    names = itertools.chain.from_iterable(entity.images for entity in entities)
+    names = itertools.chain.from_iterable(entity.image_files for entity in entities)
     _scan(report, datamodule, "kb_image", "entity images", names)
-    own = {split: [m.image for m in mentions[split] if m.image] for split in SPLITS}
+    own = {split: [name for m in mentions[split] for name in m.image_files] for split in SPLITS}
     seen = _scan(report, datamodule, "mention_image", "mention images", itertools.chain(*own.values()))
     contents = {seen[name].digest for name in own["train"] if name in seen and seen[name].digest}
     for split in ("val", "test"):
@@ -253,8 +260,9 @@ def _scan(
     report.add(title, f"{len(seen) - len(failed)} of {len(seen)} open")
     for kind in ("missing", "unreadable", "oversized"):
         paths = [path for path, kind_ in failed if kind_ == kind]
-        verdict: Verdict = "ok" if not paths else "ERROR" if datamodule.images == "error" else "warning"
-        advice = f"policy {datamodule.images!r} applies; for example {_examples(paths)}" if paths else ""
+        policy = datamodule.processor.image_policy
+        verdict: Verdict = "ok" if not paths else "ERROR" if policy == "error" else "warning"
+        advice = f"policy {policy!r} applies; for example {_examples(paths)}" if paths else ""
         report.add(f"{title}, {kind}", _share(len(paths), len(seen)), verdict, advice)
     return seen
 

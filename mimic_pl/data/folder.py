@@ -9,10 +9,11 @@ from typing import ClassVar
 
 from PIL import Image
 
-from mimic_pl.data.images import ImageFolder, ImagePolicy
+from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.processor.images import ImageFolder
 from mimic_pl.records import Entity, Mention
 
 _FILES = {"train": "train", "val": "dev", "test": "test"}
@@ -22,7 +23,7 @@ class MissingSplitError(DataError):
     """A data set has no file of a split."""
 
 
-class PublishedFolder:
+class MIMICFolder(BaseDataModule):
     """The files of :class:`~mimic_pl.data.MELDataModule`, for subclasses to override.
 
     ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
@@ -32,8 +33,6 @@ class PublishedFolder:
 
     root: str
     name: str | None
-    images: ImagePolicy
-    max_pixels: int
     predict_file: str | None
 
     published: ClassVar[PublishedStatistics | None] = None
@@ -97,7 +96,8 @@ class PublishedFolder:
         if len(present) > 1:
             raise DataError(f"{self.folder} has {name} and {name}s. Move all images into one and remove the other.")
         folder = present[0] if present else self.folder / name
-        return ImageFolder(folder, self.images, self.max_pixels, renamed=name == "mention_image")
+        policy, max_pixels = self.processor.image_policy, self.processor.max_pixels
+        return ImageFolder(folder, policy, max_pixels, renamed=name == "mention_image")
 
     @property
     def folder(self) -> Path:
@@ -116,8 +116,8 @@ class PublishedFolder:
 
     def entity_image(self, entity: Entity) -> Image.Image | None:
         """The entity's first image that opens, to be shown to a person."""
-        return self.entity_images.first_readable(entity.images)[0]
+        return self.entity_images.first_readable(entity.image_files)[0]
 
     def mention_image(self, mention: Mention) -> Image.Image | None:
         """The mention's image, to be shown to a person."""
-        return self.mention_images.first_readable((mention.image,) if mention.image else ())[0]
+        return self.mention_images.first_readable(mention.image_files)[0]

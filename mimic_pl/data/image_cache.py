@@ -12,13 +12,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from mimic_pl.data.decoding import fingerprint
 from mimic_pl.data.file_keys import KEY_BYTES, KeyTable, signature
 from mimic_pl.data.image_cache_filling import FAILURES, Filling, Wanted
-from mimic_pl.data.images import ImageFolder
-from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.errors import StoreError
 from mimic_pl.files import readable_bytes
+from mimic_pl.processor.decoding import fingerprint
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import ImageFolder
 from mimic_pl.store import STORE_VERSION, Column, Store, StoreWriter
 
 Chain = tuple[ImageFolder, tuple[str, ...]]
@@ -55,16 +55,16 @@ class ImageCache:
 
     Args:
         root: Folder of all image caches.
-        preprocessor: Resizes images.
-        reduced: JPEGs are decoded at a reduced scale (see :func:`~mimic_pl.data.decoding.decode`).
+        image_processor: Resizes images.
+        reduced: JPEGs are decoded at a reduced scale (see :func:`~mimic_pl.processor.decoding.decode`).
         share: Largest part of the disk's free space that a fill may take.
     """
 
-    def __init__(self, root: Path, preprocessor: Preprocessor, reduced: bool = False, share: float = 1.0) -> None:
-        self.preprocessor = preprocessor
+    def __init__(self, root: Path, image_processor: ImageProcessor, reduced: bool = False, share: float = 1.0) -> None:
+        self.image_processor = image_processor
         self.reduced = reduced
         self.share = share
-        size, made = preprocessor.image_size, fingerprint(preprocessor, reduced)
+        size, made = image_processor.image_size, fingerprint(image_processor, reduced)
         # A later version that writes stores otherwise fills a folder of its own.
         self.folder = root.expanduser().absolute() / f"{size}px-{made}-v{STORE_VERSION}"
         self._description = {"size": size, "reduced decoding": reduced, "preprocessing": made}
@@ -106,14 +106,14 @@ class ImageCache:
         if not self._missing(wanted, tried):
             return
         try:
-            size = self.preprocessor.image_size
+            size = self.image_processor.image_size
             columns = {"pixels": Column(torch.uint8, (3, size, size)), "digest": _KEY, "bound": Column(torch.int64)}
             with (
                 self._writer("pixels", _PIXELS, columns) as pixels,
                 self._writer("files", _FILES, {"signature": _KEY, "row": Column(torch.int64)}) as files,
             ):
                 self._loaded = None  # another process may have filled it while this one waited
-                filling = Filling(pixels, files, self._open("pixels", _PIXELS), self.preprocessor, self.reduced)
+                filling = Filling(pixels, files, self._open("pixels", _PIXELS), self.image_processor, self.reduced)
                 while missing := self._missing(wanted, tried):
                     self._announce(pixels.bytes_for(len(missing)), len(missing))
                     tried |= filling.run(missing)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mimic_pl.data.decoding import decode
 from mimic_pl.data.file_keys import KEY_BYTES, KeyTable, digest, is_settled, signature
-from mimic_pl.data.images import ImageError
-from mimic_pl.data.preprocessor import Preprocessor
 from mimic_pl.files import readable_bytes
+from mimic_pl.processor.decoding import decode
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import ImageError
 from mimic_pl.store import Store, StoreWriter
 
 FAILURES = {-1: "unreadable", -2: "oversized"}
@@ -58,16 +58,21 @@ class Filling:
             the image does not exceed).
         files: Writes ``signature`` and ``row``.
         there: The rows that are there already.
-        preprocessor: Resizes.
+        image_processor: Resizes.
         reduced: Decode at a reduced scale.
     """
 
     def __init__(
-        self, pixels: StoreWriter, files: StoreWriter, there: Store | None, preprocessor: Preprocessor, reduced: bool
+        self,
+        pixels: StoreWriter,
+        files: StoreWriter,
+        there: Store | None,
+        image_processor: ImageProcessor,
+        reduced: bool,
     ) -> None:
         self.pixels = pixels
         self.files = files
-        self.preprocessor = preprocessor
+        self.image_processor = image_processor
         self.reduced = reduced
         rows = 0 if there is None else len(there)
         empty = {"digest": torch.zeros(0, KEY_BYTES, dtype=torch.uint8), "bound": torch.zeros(0, dtype=torch.int64)}
@@ -119,7 +124,7 @@ class Filling:
         pixels, failure = None, None
         if row is None or bound > wanted.max_pixels:
             try:
-                pixels = decode(path, self.preprocessor, wanted.max_pixels, self.reduced)
+                pixels = decode(path, self.image_processor, wanted.max_pixels, self.reduced)
             except ImageError as error:
                 if error.kind not in _CODES:
                     return _Seen(wanted)

@@ -10,15 +10,35 @@ import sys
 import threading
 from typing import Any
 
-from torch.utils.data import DataLoader
+import torch
+from torch.utils.data import DataLoader, Dataset
 
+from mimic_pl.batch import Batch
+from mimic_pl.data.dataset import collate
 from mimic_pl.data.sampler import SetSampler, TrainSampler
 from mimic_pl.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
 
 
-class TrainLoader(DataLoader[Any]):
+def loading(num_workers: int) -> dict[str, Any]:
+    """Arguments that all loaders have in common."""
+    return {
+        "batch_size": None,  # the samplers make the batches
+        "num_workers": num_workers,
+        "pin_memory": torch.cuda.is_available(),
+        "worker_init_fn": keep_through_signals,
+    }
+
+
+def training_loader(dataset: Dataset[Batch], sampler: TrainSampler | SetSampler, num_workers: int) -> TrainLoader:
+    """A loader of training batches, whose processes live as long as the training."""
+    return TrainLoader(
+        dataset, sampler=sampler, collate_fn=collate, persistent_workers=num_workers > 0, **loading(num_workers)
+    )
+
+
+class TrainLoader(DataLoader[Batch]):
     """Tells Lightning that it can go on in the middle of an epoch, and with what: its sampler's settings.
 
     Which batches are taken already stands in Lightning's own counters, from which the sampler was told to begin.

@@ -10,10 +10,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mimic_pl.data.decoding import decode
+from mimic_pl.batch import ImageFailure
 from mimic_pl.data.image_cache import ImageCache
-from mimic_pl.data.images import Failure, ImageError, ImageFolder
-from mimic_pl.data.preprocessor import Preprocessor
+from mimic_pl.processor.decoding import decode
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import ImageError, ImageFolder
 
 
 class PixelBatch(NamedTuple):
@@ -27,7 +28,7 @@ class PixelBatch(NamedTuple):
 
     pixels: Tensor
     has_image: Tensor
-    failures: list[Failure]
+    failures: list[ImageFailure]
 
 
 class PixelSource:
@@ -35,8 +36,8 @@ class PixelSource:
 
     Args:
         folder: Where the images lie, and what happens where one fails.
-        preprocessor: Resizes them.
-        reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.data.decoding.decode`).
+        image_processor: Resizes them.
+        reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.processor.decoding.decode`).
         cache: Where pixels may lie already.
         blank: Make nothing of any image, for a model that is to see texts only.
     """
@@ -44,13 +45,13 @@ class PixelSource:
     def __init__(
         self,
         folder: ImageFolder,
-        preprocessor: Preprocessor,
+        image_processor: ImageProcessor,
         reduced: bool = False,
         cache: ImageCache | None = None,
         blank: bool = False,
     ) -> None:
         self.folder = folder
-        self.preprocessor = preprocessor
+        self.image_processor = image_processor
         self.reduced = reduced
         self.cache = cache
         self.blank = blank
@@ -67,7 +68,7 @@ class PixelSource:
         """
         rows = torch.full((len(names),), -1)
         decoded: dict[int, Tensor] = {}
-        failures: list[Failure] = []
+        failures: list[ImageFailure] = []
         for item, own in enumerate(() if self.blank else names):
             index = item if indices is None else indices[item]
             found, failed = self.folder.first(own, partial(self.load, index=index))
@@ -77,7 +78,7 @@ class PixelSource:
             elif found is not None:
                 rows[item] = found
         has_image = rows >= 0
-        size = self.preprocessor.image_size
+        size = self.image_processor.image_size
         if self.cache is not None and has_image.any():
             pixels = self.cache.pixels(rows.clamp_min(0))
             for item in (~has_image).nonzero().flatten().tolist():
@@ -104,4 +105,4 @@ class PixelSource:
             return found
         if found is not None and self.folder.policy != "error":  # which tells in words what is wrong
             raise ImageError(path, found, "as it was when it was to be cached")
-        return decode(path, self.preprocessor, self.folder.max_pixels, self.reduced)
+        return decode(path, self.image_processor, self.folder.max_pixels, self.reduced)

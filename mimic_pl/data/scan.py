@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 from tqdm.auto import tqdm
 
+from mimic_pl.batch import ImageFailure
 from mimic_pl.data.file_keys import digest
-from mimic_pl.data.images import Failure, ImageError, ImageFolder, open_image
+from mimic_pl.processor.images import ImageError, ImageFolder, open_image
 
 
 class ScannedImage(NamedTuple):
@@ -55,7 +56,7 @@ def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, Sca
         return dict(zip(distinct, found, strict=True))
 
 
-def failures(scanned: dict[str, ScannedImage]) -> list[Failure]:
+def failures(scanned: dict[str, ScannedImage]) -> list[ImageFailure]:
     """Path and kind of those that failed."""
     return [(str(image.path), image.failure) for image in scanned.values() if image.failure]
 

@@ -50,8 +50,13 @@ class EntityTable(Sequence[Entity]):
     def __init__(self, entities: Iterable[Entity] = ()) -> None:
         blob, ends, begins, counts, kinds = bytearray(), array("q", [0]), array("q"), array("q"), array("q")
         known: dict[tuple[str, ...], int] = {}
+        arrays: dict[str, list[npt.NDArray[Any]]] = {}
         for entity in entities:
-            texts = (entity.id, entity.name, *entity.fields.values(), *entity.images)
+            texts = (entity.id, entity.name, *entity.fields.values(), *entity.image_files)
+            for name in arrays.keys() | entity.arrays.keys():
+                if name not in entity.arrays or (begins and name not in arrays):
+                    raise DataError(f"The entity {entity.id!r}, or one before it, has no array {name!r}: all have one.")
+                arrays.setdefault(name, []).append(np.asarray(entity.arrays[name]))
             begins.append(len(ends) - 1)
             counts.append(len(texts))
             kinds.append(known.setdefault(tuple(entity.fields), len(known)))
@@ -70,6 +75,8 @@ class EntityTable(Sequence[Entity]):
         self._counts = _compact(counts)
         self._kinds = _compact(kinds)
         self._fields = list(known)
+        self._arrays = {name: _stacked(name, own) for name, own in arrays.items()}
+        self._rows = np.arange(len(self._begins))
 
     def __len__(self) -> int:
         """Number of entities."""
@@ -91,7 +98,9 @@ class EntityTable(Sequence[Entity]):
         raw = self._blob[start : ends[-1]].tobytes()
         texts = [raw[left - start : right - start].decode(*_UNICODE) for left, right in pairwise(ends)]
         fields = self._fields[self._kinds[position]]
-        return Entity(texts[0], texts[1], dict(zip(fields, texts[2:], strict=False)), tuple(texts[2 + len(fields) :]))
+        arrays = {name: rows[self._rows[position]] for name, rows in self._arrays.items()}
+        images = tuple(texts[2 + len(fields) :])
+        return Entity(texts[0], texts[1], dict(zip(fields, texts[2:], strict=False)), images, arrays)
 
     def take(self, positions: Sequence[int]) -> EntityTable:
         """The entities at these positions, in their order; the texts are shared, not copied."""
@@ -100,7 +109,7 @@ class EntityTable(Sequence[Entity]):
     def _of(self, chosen: slice | Integers) -> EntityTable:
         table = copy.copy(self)
         table.__dict__.pop("positions", None)
-        for name in ("_begins", "_counts", "_kinds"):
+        for name in ("_begins", "_counts", "_kinds", "_rows"):
             setattr(table, name, getattr(self, name)[chosen])
         return table
 
@@ -119,12 +128,20 @@ class EntityTable(Sequence[Entity]):
     @property
     def nbytes(self) -> int:
         """Bytes that the arrays hold, without those of :attr:`positions`."""
-        return sum(held.nbytes for held in (self._blob, self._ends, self._begins, self._counts, self._kinds))
+        texts = (self._blob, self._ends, self._begins, self._counts, self._kinds)
+        return sum(array.nbytes for array in (*texts, *self._arrays.values()))
 
     @cached_property
     def positions(self) -> Positions:
         """Where each ``id`` stands; made when it is first asked for."""
         return Positions(self._blob, self._ends[self._begins], self._ends[1:][self._begins])
+
+
+def _stacked(name: str, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
+    shapes = {array.shape for array in arrays}
+    if len(shapes) > 1:
+        raise DataError(f"The entities' arrays {name!r} have the shapes {sorted(shapes)}. Pad them to one shape.")
+    return np.stack(arrays)
 
 
 class Positions(Mapping[str, int]):

@@ -12,7 +12,7 @@ SEEN, UNSEEN, NO_GOLD = 1, 0, -1
 """What :func:`seen_in_training` says of a mention."""
 
 
-def seeded_share(mentions: Sequence[Mention], share: float, seed: int) -> list[Mention]:
+def seeded_fraction(mentions: Sequence[Mention], fraction: float, seed: int) -> list[Mention]:
     """A part of the training mentions, for runs with few of them.
 
     The parts are nested: those of a tenth are among those of a fifth. They depend on nothing but the arguments, and
@@ -20,10 +20,10 @@ def seeded_share(mentions: Sequence[Mention], share: float, seed: int) -> list[M
 
     Args:
         mentions: All training mentions.
-        share: How many of them, above 0 and at most 1; at least one mention is taken.
+        fraction: How many of them, above 0 and at most 1; at least one mention is taken.
         seed: Decides which.
     """
-    count = max(1, round(share * len(mentions)))
+    count = max(1, round(fraction * len(mentions)))
     if count >= len(mentions):
         return list(mentions)
     order = list(range(len(mentions)))
@@ -31,18 +31,18 @@ def seeded_share(mentions: Sequence[Mention], share: float, seed: int) -> list[M
     return [mentions[index] for index in sorted(order[:count])]
 
 
-def require_share(share: float) -> None:
-    """Refuse what is no share.
+def require_fraction(fraction: float) -> None:
+    """Refuse what is no fraction.
 
     Raises:
         ConfigError: It is not above 0 and at most 1.
     """
-    if not 0 < share <= 1:
-        raise ConfigError(f"data.train_share is {share}; it must be above 0 and at most 1: 0.1 for a tenth.")
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"data.train_fraction is {fraction}; it must be above 0 and at most 1: 0.1 for a tenth.")
 
 
 def golds_of(mentions: Iterable[Mention]) -> frozenset[str]:
-    """``qid`` of every gold of these mentions."""
+    """``id`` of every gold of these mentions."""
     return frozenset(gold for mention in mentions for gold in mention.golds)
 
 

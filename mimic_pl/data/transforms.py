@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from mimic_pl.data.dataset import Item
-from mimic_pl.data.preprocessor import Preprocessor
+from mimic_pl.batch import Inputs
 from mimic_pl.errors import ConfigError
+from mimic_pl.processor import Processor
 
 
 class Augment:
@@ -23,7 +23,7 @@ class Augment:
     def __init__(self, transform: nn.Module) -> None:
         self.transform = transform
 
-    def __call__(self, side: Item, seeds: Sequence[int]) -> None:
+    def __call__(self, side: Inputs, seeds: Sequence[int]) -> None:
         """Change ``pixels`` of a side in place; items without an image stay as they are.
 
         Raises:
@@ -47,27 +47,29 @@ class DropModality:
     """Takes from some mentions their image or, as often, their text, so that neither is relied on alone.
 
     Args:
-        share: Share of the items that lose one, from 0 to 1.
-        preprocessor: Makes the tokens of the empty text.
+        probability: Of a mention to lose one, from 0 to 1.
+        processor: Makes the tokens of the empty text, and knows which further features are made of the text.
 
     Raises:
-        ConfigError: The share lies outside of 0 to 1.
+        ConfigError: The probability is out of its range.
     """
 
-    def __init__(self, share: float, preprocessor: Preprocessor) -> None:
-        if not 0 <= share <= 1:
-            raise ConfigError(f"The share of mentions that lose a modality is {share}; it goes from 0 to 1.")
-        self.share = share
-        self.ids, self.mask = preprocessor.tokenize([""])
+    def __init__(self, probability: float, processor: Processor) -> None:
+        if not 0 <= probability <= 1:
+            raise ConfigError(f"data.modality_dropout is {probability}; it goes from 0 to 1.")
+        self.probability = probability
+        self.ids, self.mask = processor.tokenizer([""])
+        self.of_text = {name for name, features in processor.features.items() if features.reads_text}
 
-    def __call__(self, side: Item, seeds: Sequence[int]) -> None:
-        """Change ``pixels`` and ``has_image``, or tokens and terms, of a side in place."""
+    def __call__(self, side: Inputs, seeds: Sequence[int]) -> None:
+        """Change ``pixels`` and ``has_image``, or tokens and what else is made of the text, of a side in place."""
         for row, seed in enumerate(seeds):
             drawn = float(torch.rand((), generator=torch.Generator().manual_seed(seed ^ 1)))
-            if drawn < self.share / 2:
+            if drawn < self.probability / 2:
                 side["pixels"][row].zero_()
                 side["has_image"][row] = False
-            elif drawn < self.share:
+            elif drawn < self.probability:
                 side["input_ids"][row], side["attention_mask"][row] = self.ids[0], self.mask[0]
-                if "term_weights" in side:
-                    side["term_weights"][row].zero_()
+                for name, tensor in side.items():
+                    if name.partition(".")[0] in self.of_text:
+                        tensor[row].zero_()

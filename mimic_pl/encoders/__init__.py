@@ -1,8 +1,7 @@
 """Encoders turn the tokens and images of one side into :class:`~mimic_pl.features.Features`."""
 
-from mimic_pl.encoders.base import INPUTS, Encoder, filled_up
+from mimic_pl.encoders.base import INPUTS, Encoder, repeat_last
 from mimic_pl.encoders.clip import CLIPEncoder
-from mimic_pl.encoders.preprocessor import Preprocessor
 from mimic_pl.encoders.text_vision import TextVisionEncoder
 
-__all__ = ["INPUTS", "CLIPEncoder", "Encoder", "Preprocessor", "TextVisionEncoder", "filled_up"]
+__all__ = ["INPUTS", "CLIPEncoder", "Encoder", "TextVisionEncoder", "repeat_last"]

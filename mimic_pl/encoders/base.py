@@ -1,16 +1,15 @@
-"""What every encoder has: its widths, its preprocessing, and one call from tokens and images to features."""
+"""What every encoder has: its widths, tokenizer and image processor, and one call from inputs to features."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from functools import cached_property
 
 import torch
 from torch import Tensor, nn
 
-from mimic_pl.encoders.preprocessor import Preprocessor
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
 """What an encoder is called with; a side of a batch may hold more."""
@@ -18,26 +17,28 @@ INPUTS = ("input_ids", "attention_mask", "pixel_values")
 _SMALLEST_BATCH = 32
 
 
-def filled_up(side: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def repeat_last(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A batch with its last record repeated until there are 32; a larger one as it is.
 
     The kernels for small products round differently from row to row, and records that are equal must have equal
-    features wherever they stand.
+    features wherever they are.
 
     Args:
-        side: Tensors ``[batch, ...]``, ``input_ids`` among them.
+        inputs: Tensors ``[batch, ...]``, ``input_ids`` among them.
     """
-    size = len(side["input_ids"])
-    rows = torch.arange(max(size, _SMALLEST_BATCH), device=side["input_ids"].device).clamp_max(size - 1)
-    return {name: tensor[rows] for name, tensor in side.items()}
+    size = len(inputs["input_ids"])
+    if size >= _SMALLEST_BATCH:
+        return dict(inputs)
+    rows = torch.arange(_SMALLEST_BATCH, device=inputs["input_ids"].device).clamp_max(size - 1)
+    return {name: tensor[rows] for name, tensor in inputs.items()}
 
 
 class Encoder(nn.Module, ABC):
     """Turns the tokens and images of a batch of mentions, or of entities, into features (paper section 3.2).
 
     A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with
-    :meth:`add_towers`, and implements :meth:`forward` and :meth:`build_preprocessor`. The same weights serve mentions
-    and entities.
+    :meth:`add_towers`, and implements :meth:`forward`, :meth:`build_tokenizer` and :meth:`build_image_processor`. The
+    same weights serve mentions and entities.
 
     Attributes:
         dims: Widths of the features it returns; the units are built to them.
@@ -84,10 +85,9 @@ class Encoder(nn.Module, ABC):
         """
 
     @abstractmethod
-    def build_preprocessor(self) -> Preprocessor:
-        """Make tokenizer and image preprocessing from the checkpoint that the weights came from."""
+    def build_tokenizer(self) -> TextTokenizer:
+        """Make the tokenizer of the checkpoint that the text tower came from."""
 
-    @cached_property
-    def preprocessor(self) -> Preprocessor:
-        """Tokenizer and image preprocessing, made when first asked for: scoring ready-made inputs needs none."""
-        return self.build_preprocessor()
+    @abstractmethod
+    def build_image_processor(self) -> ImageProcessor:
+        """Make the image processor of the checkpoint that the vision tower came from."""

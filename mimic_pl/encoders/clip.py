@@ -9,11 +9,11 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from mimic_pl.encoders.base import Encoder
-from mimic_pl.encoders.preprocessor import Preprocessor
 from mimic_pl.encoders.pretrained import image_statistics, load_tokenizer, load_tower, require_one_start
-from mimic_pl.encoders.tokenizer import build_tokenizer
+from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 
 class CLIPEncoder(Encoder):
@@ -28,7 +28,7 @@ class CLIPEncoder(Encoder):
         config: Instead of ``pretrained``: sizes of a new :class:`transformers.CLIPConfig` (``projection_dim``,
             ``text_config``, ``vision_config``) with random weights.
         vocabulary: With ``config``: the words of its tokenizer
-            (see :func:`~mimic_pl.encoders.tokenizer.build_tokenizer`).
+            (see :func:`~mimic_pl.encoders.wordpiece.build_tokenizer`).
         text_length: Tokens per text.
         image_dim: Width of the image features after projection (the paper's d_V).
         freeze: Keep the towers as they are; the projections still train.
@@ -90,14 +90,16 @@ class CLIPEncoder(Encoder):
                 parameter.requires_grad_(False)
         self.add_towers(self.clip)
 
-    def build_preprocessor(self) -> Preprocessor:
-        """The checkpoint's tokenizer and image statistics; see :meth:`Encoder.build_preprocessor`."""
+    def build_tokenizer(self) -> TextTokenizer:
+        """The checkpoint's tokenizer; see :meth:`Encoder.build_tokenizer`."""
+        return TextTokenizer(self.tokenizer or load_tokenizer(str(self.pretrained)), self.text_length)
+
+    def build_image_processor(self) -> ImageProcessor:
+        """The checkpoint's image size and statistics; see :meth:`Encoder.build_image_processor`."""
         size = self.clip.config.vision_config.image_size
         if self.pretrained is None:
-            assert self.tokenizer is not None
-            return Preprocessor(self.tokenizer, self.text_length, size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        tokenizer = load_tokenizer(self.pretrained)
-        return Preprocessor(tokenizer, self.text_length, size, *image_statistics(self.pretrained))
+            return ImageProcessor(size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
+        return ImageProcessor(size, *image_statistics(self.pretrained))
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""

@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
-from mimic_pl.encoders.preprocessor import Preprocessor
 from mimic_pl.encoders.pretrained import create_vision, load_tokenizer, load_tower, require_one_start
-from mimic_pl.encoders.tokenizer import build_tokenizer
+from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 
 class TextVisionEncoder(Encoder):
@@ -97,11 +97,14 @@ class TextVisionEncoder(Encoder):
                 parameter.requires_grad_(False)
         self.add_towers(self.text, self.vision)
 
-    def build_preprocessor(self) -> Preprocessor:
-        """The text model's tokenizer and the vision model's size, mean and deviation."""
-        tokenizer = self.tokenizer or load_tokenizer(str(self.text_name))
-        image = self.image_settings
-        return Preprocessor(tokenizer, self.text_length, image["input_size"][-1], image["mean"], image["std"])
+    def build_tokenizer(self) -> TextTokenizer:
+        """The text model's tokenizer; see :meth:`Encoder.build_tokenizer`."""
+        return TextTokenizer(self.tokenizer or load_tokenizer(str(self.text_name)), self.text_length)
+
+    def build_image_processor(self) -> ImageProcessor:
+        """The vision model's size, mean and deviation; see :meth:`Encoder.build_image_processor`."""
+        settings = self.image_settings
+        return ImageProcessor(settings["input_size"][-1], settings["mean"], settings["std"])
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""

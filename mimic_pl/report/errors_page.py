@@ -59,8 +59,8 @@ def render(loaded: LoadedRun, cases: Sequence[Case]) -> str:
         mentions=run.summary["mentions"],
         entities=run.summary["entities"],
         without_gold=run.summary.get("mentions_without_gold_in_kb", 0),
-        mention_template=loaded.data.mention_template.template,
-        entity_template=loaded.data.entity_template.template,
+        mention_template=loaded.model.processor.mention_template.template,
+        entity_template=loaded.model.processor.entity_template.template,
         hits={score: metrics["hits@1"] for score, metrics in run.metrics.items() if "hits@1" in metrics},
         wrong=int((run.predictions.ranks["overall"] > 1).sum()),
         right_alone=_right_alone(run),
@@ -113,7 +113,7 @@ def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
 
 
 def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
-    text = loaded.data.entity_template(shown.entity)
+    text = loaded.data.processor.entity_text(shown.entity)
     heaviest = max((token.weight for token in shown.words if token.kind != "padding"), default=1.0)
     return {
         "qid": shown.entity.id,

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from mimic_pl.data.statistics import PublishedStatistics
+from mimic_pl.processor import Processor
 from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.runs import RUNS
 
@@ -82,12 +83,14 @@ class Experiment:
     @property
     def mention_text(self) -> str:
         """Template of the mentions' text."""
-        return " / ".join(_values_of(self.runs[0].config["data"], "mention_template")) or "?"
+        found = _values_of(self.runs[0].config, "mention_template")
+        return " / ".join(found) or Processor().mention_template.template
 
     @property
     def entity_text(self) -> str:
         """Template of the entities' text."""
-        return " / ".join(_values_of(self.runs[0].config["data"], "entity_template")) or "?"
+        found = _values_of(self.runs[0].config, "entity_template")
+        return " / ".join(found) or Processor().entity_template.template
 
     @property
     def encoder(self) -> str:

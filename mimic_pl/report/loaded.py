@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor
 
+from mimic_pl.data.dataset import BatchDataset
+from mimic_pl.encoding import Side
 from mimic_pl.errors import DataError
 from mimic_pl.features import Features
 from mimic_pl.report.evaluated_run import EvaluatedRun
@@ -47,14 +48,12 @@ class LoadedRun:
     def __init__(self, run: EvaluatedRun) -> None:
         tested = Path(run.summary.get("checkpoint") or "").name
         self.run = run
-        self.model, self.data = load_run(run.folder, "last" if tested.startswith("last") else "best")
+        self.model, datamodule = load_run(run.folder, "last" if tested.startswith("last") else "best")
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
-        self.data.check_root(self.data.root)
-        self.data.preprocessor = self.model.encoder.preprocessor
-        self.data.prepare_data()
-        self.data.setup("test")
-        self._mentions: Any = self.data.test_dataloader().dataset
-        self._entities: Any = self.data.entity_dataloader().dataset
+        datamodule.setup("test")
+        self.data = datamodule.ranked
+        self._mentions = self.data.dataset("test")
+        self._entities = self.data.entity_dataset
         self.places = self._places(run.predictions.ids)
 
     def mentions(self, indices: Sequence[int]) -> Encoded:
@@ -81,14 +80,12 @@ class LoadedRun:
         scores = matcher.pairs(*sides)
         return {"overall": matcher.combine(scores), **scores}
 
-    @torch.no_grad()
-    def _encode(self, dataset: Any, side: str, indices: Sequence[int]) -> Encoded:
+    def _encode(self, dataset: BatchDataset, side: Side, indices: Sequence[int]) -> Encoded:
+        chunks = [list(indices[start : start + _AT_ONCE]) for start in range(0, len(indices), _AT_ONCE)]
         parts: list[Features] = []
         ids, masks = [], []
-        for start in range(0, len(indices), _AT_ONCE):
-            batch = dataset.__getitems__(list(indices[start : start + _AT_ONCE]))
-            batch = self.data.on_after_batch_transfer(move_data_to_device(batch, self.model.device), 0)
-            parts.append(self.model.matcher.norm(self.model.encode(batch[side])))
+        for batch, features in self.model.batch_encoder()(map(dataset.__getitems__, chunks), side, self.model.encode):
+            parts.append(self.model.matcher.norm(features))
             ids.append(batch[side]["input_ids"].cpu())
             masks.append(batch[side]["attention_mask"].cpu())
         return Encoded(Features.joined(parts), torch.cat(ids), torch.cat(masks))

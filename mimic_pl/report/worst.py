@@ -145,9 +145,9 @@ def _cases(
 
 def _words(loaded: LoadedRun, mentions: Encoded, positions: Sequence[int]) -> list[list[Token]]:
     """How entities attend to the words of the mentions beside them; empty where nothing can tell."""
-    tokenizer = getattr(loaded.model.encoder.preprocessor, "tokenizer", None)
+    tokenizer = loaded.model.processor.tokenizer.tokenizer
     weights = over_words(loaded.model.matcher, mentions.features, loaded.entities(positions).features)
-    if tokenizer is None or weights is None:
+    if weights is None:
         return [[] for _ in positions]
     return [
         tokens_of(tokenizer, ids.tolist(), mask.tolist(), own.tolist())

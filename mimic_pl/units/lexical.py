@@ -18,18 +18,20 @@ class Lexical(Unit):
 
         S = exp(tau) sum over terms t of w_m(t) w_e(t),  tau learned
 
-    The terms and their weights are those of the data module's lexicon (``--data.lexicon BM25Lexicon``: then the sum is
+    The terms and their weights are features of the processor (:class:`~mimic_pl.processor.BM25Lexicon`: then the sum is
     BM25 of the mention's text as the query). Nothing but tau is trained here.
 
     Args:
         dims: Widths of the features.
         scale: Initial exp(tau).
+        feature: Name of the processor's features.
     """
 
     reads_padding = False
 
-    def __init__(self, dims: FeatureDims, scale: float = 1.0) -> None:
+    def __init__(self, dims: FeatureDims, scale: float = 1.0, feature: str = "lexical") -> None:
         super().__init__(dims)
+        self.feature = feature
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
     def mention(self, features: Features) -> State:
@@ -64,12 +66,12 @@ class Lexical(Unit):
             parts.append((same * products).sum(dim=(1, 2)))
         return self.log_scale.exp() * torch.cat(parts)
 
-    @staticmethod
-    def _state(features: Features) -> State:
-        if features.terms is None:
+    def _state(self, features: Features) -> State:
+        try:
+            ids, weights = (features.extra[f"{self.feature}.{name}"] for name in ("ids", "weights"))
+        except KeyError as error:
             raise ConfigError(
-                "The Lexical unit needs the terms of the texts, and the data module has no lexicon. Add one: "
-                "--data.lexicon mimic_pl.data.BM25Lexicon."
-            )
-        ids, weights = features.terms
+                f"The Lexical unit needs the features {self.feature!r} of the processor, which has none of this name. "
+                f"Add them: --model.processor.features.{self.feature} mimic_pl.processor.BM25Lexicon."
+            ) from error
         return {"ids": ids.to(torch.int32), "weights": weights}

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mimic_pl.baselines import BM25, ExactName, NameSimilarity
 from mimic_pl.data.reader import read_entities, read_mentions
-from mimic_pl.data.words import words
+from mimic_pl.processor.words import words
 from mimic_pl.records import Entity, Mention
 from tests.shared import SHARED, needs_shared
 

@@ -10,7 +10,7 @@ from lightning.pytorch import LightningModule, Trainer
 
 from mimic_pl.data import Entity, MELDataModule, Mention
 from mimic_pl.data.dataset import TokenTable
-from mimic_pl.data.template import TextTemplate
+from mimic_pl.processor.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
 from tests.data.conftest import WordPreprocessor
 

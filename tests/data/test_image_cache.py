@@ -19,9 +19,9 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mimic_pl.data import MELDataModule, image_cache_filling
-from mimic_pl.data.decoding import decode
+from mimic_pl.processor.decoding import decode
 from mimic_pl.data.image_cache import ImageCache
-from mimic_pl.data.images import MAX_PIXELS, ImageFolder
+from mimic_pl.processor.images import MAX_PIXELS, ImageFolder
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
 from mimic_pl.store import Store

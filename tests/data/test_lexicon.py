@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mimic_pl.data import BM25Lexicon
-from mimic_pl.data.words import content_words as words
+from mimic_pl.processor.words import content_words as words
 from mimic_pl.errors import ConfigError
 
 TEXTS = ["fountain pen [SEP] ink, pen", "ball pen", "", "garden fountain water water water", "écriture 2nd_hand"]

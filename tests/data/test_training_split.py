@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimic_pl.data import Mention
-from mimic_pl.data.training_split import seeded_share
+from mimic_pl.data.training_split import seeded_fraction
 from mimic_pl.errors import ConfigError
 
 MENTIONS = [Mention(str(i), "m", "s", (f"Q{i % 9}",)) for i in range(200)]
@@ -16,9 +16,9 @@ MENTIONS = [Mention(str(i), "m", "s", (f"Q{i % 9}",)) for i in range(200)]
 @given(st.integers(0, 2**31), st.lists(st.floats(0.001, 1.0), min_size=2, max_size=5))
 def test_shares_are_nested_and_depend_on_nothing_else(seed, shares):
     random.random()  # nobody else's draws matter
-    parts = {share: [mention.id for mention in seeded_share(MENTIONS, share, seed)] for share in shares}
+    parts = {share: [mention.id for mention in seeded_fraction(MENTIONS, share, seed)] for share in shares}
     for share in reversed(shares):
-        part = [mention.id for mention in seeded_share(MENTIONS, share, seed)]
+        part = [mention.id for mention in seeded_fraction(MENTIONS, share, seed)]
         assert part == parts[share]
         assert len(part) == max(1, round(share * 200))
         assert part == sorted(part, key=int)
@@ -27,15 +27,15 @@ def test_shares_are_nested_and_depend_on_nothing_else(seed, shares):
 
 
 def test_seeds_draw_different_shares():
-    assert seeded_share(MENTIONS, 0.1, 1) != seeded_share(MENTIONS, 0.1, 2)
-    assert seeded_share(MENTIONS, 1.0, 1) == MENTIONS
+    assert seeded_fraction(MENTIONS, 0.1, 1) != seeded_fraction(MENTIONS, 0.1, 2)
+    assert seeded_fraction(MENTIONS, 1.0, 1) == MENTIONS
 
 
 def test_training_goes_over_the_share_alone(folder):
-    module = folder.module(train_share=0.4)
+    module = folder.module(train_fraction=0.4)
     module.setup("fit")
     assert [mention.id for mention in module.mentions["train"]] == [
-        mention.id for mention in seeded_share(folder.module().read_mentions("train"), 0.4, 43)
+        mention.id for mention in seeded_fraction(folder.module().read_mentions("train"), 0.4, 43)
     ]
     assert sorted(i for batch in module.train_dataloader() for i in batch["index"].tolist()) == [0, 1, 2, 3]
     assert len(module.mentions["val"]) == 5  # the other splits are whole
@@ -43,8 +43,8 @@ def test_training_goes_over_the_share_alone(folder):
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
 def test_what_is_no_share(folder, share):
-    with pytest.raises(ConfigError, match="train_share"):
-        folder.module(train_share=share)
+    with pytest.raises(ConfigError, match="train_fraction"):
+        folder.module(train_fraction=share)
 
 
 def seen(module):
@@ -59,7 +59,7 @@ def test_golds_of_training_are_told_from_others(folder):
     rows = folder.splits["test"]  # golds Q0 .. Q5, Q0
     rows[3]["answer"], rows[4]["answer"], rows[5]["answer"] = "nil", ["Q5", "Q2"], "Q98"
     assert seen(folder.module()) == [0, 1, 1, -1, 1, 1, 0]
-    assert seen(folder.module(train_share=0.01)) == [0, 0, 1, -1, 1, 0, 0]  # trained on Q2 alone
+    assert seen(folder.module(train_fraction=0.01)) == [0, 0, 1, -1, 1, 0, 0]  # trained on Q2 alone
 
 
 def test_nothing_is_told_without_a_training_file_or_of_validation(folder):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from mimic_pl.data.file_keys import digest
-from mimic_pl.data.images import ImageError, ImageFolder, open_image
+from mimic_pl.processor.images import ImageError, ImageFolder, open_image
 from mimic_pl.data.reader import read_mentions
 from tests.faults.catalogue import told, told_by_command
 

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mimic_pl.data.decoding import open_for
 from mimic_pl.data.degradation.base import ImageDegradation
-from mimic_pl.data.images import ImageFolder
 from mimic_pl.data.pixels import PixelSource
-from mimic_pl.data.preprocessor import Preprocessor
+from mimic_pl.processor.decoding import open_for
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import ImageFolder
 
 
 class DegradedPixels(PixelSource):
@@ -20,7 +20,7 @@ class DegradedPixels(PixelSource):
 
     Args:
         folder: Where the images lie, and what happens where one fails.
-        preprocessor: Resizes them.
+        image_processor: Resizes them.
         degradation: Is given every image before it is resized.
         reduced: Decode JPEGs at a reduced scale, as the undisturbed ones are.
     """
@@ -28,14 +28,14 @@ class DegradedPixels(PixelSource):
     def __init__(
         self,
         folder: ImageFolder,
-        preprocessor: Preprocessor,
+        image_processor: ImageProcessor,
         degradation: ImageDegradation,
         reduced: bool = False,
     ) -> None:
-        super().__init__(folder, preprocessor, reduced)
+        super().__init__(folder, image_processor, reduced)
         self.degradation = degradation
 
     def load(self, path: Path, index: int) -> Tensor:
         """The pixels of the image, made worse."""
-        image = open_for(path, self.preprocessor, self.folder.max_pixels, self.reduced)
-        return self.preprocessor.pixels(self.degradation.image(image, self.degradation.rng(index)))
+        image = open_for(path, self.image_processor, self.folder.max_pixels, self.reduced)
+        return self.image_processor.pixels(self.degradation.image(image, self.degradation.rng(index)))

@@ -10,16 +10,19 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from mimic_pl.data.images import MAX_PIXELS, open_image
-from mimic_pl.data.preprocessor import Preprocessor
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import MAX_PIXELS, open_image
+from mimic_pl.records import ImageSource
 
 
-def decode(path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS, reduced: bool = False) -> Tensor:
+def decode(
+    image: ImageSource, image_processor: ImageProcessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
+) -> Tensor:
     """Decode and resize an image.
 
     Args:
-        path: The file.
-        preprocessor: Resizes.
+        image: The image.
+        image_processor: Resizes.
         max_pixels: Larger images count as oversized.
         reduced: Decode a JPEG at the smallest of its scales that keeps twice the model's square, as Pillow's thumbnails
             do: faster for large images, and other pixels.
@@ -30,31 +33,31 @@ def decode(path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS,
     Raises:
         ImageError: The image fails.
     """
-    return preprocessor.pixels(open_for(path, preprocessor, max_pixels, reduced))
+    return image_processor.pixels(open_for(image, image_processor, max_pixels, reduced))
 
 
 def open_for(
-    path: Path, preprocessor: Preprocessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
+    image: ImageSource, image_processor: ImageProcessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
 ) -> Image.Image:
     """Decode an image as :func:`decode` does, but do not resize it.
 
     Raises:
         ImageError: The image fails.
     """
-    return open_image(path, max_pixels, 2 * preprocessor.image_size if reduced else None)
+    return open_image(image, max_pixels, 2 * image_processor.image_size if reduced else None)
 
 
-def fingerprint(preprocessor: Preprocessor, reduced: bool) -> str:
+def fingerprint(image_processor: ImageProcessor, reduced: bool) -> str:
     """What this decoding and resizing makes of a drawn JPEG, as 16 hexadecimal digits.
 
     Two preprocessings that give the same pixels have the same fingerprint, whatever they are called and however they
     are set; a version of Pillow that decodes otherwise has another one.
     """
-    side = 4 * preprocessor.image_size  # large enough to be decoded at half the scale
+    side = 4 * image_processor.image_size  # large enough to be decoded at half the scale
     across, down = np.meshgrid(np.arange(side + 37), np.arange(side + 11))
     drawn = np.stack([across * 7 % 256, (across * down) % 251, (across + 2 * down) // 3 % 256], axis=-1)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "drawn.jpg"
         Image.fromarray(drawn.astype(np.uint8)).save(path, quality=90)
-        pixels = decode(path, preprocessor, reduced=reduced)
+        pixels = decode(path, image_processor, reduced=reduced)
     return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).hexdigest()

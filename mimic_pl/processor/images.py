@@ -17,6 +17,7 @@ from typing import Literal, TypeVar, get_args
 
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, DataError
 
@@ -38,8 +39,6 @@ _FATES = {
 MAX_PIXELS = 89_478_485
 """Largest image that is decoded: Pillow's own limit against decompression bombs."""
 
-Failure = tuple[str, str]
-"""Path and kind (``missing``, ``unreadable``, ``oversized``) of an image that failed."""
 
 # What Pillow's decoders raise on damaged files.
 _DECODER_ERRORS = (
@@ -60,6 +59,22 @@ class ImageError(Exception):
         super().__init__(f"The image {path} is {kind}: {detail}")
         self.path = path
         self.kind = kind
+
+    def as_data_error(self) -> DataError:
+        """The error that ends the run under the policy ``error``."""
+        return DataError(
+            f"{self}. Fix the file, or let such images pass: --model.processor.image_policy blank or drop."
+        )
+
+
+def require_policy(policy: str) -> None:
+    """Refuse a policy that there is not.
+
+    Raises:
+        ConfigError: There is no such policy.
+    """
+    if policy not in get_args(ImagePolicy):
+        raise ConfigError(f"Unknown image policy {policy!r}. There are: {', '.join(get_args(ImagePolicy))}.")
 
 
 def open_image(path: Path, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
@@ -123,8 +138,7 @@ class ImageFolder:
     """
 
     def __init__(self, folder: Path, policy: ImagePolicy, max_pixels: int = MAX_PIXELS, renamed: bool = False) -> None:
-        if policy not in get_args(ImagePolicy):
-            raise ConfigError(f"Unknown image policy {policy!r}. There are: {', '.join(get_args(ImagePolicy))}.")
+        require_policy(policy)
         self.folder = folder
         self.policy = policy
         self.max_pixels = max_pixels
@@ -148,7 +162,7 @@ class ImageFolder:
                 return self.folder / f"{stem}.jpg"
         return path
 
-    def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[Failure]]:
+    def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[ImageFailure]]:
         """The first of these images that opens, and those that failed before it.
 
         Raises:
@@ -156,21 +170,19 @@ class ImageFolder:
         """
         return self.first(names, lambda path: open_image(path, self.max_pixels))
 
-    def first(self, names: Sequence[str], load: Callable[[Path], Loaded]) -> tuple[Loaded | None, list[Failure]]:
+    def first(self, names: Sequence[str], load: Callable[[Path], Loaded]) -> tuple[Loaded | None, list[ImageFailure]]:
         """What ``load`` makes of the first of these images for which it raises no ImageError; and the failures.
 
         Raises:
             DataError: One failed and the policy is ``error``.
         """
-        failures: list[Failure] = []
+        failures: list[ImageFailure] = []
         for name in names:
             try:
                 return load(self.path(name)), failures
             except ImageError as error:
                 if self.policy == "error":
-                    raise DataError(
-                        f"{error}. Mend the file, or let such images pass with --data.images blank or drop."
-                    ) from error
+                    raise error.as_data_error() from error
                 failures.append((str(error.path), error.kind))
         return None, failures
 
@@ -182,7 +194,7 @@ class ImageReport:
     failures: dict[str, str] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
 
-    def add(self, failures: Sequence[Failure]) -> None:
+    def add(self, failures: Sequence[ImageFailure]) -> None:
         """Count these, but for those that were told of before."""
         self.failures.update((path, kind) for path, kind in failures if path not in self.told)
 

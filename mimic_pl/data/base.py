@@ -1,0 +1,80 @@
+"""What the data modules have in common: the model's processor, and the processes of the Trainer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING
+
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from mimic_pl.batch import Batch
+from mimic_pl.errors import ConfigError
+from mimic_pl.processor import Processor
+
+if TYPE_CHECKING:
+    from mimic_pl.data.datamodule import MELDataModule
+
+
+class BaseDataModule(LightningDataModule):
+    """A data module that MIMIC trains and evaluates on: one data set, or several."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._processor: Processor | None = None
+
+    @property
+    @abstractmethod
+    def parts(self) -> tuple[MELDataModule, ...]:
+        """The data sets that this is made of."""
+
+    @property
+    @abstractmethod
+    def ranked(self) -> MELDataModule:
+        """The data set whose knowledge base is ranked."""
+
+    @property
+    @abstractmethod
+    def title(self) -> str:
+        """What results call the data."""
+
+    @abstractmethod
+    def training_sample(self) -> Batch:
+        """A training batch of at most two pairs."""
+
+    @abstractmethod
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Shuffled pairs of a mention and its gold entity."""
+
+    @property
+    def processor(self) -> Processor:
+        """Makes model inputs of records: the model's, or one that was set to use the data without a Trainer.
+
+        Raises:
+            ConfigError: There is neither.
+        """
+        if self._processor is None:
+            module = self.trainer.lightning_module if self.trainer is not None else None
+            processor = getattr(module, "processor", None)
+            if not isinstance(processor, Processor):
+                raise ConfigError(
+                    "The data module has no processor yet: it comes from the model that the Trainer runs. Without a "
+                    "Trainer set it: datamodule.processor = model.processor"
+                )
+            self._processor = processor
+        return self._processor
+
+    @processor.setter
+    def processor(self, processor: Processor) -> None:
+        self._processor = processor
+
+    @property
+    def has_processor(self) -> bool:
+        """Whether the processor is known."""
+        return self._processor is not None
+
+    def world(self) -> tuple[int, int]:
+        """Number of processes, and the rank of this one."""
+        if self.trainer is None:
+            return 1, 0
+        return self.trainer.world_size, self.trainer.global_rank

@@ -1,0 +1,115 @@
+"""Batches -> states or features: the one loop in which an encoder runs, with a Trainer and without one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sized
+from contextlib import AbstractContextManager, nullcontext
+from typing import Literal, TypeVar
+
+import torch
+from lightning.fabric.utilities import move_data_to_device
+from lightning.pytorch import Trainer
+from lightning.pytorch.trainer.states import TrainerStatus
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from mimic_pl.batch import Batch, Inputs
+from mimic_pl.processor import Processor
+
+Side = Literal["mentions", "entities"]
+T = TypeVar("T")
+
+
+class BatchEncoder:
+    """Runs a module over one side of many batches: on its device, in evaluation mode, without gradients.
+
+    While a batch is computed, the next one is on its way to the device.
+
+    Args:
+        module: Whose device and precision count: a model or an encoder.
+        processor: Normalises images on the device and counts those that failed.
+        trainer: The Trainer that runs the module, if one does: its device, precision and batch hooks are used, and no
+            progress bar is shown where it shows none.
+
+    Example:
+        >>> run = BatchEncoder(model, model.processor)  # doctest: +SKIP
+        >>> [features for _, features in run(loader, "entities", model.encode)]  # doctest: +SKIP
+    """
+
+    def __init__(self, module: nn.Module, processor: Processor, trainer: Trainer | None = None) -> None:
+        self.module = module
+        self.processor = processor
+        self.trainer = trainer if trainer is not None and trainer.state.status == TrainerStatus.RUNNING else None
+
+    @torch.no_grad()
+    def __call__(
+        self, batches: Iterable[Batch], side: Side, encode: Callable[[Inputs], T], description: str | None = None
+    ) -> Iterator[tuple[Batch, T]]:
+        """Encode one side of each batch.
+
+        Args:
+            batches: As a data module's loader or a processor makes them.
+            side: ``mentions`` or ``entities``.
+            encode: From the inputs of that side to what is wanted: ``model.encode``, ``model.entity_states``, ...
+            description: Title of a progress bar; none is shown without.
+
+        Yields:
+            Each batch on the device, and what became of it.
+        """
+        bar = tqdm(
+            self._ahead(batches),
+            total=len(batches) if isinstance(batches, Sized) else None,
+            desc=description,
+            unit="batch",
+            leave=False,
+            disable=description is None or not self._shows_progress,
+        )
+        was_training = self.module.training
+        self.module.eval()
+        try:
+            for batch in bar:
+                with self._precision():
+                    encoded = encode(batch[side])
+                yield batch, encoded
+        finally:
+            self.module.train(was_training)
+
+    def to_device(self, batch: Batch) -> Batch:
+        """A batch on the module's device, in its precision, with normalised images."""
+        if self.trainer is not None:
+            # Its hooks end in the processor, too: MIMIC.on_after_batch_transfer.
+            moved = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
+            converted: Batch = self.trainer.precision_plugin.convert_input(moved)
+            return converted
+        reference = next(self.module.parameters())
+        finished = self.processor.finish(move_data_to_device(batch, reference.device))
+
+        def converted_side(inputs: Inputs) -> Inputs:
+            return {name: _in_dtype(tensor, reference.dtype) for name, tensor in inputs.items()}
+
+        if "mentions" in finished:
+            finished["mentions"] = converted_side(finished["mentions"])
+        if "entities" in finished:
+            finished["entities"] = converted_side(finished["entities"])
+        return finished
+
+    @property
+    def _shows_progress(self) -> bool:
+        if self.trainer is None:
+            return True
+        return self.trainer.progress_bar_callback is not None and self.trainer.is_global_zero
+
+    def _precision(self) -> AbstractContextManager[None]:
+        return nullcontext() if self.trainer is None else self.trainer.precision_plugin.forward_context()
+
+    def _ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+        moved: list[Batch] = []
+        for batch in batches:
+            moved.append(self.to_device(batch))
+            if len(moved) == 2:
+                yield moved.pop(0)
+        yield from moved
+
+
+def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor

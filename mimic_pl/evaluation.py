@@ -1,0 +1,82 @@
+"""The index of the knowledge base that an evaluation ranks, made with the model's present weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from lightning.pytorch import Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from mimic_pl.batch import Batch
+from mimic_pl.data.protocol import ranked_data
+from mimic_pl.distributed import ProcessGroup
+from mimic_pl.ranking import EntityIndex, Indexer, Shard, fingerprint
+from mimic_pl.units import States
+
+if TYPE_CHECKING:
+    from mimic_pl.model import MIMIC
+
+
+def evaluation_index(model: MIMIC, trainer: Trainer, indexer: Indexer) -> EntityIndex:
+    """Encode the knowledge base, or this process's shard of it, or open the index on disk.
+
+    Args:
+        model: Encodes.
+        trainer: Its Trainer, with a data module.
+        indexer: In which dtype, and where.
+
+    Raises:
+        ConfigError: The Trainer was given bare loaders instead of a data module.
+        StoreError: The index on disk was built by another model or from other data, or is damaged.
+    """
+    data = ranked_data(trainer)
+    num_entities = len(data.entities)
+    on_disk = indexer.storage == "disk"
+    # Where texts need not be padded to one length, those of about one length are encoded together.
+    loader = data.entity_dataloader(by_length=not (on_disk or model.matcher.reads_padding))
+    shard = _shard_of(loader, num_entities)
+    description: dict[str, object] = {}
+    if on_disk or shard.processes.world_size > 1:
+        description = {
+            "model": fingerprint(model.encoder, model.matcher),
+            "precision": str(trainer.precision),
+            **data.describe_entities(),
+        }
+    if not on_disk:
+        made_from = repr(description)
+        return indexer.in_memory(num_entities, lambda _: _encoded(model, loader), model.device, shard, made_from)
+    validating = trainer.state.fn in ("fit", "validate")
+    return indexer.on_disk(
+        _folder(indexer, trainer, validating),
+        num_entities,
+        lambda first: _encoded(model, data.entity_dataloader(first=first)),
+        model.device,
+        description,
+        # Validation follows a model that changes; what is stored is of an earlier epoch.
+        anew=validating,
+        shard=shard,
+    )
+
+
+def _shard_of(loader: DataLoader[Batch], num_entities: int) -> Shard:
+    """What this process encodes: what the sampler of the entities' loader says, or all of them."""
+    positions = getattr(loader.sampler, "positions", None)
+    if positions is None:
+        return Shard.whole(num_entities)
+    return Shard(torch.as_tensor(positions), num_entities, ProcessGroup())
+
+
+def _folder(indexer: Indexer, trainer: Trainer, validating: bool) -> Path:
+    folder = Path(indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
+    return folder / ("validation" if validating else "entities")
+
+
+def _encoded(model: MIMIC, loader: DataLoader[Batch]) -> Iterator[tuple[Tensor, States]]:
+    """Positions and states of the entities of each batch."""
+    run = model.batch_encoder()
+    for batch, states in run(loader, "entities", model.entity_states, "Encoding the knowledge base"):
+        yield batch["index"], states

@@ -1,0 +1,21 @@
+"""Records -> model inputs: templates, tokenizer, images and their policy, and further features of records."""
+
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import ImagePolicy
+from mimic_pl.processor.lexicon import BM25Lexicon
+from mimic_pl.processor.processor import Modalities, Processor
+from mimic_pl.processor.record_features import RecordArrays, RecordFeatures
+from mimic_pl.processor.template import TextTemplate
+from mimic_pl.processor.tokenizer import TextTokenizer
+
+__all__ = [
+    "BM25Lexicon",
+    "ImagePolicy",
+    "ImageProcessor",
+    "Modalities",
+    "Processor",
+    "RecordArrays",
+    "RecordFeatures",
+    "TextTemplate",
+    "TextTokenizer",
+]

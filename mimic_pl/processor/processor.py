@@ -1,0 +1,230 @@
+"""Records -> model inputs: all that decides what the model sees of a mention or an entity."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from typing_extensions import Self
+
+from mimic_pl.batch import Batch, Inputs
+from mimic_pl.errors import ConfigError
+from mimic_pl.processor.decoding import decode
+from mimic_pl.processor.image_processor import ImageProcessor
+from mimic_pl.processor.images import MAX_PIXELS, ImageError, ImagePolicy, ImageReport, require_policy
+from mimic_pl.processor.record_features import RecordFeatures
+from mimic_pl.processor.template import TextTemplate
+from mimic_pl.processor.tokenizer import TextTokenizer
+from mimic_pl.records import Entity, ImageSource, Mention
+
+Modalities = Literal["both", "text", "images"]
+"""What the model gets of a record: text and image, or one of the two only (then every text is empty)."""
+
+
+class Processor:
+    """Turns mentions and entities into model inputs; the model owns it and is saved with it.
+
+    The settings here are the user's; tokenizer, image size and normalisation are the encoder's, which the model
+    connects. Data modules use the model's processor, so that what the model sees of a record is decided in one place.
+
+    Args:
+        mention_template: Text of a mention from its fields ``{mention}``, ``{sentence}`` and any other of its record.
+        entity_template: Text of an entity from its fields ``{name}``, ``{attr}`` and any other of its record.
+        image_policy: What happens where an image is missing, unreadable or oversized: ``blank``, ``drop`` or ``error``
+            (see :data:`~mimic_pl.processor.ImagePolicy`).
+        max_pixels: Larger images count as oversized.
+        reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
+            faster, but the pixels are not quite those of the published preprocessing.
+        modalities: What the model gets of mentions and entities: ``both``, their ``text`` only, or their ``images``
+            only (then every text is empty).
+        features: Further named tensors of records, for units that look at more than text and image:
+            :class:`~mimic_pl.processor.BM25Lexicon`, :class:`~mimic_pl.processor.RecordArrays` or your own.
+
+    Raises:
+        ConfigError: A template names no field, or the policy is unknown.
+
+    Example:
+        >>> processor = Processor(entity_template="{name}: {desc}")
+        >>> processor.entity_text(Entity("Q1", "Ada", {"desc": "a mathematician"}))
+        'Ada: a mathematician'
+    """
+
+    def __init__(
+        self,
+        mention_template: str = "{mention} [SEP] {sentence}",
+        entity_template: str = "{name} [SEP] {attr}",
+        image_policy: ImagePolicy = "blank",
+        max_pixels: int = MAX_PIXELS,
+        reduced_decoding: bool = False,
+        modalities: Modalities = "both",
+        features: dict[str, RecordFeatures] | None = None,
+    ) -> None:
+        require_policy(image_policy)
+        if max_pixels < 1:
+            raise ConfigError(f"processor: max_pixels is {max_pixels}; it must be positive.")
+        self.mention_template = TextTemplate(mention_template)
+        self.entity_template = TextTemplate(entity_template)
+        self.image_policy: ImagePolicy = image_policy
+        self.max_pixels = max_pixels
+        self.reduced_decoding = reduced_decoding
+        self.modalities: Modalities = modalities
+        self.features = dict(features or {})
+        self.report = ImageReport()
+        self._build: tuple[Callable[[], TextTokenizer], Callable[[], ImageProcessor]] | None = None
+        self._tokenizer: TextTokenizer | None = None
+        self._image_processor: ImageProcessor | None = None
+
+    def connect(self, tokenizer: Callable[[], TextTokenizer], image_processor: Callable[[], ImageProcessor]) -> Self:
+        """Take tokenizer and image processor from an encoder, each when it is first needed.
+
+        Returns:
+            A connected copy.
+        """
+        connected = copy.copy(self)
+        connected._build = tokenizer, image_processor
+        connected._tokenizer = connected._image_processor = None
+        return connected
+
+    def fit(self, entities: Iterable[Entity]) -> Self:
+        """Learn what the features need to know of a whole knowledge base; see :meth:`RecordFeatures.fit`.
+
+        Returns:
+            A fitted copy; failed images are counted by both together.
+        """
+        fitted = copy.copy(self)
+        # One pass for each, since a generator of texts is used up by the first.
+        entities = entities if len(self.features) < 2 or isinstance(entities, Sequence) else list(entities)
+        fitted.features = {
+            name: features.fit(map(self.entity_text, entities)) for name, features in self.features.items()
+        }
+        return fitted
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        """The encoder's tokenizer."""
+        if self._tokenizer is None:
+            self._tokenizer = self._builders[0]()
+        return self._tokenizer
+
+    @property
+    def image_processor(self) -> ImageProcessor:
+        """The encoder's image size and normalisation."""
+        if self._image_processor is None:
+            self._image_processor = self._builders[1]()
+        return self._image_processor
+
+    @property
+    def _builders(self) -> tuple[Callable[[], TextTokenizer], Callable[[], ImageProcessor]]:
+        if self._build is None:
+            raise ConfigError(
+                "The processor has no tokenizer and no image size yet: they are the encoder's. Use the processor of a "
+                "model (model.processor)."
+            )
+        return self._build
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What loader processes get: tokenizer and image processor, and not the encoder that they come from."""
+        state = dict(self.__dict__)
+        if self._build is not None:
+            state |= {"_tokenizer": self.tokenizer, "_image_processor": self.image_processor, "_build": None}
+        return state
+
+    # ---- texts --------------------------------------------------------------------------------------------------
+
+    def mention_text(self, mention: Mention) -> str:
+        """What the model reads of a mention."""
+        return "" if self.modalities == "images" else self.mention_template(mention)
+
+    def entity_text(self, entity: Entity) -> str:
+        """What the model reads of an entity."""
+        return "" if self.modalities == "images" else self.entity_template(entity)
+
+    def mention_features(self, mentions: Sequence[Mention]) -> Inputs:
+        """The named tensors of mentions, ``[mentions, ...]``: ``lexical.ids``, ..."""
+        texts = [self.mention_text(mention) for mention in mentions] if self.features else []
+        return {
+            f"{name}.{own}": tensor
+            for name, features in self.features.items()
+            for own, tensor in features.mentions(mentions, texts).items()
+        }
+
+    def entity_features(self, entities: Sequence[Entity]) -> Inputs:
+        """The named tensors of entities, ``[entities, ...]``: ``lexical.ids``, ..."""
+        texts = [self.entity_text(entity) for entity in entities] if self.features else []
+        return {
+            f"{name}.{own}": tensor
+            for name, features in self.features.items()
+            for own, tensor in features.entities(entities, texts).items()
+        }
+
+    # ---- records that carry their images ------------------------------------------------------------------------
+
+    def mentions(self, records: Iterable[Mention | Mapping[str, Any]]) -> Inputs:
+        """Inputs of mentions, given as records or dictionaries (see :meth:`Mention.of`)."""
+        mentions = [Mention.of(record) for record in records]
+        images = [() if mention.image is None else (mention.image,) for mention in mentions]
+        return self._inputs([self.mention_text(m) for m in mentions], images, self.mention_features(mentions))
+
+    def entities(self, records: Iterable[Entity | Mapping[str, Any]]) -> Inputs:
+        """Inputs of entities, given as records or dictionaries (see :meth:`Entity.of`)."""
+        entities = [Entity.of(record) for record in records]
+        images = [entity.images for entity in entities]
+        return self._inputs([self.entity_text(e) for e in entities], images, self.entity_features(entities))
+
+    def _inputs(self, texts: list[str], images: Sequence[Sequence[ImageSource]], features: Inputs) -> Inputs:
+        ids, mask = self.tokenizer(texts)
+        pixels, has_image = self._pixels(images)
+        return {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_image": has_image, **features}
+
+    def _pixels(self, images: Sequence[Sequence[ImageSource]]) -> tuple[Tensor, Tensor]:
+        """For each record the pixels of the first of its images that opens."""
+        size = self.image_processor.image_size
+        pixels = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
+        has_image = torch.zeros(len(images), dtype=torch.bool)
+        for row, own in enumerate(() if self.modalities == "text" else images):
+            for opened in self._opened(own):
+                pixels[row], has_image[row] = opened, True
+                break
+        return pixels, has_image
+
+    def _opened(self, images: Sequence[ImageSource]) -> Iterator[Tensor]:
+        for image in images:
+            try:
+                yield decode(image, self.image_processor, self.max_pixels, self.reduced_decoding)
+            except ImageError as error:
+                if self.image_policy == "error":
+                    raise error.as_data_error() from error
+                self.report.add([(str(error.path), error.kind)])
+
+    # ---- on the device ------------------------------------------------------------------------------------------
+
+    def normalize(self, inputs: Inputs) -> Inputs:
+        """Replace ``pixels`` by normalised ``pixel_values``, float32 ``[batch, 3, S, S]``, on their device."""
+        if "pixels" not in inputs:
+            return inputs  # normalised already
+        rest = {name: tensor for name, tensor in inputs.items() if name != "pixels"}
+        return {**rest, "pixel_values": self.image_processor.normalize(inputs["pixels"], inputs["has_image"])}
+
+    def finish(self, batch: Batch) -> Batch:
+        """Normalise a batch's images on its device, and count those that failed."""
+        self.report.add(batch.get("failures", ()))
+        finished = copy.copy(batch)
+        finished.pop("failures", None)
+        if "mentions" in finished:
+            finished["mentions"] = self.normalize(finished["mentions"])
+        if "entities" in finished:
+            finished["entities"] = self.normalize(finished["entities"])
+        return finished
+
+    def describe(self) -> dict[str, str]:
+        """What decides the inputs of entities, as plain values: to tell whether an index was made with the same."""
+        return {
+            "text template": self.entity_template.template,
+            "modalities": self.modalities,
+            "image policy": self.image_policy,
+            "reduced decoding": str(self.reduced_decoding),
+            "features": "; ".join(f"{name}: {own.describe()}" for name, own in self.features.items()) or "none",
+        }
