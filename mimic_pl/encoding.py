@@ -77,7 +77,7 @@ class BatchEncoder:
     def to_device(self, batch: Batch) -> Batch:
         """A batch on the module's device, in its precision, with normalised images."""
         if self.trainer is not None:
-            # Its hooks end in the processor, too: MIMIC.on_after_batch_transfer.
+            # The data module's hook finishes the batch with its processor.
             moved = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             converted: Batch = self.trainer.precision_plugin.convert_input(moved)
             return converted

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from mimic_pl.batch import Batch
-from mimic_pl.data.protocol import ranked_data
+from mimic_pl.data.protocol import RankedData, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.ranking import EntityIndex, Indexer, Shard, fingerprint
 from mimic_pl.units import States
@@ -33,7 +33,7 @@ def evaluation_index(model: MIMIC, trainer: Trainer, indexer: Indexer) -> Entity
         ConfigError: The Trainer was given bare loaders instead of a data module.
         StoreError: The index on disk was built by another model or from other data, or is damaged.
     """
-    data = ranked_data(trainer)
+    data = data_of(trainer, RankedData)
     num_entities = len(data.entities)
     on_disk = indexer.storage == "disk"
     # Where texts need not be padded to one length, those of about one length are encoded together.

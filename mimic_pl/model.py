@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torchmetrics import MetricCollection
 
 from mimic_pl.batch import Batch, Inputs
-from mimic_pl.data.protocol import TrainingData, ranked_data
+from mimic_pl.data.protocol import Records, TrainingData, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, repeat_last
 from mimic_pl.encoding import BatchEncoder
@@ -133,6 +133,11 @@ class MIMIC(LightningModule):
             inputs: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities; every other
                 tensor becomes one of :attr:`Features.extra`.
         """
+        if "pixel_values" not in inputs:
+            raise ConfigError(
+                "The batch holds pixels that are not normalised. A data module of your own finishes its batches on the "
+                "device: def on_after_batch_transfer(self, batch, dataloader_idx): return self.processor.finish(batch)"
+            )
         features: Features = self.encoder(**{name: inputs[name] for name in INPUTS})
         extra = {name: tensor for name, tensor in inputs.items() if name not in (*INPUTS, "has_image")}
         return features._replace(extra={**features.extra, **extra}) if extra else features
@@ -171,7 +176,9 @@ class MIMIC(LightningModule):
         run = self.batch_encoder()
         made = _Chunks(records, batch_size, lambda own: {"mentions": self.processor.mentions(own)})
         description = "Encoding mentions" if show_progress_bar else None
-        return joined([states for _, states in run(made, "mentions", self.mention_states, description)])
+        states = joined([states for _, states in run(made, "mentions", self.mention_states, description)])
+        self.processor.log_failures(alone=True)
+        return states
 
     def encode_entities(
         self,
@@ -218,7 +225,8 @@ class MIMIC(LightningModule):
     ) -> Iterator[tuple[Batch, States]]:
         made = _Chunks(records, batch_size, lambda own: {"entities": self.processor.entities(own)})
         description = "Encoding entities" if show_progress_bar else None
-        return self.batch_encoder()(made, "entities", self.entity_states, description)
+        yield from self.batch_encoder()(made, "entities", self.entity_states, description)
+        self.processor.log_failures(alone=True)
 
     def batch_encoder(self) -> BatchEncoder:
         """The loop that encodes batches of this model's, on its device and in its precision."""
@@ -239,14 +247,6 @@ class MIMIC(LightningModule):
         states = self.matcher.mention(self.encode(inputs))
         return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
 
-    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise the images on the device, and count those that failed."""
-        return self.processor.finish(batch)
-
-    def teardown(self, stage: str) -> None:
-        """Report once which images could not be used."""
-        self.processor.report.log(self.processor.image_policy)
-
     # ---- training ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
@@ -258,9 +258,8 @@ class MIMIC(LightningModule):
             return
         # A small batch, with nothing compiled for its shape, and random numbers that nobody misses.
         with torch.enable_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
-            loss, _ = self._training_loss(
-                cast(Any, self.trainer).datamodule.training_sample(), ProcessGroup(alone=True)
-            )
+            sample = self.processor.finish(self._training_data().training_sample())
+            loss, _ = self._training_loss(sample, ProcessGroup(alone=True))
             self._unused = unused_parameters(self, loss)
         for parameter in self._unused.values():
             parameter.requires_grad_(False)
@@ -456,7 +455,7 @@ class MIMIC(LightningModule):
 
     def _explain(self, error: NonFiniteScoreError, ranked: list[int], split: str) -> str:
         """Name the mention and the entity whose score no ranking can order."""
-        data = ranked_data(self.trainer)
+        data = data_of(self.trainer, Records)
         mention = data.mentions[split][ranked[error.mention]]
         entity = data.entities[error.entity]
         return (

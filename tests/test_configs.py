@@ -9,7 +9,7 @@ import yaml
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from mimic_pl.cli import main
-from mimic_pl.encoders.tokenizer import build_tokenizer
+from mimic_pl.encoders.wordpiece import build_tokenizer
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[1] / "cli_configs"

@@ -2,39 +2,39 @@
 
 import torch
 
-from mimic_pl.features import FeatureDims, Terms
+from mimic_pl.features import FeatureDims
 from tests.reference import random_features
 
 
-def sample(with_terms):
+def sample(with_extra):
     torch.manual_seed(0)
     features = random_features(5, FeatureDims(4, 3))
-    terms = Terms(torch.arange(10).view(5, 2), torch.rand(5, 2))
-    return features._replace(terms=terms) if with_terms else features
+    extra = {"lexical.ids": torch.arange(10).view(5, 2), "objects": torch.rand(5, 2)}
+    return features._replace(extra=extra) if with_extra else features
 
 
 def leaves(features):
-    return [*features[:5], *(features.terms or ())]
+    return [*features[:5], *features.extra.values()]
 
 
 def test_rows_of_all_that_there_is():
-    for with_terms in (True, False):
-        features = sample(with_terms)
-        assert len(leaves(features)) == (7 if with_terms else 5)
+    for with_extra in (True, False):
+        features = sample(with_extra)
+        assert len(leaves(features)) == (7 if with_extra else 5)
         for chosen in (slice(1, 4), torch.tensor([4, 0, 0])):
             for part, whole in zip(leaves(features.rows(chosen)), leaves(features), strict=True):
                 assert torch.equal(part, whole[chosen])
 
 
 def test_parts_joined_are_the_whole():
-    for with_terms in (True, False):
-        features = sample(with_terms)
+    for with_extra in (True, False):
+        features = sample(with_extra)
         joined = features.joined(features.rows(slice(start, start + 2)) for start in (0, 2, 4))
         for part, whole in zip(leaves(joined), leaves(features), strict=True):
             assert torch.equal(part, whole)
 
 
-def test_float32_leaves_numbers_of_terms_alone():
+def test_float32_leaves_integers_alone():
     single = sample(True).map(lambda t: t.bfloat16() if t.is_floating_point() else t).as_float32()
     assert [t.dtype for t in leaves(single)] == [torch.float32] * 4 + [
         single.text_mask.dtype,

@@ -44,7 +44,7 @@ def all_scores(model, data):
         for side, loader in (("mentions", data.test_dataloader()), ("entities", data.entity_dataloader())):
             batches = [data.on_after_batch_transfer(copy.deepcopy(b), 0)[side] for b in loader]
             sides[side] = Features.joined(model.encode(batch) for batch in batches)
-        return model.score(sides["mentions"], sides["entities"])
+        return model.score(model.matcher.mention(sides["mentions"]), model.matcher.entity(sides["entities"]))
 
 
 def test_training_lowers_the_loss_and_raises_mrr(tiny_set, tmp_path):
@@ -164,7 +164,7 @@ def test_a_scheduler_is_stepped_each_epoch(tiny_set, tmp_path):
 def test_every_parameter_of_the_default_model_trains(tiny_set, tmp_path):
     """DDP needs a gradient for every parameter that asks for one."""
     model, data = MIMIC(CLIPEncoder(**tiny.ENCODER)), make_data(tiny_set)
-    data.preprocessor = model.encoder.preprocessor
+    data.processor = model.processor
     data.setup("fit")
     batch = data.on_after_batch_transfer(next(iter(data.train_dataloader())), 0)
     model.compute_loss(model(batch["mentions"], batch["entities"]), batch)[0].backward()
@@ -181,7 +181,7 @@ def test_a_diverged_model_names_the_mention(tiny_set, tmp_path):
 
 def test_bare_loaders_are_refused_with_a_word(tiny_set, tmp_path):
     model, data = make_model(), make_data(tiny_set)
-    data.preprocessor = model.encoder.preprocessor
+    data.processor = model.processor
     data.setup("test")
     with pytest.raises(ConfigError, match="data module"):
         make_trainer(tmp_path).test(model, dataloaders=data.test_dataloader(), verbose=False)

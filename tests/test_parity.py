@@ -52,7 +52,7 @@ def test_encoder_outputs(model, inputs, expected, name):
 
 
 def test_score_matrices(model, inputs, expected):
-    scores = model.score(*(model.encoder(**side(inputs, name)) for name in ("mention", "entity")))
+    scores = model(side(inputs, "mention"), side(inputs, "entity"))
     for ours, theirs in SCORES.items():
         close(scores[ours], expected[f"score.{theirs}"], ours)
 

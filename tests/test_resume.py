@@ -100,7 +100,7 @@ def fit(folder, root, scenario, resume=None, moments=None, workers=0, every=None
     optimizer = lambda params: torch.optim.AdamW(params, lr=1e-2)  # noqa: E731
     options = {"optimizer": optimizer, "lr_scheduler": decay, **scenario.get("model", {})}
     kind = MIMIC if scenario.get("trainer", {}).get("accumulate_grad_batches", 1) == 1 else StepwiseMIMIC
-    model = kind(CLIPEncoder(**encoder), UNITS, **options)
+    model = kind(CLIPEncoder(**encoder), units=UNITS, **options)
     loading = {"batch_size": 4, "eval_batch_size": 3, "num_workers": workers, "modality_dropout": 0.2}
     data = MELDataModule(str(root), name="Tiny", **loading)
     if scenario.get("sets"):

@@ -15,5 +15,5 @@ def fresh_processes() -> BaseContext:
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([f"mimic_pl.benchmark.{name}" for name in ("index", "processes", "training")])
+    context.set_forkserver_preload([f"mimic_pl.benchmark.{name}" for name in ("index", "scaling", "training")])
     return context

@@ -26,7 +26,7 @@ _FUNCTIONS = {
     "memory": ("index", "memory"),
     "training": ("training", "training"),
     "encoding": ("encoding", "encoding"),
-    "processes": ("processes", "processes"),
+    "scaling": ("scaling", "scaling"),
     "images": ("images", "images"),
     "index": ("index", "index"),
 }

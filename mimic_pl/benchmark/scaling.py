@@ -27,7 +27,7 @@ _BATCH = 32
 Times = dict[str, list[float]]
 
 
-def processes(settings: Settings) -> Row:
+def scaling(settings: Settings) -> Row:
     """Each process has one thread, on a CPU; what the first does alone, and what both shard, are measured in turn."""
     with tempfile.TemporaryDirectory() as folder:
         method = fresh_processes().get_start_method()

@@ -9,7 +9,7 @@ import torch
 
 from mimic_pl.errors import ConfigError
 
-ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "processes", "images", "index")
+ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "scaling", "images", "index")
 """The families of measurements."""
 
 
@@ -19,7 +19,7 @@ class Settings:
 
     Args:
         rows: Which families of rows, separated by commas: ranking (random states), trained (a run's model and data,
-            with ``run``), bytes, overhead, memory, training, encoding, processes, images, index.
+            with ``run``), bytes, overhead, memory, training, encoding, scaling, images, index.
         quick: Small sizes, which show that everything runs and measure nothing well.
         run: Folder of a training run whose model ranks its own data in the row ``trained``.
         mentions: Mentions that are ranked.
@@ -29,7 +29,7 @@ class Settings:
         memory_entities: Entities in the index of the row ``memory``; by default as many as RichpediaMEL has.
         growth: Numbers of entities of the row ``index``; by default 10,000, 100,000 and 1,000,000.
         batches: Sizes of training batches: the first in the published order of operations too, others in ours alone.
-        encoder: The encoder of the rows ``overhead``, ``training``, ``encoding`` and ``processes``: a small one, or one
+        encoder: The encoder of the rows ``overhead``, ``training``, ``encoding`` and ``scaling``: a small one, or one
             of the published sizes (CLIP ViT-B/32; minutes on a CPU). Its weights are random.
         rounds: How often the sides of a comparison are measured, in turn.
         device: Where to compute, as torch calls it.

@@ -22,7 +22,7 @@ from mimic_pl.callbacks.diagnostics import (
 )
 from mimic_pl.callbacks.diagnostics.loss import Place
 from mimic_pl.callbacks.results import metrics_by_score
-from mimic_pl.data.protocol import ranked_data
+from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, NonFiniteLossError
 from mimic_pl.model import MIMIC
@@ -228,7 +228,7 @@ class FailureMonitor(Callback):
         if self._agreement.names:
             counts = trainer.strategy.reduce(self._agreement.summary().to(pl_module.device), reduce_op="sum").tolist()
             pairs = zip(self._agreement.names, zip(counts[1::2], counts[2::2], strict=True), strict=True)
-            entities = len(ranked_data(trainer).entities)
+            entities = len(data_of(trainer, Records).entities)
             if "overall" in mrr:
                 figures, findings = self._collapse.look(mrr, hits, dict(pairs), entities, counts[0])
                 self._log(trainer, figures)

@@ -12,8 +12,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image, ImageDraw, ImageFont
 
 from mimic_pl.callbacks.predictions import candidate_lists
-from mimic_pl.data.datamodule import MELDataModule
-from mimic_pl.data.protocol import ranked_data
+from mimic_pl.data.protocol import ImageData, data_of
 from mimic_pl.data.table import as_table
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
@@ -58,7 +57,7 @@ class SamplePanels(Callback):
         self._found = {}
         self._chosen = frozenset()
         if _logger(trainer) is not None and not trainer.sanity_checking:
-            mentions = range(len(_data(trainer).mentions["val"]))
+            mentions = range(len(data_of(trainer, ImageData).mentions["val"]))
             count = min(self.num_samples, len(mentions))
             self._chosen = frozenset(random.Random(self.seed).sample(mentions, count))
 
@@ -78,7 +77,7 @@ class SamplePanels(Callback):
         if self._chosen.isdisjoint(indices):
             return
         ranking = outputs["ranking"]
-        candidates = candidate_lists(ranking, _data(trainer).entities, self.num_candidates)
+        candidates = candidate_lists(ranking, data_of(trainer, ImageData).entities, self.num_candidates)
         for row, index in enumerate(indices):
             if index in self._chosen:
                 self._found[index] = {
@@ -97,7 +96,7 @@ class SamplePanels(Callback):
         if logger is None or not self._found or not trainer.is_global_zero:
             return
         writer = logger.experiment
-        data = _data(trainer)
+        data = data_of(trainer, ImageData)
         entities = as_table(data.entities)
         texts = []
         for number, index in enumerate(sorted(self._found)):
@@ -184,16 +183,6 @@ def _fitting(text: str, font: Any) -> str:
 def _cell(text: str) -> str:
     """A text that does not break a markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
-
-
-def _data(trainer: Trainer) -> MELDataModule:
-    data = ranked_data(trainer)
-    if not isinstance(data, MELDataModule):
-        raise ConfigError(
-            f"SamplePanels shows the images of a MELDataModule, and the data is {type(data).__name__}. Turn them off: "
-            "--panels.num_samples 0."
-        )
-    return data
 
 
 def _logger(trainer: Trainer) -> TensorBoardLogger | None:

@@ -11,7 +11,7 @@ from typing import IO, Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mimic_pl.callbacks.results import metrics_by_group, metrics_by_score, missing_golds, title_of
-from mimic_pl.data.protocol import ranked_data
+from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
@@ -79,7 +79,7 @@ class PredictionWriter(Callback):
         folder = self._close(trainer, "predictions.jsonl")
         if folder is None or not trainer.is_global_zero:
             return
-        data = ranked_data(trainer)
+        data = data_of(trainer, Records)
         degradation = getattr(data, "degradation", None)  # which data modules of other projects need not have
         groups = metrics_by_group(trainer.callback_metrics, "test")
         summary = {
@@ -119,7 +119,7 @@ class PredictionWriter(Callback):
     def _write(self, trainer: Trainer, outputs: Any, split: str, labelled: bool) -> None:
         if self._part is None:
             return
-        data = ranked_data(trainer)
+        data = data_of(trainer, Records)
         mentions = data.mentions[split]
         ranking: Ranking = outputs["ranking"]
         available = ranking.top_entities.shape[1]

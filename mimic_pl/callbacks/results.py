@@ -8,8 +8,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from torch import Tensor
 
-from mimic_pl.data.base import BaseDataModule
-from mimic_pl.data.datamodule import MELDataModule
+from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.data.table import as_table
 from mimic_pl.metrics import GROUPS, HITS
 from mimic_pl.records import Entity, Mention
@@ -72,10 +71,12 @@ def missing_golds(mentions: Sequence[Mention], entities: Sequence[Entity]) -> in
 def title_of(trainer: Trainer) -> str:
     """What a Trainer's data module wants to be called; the name of its class if it does not say."""
     data = getattr(trainer, "datamodule", None)
-    return data.title if isinstance(data, BaseDataModule) else type(data).__name__
+    title: str = getattr(data, "title", type(data).__name__)
+    return title
 
 
 def published_results(trainer: Trainer) -> Mapping[str, float] | None:
     """The paper's test results on a Trainer's data set, if it reports any."""
     data = getattr(trainer, "datamodule", None)
-    return data.published.test if isinstance(data, MELDataModule) and data.published is not None else None
+    published = getattr(data, "published", None)
+    return published.test if isinstance(published, PublishedStatistics) else None

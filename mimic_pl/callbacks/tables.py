@@ -18,7 +18,7 @@ from mimic_pl.callbacks.results import (
     published_results,
     title_of,
 )
-from mimic_pl.data.protocol import ranked_data
+from mimic_pl.data.protocol import Records, data_of
 
 
 class ResultTable(Callback):
@@ -42,7 +42,7 @@ class ResultTable(Callback):
         scores = metrics_by_score(trainer.callback_metrics, stage)
         if not trainer.is_global_zero or not scores["overall"]:
             return
-        data = ranked_data(trainer)
+        data = data_of(trainer, Records)
         published = published_results(trainer) if stage == "test" else None
         mentions = data.mentions[stage]
         caption = f"{len(mentions):,} mentions, ranked among {len(data.entities):,} entities"

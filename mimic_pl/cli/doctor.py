@@ -36,4 +36,5 @@ def doctor(args: list[str]) -> int:
     config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
     check_data_root(config)
     built = parser.instantiate_classes(config)
-    return int(run_doctor(built.data, built.processor or Processor()))
+    built.data.processor = built.processor or Processor()
+    return int(run_doctor(built.data))

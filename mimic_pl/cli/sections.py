@@ -47,8 +47,8 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
         sections = read_yaml(path)
         sections["processor"] = _processor(sections.get("model"))
         found = {name: sections[name] for name in names if sections.get(name) is not None}
-        if not found:
-            wanted = " and no ".join(repr(name) for name in names)
+        if not found.keys() - {"processor"}:
+            wanted = " and no ".join(repr(name) for name in names if name != "processor")
             raise ConfigError(f"The configuration {path} has no {wanted} section.")
         yield f"--config={json.dumps(found)}"
 

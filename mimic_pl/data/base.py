@@ -68,6 +68,14 @@ class BaseDataModule(LightningDataModule):
     def processor(self, processor: Processor) -> None:
         self._processor = processor
 
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Normalise the images on the device, and count those that failed."""
+        return self.processor.finish(batch)
+
+    def teardown(self, stage: str) -> None:
+        """Report once which images could not be used."""
+        self.processor.log_failures()
+
     @property
     def has_processor(self) -> bool:
         """Whether the processor is known."""

@@ -19,7 +19,7 @@ from mimic_pl.data.reader import MalformedRecordsError
 from mimic_pl.data.scan import ScannedImage, failures, scan
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
-from mimic_pl.processor import Processor, TextTemplate
+from mimic_pl.processor import TextTemplate
 from mimic_pl.records import Entity, Mention
 
 Verdict = Literal["ok", "note", "warning", "ERROR"]
@@ -77,18 +77,17 @@ class Report:
         return table
 
 
-def run_doctor(datamodule: BaseDataModule, processor: Processor) -> int:
+def run_doctor(datamodule: BaseDataModule) -> int:
     """Examine a data module's folder, or those of all of its sets, and print the report.
 
     Args:
-        datamodule: The data.
-        processor: Knows templates and image policy.
+        datamodule: The data, with a processor, which knows templates and image policy.
 
     Returns:
         The exit status: 0, or that of a data error if there are errors.
     """
     for part in datamodule.parts:
-        part.processor = processor
+        part.processor = datamodule.processor
     reports = [examine(part) for part in datamodule.parts]
     for report in reports:
         Console().print(report.table())

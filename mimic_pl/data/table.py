@@ -76,7 +76,7 @@ class EntityTable(Sequence[Entity]):
         self._kinds = _compact(kinds)
         self._fields = list(known)
         self._arrays = {name: _stacked(name, own) for name, own in arrays.items()}
-        self._rows = np.arange(len(self._begins))
+        self._rows = np.arange(len(self._begins) if arrays else 0)
 
     def __len__(self) -> int:
         """Number of entities."""
@@ -109,7 +109,7 @@ class EntityTable(Sequence[Entity]):
     def _of(self, chosen: slice | Integers) -> EntityTable:
         table = copy.copy(self)
         table.__dict__.pop("positions", None)
-        for name in ("_begins", "_counts", "_kinds", "_rows"):
+        for name in ("_begins", "_counts", "_kinds", *(("_rows",) if self._arrays else ())):
             setattr(table, name, getattr(self, name)[chosen])
         return table
 

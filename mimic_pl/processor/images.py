@@ -63,7 +63,7 @@ class ImageError(Exception):
     def as_data_error(self) -> DataError:
         """The error that ends the run under the policy ``error``."""
         return DataError(
-            f"{self}. Fix the file, or let such images pass: --model.processor.image_policy blank or drop."
+            f"{self}. Fix the file, or let such images pass with --model.processor.image_policy blank or drop."
         )
 
 
@@ -198,9 +198,8 @@ class ImageReport:
         """Count these, but for those that were told of before."""
         self.failures.update((path, kind) for path, kind in failures if path not in self.told)
 
-    def log(self, policy: ImagePolicy) -> None:
+    def log(self, policy: ImagePolicy, processes: ProcessGroup) -> None:
         """Say once what failed, on the first process what did so on any."""
-        processes = ProcessGroup()
         for others in processes.objects(self.failures):
             self.add(list(others.items()))
         if not self.failures:

@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor.decoding import decode
 from mimic_pl.processor.image_processor import ImageProcessor
@@ -218,6 +219,10 @@ class Processor:
         if "entities" in finished:
             finished["entities"] = self.normalize(finished["entities"])
         return finished
+
+    def log_failures(self, alone: bool = False) -> None:
+        """Log once which images could not be used: those of all processes, or of this one ``alone``."""
+        self.report.log(self.image_policy, ProcessGroup(alone))
 
     def describe(self) -> dict[str, str]:
         """What decides the inputs of entities, as plain values: to tell whether an index was made with the same."""

@@ -81,7 +81,7 @@ def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsy
 
 def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
     data = ["--data", "MELDataModule", "--data.root", tiny_set, "--split", "val"]
-    code, out, _ = run(capsys, *data, "--output", tmp_path / "here", "--data.entity_template", "{name}")
+    code, out, _ = run(capsys, *data, "--output", tmp_path / "here", "--processor.entity_template", "{name}")
     assert code == 0 and "Left out: text_cosine, image_cosine, both_cosines, which need an encoder" in out
     told = json.loads((tmp_path / "here" / "baselines.json").read_text())
     assert list(told["baselines"]) == ["exact_name", "name_similarity", "bm25"]
@@ -109,7 +109,14 @@ def test_without_images_those_cosines_are_left_out(config, tmp_path, capsys):
 
 def test_a_later_configuration_and_option_win(config, tiny_set, tmp_path, capsys):
     overlay = tmp_path / "overlay.yaml"
-    overlay.write_text(yaml.safe_dump({"data": {"init_args": {"name": "Other", "entity_template": "{name}"}}}))
+    overlay.write_text(
+        yaml.safe_dump(
+            {
+                "data": {"init_args": {"name": "Other"}},
+                "model": {"init_args": {"processor": {"entity_template": "{name}"}}},
+            }
+        )
+    )
     options = ["--data.name", "Tiny", "--output", tmp_path, "--only", "bm25"]
     code, _, err = run(capsys, "--config", config, "--config", overlay, *options)
     assert code == 0, err

@@ -10,6 +10,7 @@ from torch import nn
 from mimic_pl.baselines import Cosine, embed
 from mimic_pl.data import MELDataModule
 from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
+from mimic_pl.processor import Processor
 from tests import tiny
 
 
@@ -19,7 +20,7 @@ def data(tiny_set):
 
 
 def embedded(encoder, data):
-    data.preprocessor = encoder.preprocessor
+    data.processor = Processor().connect(encoder.build_tokenizer, encoder.build_image_processor)
     data.setup("test")
     return embed(encoder, data, "test", "cpu")
 
@@ -32,7 +33,7 @@ def test_embeddings_are_those_of_the_towers(data):
     assert encoder.image_global is projection
     assert (mentions.with_image, entities.with_image) == (9, 8)
     assert mentions.image.shape == (9, 16)  # CLIP's own width, not that of the projection
-    ids, mask = encoder.preprocessor.tokenize([f"{e.name} [SEP] {e.fields['attr']}" for e in data.entities])
+    ids, mask = encoder.build_tokenizer()([f"{e.name} [SEP] {e.fields['attr']}" for e in data.entities])
     with torch.no_grad():
         text = encoder.clip.get_text_features(input_ids=ids, attention_mask=mask).pooler_output
         blank = encoder.clip.get_image_features(pixel_values=torch.zeros(1, 3, 16, 16)).pooler_output

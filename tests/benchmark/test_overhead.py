@@ -49,7 +49,7 @@ def test_operations_of_the_units(name, mentions, entities):
 
 def test_operations_of_an_encoder():
     encoder = CLIPEncoder(**tiny.ENCODER)
-    hidden, inside, projected, image = 16, 32, 16, 8
+    hidden, inside, projected, width = 16, 32, 16, 8
 
     def tower(tokens):
         return 4 * 2 * tokens * hidden**2 + 2 * 2 * tokens**2 * hidden + 2 * 2 * tokens * hidden * inside
@@ -57,7 +57,7 @@ def test_operations_of_an_encoder():
     words, patches = 16, (16 // 8) ** 2
     text = tower(words) + 2 * hidden * projected
     image = 2 * patches * (3 * 8 * 8) * hidden + tower(patches + 1) + 2 * hidden * projected
-    reduced = 2 * projected * image + 2 * (patches + 1) * hidden * image
+    reduced = 2 * projected * width + 2 * (patches + 1) * hidden * width
     ids = torch.zeros(1, words, dtype=torch.int64)
     counted = flops(lambda: encoder(input_ids=ids, attention_mask=ids + 1, pixel_values=torch.zeros(1, 3, 16, 16)))
     assert counted == text + image + reduced

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from PIL import Image
 from torch.utils.data import DataLoader, TensorDataset
 
+from mimic_pl.data import PublishedStatistics
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
@@ -22,10 +23,6 @@ NUM_MENTIONS = 11
 def brute_force(scores: np.ndarray) -> list[int]:
     """Positions of all entities, best first: score descending, then position."""
     return sorted(range(len(scores)), key=lambda entity: (-scores[entity], entity))
-
-
-class Published(NamedTuple):
-    test: dict[str, float]
 
 
 class Records(LightningDataModule):
@@ -63,7 +60,7 @@ class Records(LightningDataModule):
 
 
 class PublishedRecords(Records):
-    published = Published({"hits@1": 0.8798, "mrr": 0.9182, "mr": 11.02})
+    published = PublishedStatistics({}, 0, {"hits@1": 0.8798, "mrr": 0.9182, "mr": 11.02})
 
 
 class GivenScores(LightningModule):

@@ -8,9 +8,9 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.callbacks import WeightCalibration
 from mimic_pl.callbacks.calibration import fit_weights
-from mimic_pl.data import BM25Lexicon
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
+from mimic_pl.processor import BM25Lexicon, Processor
 from mimic_pl.units import CMFU, GlobalCosine, Lexical, WeightedMatcher
 from tests import tiny
 
@@ -53,9 +53,13 @@ def trainer(folder, *callbacks, **options):
 def parts(tmp_path, **options):
     torch.manual_seed(0)
     data = MELDataModule(
-        str(tiny.write_set(tmp_path / "set")), name="Tiny", num_workers=0, batch_size=8, lexicon=BM25Lexicon()
+        str(tiny.write_set(tmp_path / "set")),
+        name="Tiny",
+        num_workers=0,
+        batch_size=8,
     )
-    return MIMIC(CLIPEncoder(**tiny.ENCODER), UNITS, **options), data
+    processor = Processor(features={"lexical": BM25Lexicon()})
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), processor, UNITS, **options), data
 
 
 def test_validation_ranks_with_the_fitted_weights_and_checkpoints_keep_them(tmp_path):

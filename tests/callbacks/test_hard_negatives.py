@@ -30,7 +30,8 @@ class Watch(Callback):
             batches = [data.on_after_batch_transfer(batch, 0)[side] for batch in loader]
             sides.append([pl_module.encode(batch) for batch in batches])
         mentions, entities = (parts[0].joined(parts) for parts in sides)
-        self.scores[trainer.current_epoch] = pl_module.score(mentions, entities)["overall"]
+        states = pl_module.matcher.mention(mentions), pl_module.matcher.entity(entities)
+        self.scores[trainer.current_epoch] = pl_module.score(*states)["overall"]
         pl_module.train()
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -47,7 +48,7 @@ def parts(tmp_path, **options):
     data = MELDataModule(str(root), name="Tiny", batch_size=6, **{"num_workers": 0, **options})
     optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.05)  # noqa: E731
     loss = UnitConsistentLoss(mask_false_negatives=True)
-    return MIMIC(CLIPEncoder(**tiny.ENCODER), UNITS, loss=loss, optimizer=optimizer), data
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), units=UNITS, loss=loss, optimizer=optimizer), data
 
 
 def trained(tmp_path, callbacks, epochs, resume=None, **options):
@@ -72,11 +73,11 @@ def test_batches_hold_what_the_model_of_the_epoch_mistakes(tmp_path, num_workers
     watch, depth = Watch(), 3
     trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
     golds = [data.entities.positions[mention.golds[0]] for mention in data.mentions["train"]]
-    assert all("columns" not in batch for batch in watch.batches[0]), "the first epoch has none"
+    assert all(len(batch["columns"]) == len(batch["gold"]) for batch in watch.batches[0]), "the first epoch has none"
     for epoch in (1, 2):
         for batch in watch.batches[epoch]:
             size = len(batch["gold"])
-            assert torch.equal(batch["columns"][:size], batch["gold"])
+            assert torch.equal(batch["columns"][:size], batch["gold"][:, 0])
             assert len(batch["columns"]) == batch["entities"] == 2 * size
             for index, hard in zip(batch["index"].tolist(), batch["columns"][size:].tolist(), strict=True):
                 order = watch.scores[epoch][index].argsort(descending=True).tolist()

@@ -33,7 +33,7 @@ WRONG = {
     "no such configuration": (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
     "no such data": (["--data.root", "nowhere/at/all"], 3, "nowhere/at/all"),
     "a name for which there is no field": (
-        ["--data.entity_template", "no field"],
+        ["--model.processor.entity_template", "no field"],
         3,
         "The text template 'no field' names no field.",
     ),
@@ -133,7 +133,7 @@ def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, mon
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
 def test_what_the_trainer_refuses(command, trained, tmp_path):
     code, _, err = command("fit", "--config", str(trained.config), "--trainer.accelerator", "cuda", folder=tmp_path)
-    assert code == 3 and "cannot run on your system" in err and "Traceback" not in err
+    assert code == 3 and "can not run on your system" in err and "Traceback" not in err
 
 
 def test_messages_without_a_tree_stay_as_they_are():
@@ -155,9 +155,20 @@ def test_an_image_that_fails_in_a_loader_process_is_one_paragraph(command, train
     shutil.copytree(trained.root, tmp_path / "set")
     for image in (tmp_path / "set" / "mention_images").iterdir():
         image.write_bytes(b"no image")
-    options = ["--data.root", str(tmp_path / "set"), "--data.images", "error", "--data.num_workers", "1"]
+    options = [
+        "--data.root",
+        str(tmp_path / "set"),
+        "--model.processor.image_policy",
+        "error",
+        "--data.num_workers",
+        "1",
+    ]
     code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
     assert code == 4
     (message,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert message.startswith("error: The image ") and "mention_images" in message and "--data.images blank" in message
+    assert (
+        message.startswith("error: The image ")
+        and "mention_images" in message
+        and "--model.processor.image_policy blank" in message
+    )
     assert "Traceback" not in err

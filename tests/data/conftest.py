@@ -1,7 +1,8 @@
-"""A folder builder that writes the published layout, and a preprocessor small enough to check by hand."""
+"""A folder builder that writes the published layout, and a processor small enough to check by hand."""
 
 from __future__ import annotations
 
+import inspect
 import json
 import zlib
 from pathlib import Path
@@ -13,15 +14,18 @@ import torch
 from PIL import Image
 
 from mimic_pl.data import MELDataModule
+from mimic_pl.processor import Processor
+
+OF_PROCESSOR = set(inspect.signature(Processor).parameters)
 
 
-class WordPreprocessor:
-    """Words hashed to ids, padded on the right to 8; images squeezed to 4 x 4."""
+class WordTokenizer:
+    """Words hashed to ids, padded on the right to 8."""
 
-    image_size = 4
+    text_length = 8
     side = "right"
 
-    def tokenize(self, texts):
+    def __call__(self, texts):
         ids = torch.zeros(len(texts), 8, dtype=torch.int64)
         mask = torch.zeros_like(ids)
         for row, text in enumerate(texts):
@@ -31,12 +35,23 @@ class WordPreprocessor:
             mask[row, at : at + len(words)] = 1
         return ids, mask
 
+
+class SmallImages:
+    """Images squeezed to 4 x 4."""
+
+    image_size = 4
+
     def pixels(self, image):
         assert image.mode == "RGB"
         return torch.from_numpy(np.array(image.resize((4, 4)))).permute(2, 0, 1).contiguous()
 
     def normalize(self, pixels, has_image):
         return (pixels.float() / 127.5 - 1) * has_image[:, None, None, None]
+
+
+def word_processor(**settings: Any) -> Processor:
+    """A processor with these."""
+    return Processor(**settings).connect(WordTokenizer, SmallImages)
 
 
 class Folder:
@@ -85,8 +100,9 @@ class Folder:
     def module(self, **options: Any) -> MELDataModule:
         self.write()
         options = {"batch_size": 4, "eval_batch_size": 3, "entity_batch_size": 4, "num_workers": 0, **options}
+        settings = {name: options.pop(name) for name in OF_PROCESSOR & options.keys()}
         module = MELDataModule(str(self.root), name="Set", **options)
-        module.preprocessor = WordPreprocessor()
+        module.processor = word_processor(**settings)
         return module
 
 

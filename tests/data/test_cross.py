@@ -15,7 +15,7 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.units import GlobalCosine
 from tests import tiny
-from tests.data.conftest import Folder, WordPreprocessor
+from tests.data.conftest import Folder, word_processor
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def cross(tmp_path):
             folder.splits["train"] = folder.splits["train"][: 11 - 2 * number]
             modules.append(folder.module(batch_size=4 - number))
         data = CrossDataModule(modules[:2], modules[2], **options)
-        data.preprocessor = WordPreprocessor()
+        data.processor = word_processor()
         return data
 
     return build
@@ -64,13 +64,13 @@ def test_a_training_batch_is_of_one_set_and_its_golds_are_of_that_knowledge_base
             for number in (0, 1)
             if torch.equal(
                 batch["mentions"]["input_ids"],
-                WordPreprocessor().tokenize([f"name{i % 6} [SEP] set{number} train sentence {i}" for i in index])[0],
+                word_processor().tokenizer([f"name{i % 6} [SEP] set{number} train sentence {i}" for i in index])[0],
             )
         }
         (number,) = numbers
         own = data.training_sets[number]
-        assert [own.entities[gold].id for gold in batch["gold"].tolist()] == [f"Q{number}{i % 6}" for i in index]
-        expected, _ = WordPreprocessor().tokenize([f"entity{number}{i % 6} [SEP] a{i % 6}" for i in index])
+        assert [own.entities[gold].id for gold in batch["columns"].tolist()] == [f"Q{number}{i % 6}" for i in index]
+        expected, _ = word_processor().tokenizer([f"entity{number}{i % 6} [SEP] a{i % 6}" for i in index])
         assert torch.equal(batch["entities"]["input_ids"], expected)
         seen += [(number, i) for i in index]
         assert len(index) <= (4, 3)[number]
@@ -113,14 +113,14 @@ def test_each_stage_ranks_in_the_knowledge_base_of_its_set(cross, validate_on):
     data = cross(validate_on=validate_on)
     for stage, number, split in (("fit", validate_on, "val"), ("test", 2, "test"), ("validate", validate_on, "val")):
         data.setup(stage)
-        assert data.entities[0].id[:2] == f"Q{number}"
-        assert all(mention.sentence.startswith(f"set{number} ") for mention in data.mentions[split])
-        texts, _ = WordPreprocessor().tokenize([f"{e.name} [SEP] {e.fields['attr']}" for e in data.entities])
-        ids = torch.cat([batch["entities"]["input_ids"] for batch in data.entity_dataloader()])
+        assert data.ranked.entities[0].id[:2] == f"Q{number}"
+        assert all(mention.sentence.startswith(f"set{number} ") for mention in data.ranked.mentions[split])
+        texts, _ = word_processor().tokenizer([f"{e.name} [SEP] {e.fields['attr']}" for e in data.ranked.entities])
+        ids = torch.cat([batch["entities"]["input_ids"] for batch in data.ranked.entity_dataloader()])
         assert torch.equal(ids, texts)
         loader = data.val_dataloader() if split == "val" else data.test_dataloader()
         golds = torch.cat([batch["gold"] for batch in loader])[:, 0].tolist()
-        assert [data.entities[gold].id for gold in golds] == [m.golds[0] for m in data.mentions[split]]
+        assert [data.ranked.entities[gold].id for gold in golds] == [m.golds[0] for m in data.ranked.mentions[split]]
     assert "test" not in data.training_sets[validate_on].mentions
     assert "val" not in data.target.mentions, "the target has no say in the choice of a checkpoint"
 
@@ -130,7 +130,7 @@ def test_golds_count_as_seen_if_a_training_set_has_them(cross):
     data.training_sets[1].seen_golds = frozenset({"Q21", "Q24"})
     data.setup("test")
     seen = torch.cat([batch["seen"] for batch in data.test_dataloader()]).tolist()
-    assert seen == [int(mention.golds[0] in ("Q21", "Q24")) for mention in data.mentions["test"]]
+    assert seen == [int(mention.golds[0] in ("Q21", "Q24")) for mention in data.ranked.mentions["test"]]
     assert sum(seen) == 2
 
 
@@ -142,8 +142,6 @@ def test_what_is_no_cross_data_set(tmp_path):
         CrossDataModule([one, two], MELDataModule(f"{tmp_path}/../{tmp_path.name}/2"))
     with pytest.raises(ConfigError, match="places 0 to 0"):
         CrossDataModule([one], two, validate_on=1)
-    with pytest.raises(ConfigError, match="policies"):
-        CrossDataModule([one], MELDataModule(str(tmp_path / "2"), images="drop"))
 
 
 def test_a_resumed_run_equals_an_undisturbed_one_and_tests_as_the_target_alone(tmp_path):

@@ -10,9 +10,9 @@ from lightning.pytorch import LightningModule, Trainer
 
 from mimic_pl.data import Entity, MELDataModule, Mention
 from mimic_pl.data.dataset import TokenTable
-from mimic_pl.processor.template import TextTemplate
 from mimic_pl.errors import ConfigError, DataError
-from tests.data.conftest import WordPreprocessor
+from mimic_pl.processor.template import TextTemplate
+from tests.data.conftest import WordTokenizer, word_processor
 
 
 def epoch_of(module, epoch):
@@ -31,13 +31,14 @@ def test_training_batches(folder):
     assert [len(batch["index"]) for batch in batches] == [4, 4, 1]
     index = torch.cat([batch["index"] for batch in batches]).tolist()
     assert sorted(index) == [0, 1, 2, 5, 6, 7, 8, 9, 10]
-    assert torch.cat([batch["gold"] for batch in batches]).tolist() == [i % 6 for i in index]
-    batch = module.on_after_batch_transfer(batches[0], 0)
-    assert set(batch) == {"mentions", "entities", "gold", "index"}
-    ids, mask = WordPreprocessor().tokenize([f"name{i % 6} [SEP] a{i % 6}" for i in batch["index"].tolist()])
+    assert torch.cat([batch["gold"] for batch in batches]).flatten().tolist() == [i % 6 for i in index]
+    assert torch.cat([batch["columns"] for batch in batches]).tolist() == [i % 6 for i in index]
+    batch = module.processor.finish(batches[0])
+    assert set(batch) == {"mentions", "entities", "gold", "columns", "index"}
+    ids, mask = word_processor().tokenizer([f"name{i % 6} [SEP] a{i % 6}" for i in batch["index"].tolist()])
     assert torch.equal(batch["entities"]["input_ids"], ids)
     assert torch.equal(batch["entities"]["attention_mask"], mask)
-    without = batch["gold"] % 3 == 0
+    without = batch["columns"] % 3 == 0
     assert not batch["entities"]["pixel_values"][without].any()
     assert batch["entities"]["pixel_values"][~without].flatten(1).any(1).all()
 
@@ -78,13 +79,13 @@ def test_image_policies(folder, policy, caplog):
     (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
     for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another one, Q4 has not
         (folder.root / "kb_image" / name).unlink()
-    module = folder.module(images=policy)
+    module = folder.module(image_policy=policy)
     module.setup("fit")
     if policy == "error":
-        with pytest.raises(DataError, match="Mend the file"):
+        with pytest.raises(DataError, match="Fix the file"):
             epoch_of(module, 0)
         return
-    batches = [module.on_after_batch_transfer(batch, 0) for batch in epoch_of(module, 0)]
+    batches = [module.processor.finish(batch) for batch in epoch_of(module, 0)]
     index = sorted(torch.cat([batch["index"] for batch in batches]).tolist())
     assert index == [i for i in range(11) if policy == "blank" or i not in (2, 4, 10)]
     module.teardown("fit")
@@ -97,7 +98,7 @@ def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
     folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no image either
     for path in (folder.root / "mention_images").glob("test*.jpg"):
         path.unlink()
-    module = folder.module(images="drop")
+    module = folder.module(image_policy="drop")
     module.setup("fit")
     module.setup("test")
     assert sorted(module.train_dataloader().dataset.kept) == list(range(11))
@@ -108,7 +109,7 @@ def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
 def test_dropping_everything_is_an_error(folder):
     for path in (folder.root / "mention_images").iterdir():
         path.unlink()
-    module = folder.module(images="drop")
+    module = folder.module(image_policy="drop")
     module.setup("fit")
     with pytest.raises(DataError, match="Every training mention"):
         module.train_dataloader()
@@ -121,7 +122,7 @@ def test_workers_report_each_failure_once(folder, caplog):
     module.setup("fit")
     for epoch in (0, 1):
         for batch in epoch_of(module, epoch):
-            module.on_after_batch_transfer(batch, 0)
+            module.processor.finish(batch)
     with caplog.at_level(logging.WARNING):
         module.teardown("fit")
         module.teardown("fit")
@@ -133,8 +134,7 @@ def test_the_trainer_drives_it(folder):
     class Seen(LightningModule):
         def __init__(self):
             super().__init__()
-            self.encoder = torch.nn.Module()
-            self.encoder.preprocessor = WordPreprocessor()
+            self.processor = word_processor()
             self.weight = torch.nn.Parameter(torch.zeros(1))
             self.indices = []
 
@@ -165,10 +165,10 @@ def test_texts():
 
 
 def test_a_tokenizer_that_pads_on_the_left():
-    preprocessor = WordPreprocessor()
-    preprocessor.side = "left"
+    tokenizer = WordTokenizer()
+    tokenizer.side = "left"
     with pytest.raises(ConfigError, match="padding_side"):
-        TokenTable(["a b"], preprocessor, "texts")
+        TokenTable(["a b"], tokenizer, "texts")
 
 
 def test_a_knowledge_base_and_batches_of_one(folder):
@@ -177,7 +177,7 @@ def test_a_knowledge_base_and_batches_of_one(folder):
     module = folder.module(batch_size=1)
     module.setup("fit")
     (batch,) = epoch_of(module, 0)
-    assert batch["gold"].tolist() == [0] and batch["mentions"]["pixels"].shape == (1, 3, 4, 4)
+    assert batch["gold"].tolist() == [[0]] and batch["mentions"]["pixels"].shape == (1, 3, 4, 4)
 
 
 def test_what_is_not_there(folder, tmp_path):
@@ -235,7 +235,7 @@ def test_evaluation_takes_the_first_image_and_the_next_if_it_fails(folder):
     expected = [(0, 0, 0), (40, 0, 7), (80, 100, 7), (0, 0, 0), (160, 0, 7), (200, 0, 7)]
     assert [tuple(pixels[:, 3, 3].tolist()) for pixels in batch["entities"]["pixels"]] == expected
     assert batch["failures"] == [(str(folder.root / "kb_image" / "Q2_0.png"), "unreadable")]
-    blank = module.on_after_batch_transfer(batch, 0)["entities"]["pixel_values"][[0, 3]]
+    blank = module.processor.finish(batch)["entities"]["pixel_values"][[0, 3]]
     assert not blank.any()  # zeros after normalisation, not black
 
 
@@ -245,7 +245,7 @@ def test_templates_use_any_field(folder):
     module = folder.module(entity_template="{name} : {desc}", entity_batch_size=6)
     module.setup("test")
     (batch,) = module.entity_dataloader()
-    ids, _ = WordPreprocessor().tokenize([f"name{i} : described {i}" for i in range(6)])
+    ids, _ = word_processor().tokenizer([f"name{i} : described {i}" for i in range(6)])
     assert torch.equal(batch["entities"]["input_ids"], ids)
     with pytest.raises(ConfigError, match=r"\['nowhere'\].*It has: .*desc"):
         folder.module(entity_template="{name} {nowhere}").setup("test")

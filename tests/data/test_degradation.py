@@ -29,7 +29,7 @@ from mimic_pl.data.degradation import (
 )
 from mimic_pl.data.degradation import Noise as NoiseKind
 from mimic_pl.errors import ConfigError, DataError
-from tests.data.conftest import WordPreprocessor
+from tests.data.conftest import SmallImages
 
 PIXEL_KINDS = [kind for kind in KINDS if issubclass(kind, ImageDegradation)]
 
@@ -257,7 +257,7 @@ def test_items_are_degraded_whatever_the_batches_and_workers(seen, kind):
     if isinstance(module.degradation, ImageDegradation):
         # The original file is degraded, and then resized.
         image = Image.open(folder.root / "mention_images" / "test3.jpg")
-        expected = WordPreprocessor().pixels(module.degradation.image(image, module.degradation.rng(3)))
+        expected = SmallImages().pixels(module.degradation.image(image, module.degradation.rng(3)))
         assert torch.equal(worse["pixels"][3], expected)
 
 
@@ -303,8 +303,8 @@ def test_images_that_fail_stay_under_the_policy(seen):
     _, worse = items(degradation=Blur(4))
     assert worse["has_image"].tolist() == [True, True, False, True, True, True, True]
     assert not worse["pixels"][2].any()
-    with pytest.raises(DataError, match=r"test2.jpg is unreadable.*--data.images blank or drop"):
-        items(degradation=Blur(4), images="error")
+    with pytest.raises(DataError, match=r"test2.jpg is unreadable.*--model.processor.image_policy blank or drop"):
+        items(degradation=Blur(4), image_policy="error")
 
 
 def test_failures_are_told_once_over_all_evaluations(seen, caplog):
@@ -314,6 +314,6 @@ def test_failures_are_told_once_over_all_evaluations(seen, caplog):
     for degradation in (None, Blur(1), Blur(2)):
         module.degradation = degradation
         for batch in module.test_dataloader():
-            module.on_after_batch_transfer(batch, 0)
+            module.processor.finish(batch)
         module.teardown("test")
     assert sum("could not be used" in record.message for record in caplog.records) == 1

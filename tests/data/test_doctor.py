@@ -11,12 +11,15 @@ import pytest
 from mimic_pl.data import RichpediaMEL
 from mimic_pl.data.doctor import batch_mates_with_same_gold, examine, run_doctor
 from mimic_pl.errors import DataError
+from mimic_pl.processor import Processor
 from tests.shared import SHARED, needs_shared
 
 FILES = ("train", "test")
 
 
 def findings_of(module):
+    if not module.has_processor:
+        module.processor = Processor()
     return {finding.subject: finding for finding in examine(module).findings}
 
 
@@ -61,7 +64,7 @@ def test_everything_at_once(folder):
 
 def test_bad_images_are_errors_under_the_policy_error(folder):
     (folder.root / "kb_image" / "Q1_0.png").unlink()
-    assert findings(folder, images="error")["entity images, missing"].verdict == "ERROR"
+    assert findings(folder, image_policy="error")["entity images, missing"].verdict == "ERROR"
 
 
 def test_missing_files_and_fields(folder):

@@ -19,11 +19,11 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mimic_pl.data import MELDataModule, image_cache_filling
-from mimic_pl.processor.decoding import decode
 from mimic_pl.data.image_cache import ImageCache
-from mimic_pl.processor.images import MAX_PIXELS, ImageFolder
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
+from mimic_pl.processor.decoding import decode
+from mimic_pl.processor.images import MAX_PIXELS, ImageFolder
 from mimic_pl.store import Store
 from tests.data.conftest import Folder, WordPreprocessor
 from tests.launch import FORK, needs_fork

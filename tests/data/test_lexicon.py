@@ -3,12 +3,13 @@
 import math
 from collections import Counter
 
+import bm25s
 import pytest
 import torch
 
 from mimic_pl.data import BM25Lexicon
-from mimic_pl.processor.words import content_words as words
 from mimic_pl.errors import ConfigError
+from mimic_pl.processor.words import content_words as words
 
 TEXTS = ["fountain pen [SEP] ink, pen", "ball pen", "", "garden fountain water water water", "écriture 2nd_hand"]
 QUERIES = ["pen pen fountain", "water", "nothing known here", "Écriture PEN", ""]
@@ -27,17 +28,15 @@ def literal_bm25(query, document, documents, k1, b):
     return score
 
 
-def dense(table, size=500):
-    rows = torch.zeros(len(table), size)
-    ids, weights = table[range(len(table))]
-    return rows.scatter_add_(1, ids, weights)
+def dense(vectors, size=500):
+    rows = torch.zeros(len(vectors["ids"]), size)
+    return rows.scatter_add_(1, vectors["ids"], vectors["weights"])
 
 
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.5, 0.0), (2.0, 1.0)])
 def test_products_are_bm25(k1, b):
-    lexicon = BM25Lexicon(k1, b)
-    entities = dense(lexicon.fit(TEXTS))
-    scores = dense(lexicon.mentions(QUERIES)) @ entities.T
+    lexicon = BM25Lexicon(k1, b).fit(TEXTS)
+    scores = dense(lexicon.sparse_mentions(QUERIES)) @ dense(lexicon.sparse_entities(TEXTS)).T
     documents = [words(text) for text in TEXTS]
     expected = [[literal_bm25(words(q), d, documents, k1, b) for d in documents] for q in QUERIES]
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-5, atol=1e-6)
@@ -46,18 +45,47 @@ def test_products_are_bm25(k1, b):
 def test_ngrams_let_misspellings_meet():
     plain, grams = BM25Lexicon(), BM25Lexicon(ngrams=3)
     for lexicon, meets in ((plain, False), (grams, True)):
-        entities = dense(lexicon.fit(["fountain", "garden"]))
-        scores = dense(lexicon.mentions(["fountians"])) @ entities.T
+        texts = ["fountain", "garden"]
+        fitted = lexicon.fit(texts)
+        scores = dense(fitted.sparse_mentions(["fountians"])) @ dense(fitted.sparse_entities(texts)).T
         assert bool(scores[0, 0] > scores[0, 1]) is meets
 
 
 def test_of_too_many_terms_the_heaviest_are_kept(caplog):
-    wide, narrow = BM25Lexicon(), BM25Lexicon(max_terms=2)
     texts = ["common rare rarest", "common rare", "common"]
-    whole, kept = dense(wide.fit(texts)), dense(narrow.fit(texts))
-    assert (kept > 0).sum(dim=1).tolist() == [2, 2, 1]
-    assert torch.equal(kept[0], whole[0].where(whole[0] > whole[0][whole[0] > 0].min(), torch.zeros(())))
+    lexicon = BM25Lexicon(max_terms=2).fit(texts)
     assert "Of 3 entities 1 have more than 2 different terms" in caplog.text
+    entities, mentions = dense(lexicon.sparse_entities(texts)), dense(lexicon.sparse_mentions(texts))
+    assert (entities > 0).sum(dim=1).tolist() == (mentions > 0).sum(dim=1).tolist() == [2, 2, 1]
+    common = dense(lexicon.sparse_mentions(["common"]))[0].nonzero().item()
+    assert not entities[0, common] and not mentions[0, common], "the most frequent term is left out"
+    assert "A mention has more than 2 different terms" in caplog.text
+
+
+def test_products_are_those_of_bm25s():
+    """A second library, whose index of the whole corpus is independent of our vectors of single texts."""
+    lexicon = BM25Lexicon().fit(TEXTS)
+    scores = dense(lexicon.sparse_mentions(QUERIES)) @ dense(lexicon.sparse_entities(TEXTS)).T
+    retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
+    retriever.index([words(text) for text in TEXTS], create_empty_token=False, show_progress=False)
+    for query, own in zip(QUERIES, scores, strict=True):
+        known = [word for word in words(query) if word in retriever.vocab_dict]
+        if known:
+            torch.testing.assert_close(own, torch.from_numpy(retriever.get_scores(known)).float(), rtol=1e-5, atol=1e-6)
+        else:
+            assert not own.any()
+
+
+def test_an_entity_alone_has_the_vector_that_it_has_among_others():
+    lexicon = BM25Lexicon().fit(TEXTS)
+    together = dense(lexicon.sparse_entities(TEXTS))
+    alone = torch.cat([dense(lexicon.sparse_entities([text])) for text in TEXTS])
+    assert torch.equal(together, alone)
+
+
+def test_an_unfitted_lexicon_says_what_to_do():
+    with pytest.raises(ConfigError, match=r"model\.processor\.fit"):
+        BM25Lexicon().sparse_mentions(["pen"])
 
 
 @pytest.mark.parametrize("options", [{"k1": -1}, {"b": 1.5}, {"ngrams": -1}, {"max_terms": 0}])
@@ -67,12 +95,12 @@ def test_parameters_outside_of_their_range(options):
 
 
 def test_batches_carry_the_terms_of_their_texts(folder):
-    module = folder.module(lexicon=BM25Lexicon())
+    module = folder.module(features={"lexical": BM25Lexicon()})
     module.setup("fit")
     for batch in module.val_dataloader():
-        side = module.on_after_batch_transfer(batch, 0)["mentions"]
-        assert side["term_ids"].shape == side["term_weights"].shape
-        assert (side["term_weights"] > 0).any(dim=1).all()  # each mention's name is an entity's
+        side = module.processor.finish(batch)["mentions"]
+        assert side["lexical.ids"].shape == side["lexical.weights"].shape
+        assert (side["lexical.weights"] > 0).any(dim=1).all()  # each mention's name is an entity's
     plain = folder.module()
     plain.setup("fit")
-    assert "term_ids" not in next(iter(plain.val_dataloader()))["mentions"]
+    assert "lexical.ids" not in next(iter(plain.val_dataloader()))["mentions"]

@@ -10,7 +10,7 @@ from PIL import Image
 
 from mimic_pl.data import RichpediaMEL, WikiDiverse, WikiMEL
 from mimic_pl.data.doctor import examine
-from tests.data.conftest import WordPreprocessor
+from tests.data.conftest import word_processor
 
 LAYOUTS = [
     (WikiMEL, "WikiMEL", "WIKIMEL", "mention_images"),
@@ -40,7 +40,7 @@ def stand_in(root, stem, mention_folder):
 @pytest.mark.parametrize(("data", "folder", "stem", "mention_folder"), LAYOUTS)
 def test_the_root_is_all_that_a_user_says(tmp_path, data, folder, stem, mention_folder):
     module = data(str(stand_in(tmp_path / folder, stem, mention_folder)), num_workers=0)
-    module.preprocessor = WordPreprocessor()
+    module.processor = word_processor()
     module.setup("test")
     (batch,) = module.test_dataloader()
     assert [entity.name for entity in module.entities] == ["São_Paulo"]
@@ -53,6 +53,7 @@ def test_the_root_is_all_that_a_user_says(tmp_path, data, folder, stem, mention_
 @pytest.mark.parametrize("data", [WikiMEL, RichpediaMEL, WikiDiverse])
 def test_the_doctor_puts_counts_beside_the_published_ones(tmp_path, data):
     module = data(str(stand_in(tmp_path / "set", data.file_stems[0], "mention_images")))
+    module.processor = word_processor()
     report = examine(module)
     assert not report.has_errors
     (entities,) = [finding for finding in report.findings if finding.subject == "entities"]

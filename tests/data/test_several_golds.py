@@ -28,11 +28,11 @@ def test_every_gold_is_drawn_and_its_entity_is_the_column(folder):
     for batches in epochs_of(module, 60):
         for batch in batches:
             for row, index in enumerate(batch["index"].tolist()):
-                gold = int(batch["gold"][row])
+                gold = int(batch["columns"][row])
                 golds = {0: [2, 5, 1], 7: [4, 3, -1]}.get(index, [index % 6, -1, -1])
-                assert batch["golds"][row].tolist() == golds
+                assert batch["gold"][row].tolist() == golds
                 assert gold in golds and gold >= 0
-                ids, _ = module._entity_dataset.side.tokens[gold]
+                ids, _ = module.entity_dataset.side.tokens[gold]
                 assert torch.equal(batch["entities"]["input_ids"][row], ids)
                 drawn[index, gold] += 1
     assert all(10 <= drawn[0, gold] <= 32 for gold in (2, 5, 1))  # 20 expected, standard deviation 3.7
@@ -46,7 +46,7 @@ def test_the_draw_depends_on_seed_epoch_and_mention_alone(folder):
     def golds(module):
         module.setup("fit")
         return [
-            sorted((i, g) for b in batches for i, g in zip(b["index"].tolist(), b["gold"].tolist(), strict=True))
+            sorted((i, g) for b in batches for i, g in zip(b["index"].tolist(), b["columns"].tolist(), strict=True))
             for batches in epochs_of(module, 5)
         ]
 
@@ -63,7 +63,7 @@ def test_gold_and_image_are_not_drawn_in_step():
 
 def test_images_of_every_gold_are_checked_by_the_policy_drop(folder):
     (folder.root / "kb_image" / "Q4_0.png").unlink()
-    module = with_several(folder).module(images="drop")
+    module = with_several(folder).module(image_policy="drop")
     module.setup("fit")
     kept = set(module.training_dataset().kept)
     assert kept == set(range(11)) - {4, 7, 10}  # of gold Q4, alone or among others
@@ -73,6 +73,6 @@ def test_single_golds_make_the_batches_they_always_made(folder):
     module = folder.module()
     module.setup("fit")
     (batches,) = epochs_of(module, 1)
-    assert set(batches[0]) == {"mentions", "entities", "gold", "index", "failures"}
+    assert set(batches[0]) == {"mentions", "entities", "gold", "columns", "index", "failures"}
     module.setup("test")
     assert "gold_count" not in next(iter(module.test_dataloader()))

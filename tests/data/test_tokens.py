@@ -10,18 +10,16 @@ from mimic_pl.data import Entity, MELDataModule
 from mimic_pl.data.dataset import TokenTable
 from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import ConfigError
-from tests.data.conftest import WordPreprocessor
+from tests.data.conftest import word_processor
 
 
 class Numbers:
     """Texts of numbers, which are their own ids; padded to a width of one's choice."""
 
-    image_size = 1
-
     def __init__(self, width=3):
         self.width = width
 
-    def tokenize(self, texts):
+    def __call__(self, texts):
         width = self.width(texts) if callable(self.width) else self.width
         ids, mask = torch.zeros(2, len(texts), width, dtype=torch.int64)
         for row, text in enumerate(texts):
@@ -44,7 +42,7 @@ def test_ids_in_the_smallest_integers(largest, type_, chunk, place):
         TokenTable((text for text in texts), Numbers(), "texts", len(texts), chunk),
     ):
         assert table.ids.dtype == type_ and table.lengths.dtype == np.uint8 and table.ids.shape == (5, 3)
-        for row, (ids, mask) in enumerate(zip(*Numbers().tokenize(texts), strict=True)):
+        for row, (ids, mask) in enumerate(zip(*Numbers()(texts), strict=True)):
             assert torch.equal(table[row][0], ids) and torch.equal(table[row][1], mask)
 
 
@@ -99,7 +97,7 @@ def test_a_reader_of_ones_own_may_return_a_list(folder):
 
     folder.write()
     module = Listed(str(folder.root), name="Set", num_workers=0)
-    module.preprocessor = WordPreprocessor()
+    module.processor = word_processor()
     module.setup("test")
     assert isinstance(module.entities, EntityTable) and module.entities == module.read_entities()
     (batch,) = module.test_dataloader()

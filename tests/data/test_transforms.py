@@ -77,7 +77,7 @@ def test_mentions_lose_one_modality_or_none(folder):
     folder.splits["train"] = folder.splits["train"] * 40
     for number, row in enumerate(folder.splits["train"]):
         folder.splits["train"][number] = {**row, "id": f"train-{number}"}
-    options = {"lexicon": BM25Lexicon(), "batch_size": 44}
+    options = {"features": {"lexical": BM25Lexicon()}, "batch_size": 44}
     plain, dropped = epoch(loaded(folder, **options)), epoch(loaded(folder, **options, modality_dropout=0.5))
     for name, tensor in dropped["entities"].items():
         assert torch.equal(tensor, plain["entities"][name])
@@ -88,7 +88,7 @@ def test_mentions_lose_one_modality_or_none(folder):
     for lost in (without_image, without_text):
         assert 0.15 < lost.float().mean() < 0.35
     assert not mentions["pixels"][without_image].any()
-    assert not mentions["term_weights"][without_text].any()
+    assert not mentions["lexical.weights"][without_text].any()
     kept = ~without_image & ~without_text
     for name, tensor in mentions.items():
         assert torch.equal(tensor[kept], plain["mentions"][name][kept]), name

@@ -9,7 +9,7 @@ from PIL import Image
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
-from mimic_pl.encoders.tokenizer import build_tokenizer
+from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import CheckpointError, ConfigError
 
 WORDS = ["jaguar", "car", "cat", "sep", "fast"]
@@ -44,8 +44,8 @@ def bert_checkpoint(tmp_path_factory):
 
 def encode(encoder, texts=("jaguar [SEP] a fast car", "cat"), seed=0):
     torch.manual_seed(seed)
-    ids, mask = encoder.preprocessor.tokenize(list(texts))
-    size = encoder.preprocessor.image_size
+    ids, mask = encoder.build_tokenizer()(list(texts))
+    size = encoder.build_image_processor().image_size
     return encoder(input_ids=ids, attention_mask=mask, pixel_values=torch.randn(len(texts), 3, size, size)), ids, mask
 
 
@@ -69,34 +69,34 @@ def test_clip_features_are_those_of_the_checkpoint(clip_checkpoint):
 
 def test_preprocessing_comes_from_the_checkpoint(clip_checkpoint):
     encoder = CLIPEncoder(clip_checkpoint, text_length=12)
-    preprocessor = encoder.preprocessor
-    ids, mask = preprocessor.tokenize(["jaguar car"])
+    tokenizer, images = encoder.build_tokenizer(), encoder.build_image_processor()
+    ids, mask = tokenizer(["jaguar car"])
     theirs = AutoTokenizer.from_pretrained(clip_checkpoint)(["jaguar car"], padding="max_length", max_length=12)
     assert ids.tolist() == theirs["input_ids"]
     assert mask.tolist() == theirs["attention_mask"]
 
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 70, 3), dtype=np.uint8))
-    pixels = preprocessor.pixels(image)
+    pixels = images.pixels(image)
     assert (pixels.shape, pixels.dtype) == ((3, 32, 32), torch.uint8)
     processor = CLIPImageProcessor.from_pretrained(clip_checkpoint)
     square = image.resize((32, 32), Image.Resampling.LANCZOS)
     expected = processor(square, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
-    normalized = preprocessor.normalize(pixels[None].repeat(2, 1, 1, 1), torch.tensor([True, False]))
+    normalized = images.normalize(pixels[None].repeat(2, 1, 1, 1), torch.tensor([True, False]))
     torch.testing.assert_close(normalized[:1], expected, rtol=1e-5, atol=1e-5)
     assert normalized[1].abs().max() == 0, "no image is zeros after normalisation"
 
 
 def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):
-    preprocessor = CLIPEncoder(clip_checkpoint, text_length=6).preprocessor
-    ids, mask = preprocessor.tokenize(["jaguar " * 20, ""])
+    tokenizer = CLIPEncoder(clip_checkpoint, text_length=6).build_tokenizer()
+    ids, mask = tokenizer(["jaguar " * 20, ""])
     assert ids.shape == mask.shape == (2, 6)
-    assert ids[0, -1] == preprocessor.tokenizer.eos_token_id, "a truncated text still ends in its end token"
+    assert ids[0, -1] == tokenizer.tokenizer.eos_token_id, "a truncated text still ends in its end token"
     assert mask.sum(dim=1).tolist() == [6, 2]
 
 
 def test_clip_from_a_config_needs_no_file_and_spells_unknown_words():
     encoder = CLIPEncoder(config=CLIP_SIZES, vocabulary=WORDS, text_length=20, image_dim=10)
-    tokenizer = encoder.preprocessor.tokenizer
+    tokenizer = encoder.build_tokenizer().tokenizer
     assert tokenizer.tokenize("Jaguar [SEP] zeb!") == ["jaguar", "[", "sep", "]", "z", "##e", "##b", "!"]
     features, _, _ = encode(encoder)
     other, _, _ = encode(encoder, texts=("jaguar [SEP] a fast cat", "cat"))
@@ -114,7 +114,7 @@ def test_text_vision_features_are_those_of_the_towers(bert_checkpoint):
     torch.testing.assert_close(features.text_global, tokens[:, 0])
 
     torch.manual_seed(0)
-    size = encoder.preprocessor.image_size
+    size = encoder.build_image_processor().image_size
     feature_map = encoder.vision.forward_features(torch.randn(2, 3, size, size))  # [batch, channels, height, width]
     patch = encoder.image_local(feature_map[:, :, 1, 2])
     torch.testing.assert_close(features.image_local[:, 1 * feature_map.shape[-1] + 2], patch)
@@ -139,7 +139,7 @@ def test_any_timm_layout_yields_tokens(vision, vision_args, tokens):
         text_config=BERT, vocabulary=WORDS, vision=vision, vision_pretrained=False, vision_args=vision_args, text_dim=20
     )
     features, _, _ = encode(encoder)
-    assert encoder.preprocessor.image_size == 64
+    assert encoder.build_image_processor().image_size == 64
     assert features.image_local.shape == (2, tokens, 96)
     assert features.dims == encoder.dims == (20, 96)
 
@@ -249,7 +249,8 @@ def test_a_checkpoint_without_tokenizer_scores_ready_made_inputs_but_tokenizes_n
     ids = torch.randint(3, 40, (2, 12))
     assert encoder(ids, torch.ones_like(ids), torch.zeros(2, 3, 32, 32)).text_global.shape == (2, 16)
     with pytest.raises(ConfigError, match="tokenizer"):
-        _ = encoder.preprocessor
+        encoder.build_tokenizer()
+        encoder.build_image_processor()
 
 
 def test_a_siglip_checkpoint_is_a_dual_encoder_too(tmp_path):

@@ -52,7 +52,7 @@ STORES, CHECKPOINTS, MACHINE = "faults/test_stores.py::", "faults/test_checkpoin
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
         Fault("truncated, zero bytes, or no image (an HTML page)", "unreadable", None, IMAGES + "test_failures_by_kind", 3),
-        Fault("the same under `--data.images error`", "Mend the file, or let such images pass with --data.images blank or drop", DataError, "faults/test_image_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
+        Fault("the same under `--model.processor.image_policy error`", "Fix the file, or let such images pass with --model.processor.image_policy blank or drop", DataError, "faults/test_image_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
         Fault("CMYK", "the colours that a person sees", None, IMAGES + "test_cmyk"),
         Fault("animated", "the first frame", None, IMAGES + "test_the_first_frame_of_an_animation"),
         Fault("turned by EXIF", "turned as a person sees it", None, IMAGES + "test_exif_turns_the_image"),

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from mimic_pl.data.file_keys import digest
-from mimic_pl.processor.images import ImageError, ImageFolder, open_image
 from mimic_pl.data.reader import read_mentions
+from mimic_pl.processor.images import ImageError, ImageFolder, open_image
 from tests.faults.catalogue import told, told_by_command
 
 
@@ -22,7 +22,7 @@ def test_the_command_ends_or_goes_on_as_the_policy_says(command, trained, tmp_pa
         (root / "mention_images" / f"test{number}.jpg").write_bytes(damaged)
     shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
     options = ["test", "--data.root", str(root), "--data.image_cache", "null"]
-    code, _, err = command(*options, "--data.images", "error", folder=tmp_path)
+    code, _, err = command(*options, "--model.processor.image_policy", "error", folder=tmp_path)
     assert "test3.jpg" in told_by_command("test_the_command_ends_or_goes_on_as_the_policy_says", code, err)
     code, _, err = command(*options, folder=tmp_path)
     assert code == 0 and "3 images could not be used (3 unreadable)" in caplog.text, err

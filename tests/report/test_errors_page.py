@@ -178,8 +178,8 @@ def test_heat_lies_where_the_weight_is():
 
 
 def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
-    tokenizer = loaded.model.encoder.preprocessor.tokenizer
-    ids, mask = loaded.model.encoder.preprocessor.tokenize(["jaguar runs"])
+    tokenizer = loaded.model.processor.tokenizer.tokenizer
+    ids, mask = loaded.model.encoder.build_tokenizer()(["jaguar runs"])
     weights = [1 / 16] * 16
     found = tokens_of(tokenizer, ids[0].tolist(), mask[0].tolist(), weights)
     assert [token.text for token in found] == ["[CLS]", "jaguar", "runs", "[EOS]", "padding × 12"]

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.features import FeatureDims, Terms
+from mimic_pl.features import FeatureDims
 from mimic_pl.ranking import MemoryIndex, Ranker
 from mimic_pl.units import TGLU, GlobalCosine, Lexical, Matcher, WeightedMatcher
 from tests import reference
@@ -18,15 +18,15 @@ def features(count, seed, terms=7, vocabulary=20):
     ids = torch.stack([torch.randperm(vocabulary, generator=generator)[:terms] for _ in range(count)])
     weights = torch.rand(count, terms, generator=generator) * (torch.rand(count, terms, generator=generator) > 0.4)
     torch.manual_seed(seed)
-    return reference.random_features(count, DIMS)._replace(terms=Terms(ids, weights))
+    return reference.random_features(count, DIMS)._replace(extra={"lexical.ids": ids, "lexical.weights": weights})
 
 
 def literal(mention, entity):
     """The overlap of two texts, term by term."""
-    known = dict(zip(entity.ids.tolist(), entity.weights.tolist(), strict=True))
+    known = dict(zip(entity["lexical.ids"].tolist(), entity["lexical.weights"].tolist(), strict=True))
     return sum(
         weight * known.get(term, 0.0)
-        for term, weight in zip(mention.ids.tolist(), mention.weights.tolist(), strict=True)
+        for term, weight in zip(mention["lexical.ids"].tolist(), mention["lexical.weights"].tolist(), strict=True)
     )
 
 
@@ -34,7 +34,7 @@ def test_scores_and_pairs_are_the_overlap():
     unit = Lexical(DIMS, scale=2.5)
     mentions, entities = features(6, 0), features(9, 1, terms=11)
     expected = torch.tensor(
-        [[2.5 * literal(mentions.rows(m).terms, entities.rows(e).terms) for e in range(9)] for m in range(6)]
+        [[2.5 * literal(mentions.rows(m).extra, entities.rows(e).extra) for e in range(9)] for m in range(6)]
     )
     torch.testing.assert_close(unit(mentions, entities), expected)
     pairs = unit.pairs(unit.mention(mentions), unit.entity(entities.rows(slice(6))))
@@ -48,7 +48,7 @@ def test_only_the_factor_trains():
 
 
 def test_without_a_lexicon_it_says_what_to_do():
-    with pytest.raises(ConfigError, match="--data.lexicon"):
+    with pytest.raises(ConfigError, match="--model.processor.features.lexical"):
         Lexical(DIMS).mention(reference.random_features(2, DIMS))
 
 
@@ -71,12 +71,12 @@ def test_the_weighted_sum_starts_as_the_mean_and_learns():
     assert (matcher.raw_weights.grad != 0).all()
 
 
-@pytest.mark.parametrize("form", ["float32", "bfloat16", "int8"])
-def test_ranking_with_both_is_that_of_the_whole_table(form):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_ranking_with_both_is_that_of_the_whole_table(dtype):
     torch.manual_seed(1)
     matcher = WeightedMatcher(DIMS, {"text": lambda dims: TGLU(dims, 8), "lexical": Lexical})
     matcher.raw_weights.data = torch.tensor([0.3, 1.7])
-    index = MemoryIndex(60, form=form)
+    index = MemoryIndex(60, dtype=dtype)
     gold = torch.arange(8)[:, None] * 5
     with torch.no_grad():
         index.append(matcher.entity(features(60, 3)))
