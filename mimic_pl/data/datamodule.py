@@ -141,8 +141,9 @@ class MELDataModule(MIMICFolder):
         """Read and tokenize what the stage needs."""
         self.check_root(self.root)
         if not hasattr(self, "entities"):
+            processor = self.processor  # known from here on, also to the readers
             self.entities = as_table(self.read_entities())
-            self.processor = self.processor.fit(self.entities)
+            self.processor = processor.fit(self.entities)
             self.entity_images.warn_if_absent(entity.images for entity in self.entities)
             self.entity_dataset = EntityDataset(self.entities, self.processor, self._pixels(self.entity_images))
         for split in _STAGES[stage]:

@@ -60,13 +60,18 @@ class MIMICFolder(BaseDataModule):
         What an override returns is stored as an :class:`~mimic_pl.data.table.EntityTable`, of which ``entities`` makes
         new records when asked: whatever else is to be known of an entity goes into its ``fields``.
         """
-        return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json")
+        arrays = self.processor.entity_arrays if self.has_processor else ()
+        return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json", arrays)
 
     def read_mentions(self, split: str) -> list[Mention]:
         """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
         if split == "predict":
-            return self.read_mentions("test") if self.predict_file is None else read_mentions(Path(self.predict_file))
-        return read_mentions(self.split_file(split))
+            if self.predict_file is None:
+                return self.read_mentions("test")
+            file = Path(self.predict_file)
+        else:
+            file = self.split_file(split)
+        return read_mentions(file, self.processor.mention_arrays if self.has_processor else ())
 
     def split_file(self, split: str) -> Path:
         """The file of a split.

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, TypeVar
 from urllib.parse import unquote
+
+import numpy as np
+import numpy.typing as npt
 
 from mimic_pl.data.json_file import read_json, stream_json
 from mimic_pl.data.table import EntityTable
@@ -38,7 +42,7 @@ class MalformedRecordsError(DataError):
         self.records = records
 
 
-def read_entities(path: Path, ids: Path | None = None) -> EntityTable:
+def read_entities(path: Path, ids: Path | None = None, arrays: Sequence[str] = ()) -> EntityTable:
     """Read ``kb_entity.json``, in the order of its ``id`` as the published code does.
 
     Records are decoded and stored one by one, so that a large file needs little more memory than its table.
@@ -46,6 +50,7 @@ def read_entities(path: Path, ids: Path | None = None) -> EntityTable:
     Args:
         path: The file.
         ids: ``qid2id.json``, whose ids must be those of the knowledge base.
+        arrays: Fields of the records that hold lists of numbers, nested or not: they become the entities' arrays.
 
     Raises:
         DataError: A file is missing, empty or malformed, two entities share a ``qid``, or the files disagree.
@@ -55,7 +60,7 @@ def read_entities(path: Path, ids: Path | None = None) -> EntityTable:
     own_ids: list[int | str] = []
 
     def stored() -> Iterator[Entity]:
-        for number, (id_, entity) in _records(path, "entities", _entity, problems):
+        for number, (id_, entity) in _records(path, "entities", partial(_entity, arrays=arrays), problems):
             numbers.append(number)
             own_ids.append(id_)
             yield entity
@@ -87,14 +92,18 @@ def read_entities(path: Path, ids: Path | None = None) -> EntityTable:
     return table
 
 
-def read_mentions(path: Path) -> list[Mention]:
+def read_mentions(path: Path, arrays: Sequence[str] = ()) -> list[Mention]:
     """Read a split's file.
+
+    Args:
+        path: The file.
+        arrays: Fields of the records that hold lists of numbers, nested or not: they become the mentions' arrays.
 
     Raises:
         DataError: The file is missing or malformed.
     """
     problems: list[_Problem] = []
-    mentions = [mention for _, mention in _records(path, path.name, _mention, problems)]
+    mentions = [mention for _, mention in _records(path, path.name, partial(_mention, arrays=arrays), problems)]
     if problems:
         raise MalformedRecordsError(path, [problem for _, problem in problems], mentions)
     return mentions
@@ -117,7 +126,7 @@ def _records(
             yield number, record
 
 
-def _entity(row: dict[str, Any], number: int) -> tuple[int | str, Entity]:
+def _entity(row: dict[str, Any], number: int, arrays: Sequence[str]) -> tuple[int | str, Entity]:
     where = _where(number, row)
     images = row.get("image_list")
     if images is None or isinstance(images, str):
@@ -129,11 +138,12 @@ def _entity(row: dict[str, Any], number: int) -> tuple[int | str, Entity]:
         name=unquote(_text(row, "entity_name", where)),
         fields=_text_fields(row, where, without=("id", "qid", "entity_name", "image_list")),
         images=tuple(_inside(name, where) for name in images if name not in (None, "")),
+        arrays={name: _array(row, name, where) for name in arrays},
     )
     return _id(row, number, where), entity
 
 
-def _mention(row: dict[str, Any], number: int) -> Mention:
+def _mention(row: dict[str, Any], number: int, arrays: Sequence[str]) -> Mention:
     where = _where(number, row)
     answer = row.get("answer")
     answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
@@ -147,6 +157,7 @@ def _mention(row: dict[str, Any], number: int) -> Mention:
         golds=tuple(dict.fromkeys(gold for gold in answers if gold and gold.lower() != NIL)),
         image=None if image in (None, "") else _inside(image, where),
         fields=_text_fields(row, where, without=("id", "mentions", "sentence", "answer", "imgPath")),
+        arrays={name: _array(row, name, where) for name in arrays},
     )
 
 
@@ -198,6 +209,17 @@ def _text_fields(row: dict[str, Any], where: str, without: tuple[str, ...]) -> d
         for key, value in row.items()
         if key not in without and (value is None or isinstance(value, str))
     }
+
+
+def _array(row: dict[str, Any], key: str, where: str) -> npt.NDArray[Any]:
+    """A list of numbers: float32 if any of them has a point, int64 otherwise."""
+    try:
+        array = np.array(row.get(key))
+    except (ValueError, OverflowError) as error:
+        raise DataError(f"{where}: {key!r} is {row[key]!r:.80}; its rows have different lengths.") from error
+    if array.dtype.kind not in "if" or not np.isfinite(array).all():
+        raise DataError(f"{where}: {key!r} is {row.get(key)!r:.80}; expected a list of finite numbers.")
+    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
 
 def _unicode(value: str, key: str, where: str) -> str:

@@ -133,6 +133,16 @@ class Processor:
             state |= {"_tokenizer": self.tokenizer, "_image_processor": self.image_processor, "_build": None}
         return state
 
+    @property
+    def entity_arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that the features need of entities."""
+        return tuple({name: None for features in self.features.values() for name in features.entity_arrays})
+
+    @property
+    def mention_arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that the features need of mentions."""
+        return tuple({name: None for features in self.features.values() for name in features.mention_arrays})
+
     # ---- texts --------------------------------------------------------------------------------------------------
 
     def mention_text(self, mention: Mention) -> str:

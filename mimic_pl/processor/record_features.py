@@ -25,6 +25,12 @@ class RecordFeatures(ABC):
     reads_text: bool = False
     """Whether the tensors are made of the text, and are zeros where a mention has lost its text."""
 
+    entity_arrays: tuple[str, ...] = ()
+    """Names of the arrays that it needs of entities: readers take them from the fields of this name."""
+
+    mention_arrays: tuple[str, ...] = ()
+    """Names of the arrays that it needs of mentions."""
+
     def fit(self, entities: Iterable[str]) -> Self:
         """Learn what depends on the whole knowledge base, such as document frequencies.
 
@@ -52,8 +58,8 @@ class RecordFeatures(ABC):
 class RecordArrays(RecordFeatures):
     """Hands arrays of the records to the units as they are: triples, detected objects, a type embedding.
 
-    A reader puts them into :attr:`Entity.arrays` and :attr:`Mention.arrays`; in the JSON files of a data set every list
-    of numbers becomes one.
+    They are :attr:`Entity.arrays` and :attr:`Mention.arrays`; in the JSON files of a data set a field of this name
+    holds the numbers, as a list or a list of lists.
 
     Args:
         entity: Name of the entities' array; none by default.
@@ -68,6 +74,8 @@ class RecordArrays(RecordFeatures):
     def __init__(self, entity: str | None = None, mention: str | None = None) -> None:
         self.entity = entity
         self.mention = mention
+        self.entity_arrays = () if entity is None else (entity,)
+        self.mention_arrays = () if mention is None else (mention,)
 
     def mentions(self, records: Sequence[Mention], texts: Sequence[str]) -> dict[str, Tensor]:
         """``values`` ``[mentions, ...]``, or nothing."""

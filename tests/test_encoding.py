@@ -1,0 +1,226 @@
+"""Records in, states out: without a Trainer as with one, whatever the batches, and whatever an image comes as."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from PIL import Image
+
+from mimic_pl import MIMIC, Entity, MELDataModule, Mention, Processor
+from mimic_pl.encoders import CLIPEncoder
+from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.processor import BM25Lexicon, RecordArrays
+from mimic_pl.ranking import Ranker
+from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Lexical, State, Unit
+from mimic_pl.units.states import flat
+from tests import tiny
+
+UNITS = {"text": lambda d: TGLU(d, 8), "vision": lambda d: VDLU(d, 8), "cross_modal": lambda d: CMFU(d, 8)}
+SENTENCES = [
+    {"mention": "jaguar", "sentence": "the jaguar runs in the forest today"},
+    {"mention": "amazon", "sentence": "the amazon sells its shares"},
+]
+ENTITIES = [
+    {"id": "Q1", "name": "jaguar", "attr": "a animal"},
+    {"id": "Q2", "name": "amazon", "attr": "a company"},
+    {"id": "Q3", "name": "amazon", "attr": "a river"},
+]
+
+
+def make_model(processor=None, units=None, seed=0):
+    torch.manual_seed(seed)
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), processor, units or UNITS)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.write_set(tmp_path_factory.mktemp("encoding") / "set", entities=40)
+
+
+def test_two_sentences_against_three_entities_in_three_lines():
+    model = make_model()
+    mentions, entities = model.encode_mentions(SENTENCES), model.encode_entities(ENTITIES)
+    scores = model.score(mentions, entities)
+    assert set(scores) == {"overall", "text", "vision", "cross_modal"}
+    assert all(score.shape == (2, 3) for score in scores.values())
+    assert model.training, "the mode is as it was"
+    # The same as from the inputs in one batch.
+    sides = model.processor.mentions(SENTENCES), model.processor.entities(ENTITIES)
+    model.eval()
+    with torch.no_grad():
+        direct = model(*(model.processor.normalize(side) for side in sides))
+    for name, score in direct.items():
+        torch.testing.assert_close(scores[name], score, rtol=1e-5, atol=1e-5)
+
+
+def test_records_and_dictionaries_are_one():
+    model = make_model()
+    records = [Entity(e["id"], e["name"], {"attr": e["attr"]}) for e in ENTITIES]
+    for one, other in zip(
+        flat(model.encode_entities(ENTITIES)).values(), flat(model.encode_entities(records)).values(), strict=True
+    ):
+        assert torch.equal(one, other)
+    mentions = [Mention("", m["mention"], m["sentence"]) for m in SENTENCES]
+    for one, other in zip(
+        flat(model.encode_mentions(SENTENCES)).values(), flat(model.encode_mentions(mentions)).values(), strict=True
+    ):
+        assert torch.equal(one, other)
+
+
+def test_an_image_may_be_a_path_bytes_an_image_or_an_array(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    forms = [
+        tmp_path / "x.png",
+        str(tmp_path / "x.png"),
+        (tmp_path / "x.png").read_bytes(),
+        Image.fromarray(pixels),
+        pixels,
+    ]
+    model = make_model()
+    states = flat(model.encode_mentions([{**SENTENCES[0], "image": image} for image in forms]))
+    for tensor in states.values():
+        for row in tensor[1:]:
+            assert torch.equal(row, tensor[0])
+    blank = flat(model.encode_mentions([SENTENCES[0]]))
+    assert any(not torch.allclose(states[name][0], tensor[0]) for name, tensor in blank.items())
+
+
+@pytest.mark.parametrize(
+    ("record", "message"),
+    [
+        ({"sentence": "no mention"}, "has no 'mention'"),
+        ({"mention": "x", "sentence": ["a"]}, "'sentence' of the mention is list"),
+        ({"mention": "x", "sentence": "s", "speaker": 3}, "'speaker' of the mention 'x' is not text"),
+        ({"mention": "x", "sentence": "s", "image": "a.jpg", "images": ["b.jpg"]}, "'image' and 'images'"),
+    ],
+)
+def test_a_malformed_record_is_told(record, message):
+    with pytest.raises(DataError, match=message):
+        make_model().encode_mentions([record])
+
+
+def test_the_image_policy_holds_for_records_too(tmp_path, caplog):
+    record = {**SENTENCES[0], "image": tmp_path / "nowhere.jpg"}
+    make_model().encode_mentions([record])
+    assert "1 images could not be used (1 missing)" in caplog.text
+    with pytest.raises(DataError, match=r"nowhere.jpg is missing"):
+        make_model(Processor(image_policy="error")).encode_mentions([record])
+
+
+def test_states_are_those_of_the_trainer_whatever_the_batch_size(root, tmp_path):
+    """The data module's loaders read the same files in batches of their own; the Trainer ranks what they give."""
+    model = make_model()
+    data = MELDataModule(str(root), name="Tiny", num_workers=0, entity_batch_size=7, image_cache=None)
+    trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
+    found = []
+    model.on_test_batch_end = lambda outputs, *_: found.append(outputs["ranking"])
+    trainer.test(model, data, verbose=False)
+    entities = [
+        Entity(e.id, e.name, e.fields, tuple(str(root / "kb_image" / name) for name in e.images)) for e in data.entities
+    ]
+    mentions = [
+        Mention(m.id, m.mention, m.sentence, m.golds, str(root / "mention_images" / str(m.image)))
+        for m in data.mentions["test"]
+    ]
+    gold = torch.tensor([[data.entities.positions[m.golds[0]]] for m in mentions])
+    expected = {name: torch.cat([ranking.ranks[name] for ranking in found]) for name in found[0].ranks}
+    for batch_size in (1, 3, 64):
+        index = model.build_index(entities, batch_size)
+        ranking = Ranker()(model.matcher, model.encode_mentions(mentions, batch_size), gold, index)
+        for name, ranks in expected.items():
+            assert torch.equal(ranking.ranks[name], ranks), (name, batch_size)
+
+
+class TypeMatch(Unit):
+    """A unit of another project: the product of a type embedding of both sides."""
+
+    def mention(self, features: Features) -> State:
+        return {"type": features.extra["type.values"]}
+
+    def entity(self, features: Features) -> State:
+        return {"type": features.extra["type.values"]}
+
+    def score(self, mentions: State, entities: State) -> torch.Tensor:
+        return mentions["type"] @ entities["type"].T
+
+
+def with_types(root, to, dims=3):
+    """The data set with an array in every record: the one-hot kind of an entity."""
+    shutil.copytree(root, to)
+    records = json.loads((to / "kb_entity.json").read_text())
+    of = {}
+    for record in records:
+        of[record["qid"]] = record["kind_vector"] = [float(record["id"] % dims == i) for i in range(dims)]
+    (to / "kb_entity.json").write_text(json.dumps(records))
+    for split in ("train", "dev", "test"):
+        file = to / f"Tiny_{split}.json"
+        mentions = json.loads(file.read_text())
+        for mention in mentions:
+            mention["kind_vector"] = of[mention["answer"]]
+        file.write_text(json.dumps(mentions))
+    return to
+
+
+def test_arrays_travel_from_a_file_to_a_unit_of_ones_own(root, tmp_path):
+    """Through processor, batch, features, training, index on disk and ranking, without another file being touched."""
+    processor = Processor(features={"type": RecordArrays(entity="kind_vector", mention="kind_vector")})
+    model = make_model(processor, {"kind": TypeMatch, "cosine": GlobalCosine})
+    data = MELDataModule(str(with_types(root, tmp_path / "set")), name="Tiny", num_workers=0, image_cache=None)
+    trainer = Trainer(
+        logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path, max_epochs=1,
+        enable_checkpointing=False,
+    )  # fmt: skip
+    trainer.fit(model, data)
+    model.on_test_batch_end = lambda outputs, *_: found.append(outputs["ranking"])
+    found = []
+    trainer.test(model, data, verbose=False)
+    for ranking in found:
+        assert set(ranking.top_scores["kind"].flatten().tolist()) <= {0.0, 1.0}
+        # A third of the entities has the mention's type and stands before all others by this score.
+        assert (ranking.ranks["kind"] <= -(-len(data.entities) // 3)).all()
+    # And without a Trainer: arrays are given with the record.
+    entity = {"id": "Q", "name": "jaguar", "attr": "", "arrays": {"kind_vector": [0.5, 0.0, 2.0]}}
+    states = model.encode_entities([entity])
+    assert states["kind"]["type"].tolist() == [[0.5, 0.0, 2.0]]
+
+
+def test_a_record_without_its_array_is_named():
+    model = make_model(Processor(features={"type": RecordArrays(entity="kind_vector")}), {"cosine": GlobalCosine})
+    with pytest.raises(DataError, match=r"'Q1' has no array 'kind_vector'"):
+        model.encode_entities(ENTITIES)
+
+
+def test_a_lexicon_is_fitted_to_a_knowledge_base():
+    model = make_model(Processor(features={"lexical": BM25Lexicon()}), {"lexical": Lexical, "cosine": GlobalCosine})
+    with pytest.raises(ConfigError, match=r"model\.processor\.fit"):
+        model.encode_entities(ENTITIES)
+    model.processor = model.processor.fit([Entity.of(record) for record in ENTITIES])
+    scores = model.score(model.encode_mentions(SENTENCES), model.encode_entities(ENTITIES))["lexical"]
+    assert scores[0].argmax() == 0 and (scores[1, 1:] > scores[1, 0]).all()
+
+
+def test_extra_tensors_reach_the_features_of_an_encoder_of_ones_own():
+    class Wider(CLIPEncoder):
+        def forward(self, input_ids, attention_mask, pixel_values):
+            features = super().forward(input_ids, attention_mask, pixel_values)
+            return features._replace(extra={"length": attention_mask.sum(dim=1)})
+
+    class Length(Unit):
+        def mention(self, features):
+            return {"length": features.extra["length"].float()}
+
+        entity = mention
+
+        def score(self, mentions, entities):
+            return -(mentions["length"][:, None] - entities["length"][None]).abs()
+
+    model = MIMIC(Wider(**tiny.ENCODER), units={"length": Length})
+    assert model.encoder.dims == FeatureDims(16, 8)
+    assert model.score(model.encode_mentions(SENTENCES), model.encode_entities(ENTITIES))["length"].shape == (2, 3)
