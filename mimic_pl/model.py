@@ -15,18 +15,21 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torchmetrics import MetricCollection
+from typing_extensions import Self
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.construction import Recorded
 from mimic_pl.data.protocol import Records, TrainingData, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, repeat_last
 from mimic_pl.encoding import BatchEncoder
-from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.errors import CheckpointError, ConfigError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
 from mimic_pl.features import Features
 from mimic_pl.gathered_batch import GatheredBatch
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
+from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
 from mimic_pl.published import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Indexer, MemoryIndex, Ranker, Ranking
@@ -41,7 +44,7 @@ def published_optimizer(params: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.999), eps=1e-4, weight_decay=1e-4)
 
 
-class MIMIC(LightningModule):
+class MIMIC(Recorded, LightningModule):
     """Multi-grained multimodal interaction network for entity linking.
 
     A batch's mentions and entities are encoded by the same encoder; every unit scores every pair; the overall score is
@@ -480,6 +483,45 @@ class MIMIC(LightningModule):
 
     def _gold_metrics(self, stage: str) -> GoldMetrics:
         return cast(GoldMetrics, self.gold_metrics[stage])
+
+    # ---- checkpoints --------------------------------------------------------------------------------------------
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Write how the model was built."""
+        checkpoint[KEY] = describe_model(self)
+
+    @classmethod
+    def load_from_checkpoint(  # type: ignore[override]  # Lightning's other arguments are for models that it builds
+        cls,
+        checkpoint_path: str | Path,
+        map_location: torch.device | str | None = None,
+        trust_remote_code: bool = False,
+        **kwargs: Any,
+    ) -> Self:
+        """Build the model that a checkpoint was written by, and load its weights.
+
+        The checkpoint holds class paths and plain arguments of all that the model is made of; no code in it is run.
+
+        Args:
+            checkpoint_path: The file.
+            map_location: Device for the model; the CPU by default.
+            trust_remote_code: Build classes of other packages than mimic_pl, too: importing them runs their code.
+            **kwargs: Arguments of the model that take the place of recorded ones, such as ``ranker`` or ``optimizer``.
+
+        Returns:
+            The model in evaluation mode.
+
+        Raises:
+            CheckpointError: The file is damaged, does not describe a model, or its weights do not fit it.
+            ConfigError: It names a class of another package, or one that is not there.
+
+        Example:
+            >>> model = MIMIC.load_from_checkpoint("lightning_logs/version_0/checkpoints/last.ckpt")  # doctest: +SKIP
+        """
+        model = load_model(checkpoint_path, trust_remote_code, **kwargs)
+        if not isinstance(model, cls):
+            raise CheckpointError(f"{checkpoint_path} holds a {type(model).__name__}, not a {cls.__name__}.")
+        return model.to(map_location or "cpu")
 
     # ---- published weights ------------------------------------------------------------------------------------
 

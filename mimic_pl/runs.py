@@ -14,6 +14,7 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl.checkpoint import read_checkpoint, require_numbers
+from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import CheckpointError, ConfigError, UsageError
 from mimic_pl.files import only_writer
@@ -145,15 +146,21 @@ def runs_below(root: str | Path) -> list[Run]:
     return [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
 
 
-def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, BaseDataModule]:
+def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = False) -> tuple[MIMIC, BaseDataModule]:
     """Build a run's model, with its weights, and its data module, for notebooks and scripts.
 
     Args:
         folder: The run's folder.
         which: ``best`` or ``last``: the checkpoint to take the weights from.
+        trust_remote_code: Build classes of other packages than mimic_pl, too: importing them runs their code.
+
+    Returns:
+        The model in evaluation mode, and its data, with the model's processor: ``data.ranked.entities`` and
+        ``model.encode_entities(...)`` work at once.
 
     Raises:
-        ConfigError: The folder is no run, or its configuration does not fit this version.
+        ConfigError: The folder is no run, its configuration does not fit this version, or it names a class of another
+            package.
         CheckpointError: The weights do not fit the model, cannot be read, or are NaN.
 
     Example:
@@ -162,6 +169,7 @@ def load_run(folder: str | Path, which: str = "best") -> tuple[MIMIC, BaseDataMo
     """
     run = open_run(folder)
     config = run.read_config()
+    require_trusted(class_paths({key: config.get(key) for key in ("model", "data")}), trust_remote_code)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
     parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)

@@ -81,7 +81,6 @@ class MELDataModule(MIMICFolder):
             larger fraction holds a smaller one's mentions.
     """
 
-    entities: EntityTable
     mentions: dict[str, list[Mention]]
     entity_dataset: EntityDataset
 
@@ -140,10 +139,8 @@ class MELDataModule(MIMICFolder):
     def setup(self, stage: str) -> None:
         """Read and tokenize what the stage needs."""
         self.check_root(self.root)
-        if not hasattr(self, "entities"):
-            processor = self.processor  # known from here on, also to the readers
-            self.entities = as_table(self.read_entities())
-            self.processor = processor.fit(self.entities)
+        if not hasattr(self, "entity_dataset"):
+            self.processor = self.processor.fit(self.entities)
             self.entity_images.warn_if_absent(entity.images for entity in self.entities)
             self.entity_dataset = EntityDataset(self.entities, self.processor, self._pixels(self.entity_images))
         for split in _STAGES[stage]:
@@ -151,6 +148,12 @@ class MELDataModule(MIMICFolder):
                 self._add_split(split)
         if self._cache is not None and self.processor.modalities != "text":
             self._cache.fill(partial(self._images_of, _STAGES[stage]))
+
+    @cached_property
+    def entities(self) -> EntityTable:
+        """The knowledge base, read when it is first asked for."""
+        self.check_root(self.root)
+        return as_table(self.read_entities())
 
     @cached_property
     def _cache(self) -> ImageCache | None:

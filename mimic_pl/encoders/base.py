@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mimic_pl.construction import Recorded
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
 
@@ -33,7 +34,7 @@ def repeat_last(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor[rows] for name, tensor in inputs.items()}
 
 
-class Encoder(nn.Module, ABC):
+class Encoder(Recorded, nn.Module, ABC):
     """Turns the tokens and images of a batch of mentions, or of entities, into features (paper section 3.2).
 
     A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with

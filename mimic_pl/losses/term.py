@@ -8,11 +8,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import Features
 
 
-class LossTerm(nn.Module, ABC):
+class LossTerm(Recorded, nn.Module, ABC):
     """A term that is added to the loss: ``weight`` times what :meth:`forward` returns.
 
     Args:

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.losses.term import same_gold, widened
 
 
-class UnitConsistentLoss(nn.Module):
+class UnitConsistentLoss(Recorded, nn.Module):
     """A contrastive loss for the overall score and one for each unit's, summed.
 
         L = sum over scores S of w_S CE(S / temperature)

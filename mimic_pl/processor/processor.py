@@ -11,6 +11,7 @@ from torch import Tensor
 from typing_extensions import Self
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.construction import Recorded
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor.decoding import decode
@@ -25,7 +26,7 @@ Modalities = Literal["both", "text", "images"]
 """What the model gets of a record: text and image, or one of the two only (then every text is empty)."""
 
 
-class Processor:
+class Processor(Recorded):
     """Turns mentions and entities into model inputs; the model owns it and is saved with it.
 
     The settings here are the user's; tokenizer, image size and normalisation are the encoder's, which the model

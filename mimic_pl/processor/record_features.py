@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 from typing_extensions import Self
 
+from mimic_pl.construction import Recorded
 from mimic_pl.errors import DataError
 from mimic_pl.records import Entity, Mention
 
 
-class RecordFeatures(ABC):
+class RecordFeatures(Recorded, ABC):
     """Makes named tensors of records, which reach the units as :attr:`Features.extra <mimic_pl.Features.extra>`.
 
     The processor holds them by name; a tensor ``ids`` of the features called ``lexical`` is ``lexical.ids`` in the

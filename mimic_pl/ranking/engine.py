@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError, DeviceMemoryError, MimicError
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.search import Search
@@ -53,7 +54,7 @@ class Ranking(NamedTuple):
         )
 
 
-class Ranker:
+class Ranker(Recorded):
     """Ranks the whole knowledge base for a block of mentions.
 
     All entities stand in one total order: score descending, then position in the knowledge base. The rank of a gold is

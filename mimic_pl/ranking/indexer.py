@@ -11,6 +11,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
+from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError, MimicError, StoreError
 from mimic_pl.ranking.disk import INDEX, DiskIndex, is_finished, part_of, remove_other_parts
 from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Shard, to_columns
@@ -22,7 +23,7 @@ Batches = Callable[[int], Iterable[tuple[Tensor, States]]]
 """From which entity of the shard on -> batches of positions, int64 ``[batch]``, and the states of these entities."""
 
 
-class Indexer:
+class Indexer(Recorded):
     """Makes the index of a knowledge base.
 
     Args:

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from mimic_pl.construction import Recorded
 from mimic_pl.features import FeatureDims, Features
 
 State = Mapping[str, Tensor]
@@ -33,7 +34,7 @@ class Bounds(NamedTuple):
         return self.lower is self.upper
 
 
-class Unit(nn.Module, ABC):
+class Unit(Recorded, nn.Module, ABC):
     """A part of the model that scores every pair of a mention and an entity.
 
     A subclass computes in :meth:`mention` and :meth:`entity` all that depends on one side only, and in :meth:`score`

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import Bounds, Unit, UnitFactory
@@ -26,7 +27,7 @@ def published_units() -> dict[str, UnitFactory]:
     return {"text": TGLU, "vision": VDLU, "cross_modal": CMFU}
 
 
-class Matcher(nn.Module):
+class Matcher(Recorded, nn.Module):
     """Scores every mention against every entity, unit by unit and overall (paper section 3.3).
 
     Four LayerNorms, each applied to mention and entity alike, precede the units; the overall score is the mean of the
