@@ -14,10 +14,10 @@ from mimic_pl.units import States, flat, nested
 
 
 class GatheredBatch:
-    """What the processes of a training step hold, each a part of one batch.
+    """The batch that the processes of a training step have together.
 
-    A process scores its own mentions against the entities of all. Columns stand in an order of its own: its mentions'
-    golds first, so that column j is the gold of mention j as in a batch of one process, then the golds of the other
+    A process scores its own mentions against the entities of all. Its columns are ordered by itself: the golds of its
+    mentions first, so that column j is the gold of mention j as in a batch of one process, then the golds of the other
     processes, then the further entities of all (hard negatives).
 
     Every method is collective. A single process gets back what it gave.
@@ -45,7 +45,7 @@ class GatheredBatch:
         self._first = [processes.rank, *(rank for rank in range(processes.world_size) if rank != processes.rank)]
 
     @property
-    def share(self) -> float:
+    def own_weight(self) -> float:
         """What a mean over this process's mentions counts: 1 where all processes have equally many.
 
         DDP takes the mean of the processes' gradients; with this factor that is the gradient of the mean over all
@@ -53,11 +53,6 @@ class GatheredBatch:
         """
         own = self.mentions[self.processes.rank]
         return own * self.processes.world_size / sum(self.mentions)
-
-    @property
-    def share_of_all(self) -> float:
-        """The same of a mean over the mentions of all processes, where each computes it."""
-        return 1.0 if self.exchanges else self.share
 
     def states(self, own: States) -> States:
         """States of all columns from those of this process's entities."""

@@ -27,7 +27,8 @@ from mimic_pl.errors import CheckpointError, ConfigError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
 from mimic_pl.features import Features
 from mimic_pl.gathered_batch import GatheredBatch
-from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
+from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.losses import UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
@@ -54,7 +55,7 @@ class MIMIC(Recorded, LightningModule):
 
     - :meth:`encode`: from the inputs of one side to features;
     - :meth:`configure_matcher`: the shared norms, the units and how their scores combine;
-    - :meth:`compute_loss`: from the scores of a training batch to the loss;
+    - :meth:`compute_loss`: from the scores and features of a training batch to the loss;
     - :meth:`parameter_groups`: what decays and at which rate;
     - :meth:`configure_metrics`: what is computed from the ranks;
     - :meth:`rank`: from a batch of mentions to ranks and top entities.
@@ -66,8 +67,9 @@ class MIMIC(Recorded, LightningModule):
         units: The interaction units by name; the published three by default. The names are those of the scores.
         matcher: Holds the units and combines their scores: their mean by default, as published, or
             :class:`~mimic_pl.units.WeightedMatcher`.
-        loss: Turns the scores of a training batch into the loss; the published one by default.
-        extra_losses: Further terms by name, added to the loss; none by default.
+        losses: Losses by name, which are summed; by default ``contrastive``, the published one. Any module that is
+            called with :class:`~mimic_pl.LossInputs` and returns a scalar is a loss; a subclass overrides
+            :meth:`compute_loss`.
         optimizer: Makes the optimizer from parameter groups; published settings by default.
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
@@ -90,8 +92,7 @@ class MIMIC(Recorded, LightningModule):
         processor: Processor | None = None,
         units: dict[str, UnitFactory] | None = None,
         matcher: MatcherFactory = Matcher,
-        loss: UnitConsistentLoss | None = None,
-        extra_losses: dict[str, LossTerm] | None = None,
+        losses: dict[str, nn.Module] | None = None,
         optimizer: OptimizerCallable = published_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
         ranker: Ranker | None = None,
@@ -104,8 +105,7 @@ class MIMIC(Recorded, LightningModule):
         self.processor = (processor or Processor()).connect(encoder.build_tokenizer, encoder.build_image_processor)
         self.make_matcher = matcher
         self.matcher = self.configure_matcher(units or published_units())
-        self.loss = loss or UnitConsistentLoss()
-        self.extra_losses = nn.ModuleDict(extra_losses or {})
+        self.losses = nn.ModuleDict(losses or {"contrastive": UnitConsistentLoss()})
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
@@ -278,16 +278,28 @@ class MIMIC(Recorded, LightningModule):
             )
         return datamodule
 
-    def compute_loss(self, scores: dict[str, Tensor], batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a training batch, and its terms for the log.
+    def compute_loss(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss of a training batch, and its terms for the log: the sum of :attr:`losses` and of the units' own.
 
         Args:
-            scores: Named scores ``[batch, columns]``; column j is the gold of mention j. There are more columns than
-                mentions where hard negatives are mined.
-            batch: The batch as the data module made it.
+            inputs: Scores and features of the batch, of all processes where there are several: what is computed from
+                them by one process is what all have in common.
         """
-        columns = batch["columns"]
-        total, terms = self.loss(scores, columns[: len(batch["gold"])], batch["gold"], columns)
+        total = torch.zeros((), device=self.device)
+        terms: dict[str, Tensor] = {}
+        for name, loss in self.losses.items():
+            value = loss(inputs)
+            if isinstance(value, tuple):  # a loss that is a sum itself, and tells its parts
+                value, parts = value
+                terms |= parts
+            else:
+                terms[name] = value
+            total = total + value
+        for name, unit in self.matcher.named_units():
+            own = unit.loss(inputs)
+            if own is not None:
+                terms[f"{name}_own"] = own
+                total = total + own
         return total, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -300,28 +312,23 @@ class MIMIC(Recorded, LightningModule):
 
     def _training_loss(self, batch: Batch, processes: ProcessGroup) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss and terms of a batch, whose entities are negatives of the mentions of all processes."""
-        own = batch["columns"]
-        shared = GatheredBatch(processes, len(batch["gold"]), len(own), self.device, self.global_negatives)
+        gold, own_columns = batch["gold"], batch["columns"]
+        gathered = GatheredBatch(processes, len(gold), len(own_columns), self.device, self.global_negatives)
         mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
-        columns = shared.positions(own)
-        states = shared.states(self.matcher.entity(entities))
+        columns = gathered.positions(own_columns)
+        states = gathered.states(self.matcher.entity(entities))
         scores = self.matcher.score(self.matcher.mention(mentions), states)
-        total, terms = self.compute_loss(scores, {**batch, "columns": columns})
-        total = shared.share * total
-        if self.extra_losses:
-            # These look at more than a mention's own row: each process computes them for all.
-            gold, golds = shared.rows(own[: len(batch["gold"])], batch["gold"])
-            right = same_gold(gold, golds, columns)
-            sides = shared.all_mentions(mentions), shared.all_entities(entities)
-            scores = shared.all_scores(scores)
-            for name, term in self._named_extra_losses():
-                terms[name] = term(scores, *sides, right)
-                total = total + shared.share_of_all * term.weight * terms[name]
-        return total, terms
 
-    def _named_extra_losses(self) -> Iterator[tuple[str, LossTerm]]:
-        for name, term in self.extra_losses.items():
-            yield name, cast(LossTerm, term)
+        def gather() -> tuple[dict[str, Tensor], Features, Features, Tensor]:
+            (golds,) = gathered.rows(gold)
+            sides = gathered.all_mentions(mentions), gathered.all_entities(entities)
+            return gathered.all_scores(scores), *sides, same_gold(golds, columns)
+
+        own = same_gold(gold, columns)
+        if not gathered.exchanges:  # with negatives of its own, each process has a loss of its own
+            total, terms = self.compute_loss(LossInputs(scores, mentions, entities, own))
+            return gathered.own_weight * total, terms
+        return self.compute_loss(LossInputs(scores, mentions, entities, own, gather, gathered.own_weight))
 
     def on_fit_start(self) -> None:
         """Remember the run's seed."""

@@ -7,6 +7,7 @@ import torch
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims
+from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses import AssignmentLoss, IntraModalLoss, SymmetricLoss, UnitConsistentLoss, same_gold
 from tests.reference import random_features
 
@@ -24,8 +25,17 @@ SCORES = {name: torch.randn(4, 4, generator=torch.Generator().manual_seed(i)) fo
 GOLD = torch.tensor([7, 3, 7, 9])
 
 
+def inputs(scores=None, gold=None, columns=None, sides=None):
+    """A batch of one process; by default that of SCORES and GOLD."""
+    gold = GOLD if gold is None else gold
+    columns = gold if columns is None else columns
+    golds = gold[:, None] if gold.ndim == 1 else gold
+    mentions, entities = sides or random_sides(len(gold), len(columns) - len(gold))
+    return LossInputs(SCORES if scores is None else scores, mentions, entities, same_gold(golds, columns))
+
+
 def test_the_total_is_the_sum_of_the_terms():
-    total, terms = UnitConsistentLoss()(SCORES, GOLD)
+    total, terms = UnitConsistentLoss()(inputs())
     assert {name: pytest.approx(literal_cross_entropy(s), rel=1e-5) for name, s in SCORES.items()} == {
         name: term.item() for name, term in terms.items()
     }
@@ -33,20 +43,20 @@ def test_the_total_is_the_sum_of_the_terms():
 
 
 def test_weights_and_temperature():
-    total, terms = UnitConsistentLoss(weights={"a": 2.0, "b": 0.0}, temperature=0.5)(SCORES, GOLD)
+    total, terms = UnitConsistentLoss(weights={"a": 2.0, "b": 0.0}, temperature=0.5)(inputs())
     assert set(terms) == {"a", "c"}
     expected = 2 * literal_cross_entropy(SCORES["a"], 0.5) + literal_cross_entropy(SCORES["c"], 0.5)
     assert total.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_masked_false_negatives_leave_their_columns_out():
-    _, terms = UnitConsistentLoss(mask_false_negatives=True)(SCORES, GOLD)
+    _, terms = UnitConsistentLoss(mask_false_negatives=True)(inputs())
     expected = literal_cross_entropy(SCORES["a"], left_out={(0, 2), (2, 0)})
     assert terms["a"].item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_a_batch_of_one_has_nothing_to_contrast():
-    total, _ = UnitConsistentLoss()({"overall": torch.tensor([[3.0]])}, torch.tensor([0]))
+    total, _ = UnitConsistentLoss()(inputs({"overall": torch.tensor([[3.0]])}, torch.tensor([0])))
     assert total.item() == 0
 
 
@@ -62,12 +72,12 @@ def test_impossible_settings_are_refused(arguments, message):
 @pytest.mark.parametrize("weights", [{"d": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.0}])
 def test_weights_that_name_no_score_or_leave_none_are_refused(weights):
     with pytest.raises(ConfigError):
-        UnitConsistentLoss(weights=weights)(SCORES, GOLD)
+        UnitConsistentLoss(weights=weights)(inputs())
 
 
 def test_columns_of_any_gold_of_a_row_are_masked():
     golds = torch.tensor([[9, 7, -1], [3, -1, -1], [7, 3, -1], [9, -1, -1]])  # those of GOLD are drawn from them
-    _, terms = UnitConsistentLoss(mask_false_negatives=True)(SCORES, GOLD, golds)
+    _, terms = UnitConsistentLoss(mask_false_negatives=True)(inputs(gold=golds, columns=GOLD))
     # Column 2 holds row 0's own gold, column 3 its other one; and so on.
     left_out = {(0, 2), (0, 3), (2, 0), (2, 1)}
     assert terms["a"].item() == pytest.approx(literal_cross_entropy(SCORES["a"], left_out=left_out), rel=1e-5)
@@ -77,7 +87,7 @@ def test_columns_of_any_gold_of_a_row_are_masked():
 def test_single_golds_give_the_same_loss_with_and_without_the_list(mask):
     loss = UnitConsistentLoss(mask_false_negatives=mask)
     padded = torch.stack([GOLD, torch.full_like(GOLD, -1)], dim=1)
-    assert torch.equal(loss(SCORES, GOLD)[0], loss(SCORES, GOLD, padded)[0])
+    assert torch.equal(loss(inputs())[0], loss(inputs(gold=padded, columns=GOLD))[0])
 
 
 def random_sides(count, more=0):
@@ -87,20 +97,20 @@ def random_sides(count, more=0):
 
 def test_a_learned_temperature_starts_at_its_value_and_gets_a_gradient():
     fixed, learned = UnitConsistentLoss(temperature=0.5), UnitConsistentLoss(temperature=0.5, learn_temperature=True)
-    total, _ = learned(SCORES, GOLD)
-    torch.testing.assert_close(total, fixed(SCORES, GOLD)[0])
+    total, _ = learned(inputs())
+    torch.testing.assert_close(total, fixed(inputs())[0])
     total.backward()
     step = 1e-3
     with torch.no_grad():
         learned.log_temperature += step
-        difference = (learned(SCORES, GOLD)[0] - total) / step
+        difference = (learned(inputs())[0] - total) / step
     torch.testing.assert_close(learned.log_temperature.grad, difference, rtol=1e-2, atol=1e-3)
     assert not list(fixed.parameters())
 
 
 def test_the_symmetric_term_is_the_loss_of_the_columns():
     sides = random_sides(4)
-    term = SymmetricLoss(temperature=0.5, scores=("a", "b"))(SCORES, *sides, same_gold(GOLD))
+    term = SymmetricLoss(temperature=0.5, scores=("a", "b"))(inputs(sides=sides))
     left_out = {(0, 2), (2, 0)}
     expected = [literal_cross_entropy(SCORES[name].T, 0.5, left_out) for name in "ab"]
     assert term.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
@@ -108,13 +118,13 @@ def test_the_symmetric_term_is_the_loss_of_the_columns():
 
 def test_the_symmetric_term_names_scores_of_the_model():
     with pytest.raises(ConfigError, match="scores are"):
-        SymmetricLoss()(SCORES, *random_sides(4), same_gold(GOLD))
+        SymmetricLoss()(inputs())
 
 
 @pytest.mark.parametrize("modalities", [("text",), ("image",), ("text", "image")])
 def test_the_intra_modal_term_contrasts_cosines(modalities):
     mentions, entities = random_sides(4)
-    term = IntraModalLoss(temperature=0.1, modalities=modalities)(SCORES, mentions, entities, same_gold(GOLD))
+    term = IntraModalLoss(temperature=0.1, modalities=modalities)(inputs(sides=(mentions, entities)))
     expected = []
     for modality in modalities:
         m, e = (getattr(side, f"{modality}_global") for side in (mentions, entities))
@@ -127,7 +137,7 @@ def test_the_assignment_shares_every_entity_out():
     """Against the plan as plain products, which Sinkhorn's iteration makes doubly stochastic."""
     scores = {"overall": 2 * torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))}
     gold = torch.arange(5)
-    term = AssignmentLoss(temperature=0.7, iterations=200)(scores, *random_sides(5), same_gold(gold))
+    term = AssignmentLoss(temperature=0.7, iterations=200)(inputs(scores, gold))
     plan = (scores["overall"] / 0.7).exp()
     for _ in range(400):
         plan = plan / plan.sum(dim=0, keepdim=True)
@@ -136,7 +146,7 @@ def test_the_assignment_shares_every_entity_out():
     assert term.item() == pytest.approx(-plan.diagonal().log().mean().item(), rel=1e-4)
     # An entity that all mentions like alike is no longer anybody's best.
     loved = scores["overall"] + torch.tensor([9.0, 0, 0, 0, 0], dtype=torch.float64)
-    shared = AssignmentLoss(temperature=0.7, iterations=200)({"overall": loved}, *random_sides(5), same_gold(gold))
+    shared = AssignmentLoss(temperature=0.7, iterations=200)(inputs({"overall": loved}, gold))
     assert shared.item() == pytest.approx(term.item(), rel=1e-3)
 
 

@@ -37,10 +37,11 @@ class Model(MIMIC):
         super().__init__(*args, **kwargs)
         self.symmetric = symmetric
 
-    def compute_loss(self, scores, batch):
-        total, terms = super().compute_loss(scores, batch)
-        target = torch.arange(len(batch["gold"]), device=total.device)
-        terms["symmetric"] = torch.nn.functional.cross_entropy(scores["overall"].T, target)
+    def compute_loss(self, inputs):
+        total, terms = super().compute_loss(inputs)
+        scores = inputs.square("overall")  # [mentions, mentions]: hard negatives are nobody's gold
+        target = torch.arange(len(scores), device=scores.device)
+        terms["symmetric"] = torch.nn.functional.cross_entropy(scores.T, target)
         return total + self.symmetric * terms["symmetric"], terms
 '''
 

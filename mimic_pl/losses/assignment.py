@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-import torch
 from torch import Tensor
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.features import Features
-from mimic_pl.losses.term import LossTerm, widened
+from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.losses.loss import Loss
 
 
-class AssignmentLoss(LossTerm):
+class AssignmentLoss(Loss):
     """Negative log of the transport plan's mass on the golds, after OT-MEL (Zhang et al. 2024).
 
         P = Sinkhorn(exp(S / temperature)), rows and columns of mass 1;  L = mean over mentions i of -log P_ii
@@ -39,14 +36,10 @@ class AssignmentLoss(LossTerm):
         self.temperature = temperature
         self.iterations = iterations
 
-    def forward(
-        self, scores: Mapping[str, Tensor], mentions: Features, entities: Features, same_gold: Tensor
-    ) -> Tensor:
-        """The term of a batch; see :meth:`LossTerm.forward`."""
-        size = len(same_gold)
-        logits = widened(scores["overall"][:, :size]) / self.temperature
-        plan = logits.masked_fill(same_gold[:, :size], -torch.inf)
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """The weighted term of a batch."""
+        plan = inputs.square() / self.temperature
         for _ in range(self.iterations):
             plan = plan - plan.logsumexp(dim=0, keepdim=True)
             plan = plan - plan.logsumexp(dim=1, keepdim=True)
-        return -plan.diagonal().mean()
+        return -self.weight * plan.diagonal().mean()

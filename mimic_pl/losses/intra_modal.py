@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.features import Features
-from mimic_pl.losses.term import LossTerm, contrast, widened
+from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.losses.loss import Loss, contrast, in_float32
 
 
-class IntraModalLoss(LossTerm):
+class IntraModalLoss(Loss):
     """Contrast of the global features of mention and entity within each modality (M3EL, Hu et al. 2024).
 
         L = mean over modalities x of CE(cos(x_m^G, x_e^G) / temperature)
@@ -44,13 +43,11 @@ class IntraModalLoss(LossTerm):
         self.temperature = temperature
         self.modalities = tuple(modalities)
 
-    def forward(
-        self, scores: Mapping[str, Tensor], mentions: Features, entities: Features, same_gold: Tensor
-    ) -> Tensor:
-        """The term of a batch; see :meth:`LossTerm.forward`."""
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """The weighted term of a batch."""
         terms = []
         for modality in self.modalities:
-            sides = (widened(getattr(side, f"{modality}_global")) for side in (mentions, entities))
+            sides = (in_float32(getattr(side, f"{modality}_global")) for side in (inputs.mentions, inputs.entities))
             mention, entity = (nn.functional.normalize(side, dim=-1) for side in sides)
-            terms.append(contrast(mention @ entity.T / self.temperature, same_gold))
-        return torch.stack(terms).mean()
+            terms.append(contrast(mention @ entity.T / self.temperature, inputs.same_gold))
+        return self.weight * torch.stack(terms).mean()

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.features import Features
-from mimic_pl.losses.term import LossTerm, contrast
+from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.losses.loss import Loss
 
 
-class SymmetricLoss(LossTerm):
+class SymmetricLoss(Loss):
     """Cross-entropy over the batch's mentions for each gold entity, as in CLIP (Radford et al. 2021).
 
         L = mean over entities j of -log softmax_i(S_ij / temperature)_j
@@ -32,17 +31,17 @@ class SymmetricLoss(LossTerm):
         self.temperature = temperature
         self.scores = tuple(scores)
 
-    def forward(
-        self, scores: Mapping[str, Tensor], mentions: Features, entities: Features, same_gold: Tensor
-    ) -> Tensor:
-        """The term of a batch; see :meth:`LossTerm.forward`.
+    def forward(self, inputs: LossInputs) -> Tensor:
+        """The weighted term of a batch.
 
         Raises:
             ConfigError: The model has no such score.
         """
-        unknown = set(self.scores) - set(scores)
+        unknown = set(self.scores) - set(inputs.scores)
         if unknown:
-            raise ConfigError(f"SymmetricLoss names {sorted(unknown)}, but the model's scores are {sorted(scores)}.")
-        size = len(same_gold)  # further entities are nobody's gold
-        columns = [contrast(scores[name][:, :size].T / self.temperature, same_gold[:, :size].T) for name in self.scores]
-        return sum(columns[1:], start=columns[0]) / len(columns)
+            raise ConfigError(
+                f"SymmetricLoss names {sorted(unknown)}, but the model's scores are {sorted(inputs.scores)}."
+            )
+        squares = [inputs.square(name).T / self.temperature for name in self.scores]
+        target = torch.arange(len(squares[0]), device=squares[0].device)
+        return self.weight * torch.stack([nn.functional.cross_entropy(square, target) for square in squares]).mean()

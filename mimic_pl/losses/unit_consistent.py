@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
-from mimic_pl.losses.term import same_gold, widened
+from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.losses.loss import contrast
 
 
 class UnitConsistentLoss(Recorded, nn.Module):
@@ -57,20 +58,8 @@ class UnitConsistentLoss(Recorded, nn.Module):
         """What the scores are divided by, as it is now."""
         return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
 
-    def forward(
-        self,
-        scores: Mapping[str, Tensor],
-        gold: Tensor,
-        golds: Tensor | None = None,
-        columns: Tensor | None = None,
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
-
-        Args:
-            scores: Named scores ``[batch, columns]``: entity j is the gold of mention j, those behind are negatives.
-            gold: Position in the knowledge base of each mention's gold, int64 ``[batch]``: of the entity in its column.
-            golds: Positions of all golds of each mention; see :func:`~mimic_pl.losses.same_gold`.
-            columns: Positions of the entities in the columns; see there.
 
         Returns:
             The weighted sum, and each unweighted term by score name (those of weight 0 left out).
@@ -78,20 +67,17 @@ class UnitConsistentLoss(Recorded, nn.Module):
         Raises:
             ConfigError: A weight is given for a score that the model does not have.
         """
+        scores, same_gold = inputs.own  # each mention by itself: nothing is exchanged between processes
         unknown = set(self.weights) - set(scores)
         if unknown:
             raise ConfigError(f"Loss weights for {sorted(unknown)}, but the model's scores are {sorted(scores)}.")
-        target = torch.arange(len(gold), device=gold.device)
-        left_out = same_gold(gold, golds, columns) if self.mask_false_negatives else None
-        terms: dict[str, Tensor] = {}
-        for name, score in scores.items():
-            if self.weights.get(name, 1.0) == 0:
-                continue
-            logits = widened(score) / self.temperature
-            if left_out is not None:
-                logits = logits.masked_fill(left_out, -torch.inf)
-            terms[name] = nn.functional.cross_entropy(logits, target)
+        nothing = torch.zeros_like(same_gold)
+        terms = {
+            name: contrast(score / self.temperature, same_gold if self.mask_false_negatives else nothing)
+            for name, score in scores.items()
+            if self.weights.get(name, 1.0) != 0
+        }
         if not terms:
             raise ConfigError("All loss weights are 0: nothing is left to train on. Give one a positive weight.")
         total = torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-        return total, terms
+        return inputs.own_weight * total, terms

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mimic_pl.construction import Recorded
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.loss_inputs import LossInputs
 
 State = Mapping[str, Tensor]
 """What a unit keeps of one side: named tensors whose first dimension counts mentions or entities."""
@@ -95,6 +96,14 @@ class Unit(Recorded, nn.Module, ABC):
             sides = ({name: tensor[rows] for name, tensor in side.items()} for side in (mentions, entities))
             scores.append(self.score(*sides).diagonal())
         return torch.cat(scores)
+
+    def loss(self, inputs: LossInputs) -> Tensor | None:
+        """A term of the loss that the unit brings along, a scalar: a regulariser, an auxiliary task; none by default.
+
+        Args:
+            inputs: Scores and features of the training batch; ``inputs.scores`` has the unit's own by its name.
+        """
+        return None
 
     def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
         """How far the unit's gates are open for a block of pairs, by name, each value between -1 and 1.

@@ -8,9 +8,12 @@ from mimic_pl import MIMIC, CrossDataModule, MELDataModule
 from mimic_pl.callbacks import HardNegatives
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
-from mimic_pl.losses import UnitConsistentLoss
+from mimic_pl.features import FeatureDims
+from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.losses import UnitConsistentLoss, same_gold
 from mimic_pl.units import CMFU, GlobalCosine
 from tests import tiny
+from tests.reference import random_features
 
 UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8)}
 
@@ -47,8 +50,8 @@ def parts(tmp_path, **options):
         tiny.write_set(root)
     data = MELDataModule(str(root), name="Tiny", batch_size=6, **{"num_workers": 0, **options})
     optimizer = lambda parameters: torch.optim.SGD(parameters, lr=0.05)  # noqa: E731
-    loss = UnitConsistentLoss(mask_false_negatives=True)
-    return MIMIC(CLIPEncoder(**tiny.ENCODER), units=UNITS, loss=loss, optimizer=optimizer), data
+    losses = {"contrastive": UnitConsistentLoss(mask_false_negatives=True)}
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), units=UNITS, losses=losses, optimizer=optimizer), data
 
 
 def trained(tmp_path, callbacks, epochs, resume=None, **options):
@@ -99,10 +102,11 @@ def test_no_batch_of_the_first_epoch_is_loaded_before_it_is_mined(tmp_path, num_
 
 def test_the_loss_counts_hard_negatives_unless_they_are_right():
     scores = {"overall": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))}
-    gold, columns = torch.tensor([5, 6]), torch.tensor([5, 6, 6, 9])
-    plain, _ = UnitConsistentLoss()(scores, gold, None, columns)
+    right = same_gold(torch.tensor([[5], [6]]), torch.tensor([5, 6, 6, 9]))
+    sides = random_features(2, FeatureDims(3, 3)), random_features(4, FeatureDims(3, 3))
+    plain, _ = UnitConsistentLoss()(LossInputs(scores, *sides, right))
     torch.testing.assert_close(plain, torch.nn.functional.cross_entropy(scores["overall"], torch.tensor([0, 1])))
-    masked, _ = UnitConsistentLoss(mask_false_negatives=True)(scores, gold, None, columns)
+    masked, _ = UnitConsistentLoss(mask_false_negatives=True)(LossInputs(scores, *sides, right))
     left = scores["overall"].clone()
     left[1, 2] = -torch.inf  # entity 6, once more
     torch.testing.assert_close(masked, torch.nn.functional.cross_entropy(left, torch.tensor([0, 1])))

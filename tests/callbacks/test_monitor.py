@@ -93,7 +93,7 @@ def fit(make_trainer, data, tmp_path, caplog):
         trained = model(
             CLIPEncoder(**tiny.ENCODER),
             units=units or PUBLISHED,
-            loss=UnitConsistentLoss(mask_false_negatives=True, **(loss or {})),
+            losses={"contrastive": UnitConsistentLoss(mask_false_negatives=True, **(loss or {}))},
             optimizer=optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=lr)),
         )
         if change is not None:

@@ -38,7 +38,10 @@ WRONG = {
         "The text template 'no field' names no field.",
     ),
     "impossible loss": (
-        ["--model.loss", '{"class_path": "mimic_pl.losses.UnitConsistentLoss", "init_args": {"temperature": 0}}'],
+        [
+            "--model.losses.contrastive",
+            '{"class_path": "mimic_pl.losses.UnitConsistentLoss", "init_args": {"temperature": 0}}',
+        ],
         3,
         "temperature",
     ),

@@ -11,6 +11,7 @@ import yaml
 
 from tests import tiny
 from tests.launch import needs_fork, run
+from tests.readme import readme_block
 
 pytestmark = needs_fork
 
@@ -19,13 +20,15 @@ BATCH = 12  # of the 20 mentions: the second and last batch is smaller, and thre
 
 MINING = [
     *("--trainer.callbacks+", "mimic_pl.callbacks.HardNegatives", "--trainer.callbacks.depth", "2"),
-    *("--model.loss", "mimic_pl.losses.UnitConsistentLoss", "--model.loss.mask_false_negatives", "true"),
+    *("--model.losses.contrastive", "UnitConsistentLoss", "--model.losses.contrastive.mask_false_negatives", "true"),
 ]
 CASES: dict[str, list[str]] = {
     "faithful": [],
     "accumulation": ["--trainer.accumulate_grad_batches", "2"],
     "checkpointing": ["--model.encoder.gradient_checkpointing", "true"],
     "hard_negatives": ["--trainer.max_epochs", "2", *MINING],
+    "readme": ["--model", "theirs_of_readme.Model"],
+    "readme_hard_negatives": ["--model", "theirs_of_readme.Model", "--trainer.max_epochs", "2", *MINING],
     **{
         Path(overlay).stem: ["--config", str(OVERLAYS / f"{overlay}.yaml")]
         for overlay in (
@@ -57,6 +60,7 @@ def steps(tmp_path_factory):
     """Steps by case and number of processes."""
     folder = tmp_path_factory.mktemp("ddp")
     root = tiny.write_set(folder / "set")
+    (folder / "theirs_of_readme.py").write_text(readme_block("# theirs.py"))
     found = {}
     for count in (1, 2, 3):
         cases = {}

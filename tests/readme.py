@@ -1,0 +1,14 @@
+"""The README's examples, which are tests."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def readme_block(first_line: str) -> str:
+    """The code block that begins with a line."""
+    blocks = README.read_text().split("```")[1::2]
+    (found,) = [block.partition("\n")[2] for block in blocks if block.partition("\n")[2].startswith(first_line)]
+    return found
