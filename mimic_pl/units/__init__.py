@@ -1,6 +1,7 @@
 """Interaction units: each scores every mention-entity pair; :class:`Matcher` holds them together."""
 
 from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
+from mimic_pl.units.check import check_unit
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.cosine import GlobalCosine
 from mimic_pl.units.lexical import Lexical
@@ -24,6 +25,7 @@ __all__ = [
     "Unit",
     "UnitFactory",
     "WeightedMatcher",
+    "check_unit",
     "flat",
     "nested",
     "published_units",

@@ -38,15 +38,32 @@ class Bounds(NamedTuple):
 class Unit(Recorded, nn.Module, ABC):
     """A part of the model that scores every pair of a mention and an entity.
 
-    A subclass computes in :meth:`mention` and :meth:`entity` all that depends on one side only, and in :meth:`score`
-    what truly depends on the pair. Training, ranking and linking call these same three functions, and the entity index
-    stores what :meth:`entity` returns: keep it small.
+    A unit needs three functions. :meth:`mention` and :meth:`entity` compute all that depends on one side only, and
+    :meth:`score` what truly depends on the pair. Training, ranking and linking call these same three, and the entity
+    index stores what :meth:`entity` returns: keep it small.
 
-    Two more functions make ranking faster and change no rank: :meth:`bounds`, for a score that is expensive and cheaply
-    bounded, and :meth:`pairs`, the score of few chosen pairs. A unit whose :meth:`score` is a few products needs none.
+    The others are optional. :meth:`bounds` (with :meth:`prepare`) and :meth:`pairs` make ranking faster and change no
+    rank: a unit whose :meth:`score` is a few products needs neither. :meth:`loss` adds a term to the training loss, and
+    :meth:`gates` shows gates to monitors and plots.
+
+    :func:`~mimic_pl.units.check_unit` tries whether a unit keeps what it promises.
 
     Args:
         dims: Widths of the features that the encoder yields.
+
+    Example:
+        >>> from mimic_pl import FeatureDims
+        >>> from mimic_pl.units import Unit, check_unit
+        >>> class TextDistance(Unit):
+        ...     def mention(self, features):
+        ...         return {"text": features.text_global}
+        ...
+        ...     def entity(self, features):
+        ...         return {"text": features.text_global}
+        ...
+        ...     def score(self, mentions, entities):
+        ...         return -(mentions["text"][:, None] - entities["text"][None]).norm(dim=-1)
+        >>> check_unit(TextDistance(FeatureDims(text=8, image=4)))
     """
 
     reads_padding: bool = True

@@ -1,0 +1,176 @@
+"""For authors of units: does a unit keep the promises that training and ranking rely on?"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from mimic_pl.errors import ConfigError
+from mimic_pl.features import FeatureDims, Features
+from mimic_pl.units.base import State, Unit
+
+_MENTIONS, _ENTITIES, _TOKENS, _PATCHES = 6, 9, 7, 5
+_TOLERANCE = 1e-4
+"""Of the largest score, for what must be equal but for rounding in float32."""
+
+
+def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None = None, seed: int = 0) -> None:
+    """Try a unit on random features, and raise where it breaks a promise.
+
+    - Its states have a row for each mention or entity, and its scores are finite, ``[mentions, entities]``.
+    - A batch of one works; batches, blocks and order change no score.
+    - ``pairs`` gives the diagonal of ``score``, and ``bounds`` hold.
+    - Float64 works, and agrees with float32.
+    - Unless ``reads_padding``, tokens behind a text's end change nothing.
+    - Every trainable parameter gets a gradient.
+
+    Args:
+        unit: The unit, on the CPU; it is left as it is.
+        extra: The tensors that it reads from ``features.extra``: from a number of records to a tensor
+            ``[records, ...]``, such as ``lambda count: torch.randn(count, 3)``.
+        seed: Decides the features.
+
+    Raises:
+        ConfigError: A promise is broken; the message says which, and by how much.
+
+    Example:
+        >>> from mimic_pl.units import GlobalCosine
+        >>> check_unit(GlobalCosine(FeatureDims(text=8, image=4)))
+    """
+    name = type(unit).__name__
+    unit = copy.deepcopy(unit).float().eval()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mentions = random_features(_MENTIONS, unit.dims, extra or {})
+        entities = random_features(_ENTITIES, unit.dims, extra or {})
+    with torch.no_grad():
+        of_mentions = _checked_state(name, "mention", unit.mention(mentions), _MENTIONS)
+        states = of_mentions, _checked_state(name, "entity", unit.entity(entities), _ENTITIES)
+        scores = unit.score(*states)
+        found = f"score returns {list(scores.shape)} for {_MENTIONS} mentions and {_ENTITIES} entities"
+        _require(scores.shape == (_MENTIONS, _ENTITIES), name, f"{found}; it must be [mentions, entities]")
+        _require(bool(torch.isfinite(scores).all()), name, "score returns values that are not finite")
+        _check_batches(name, unit, mentions, entities, scores)
+        _check_blocks(name, unit, *states, scores)
+        _check_pairs(name, unit, *states, scores)
+        _check_bounds(name, unit, *states, scores)
+        _check_float64(name, unit, mentions, entities, scores)
+        if not unit.reads_padding:
+            _check_padding(name, unit, mentions, entities, scores)
+    _check_gradients(name, unit, mentions, entities)
+
+
+def random_features(count: int, dims: FeatureDims, extra: Mapping[str, Callable[[int], Tensor]]) -> Features:
+    """Features of random texts of different lengths, drawn from torch's generator.
+
+    Args:
+        count: Mentions or entities.
+        dims: Widths.
+        extra: Further tensors by name, each from a number of records.
+    """
+    lengths = torch.randint(1, _TOKENS + 1, (count, 1))
+    return Features(
+        text_global=torch.randn(count, dims.text),
+        text_local=torch.randn(count, _TOKENS, dims.text),
+        image_global=torch.randn(count, dims.image),
+        image_local=torch.randn(count, _PATCHES, dims.image),
+        text_mask=(torch.arange(_TOKENS) < lengths).long(),
+        extra={name: make(count) for name, make in extra.items()},
+    )
+
+
+def _checked_state(name: str, side: str, state: State, count: int) -> State:
+    _require(len(state) > 0, name, f"{side} returns no tensor; what score needs of one side belongs there")
+    for key, tensor in state.items():
+        _require(
+            tensor.ndim > 0 and len(tensor) == count,
+            name,
+            f"the state {key!r} of {count} records has the shape {list(tensor.shape)}; its first dimension counts them",
+        )
+    return state
+
+
+def _check_batches(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
+    """States of single records, and of records in another order."""
+    single_mentions, single_entities = (
+        [features.rows(slice(row, row + 1)) for row in range(count)]
+        for features, count in ((mentions, _MENTIONS), (entities, _ENTITIES))
+    )
+    rows = [torch.cat([unit(one, other) for other in single_entities], dim=1) for one in single_mentions]
+    alone = torch.cat(rows)
+    _require_equal(name, "scores of records encoded one by one and together", alone, scores)
+    back = torch.arange(_ENTITIES).flip(0)
+    _require_equal(name, "scores of entities in another order", unit(mentions, entities.rows(back)), scores[:, back])
+
+
+def _check_blocks(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
+    """Ranking scores states in blocks of any size."""
+    blocks = [unit.score(mentions, _rows(entities, slice(start, start + 4))) for start in range(0, _ENTITIES, 4)]
+    _require_equal(name, "scores of entities in blocks and at once", torch.cat(blocks, dim=1), scores)
+    rows = [unit.score(_rows(mentions, slice(m, m + 1)), entities) for m in range(_MENTIONS)]
+    _require_equal(name, "scores of mentions one by one and at once", torch.cat(rows), scores)
+
+
+def _check_pairs(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
+    m, e = (grid.flatten() for grid in torch.meshgrid(torch.arange(_MENTIONS), torch.arange(_ENTITIES), indexing="ij"))
+    pairs = unit.pairs(_rows(mentions, m), _rows(entities, e))
+    _require(pairs.shape == m.shape, name, f"pairs returns {list(pairs.shape)} for {len(m)} aligned pairs")
+    _require_equal(name, "pairs and score", pairs.view_as(scores), scores)
+
+
+def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
+    bounds = unit.bounds(unit.prepare(mentions), entities)
+    for side, bound in bounds._asdict().items():
+        _require(bound.shape == scores.shape, name, f"the {side} bound has the shape {list(bound.shape)}")
+        _require(not bool(bound.isnan().any()), name, f"the {side} bound holds NaN")
+    missed = torch.maximum(bounds.lower - scores, scores - bounds.upper).max()
+    margin = _margin(scores)
+    _require(bool(missed <= margin), name, f"a score is outside of its bounds by {missed:.3g} (rounding: {margin:.1g})")
+
+
+def _check_float64(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
+    """Near ties are settled in float64."""
+    double = copy.deepcopy(unit).double()
+    sides = (features.map(lambda t: t.double() if t.is_floating_point() else t) for features in (mentions, entities))
+    exact = double(*sides)
+    _require(exact.dtype == torch.float64, name, f"in float64 its scores are {exact.dtype}")
+    _require_equal(name, "scores in float64 and in float32", exact, scores)
+
+
+def _check_padding(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
+    def other_padding(features: Features) -> Features:
+        padding = features.text_mask.eq(0)[:, :, None]
+        return features._replace(text_local=features.text_local.masked_fill(padding, 7.0))
+
+    changed = unit(other_padding(mentions), other_padding(entities))
+    _require_equal(name, "scores with other values behind the texts' ends (reads_padding is False)", changed, scores)
+
+
+def _check_gradients(name: str, unit: Unit, mentions: Features, entities: Features) -> None:
+    unit.zero_grad()
+    trainable = {key: parameter for key, parameter in unit.named_parameters() if parameter.requires_grad}
+    if trainable:
+        unit(mentions, entities).square().sum().backward()
+    without = [key for key, parameter in trainable.items() if parameter.grad is None]
+    _require(not without, name, f"no gradient reaches {', '.join(without)}")
+
+
+def _rows(state: State, chosen: slice | Tensor) -> State:
+    return {key: tensor[chosen] for key, tensor in state.items()}
+
+
+def _margin(scores: Tensor) -> float:
+    return _TOLERANCE * max(1.0, float(scores.abs().max()))
+
+
+def _require_equal(name: str, what: str, one: Tensor, other: Tensor) -> None:
+    difference = float((one.double() - other.double()).abs().max())
+    _require(difference <= _margin(other), name, f"{what} differ by {difference:.3g} (rounding: {_margin(other):.1g})")
+
+
+def _require(holds: bool, name: str, problem: str) -> None:
+    if not holds:
+        raise ConfigError(f"The unit {name} cannot be used: {problem}.")
