@@ -13,17 +13,17 @@ from tqdm.auto import tqdm
 
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
-from mimic_pl.ranking import EntityIndex, Indexer, Shard, fingerprint
+from mimic_pl.ranking import EntityIndex, IndexBuilder, Shard, fingerprint
 from mimic_pl.units import States
 
 
-def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
+def make_index(model: Any, trainer: Trainer, builder: IndexBuilder) -> EntityIndex:
     """Encode the knowledge base, or this process's share of it, or open the index that lies on disk.
 
     Args:
         model: The :class:`~mimic_pl.MIMIC` that encodes.
         trainer: Its Trainer, with a data module.
-        indexer: In which dtype, and where.
+        builder: In which dtype, and where.
 
     Raises:
         ConfigError: The Trainer was given bare loaders instead of a data module.
@@ -36,7 +36,7 @@ def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
             "Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
         )
     num_entities = len(datamodule.entities)
-    on_disk = indexer.storage == "disk"
+    on_disk = builder.storage == "disk"
     # Where texts need not be padded to one length, those of about one length are encoded together.
     loader = datamodule.entity_dataloader(by_length=not (on_disk or model.matcher.reads_padding))
     shard = _shard_of(loader, num_entities)
@@ -49,13 +49,13 @@ def make_index(model: Any, trainer: Trainer, indexer: Indexer) -> EntityIndex:
         }
     if not on_disk:
         made_from = repr(description)
-        return indexer.in_memory(
-            num_entities, lambda _: _encoded(model, trainer, loader), model.device, shard, made_from
+        return builder.in_memory(
+            datamodule.entities, lambda _: _encoded(model, trainer, loader), model.device, shard, made_from
         )
     validating = trainer.state.fn in ("fit", "validate")
-    return indexer.on_disk(
-        _folder(indexer, trainer, validating),
-        num_entities,
+    return builder.on_disk(
+        _folder(builder, trainer, validating),
+        datamodule.entities,
         lambda first: _encoded(model, trainer, datamodule.entity_dataloader(first=first)),
         model.device,
         description,
@@ -73,8 +73,8 @@ def _shard_of(loader: Any, num_entities: int) -> Shard:
     return Shard(torch.as_tensor(positions), num_entities, ProcessGroup())
 
 
-def _folder(indexer: Indexer, trainer: Trainer, validating: bool) -> Path:
-    folder = Path(indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
+def _folder(builder: IndexBuilder, trainer: Trainer, validating: bool) -> Path:
+    folder = Path(builder.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
     return folder / ("validation" if validating else "entities")
 
 

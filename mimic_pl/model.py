@@ -24,7 +24,7 @@ from mimic_pl.indexing import make_index
 from mimic_pl.losses import LossTerm, UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, Indexer, Ranker, Ranking
+from mimic_pl.ranking import EntityIndex, IndexBuilder, Ranker, Ranking
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
 from mimic_pl.unused import unused_parameters
 
@@ -62,7 +62,7 @@ class MIMIC(LightningModule):
         optimizer: Makes the optimizer from parameter groups; published settings by default.
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
-        indexer: Makes the index of the knowledge base that is ranked: in which dtype, and where it is kept.
+        index: Builds the index of the knowledge base that is ranked: in which dtype, and where it is stored.
         global_negatives: In training on several processes, the entities of all processes' batches are negatives of
             each mention, as if one process had the whole batch; off, those of its own process's batch.
         compile_encoder: Compile the encoder with :func:`torch.compile` (a minute or more before the first step; needs a
@@ -83,7 +83,7 @@ class MIMIC(LightningModule):
         optimizer: OptimizerCallable = published_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
         ranker: Ranker | None = None,
-        indexer: Indexer | None = None,
+        index: IndexBuilder | None = None,
         global_negatives: bool = True,
         compile_encoder: bool = False,
     ) -> None:
@@ -96,7 +96,7 @@ class MIMIC(LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
-        self.indexer = indexer or Indexer()
+        self.index_builder = index or IndexBuilder()
         self.global_negatives = global_negatives
         if compile_encoder:
             self.encoder.compile()  # in place: the names of the weights stay
@@ -286,13 +286,13 @@ class MIMIC(LightningModule):
 
     @torch.no_grad()
     def encode_entities(self) -> EntityIndex:
-        """Make the index of the data module's knowledge base, as :attr:`indexer` says.
+        """Make the index of the data module's knowledge base, as :attr:`index_builder` says.
 
         Raises:
             ConfigError: The Trainer was given bare loaders instead of a data module.
             StoreError: The index on disk was built by another model or from other data, or is damaged.
         """
-        return make_index(self, self.trainer, self.indexer)
+        return make_index(self, self.trainer, self.index_builder)
 
     def taken_in(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A batch of a loader that the Trainer does not drive: on the model's device and in its precision."""

@@ -18,9 +18,10 @@ from mimic_pl.data.degradation import KINDS, Degradation
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, Indexer
+from mimic_pl.ranking import EntityIndex, IndexBuilder
+from mimic_pl.ranking.builder import Batches
 from mimic_pl.ranking.index import Shard
-from mimic_pl.ranking.indexer import Batches
+from mimic_pl.records import Entity
 
 FILE = "robustness.json"
 """Name in the run's folder of what was measured."""
@@ -132,25 +133,30 @@ def robustness_table(grades: Sequence[Grade], title: str | None = None) -> Table
     return table
 
 
-class _IndexedOnce(Indexer):
-    """Makes the index that another indexer makes, once, and hands it out again."""
+class _BuiltOnce(IndexBuilder):
+    """Makes the index that another builder makes, once, and hands it out again."""
 
-    def __init__(self, indexer: Indexer) -> None:
-        super().__init__(indexer.dtype, indexer.storage, indexer.folder)
-        self._indexer = indexer
+    def __init__(self, builder: IndexBuilder) -> None:
+        super().__init__(builder.dtype, builder.storage, builder.folder)
+        self._builder = builder
         self._index: EntityIndex | None = None
 
     def in_memory(
-        self, num_entities: int, batches: Batches, device: torch.device, shard: Shard | None = None, made_from: str = ""
+        self,
+        entities: Sequence[Entity],
+        batches: Batches,
+        device: torch.device,
+        shard: Shard | None = None,
+        made_from: str = "",
     ) -> EntityIndex:
         if self._index is None:
-            self._index = self._indexer.in_memory(num_entities, batches, device, shard, made_from)
+            self._index = self._builder.in_memory(entities, batches, device, shard, made_from)
         return self._index
 
     def on_disk(
         self,
         folder: Path,
-        num_entities: int,
+        entities: Sequence[Entity],
         batches: Batches,
         device: torch.device,
         description: Mapping[str, Any],
@@ -158,19 +164,19 @@ class _IndexedOnce(Indexer):
         shard: Shard | None = None,
     ) -> EntityIndex:
         if self._index is None:
-            self._index = self._indexer.on_disk(folder, num_entities, batches, device, description, anew, shard)
+            self._index = self._builder.on_disk(folder, entities, batches, device, description, anew, shard)
         return self._index
 
 
 @contextmanager
 def _indexed_once(model: MIMIC) -> Iterator[None]:
     """The knowledge base is indexed once, however often the model asks."""
-    indexer = model.indexer
-    model.indexer = _IndexedOnce(indexer)
+    builder = model.index_builder
+    model.index_builder = _BuiltOnce(builder)
     try:
         yield
     finally:
-        model.indexer = indexer
+        model.index_builder = builder
 
 
 @contextmanager

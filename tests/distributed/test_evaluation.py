@@ -23,13 +23,13 @@ CASES = {
         "test",
         "--data.eval_batch_size",
         "5",
-        "--model.indexer.dtype",
+        "--model.index.dtype",
         "int8",
         "--model.ranker.top_k",
         "13",
     ],
     # Two batches of entities: of three processes one holds none.
-    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.indexer.storage", "disk"],
+    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.index.storage", "disk"],
     "links": ["predict", "--data.eval_batch_size", "3", "--data.entity_batch_size", "4"],
 }
 

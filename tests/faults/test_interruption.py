@@ -158,7 +158,7 @@ def test_a_lost_process_of_an_index_build(trained, tmp_path, monkeypatch, trial,
     def build(folder, processes=2):
         shutil.copytree(trained.run, folder, dirs_exist_ok=True)
         options = ["--data.root", str(root), "--data.entity_batch_size", "8", "--trainer.devices", str(processes)]
-        return Started(["test", "--run", str(folder), "--model.indexer.storage", "disk", *options], folder, processes)
+        return Started(["test", "--run", str(folder), "--model.index.storage", "disk", *options], folder, processes)
 
     whole = build(tmp_path / "whole")
     assert whole.codes() == [0, 0], whole.said()
