@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -85,20 +85,24 @@ class ProcessGroup:
                     everyone[rank][place] = piece.reshape(sizes[rank], *own[place].shape[1:])
         return everyone
 
-    def agree(self, error: MimicError | None, device: torch.device) -> None:
-        """Go on together, or end together.
+    def together(self, work: Callable[[], T], device: torch.device) -> T:
+        """Do this process's part of some work, and then go on together, or end together.
 
         Raises:
-            MimicError: The first process that has an error has this one.
+            MimicError: The work of the first process that has an error has raised it.
         """
         if self.world_size == 1:
-            everyone = [error]
-        else:
-            met = torch.tensor(0 if error is None else 1, device=device)
-            everyone = self.objects(error) if self.sum(met).item() else []
-        for found in everyone:
+            return work()
+        result, error = None, None
+        try:
+            result = work()
+        except MimicError as raised:
+            error = raised
+        failed = self.sum(torch.tensor(0 if error is None else 1, device=device)).item()
+        for found in self.objects(error) if failed else []:
             if found is not None:
                 raise found
+        return cast(T, result)
 
 
 def _gather(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

@@ -58,7 +58,7 @@ class NonFiniteScoreError(MimicError):
         message: What the user reads.
         score: Name of the score.
         mention: Row of the mention in its block.
-        entity: Position of the entity in the knowledge base.
+        entity: Order number of the entity.
         value: What the score is.
     """
 

@@ -14,20 +14,20 @@ from torch.utils.data import DataLoader
 from mimic_pl.batch import Batch
 from mimic_pl.data.protocol import RankedData, data_of
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.ranking import EntityIndex, Indexer, Shard, fingerprint
+from mimic_pl.ranking import EntityIndex, IndexBuilder, Shard, fingerprint
 from mimic_pl.units import States
 
 if TYPE_CHECKING:
     from mimic_pl.model import MIMIC
 
 
-def evaluation_index(model: MIMIC, trainer: Trainer, indexer: Indexer) -> EntityIndex:
+def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> EntityIndex:
     """Encode the knowledge base, or this process's shard of it, or open the index on disk.
 
     Args:
         model: Encodes.
         trainer: Its Trainer, with a data module.
-        indexer: In which dtype, and where.
+        builder: In which dtype, and where.
 
     Raises:
         ConfigError: The Trainer was given bare loaders instead of a data module.
@@ -35,7 +35,7 @@ def evaluation_index(model: MIMIC, trainer: Trainer, indexer: Indexer) -> Entity
     """
     data = data_of(trainer, RankedData)
     num_entities = len(data.entities)
-    on_disk = indexer.storage == "disk"
+    on_disk = builder.storage == "disk"
     # Where texts need not be padded to one length, those of about one length are encoded together.
     loader = data.entity_dataloader(by_length=not (on_disk or model.matcher.reads_padding))
     shard = _shard_of(loader, num_entities)
@@ -48,11 +48,11 @@ def evaluation_index(model: MIMIC, trainer: Trainer, indexer: Indexer) -> Entity
         }
     if not on_disk:
         made_from = repr(description)
-        return indexer.in_memory(num_entities, lambda _: _encoded(model, loader), model.device, shard, made_from)
+        return builder.in_memory(data.entities, lambda _: _encoded(model, loader), model.device, shard, made_from)
     validating = trainer.state.fn in ("fit", "validate")
-    return indexer.on_disk(
-        _folder(indexer, trainer, validating),
-        num_entities,
+    return builder.on_disk(
+        _folder(builder, trainer, validating),
+        data.entities,
         lambda first: _encoded(model, data.entity_dataloader(first=first)),
         model.device,
         description,
@@ -70,8 +70,8 @@ def _shard_of(loader: DataLoader[Batch], num_entities: int) -> Shard:
     return Shard(torch.as_tensor(positions), num_entities, ProcessGroup())
 
 
-def _folder(indexer: Indexer, trainer: Trainer, validating: bool) -> Path:
-    folder = Path(indexer.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
+def _folder(builder: IndexBuilder, trainer: Trainer, validating: bool) -> Path:
+    folder = Path(builder.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
     return folder / ("validation" if validating else "entities")
 
 

@@ -48,7 +48,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
             raise
         sync_folder(path.parent)
     except OSError as error:
-        raise _explained(error, path, len(content)) from error
+        raise write_error(error, path, len(content)) from error
 
 
 def rename(old: Path, new: Path) -> None:
@@ -61,7 +61,7 @@ def rename(old: Path, new: Path) -> None:
         os.replace(old, new)
         sync_folder(new.parent)
     except OSError as error:
-        raise _explained(error, new, 0) from error
+        raise write_error(error, new, 0) from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -108,21 +108,22 @@ def checksum_of(content: bytes) -> str:
     return _hexadecimal(zlib.crc32(content))
 
 
-def lock(folder: Path, wait: float) -> FileLock:
+def lock(folder: Path, wait: float, name: str = LOCK) -> FileLock:
     """Become the one writer of a folder, which is made if it is not there.
 
     Args:
         folder: The folder.
         wait: Seconds to wait for another writer; below zero for as long as it takes.
+        name: Name of the file that is locked.
 
     Raises:
         StoreError: Another process is writing there, or the folder cannot be written to.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return only_writer(folder, LOCK, wait)
+        return only_writer(folder, name, wait)
     except OSError as error:
-        raise _explained(error, folder, 0) from error
+        raise write_error(error, folder, 0) from error
 
 
 def only_writer(folder: Path, name: str, wait: float = 0) -> FileLock:
@@ -175,7 +176,14 @@ def _allocate(descriptor: int, size: int) -> None:
                 raise
 
 
-def _explained(error: OSError, path: Path, size: int) -> StoreError:
+def write_error(error: OSError, path: Path, size: int) -> StoreError:
+    """What to tell a user about a file that cannot be written.
+
+    Args:
+        error: What the operating system says.
+        path: The file.
+        size: Bytes that were to be written.
+    """
     if error.errno in _FULL:
         free = shutil.disk_usage(path.parent).free
         return StoreError(

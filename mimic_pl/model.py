@@ -33,7 +33,7 @@ from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, Indexer, MemoryIndex, Ranker, Ranking
+from mimic_pl.ranking import EntityIndex, IndexBuilder, MemoryIndex, Ranker, Ranking
 from mimic_pl.ranking.states import joined
 from mimic_pl.records import Entity, Mention
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
@@ -73,7 +73,7 @@ class MIMIC(Recorded, LightningModule):
         optimizer: Makes the optimizer from parameter groups; published settings by default.
         lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
-        indexer: Makes the index of the knowledge base that is ranked: in which dtype, and where it is kept.
+        index: Builds the index of the knowledge base that is ranked: in which dtype, and where it is stored.
         global_negatives: In training on several processes, the entities of all processes' batches are negatives of
             each mention, as if one process had the whole batch; off, those of its own process's batch.
         compile_encoder: Compile the encoder with :func:`torch.compile` (a minute or more before the first step; needs a
@@ -96,7 +96,7 @@ class MIMIC(Recorded, LightningModule):
         optimizer: OptimizerCallable = published_optimizer,
         lr_scheduler: LRSchedulerCallable | None = None,
         ranker: Ranker | None = None,
-        indexer: Indexer | None = None,
+        index: IndexBuilder | None = None,
         global_negatives: bool = True,
         compile_encoder: bool = False,
     ) -> None:
@@ -109,7 +109,7 @@ class MIMIC(Recorded, LightningModule):
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         self.ranker = ranker or Ranker()
-        self.indexer = indexer or Indexer()
+        self.index_builder = index or IndexBuilder()
         self.global_negatives = global_negatives
         if compile_encoder:
             self.encoder.compile()  # in place: the names of the weights stay
@@ -218,9 +218,12 @@ class MIMIC(Recorded, LightningModule):
             batch_size: Entities that are encoded at once.
             show_progress_bar: Show how far it is.
         """
-        index = MemoryIndex(len(records), self.device)
-        for _, states in self._entity_batches(records, batch_size, show_progress_bar):
-            index.append(states)
+        index = MemoryIndex(self.device, capacity=len(records))
+        done = 0
+        for batch, states in self._entity_batches(records, batch_size, show_progress_bar):
+            size = len(batch["entities"]["input_ids"])
+            index.add([Entity.of(record).id for record in records[done : done + size]], states)
+            done += size
         return index
 
     def _entity_batches(
@@ -427,7 +430,7 @@ class MIMIC(Recorded, LightningModule):
     def _start_ranking(self) -> None:
         if self.index is None or not self._keep_index:
             with torch.no_grad():
-                self.index = evaluation_index(self, self.trainer, self.indexer)
+                self.index = evaluation_index(self, self.trainer, self.index_builder)
 
     def _end_ranking(self) -> None:
         if not self._keep_index:

@@ -3,11 +3,13 @@
 import os
 import subprocess
 import tempfile
+import traceback
 
 import pytest
 import torch
 
 from tests import tiny
+from tests.launch import FORK
 
 # Nothing in the tests may reach for the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -22,6 +24,37 @@ os.environ["XDG_CACHE_HOME"] = _caches.name
 
 def pytest_addoption(parser):
     parser.addoption("--fuzz-inputs", type=int, default=1000, help="Inputs of tests/faults/test_fuzz.py, all together.")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem):
+    """A test with the mark ``own_process`` runs in a fork of its own.
+
+    A process that has used Lance cannot be forked into one that uses it, and other tests fork whole commands.
+    """
+    if FORK is None or pyfuncitem.get_closest_marker("own_process") is None:
+        return None
+    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
+    receiver, sender = FORK.Pipe(duplex=False)
+
+    def work():
+        torch.set_num_threads(1)  # the threads of the forked process are not there
+        try:
+            pyfuncitem.obj(**arguments)
+            sender.send(None)
+        except BaseException:
+            sender.send(traceback.format_exc())
+
+    process = FORK.Process(target=work)
+    process.start()
+    sender.close()
+    try:
+        failure = receiver.recv()
+    except EOFError:
+        failure = "it ended without a word"
+    process.join()
+    assert failure is None, failure
+    return True
 
 
 @pytest.fixture(scope="session")

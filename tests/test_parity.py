@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 from mimic_pl.model import MIMIC
 from mimic_pl.published import read_published
 from mimic_pl.ranking import MemoryIndex, Ranker
+from tests.ranking.tables import add
 from tests.shared import SHARED, needs_shared
 
 FIXTURES = SHARED / "parity" / "official_tiny"
@@ -61,8 +62,8 @@ def test_score_matrices(model, inputs, expected):
 @pytest.mark.parametrize("pairs_per_block", [6, 42, 1000])
 def test_ranks_through_the_index(model, inputs, expected, pairs_per_block, prune):
     with torch.no_grad():
-        index = MemoryIndex(23)
-        index.append(model.matcher.entity(model.encoder(**side(inputs, "entity"))))
+        index = MemoryIndex()
+        add(index, model.matcher.entity(model.encoder(**side(inputs, "entity"))))
         mentions = model.matcher.mention(model.encoder(**side(inputs, "mention")))
         ranking = Ranker(pairs_per_block=pairs_per_block, prune=prune)(
             model.matcher, mentions, expected["gold"][:, None], index

@@ -15,7 +15,7 @@ from mimic_pl.callbacks.results import metrics_by_score
 from mimic_pl.data.degradation import KINDS, Degradation, MissingSentence, Occlusion, OtherImage, Typos
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
-from mimic_pl.ranking import Indexer
+from mimic_pl.ranking import IndexBuilder
 from mimic_pl.robustness import Grade, grades_of, measure, robustness_table, write_grades
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
@@ -41,7 +41,7 @@ class Watched(MIMIC):
         return {name: torch.cat([ranks[name] for ranks in self.found]).tolist() for name in self.found[0]}
 
 
-class Counting(Indexer):
+class Counting(IndexBuilder):
     """Counts how often the knowledge base is encoded."""
 
     made = 0
@@ -73,10 +73,10 @@ def make_trainer(folder: Path) -> Trainer:
 def test_a_grade_is_what_test_gives_with_that_degradation(tiny_set, tmp_path):
     strengths = (Occlusion, (0, 0.5)), (Typos, (0, 0.4)), (OtherImage, (1,))
     degradations = [kind(strength, seed=1) for kind, grades in strengths for strength in grades]
-    model = make_model(indexer=(indexer := Counting()))
+    model = make_model(index=(builder := Counting()))
     data = make_data(tiny_set, eval_batch_size=4, degradation=(own := Typos(0.1)))
     grades = list(measure(make_trainer(tmp_path), model, data, degradations))
-    assert indexer.made == 1 and model.indexer is indexer and data.degradation is own
+    assert builder.made == 1 and model.index_builder is builder and data.degradation is own
     assert [(grade.kind, grade.strength) for grade in grades] == [(d.kind, d.strength) for d in degradations]
     assert len({json.dumps(grade.metrics) for grade in grades}) == 4
     for grade, degradation in zip(grades, degradations, strict=True):
@@ -110,9 +110,10 @@ def test_the_validation_split(tiny_set, tmp_path):
     assert grade.metrics == metrics_by_score(trainer.callback_metrics, "val")
 
 
-def test_an_index_on_disk_is_used_as_it_lies_there(tiny_set, tmp_path):
+@pytest.mark.own_process
+def test_an_index_on_disk_is_used_as_it_is(tiny_set, tmp_path):
     def model() -> Watched:
-        return make_model(indexer=Indexer(storage="disk", folder=str(tmp_path / "index")))
+        return make_model(index=IndexBuilder(storage="disk", folder=str(tmp_path / "index")))
 
     trainer = make_trainer(tmp_path)
     trainer.test(model(), make_data(tiny_set), verbose=False)
@@ -135,10 +136,10 @@ def test_after_a_failure_model_and_data_are_as_they_were(tiny_set, tmp_path):
             raise RuntimeError("broken")
 
     model, data = make_model(), make_data(tiny_set)
-    indexer = model.indexer
+    builder = model.index_builder
     with pytest.raises(RuntimeError, match="broken"):
         list(measure(make_trainer(tmp_path), model, data, [Broken(0.5)]))
-    assert model.indexer is indexer and data.degradation is None
+    assert model.index_builder is builder and data.degradation is None
 
 
 def test_every_kind_begins_undisturbed():

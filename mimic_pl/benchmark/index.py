@@ -14,11 +14,12 @@ import torch
 from torch import Tensor
 
 from mimic_pl.benchmark.memory import Peak, peak_memory
-from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, random_features, random_matcher, rows
+from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, add, random_features, random_matcher, rows
 from mimic_pl.benchmark.report import Line, Row, fact, sized
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
-from mimic_pl.ranking import DiskIndex, IndexDtype, Indexer, MemoryIndex, Ranker
+from mimic_pl.ranking import IndexBuilder, IndexDtype, LanceIndex, MemoryIndex, Ranker
+from mimic_pl.records import Entity
 from mimic_pl.units import States
 
 RICHPEDIA_ENTITIES = 160_933
@@ -62,8 +63,8 @@ def index(settings: Settings) -> Row:
             start = time.perf_counter()
             _build(Path(folder), entities, dtype, settings.seed)
             lines.append(fact(f"{entities:,} entities: building", time.perf_counter() - start, "s"))
-            expects = {**_DESCRIPTION, "dtype": dtype, "entities": entities}
-            opening = in_turn({"open": Work(partial(DiskIndex, folder, expects))}, settings.turns)["open"]
+            expects = {**_DESCRIPTION, "dtype": dtype, "number of entities": entities}
+            opening = in_turn({"open": Work(partial(LanceIndex, folder, expects))}, settings.turns)["open"]
             peak = passes[entities] = _pass(folder, dtype, entities, _FEW_MENTIONS, False, settings)
             lines += [
                 fact(f"{entities:,} entities: opening", opening.median, "s"),
@@ -100,8 +101,8 @@ def prepare_pass(
     with torch.no_grad():
         states = matcher.mention(random_features(mentions, generator, device))
         # A first small ranking: whatever torch sets up once belongs to the model.
-        small = MemoryIndex(64, device)
-        small.append(matcher.entity(random_features(64, generator, device)))
+        small = MemoryIndex(device)
+        add(small, matcher.entity(random_features(64, generator, device)))
     gold = torch.arange(mentions, device=device)[:, None] % min(64, entities)
     ranker = Ranker(prune=prune)
     ranker(matcher, rows(states, slice(0, 2)), gold[:2], small)
@@ -109,7 +110,7 @@ def prepare_pass(
 
     def run() -> float:
         start = time.perf_counter()
-        opened = DiskIndex(folder, {**_DESCRIPTION, "dtype": dtype, "entities": entities}, device)
+        opened = LanceIndex(folder, {**_DESCRIPTION, "dtype": dtype, "number of entities": entities}, device)
         ranking = ranker(matcher, states, gold, opened)
         ranking.top_entities.cpu()
         return time.perf_counter() - start
@@ -117,11 +118,12 @@ def prepare_pass(
     return run
 
 
-def _build(folder: Path, entities: int, dtype: IndexDtype, seed: int) -> DiskIndex:
+def _build(folder: Path, entities: int, dtype: IndexDtype, seed: int) -> LanceIndex:
     """Write an index of entities that are put together from the states of some random ones."""
     batches = partial(_batches, entities, seed)
-    built = Indexer(dtype, "disk").on_disk(folder, entities, batches, torch.device("cpu"), _DESCRIPTION)
-    assert isinstance(built, DiskIndex)
+    records = [Entity(f"Q{n}", f"entity {n}") for n in range(entities)]
+    built = IndexBuilder(dtype, "disk").on_disk(folder, records, batches, torch.device("cpu"), _DESCRIPTION)
+    assert isinstance(built, LanceIndex)
     return built
 
 
@@ -158,6 +160,6 @@ def _mixed(drawn: States, entities: int, seed: int, first: int) -> Iterator[tupl
 
 @torch.no_grad()
 def _bytes_per_entity(dtype: IndexDtype) -> int:
-    memory = MemoryIndex(1, dtype=dtype)
-    memory.append(random_matcher(0, "cpu").entity(random_features(1, torch.Generator(), "cpu")))
+    memory = MemoryIndex(dtype=dtype)
+    add(memory, random_matcher(0, "cpu").entity(random_features(1, torch.Generator(), "cpu")))
     return memory.bytes_per_entity

@@ -9,7 +9,7 @@ import torch
 
 from mimic_pl.benchmark.encoders import build_encoder, random_inputs
 from mimic_pl.benchmark.flops import flops, matcher_flops, parameters
-from mimic_pl.benchmark.problem import DIMS, random_features
+from mimic_pl.benchmark.problem import DIMS, add, random_features
 from mimic_pl.benchmark.report import Line, Row, fact, timed
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
@@ -56,8 +56,8 @@ def overhead(settings: Settings) -> Row:
             matcher = Matcher(DIMS, units).eval()
         counted = matcher_flops(matcher, *few)
         matcher.to(settings.device)
-        index = MemoryIndex(entities, settings.device)
-        index.append(matcher.entity(known))
+        index = MemoryIndex(settings.device)
+        add(index, matcher.entity(known))
         works[name] = Work(partial(ranker, matcher, matcher.mention(asked), gold, index), mentions)
         table.append(
             {

@@ -80,13 +80,19 @@ def in_dtype(
         unit: Which unit's states; all by default.
     """
     count = len(index) if positions is None else len(positions)
-    copy = MemoryIndex(count, index.device, dtype)
+    copy = MemoryIndex(index.device, dtype, capacity=count)
     for start in range(0, count, _BATCH):
         stop = min(start + _BATCH, count)
         part = torch.arange(start, stop) if positions is None else positions[start:stop]
         states = {name: dict(state) for name, state in index.select(part).states.items() if unit in (None, name)}
-        copy.append(states)
+        add(copy, states)
     return copy
+
+
+def add(index: MemoryIndex, states: States) -> None:
+    """Add entities that have no ids of their own to an index."""
+    count = len(next(iter(next(iter(states.values())).values())))
+    index.add([str(number) for number in range(len(index), len(index) + count)], states)
 
 
 def random_features(count: int, generator: torch.Generator, device: str) -> Features:
@@ -122,11 +128,11 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
     matcher = random_matcher(seed, device)
     asked = random_features(mentions, generator, device)
     states = matcher.mention(asked)
-    index = MemoryIndex(entities, device)
+    index = MemoryIndex(device, capacity=entities)
     kept: list[Features] = []
     for start in range(0, entities, _BATCH):
         batch = random_features(min(_BATCH, entities - start), generator, device)
-        index.append(matcher.entity(batch))
+        add(index, matcher.entity(batch))
         if start < sample:
             kept.append(batch)
     sample = min(sample, entities)
@@ -187,17 +193,18 @@ def run_problem(
     positions = torch.cat([first, others[: max(0, (entities or size) - len(first))]]).sort().values
     # All golds and some others, by their places among the positions.
     sampled = torch.cat([first, others[torch.isin(others, positions)][: max(0, sample - len(first))]]).sort().values
-    index = MemoryIndex(max(inflate or 0, len(positions)), device)
+    size = max(inflate or 0, len(positions))
+    index = MemoryIndex(device, capacity=size)
     kept: list[Features] = []
     done = 0
     for _, own in _encoded(model, data.entity_dataset, positions.tolist(), data.num_workers, "entities"):
         own = own.padded(model.encoder.text_length)
-        index.append(model.matcher.entity(own))
+        add(index, model.matcher.entity(own))
         mine = torch.isin(positions[done : done + len(own.text_global)], sampled).to(device)
         kept.append(own.rows(mine))
         done += len(mine)
-    while len(index) < index.num_entities:
-        index.append(_disturbed(index, done, generator))
+    while len(index) < size:
+        add(index, _disturbed(index, done, min(_BATCH * 4, size - len(index)), generator))
     places = torch.searchsorted(positions, golds.clamp_min(0).cpu())
     return Problem(
         f"{data.folder.name}, {done} entities" + (f" and {len(index) - done} disturbed copies" if inflate else ""),
@@ -220,9 +227,8 @@ def _encoded(
     return model.batch_encoder()(loader, side, model.encode)
 
 
-def _disturbed(index: MemoryIndex, entities: int, generator: torch.Generator) -> States:
-    """States of some of the first ``entities``, drawn with repetition, plus Gaussian noise."""
-    count = min(_BATCH * 4, index.num_entities - len(index))
+def _disturbed(index: MemoryIndex, entities: int, count: int, generator: torch.Generator) -> States:
+    """States of ``count`` of the first ``entities``, drawn with repetition, plus Gaussian noise."""
     states = index.select(torch.randint(entities, (count,), generator=generator)).states
 
     def disturb(tensor: Tensor) -> Tensor:

@@ -92,10 +92,11 @@ def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], 
     together = ProcessGroup()
     entities, mentions = _sizes(settings)
     problem = random_problem(mentions, entities, min(entities, 1000), settings.seed, "cpu")
-    # Held in turn: of a stretch, one process would hold the golds of all mentions, which lie at the beginning.
-    held = torch.arange(together.rank, entities, together.world_size)
-    part = MemoryIndex(entities, shard=Shard(held, entities, together))
-    part.append({unit: dict(state) for unit, state in problem.index.select(held).states.items()})
+    # In turn: of a stretch, one process would hold the golds of all mentions, which are at the beginning.
+    local = torch.arange(together.rank, entities, together.world_size)
+    part = MemoryIndex(shard=Shard(local, entities, together))
+    states = {unit: dict(state) for unit, state in problem.index.select(local).states.items()}
+    part.add(problem.index.ids_of(local), states, local)
     own = slice(mentions * together.rank // together.world_size, mentions * (together.rank + 1) // together.world_size)
     ranker, size = Ranker(), MENTIONS_AT_ONCE
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from mimic_pl.benchmark.problem import in_dtype, random_features, random_matcher
+from mimic_pl.benchmark.problem import add, in_dtype, random_features, random_matcher
 from mimic_pl.benchmark.ranking import DTYPES
 from mimic_pl.benchmark.report import Row, sized
 from mimic_pl.benchmark.settings import Settings
@@ -15,8 +15,8 @@ from mimic_pl.ranking import MemoryIndex
 def sizes(settings: Settings) -> Row:
     """An entity in the index, beside its features, which the published evaluation keeps."""
     features = random_features(64, torch.Generator().manual_seed(settings.seed), "cpu")
-    index = MemoryIndex(64)
-    index.append(random_matcher(settings.seed, "cpu").entity(features))
+    index = MemoryIndex()
+    add(index, random_matcher(settings.seed, "cpu").entity(features))
     numbers = sum(field[0].numel() for field in features[:4])
     published = f"{numbers:,} float32 features"
     return {

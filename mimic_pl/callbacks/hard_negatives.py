@@ -93,7 +93,7 @@ class HardNegatives(Callback):
     def _mine(self, trainer: Trainer, model: MIMIC) -> None:
         assert self._mined is not None
         data = _training_data(trainer)
-        index = evaluation_index(model, trainer, model.indexer)
+        index = evaluation_index(model, trainer, model.index_builder)
         widest = max(len(mention.golds) for mention in data.mentions["train"])
         ranker = Ranker(self.depth + widest, unit_ranks="cheap")
         indices, mined = [], []

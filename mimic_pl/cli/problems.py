@@ -72,7 +72,7 @@ def _of_machine(error: Exception) -> MimicError | None:
         return DeviceMemoryError(
             f"There is no memory left: {text}. Do less at once (--data.batch_size, with more of "
             "--trainer.accumulate_grad_batches; --data.eval_batch_size; --data.entity_batch_size), compute with fewer "
-            "bits (--trainer.precision bf16-mixed), or keep the index elsewhere (--model.indexer.storage host or disk)."
+            "bits (--trainer.precision bf16-mixed), or keep the index elsewhere (--model.index.storage host or disk)."
         )
     if isinstance(error, RuntimeError) and _SHARED_MEMORY.search(str(error)):
         return MachineError(

@@ -1,16 +1,17 @@
-"""Exact ranking over the whole knowledge base: the entity index and the engine that streams over it."""
+"""Exact ranking over the whole knowledge base: the entity index and the engine that scans it."""
 
-from mimic_pl.ranking.disk import DiskIndex
+from mimic_pl.ranking.builder import IndexBuilder, fingerprint
 from mimic_pl.ranking.engine import Ranker, Ranking
-from mimic_pl.ranking.index import EntityIndex, MemoryIndex, Shard
-from mimic_pl.ranking.indexer import Indexer, fingerprint
+from mimic_pl.ranking.index import EntityIndex, Shard
+from mimic_pl.ranking.lance_index import LanceIndex
+from mimic_pl.ranking.memory_index import MemoryIndex
 from mimic_pl.ranking.quantization import IndexDtype
 
 __all__ = [
-    "DiskIndex",
     "EntityIndex",
+    "IndexBuilder",
     "IndexDtype",
-    "Indexer",
+    "LanceIndex",
     "MemoryIndex",
     "Ranker",
     "Ranking",

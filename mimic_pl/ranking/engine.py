@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
 
@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from mimic_pl.construction import Recorded
-from mimic_pl.errors import ConfigError, DeviceMemoryError, MimicError
+from mimic_pl.errors import ConfigError, DeviceMemoryError
 from mimic_pl.ranking.index import EntityIndex
+from mimic_pl.ranking.scan import Golds, Scan
 from mimic_pl.ranking.search import Search
 from mimic_pl.ranking.states import joined, of_every_process
 from mimic_pl.units import Matcher, States
@@ -33,8 +34,7 @@ class Ranking(NamedTuple):
     Attributes:
         ranks: For ``overall`` and each unit that is ranked, the 1-based rank of the best-ranked gold, int64
             ``[mentions]``; 0 where the mention has no gold in the knowledge base.
-        top_entities: Positions in the knowledge base of the top entities by overall score, best first, int64
-            ``[mentions, k]``.
+        top_entities: Order numbers of the top entities by overall score, best first, int64 ``[mentions, k]``.
         top_scores: For ``overall`` and each unit, the scores of ``top_entities``, float32 ``[mentions, k]``.
         gold_ranks: Like ``ranks``, but of every gold, int64 ``[mentions, golds]``; 0 where there is none.
     """
@@ -57,18 +57,18 @@ class Ranking(NamedTuple):
 class Ranker(Recorded):
     """Ranks the whole knowledge base for a block of mentions.
 
-    All entities stand in one total order: score descending, then position in the knowledge base. The rank of a gold is
-    its place in that order, so top-k lists and ranks agree, and a constant scorer ranks the golds by their position,
-    which gains it nothing. The scores that are ordered are those of float64 arithmetic on the states of the index,
-    rounded to float32. They are computed where float32 leaves an order open, so that neither the size of the blocks,
-    nor pruning, nor the number of processes changes a rank.
+    All entities stand in one total order: score descending, then order number. The rank of a gold is its place in that
+    order, so top-k lists and ranks agree, and a constant scorer ranks the golds by their order numbers, which gains it
+    nothing. The scores that are ordered are those of float64 arithmetic on the states of the index, rounded to float32.
+    They are computed where float32 leaves an order open, so that neither the size of the blocks, nor the order in which
+    entities are stored, nor pruning, nor the number of processes changes a rank.
 
     Pruning: a pair is first bounded (see :meth:`~mimic_pl.units.Unit.bounds`), at a fraction of its cost. Where the
     bounds place it before or behind the gold and out of the top, it is never scored.
 
     Where several processes shard the index, each brings mentions of its own. All rank all mentions among the entities
-    that they hold: the owner of a gold tells its score, counts are summed, top lists merged, and each process gets the
-    results of its mentions. They must call equally often, and end with the same error where one of them meets any.
+    that they hold: the scores of golds are shared, counts are summed, top lists merged, and each process gets the
+    results of its mentions. They must call equally often, and end with the same error where one of them raises any.
 
     A mention with several golds takes as much work as so many mentions: each gold is ranked on its own.
 
@@ -110,13 +110,12 @@ class Ranker(Recorded):
         Args:
             matcher: Scores mentions against entities.
             mentions: States of the mentions, float32.
-            gold: Positions of each mention's golds in the knowledge base, int64 ``[mentions, golds]``, padded with -1;
-                each is ranked.
+            gold: Order numbers of each mention's golds, int64 ``[mentions, golds]``, padded with -1; each is ranked.
             index: All entities.
 
         Raises:
             NonFiniteScoreError: A score is NaN or infinite; the error carries the row of the mention in this block and
-                the position of the entity.
+                the order number of the entity.
             DeviceMemoryError: Not even a small block fits the device's memory.
         """
         processes = index.processes
@@ -127,43 +126,34 @@ class Ranker(Recorded):
         prune = self.prune and matcher.monotone
         with _full_precision(index.device):
             search = Search(matcher, mentions, gold, index, self.ranked(matcher), self.top_k, prune)
-            self._together(lambda _: search.find_golds(), search)
-            search.share_golds()
-            self._together(search.look_over, search)
-            gold_ranks, top = search.result()
+            golds = search.share_golds(processes.together(search.score_golds, index.device))
+            scan = processes.together(lambda: self._scan(search, golds), index.device)
+            gold_ranks, top = search.merge(scan)
         last = torch.iinfo(torch.int64).max
         best = {name: ranks.masked_fill(ranks.eq(0), last).amin(dim=1) for name, ranks in gold_ranks.items()}
         ranks = {name: ranks.masked_fill(ranks.eq(last), 0) for name, ranks in best.items()}
         start = sum(sizes[: processes.rank])
         own = torch.arange(start, start + sizes[processes.rank], device=gold.device)
-        return Ranking(ranks, top.positions, top.scores, gold_ranks).at(own)
+        return Ranking(ranks, top.order, top.scores, gold_ranks).at(own)
 
-    def _together(self, work: Callable[[int], None], search: Search) -> None:
-        """Do this process's part of the work, and end as all processes end."""
-        error: MimicError | None = None
-        try:
-            self._or_shrink(work, search)
-        except MimicError as met:
-            error = met
-        search.index.processes.agree(error, search.index.device)
-
-    def _or_shrink(self, work: Callable[[int], None], search: Search) -> None:
+    def _scan(self, search: Search, golds: dict[str, Golds]) -> Scan:
+        """Scan in blocks that fit the device's memory: smaller ones, once, where it has run out."""
         device = search.index.device
         pairs = self.pairs_per_block or _pairs_that_fit(device)
         try:
-            return work(pairs)
+            return search.scan(golds, pairs)
         except torch.OutOfMemoryError:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
         # Outside of the handler: the failed block's tensors are free by now.
         smaller = max(1, pairs // 8)
         try:
-            return work(smaller)
+            return search.scan(golds, smaller)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
                 f"{device} has no memory left to rank {len(search.gold)} mentions: {pairs} pairs at once are too many, "
                 f"and so are {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index in the "
-                "host's memory (--model.indexer.storage host)."
+                "host's memory (--model.index.storage host)."
             ) from error
 
 

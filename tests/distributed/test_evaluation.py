@@ -23,13 +23,13 @@ CASES = {
         "test",
         "--data.eval_batch_size",
         "5",
-        "--model.indexer.dtype",
+        "--model.index.dtype",
         "int8",
         "--model.ranker.top_k",
         "13",
     ],
     # Two batches of entities: of three processes one holds none.
-    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.indexer.storage", "disk"],
+    "on_disk": ["test", "--data.entity_batch_size", "7", "--model.index.storage", "disk"],
     "links": ["predict", "--data.eval_batch_size", "3", "--data.entity_batch_size", "4"],
 }
 
@@ -94,14 +94,17 @@ def test_links_are_those_of_one_process(results, count):
 
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), (2, 2), (3, 2)])
 def test_each_process_writes_its_part_of_an_index(results, count, parts):
+    """And one commit publishes them."""
     folder = results["on_disk", count] / "index" / "entities"
-    assert sorted(path.name for path in folder.iterdir()) == [f"part-{n + 1}-of-{parts}" for n in range(parts)]
+    assert len(list((folder / "data").glob("*.lance"))) == parts
+    assert len(list((folder / "_versions").glob("*.manifest"))) == 1
+    assert not (folder / "_unfinished").exists()
 
 
 def test_any_number_of_processes_reads_it(results, tmp_path):
     written = results["on_disk", 2]
     expected = (written / "predictions.jsonl").read_bytes()
-    before = {path: path.stat().st_mtime_ns for path in written.glob("index/**/*") if path.name != ".lock"}
+    before = {path: path.stat().st_mtime_ns for path in written.glob("index/**/*") if path.suffix != ".lock"}
     for count in (1, 3):
         processes = ["--trainer.devices", str(count)]
         run(["test", "--run", str(written), *processes, *CASES["on_disk"][1:]], tmp_path, count)

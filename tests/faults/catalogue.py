@@ -47,6 +47,7 @@ class Fault(NamedTuple):
 
 
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
+INDEX = "ranking/test_lance_index.py::"
 STORES, CHECKPOINTS, MACHINE = "faults/test_stores.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
@@ -82,14 +83,20 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a shard cut off or grown", "bytes … needs", StoreError, "store/test_damage.py::test_a_shard_of_another_size", 2),
         Fault("a shard is missing", "is missing, a part of the entity index", StoreError, "store/test_damage.py::test_a_missing_shard"),
         Fault("a shard cut off between two readings, or while one holds its rows: no SIGBUS", "it was cut off or replaced", StoreError, STORES + "test_a_shard_cut_off_under_its_reader", 3),
-        Fault("an index of another model or another text template", "another model", StoreError, "ranking/test_indexer.py::test_another_models_index_is_refused", 2),
-        Fault("NaN in the index", "is not finite", NonFiniteScoreError, STORES + "test_a_number_in_the_index_that_is_none"),
+        Fault("an index of another model, text template, dtype or size", "another model", StoreError, INDEX + "test_another_models_index_is_refused", 6),
+        Fault("NaN in the index", "are not finite", NonFiniteScoreError, INDEX + "test_a_number_in_the_index_that_is_none"),
+        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 is not what was written (checksum)", StoreError, INDEX + "test_a_damaged_row_is_named", 3),
+        Fault("a flipped byte anywhere in the index's files: an error, or the same numbers", "is damaged", StoreError, INDEX + "test_one_flipped_byte_of_an_index", 120),
+        Fault("a data file of the index is missing, cut off, or is cut off under its reader: no SIGBUS", "is damaged", StoreError, INDEX + "test_a_data_file_that_is_missing_or_cut_off", 5),
+        Fault("the building of an index killed at any moment: what was written is kept", "the same numbers", None, INDEX + "test_a_killed_build_goes_on", 6),
+        Fault("a fragment of an unfinished index damaged: it is written again", "the same numbers", None, INDEX + "test_a_fragment_damaged_before_the_build_went_on_is_written_again"),
+        Fault("two processes write one index: the second is refused", "Another process is writing to", StoreError, INDEX + "test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten"),
         Fault("NaN in scores", "mention … entity", NonFiniteScoreError, "ranking/test_engine.py::test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity", 3),
         Fault("writer of a store killed at any moment: whole shards are kept, the end is the same to the byte", "unfinished", None, "store/test_writer.py::test_a_killed_build_ends_the_same_to_the_byte", 6),
         Fault("writer of a store killed between any two steps", "the same to the byte", None, "store/test_writer.py::test_killed_between_any_two_steps", 8),
         Fault("the filling of an image cache killed", "the same pixels", None, "data/test_image_cache.py::test_killed_while_filling", 6),
         Fault("writes that fail at any moment (no room, bad disk): all that was reported as written reads back identical", "cannot be written", StoreError, STORES + "test_what_was_reported_as_written_reads_back", 25),
-        Fault("two processes write one index: the second is refused", "Another process is writing to", StoreError, "store/test_writer.py::test_a_second_writer_is_refused_and_a_killed_one_forgotten"),
+        Fault("two processes write one store: the second is refused", "Another process is writing to", StoreError, "store/test_writer.py::test_a_second_writer_is_refused_and_a_killed_one_forgotten"),
         Fault("two processes fill one image cache: one waits", "every image once", None, "data/test_image_cache.py::test_two_processes_at_once"),
     ),
     "Checkpoints": (
@@ -107,6 +114,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     ),
     "The machine": (
         Fault("a disk that fills up under a store", "The disk is full", StoreError, "store/test_writer.py::test_a_disk_that_fills_up"),
+        Fault("a disk that fills up under an index", "The disk is full", StoreError, INDEX + "test_a_disk_that_fills_up_under_an_index"),
         Fault("a disk that fills up under `fit`: older checkpoints are whole", "The disk is full", MachineError, MACHINE + "test_fit_on_a_disk_that_fills_up", 3),
         Fault("a disk that fills up under `test`", "The disk is full", MachineError, MACHINE + "test_test_on_a_full_disk"),
         Fault("files that may not grow (`ulimit -f`) under `fit`, in a process of its own", "The disk is full", MachineError, MACHINE + "test_a_limit_on_the_size_of_files"),
@@ -123,7 +131,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("the same with two processes, to one of them and to both", "the same weights to the bit", None, "faults/test_interruption.py::test_two_processes_told_to_end", 2),
         Fault("the first process of a distributed run is killed: the other ends within a minute", "Another process of this run has ended", MachineError, "distributed/test_launchers.py::test_the_first_process_is_killed"),
         Fault("another one than the first is killed, which Lightning has started", "Another process of this run has ended", MachineError, "distributed/test_launchers.py::test_the_process_that_lightning_has_started_is_killed"),
-        Fault("one of two processes that build an index is killed: the same command goes on from what each has written, to the same bytes; another number of processes begins anew", "Another process of this run has ended", MachineError, "faults/test_interruption.py::test_a_lost_process_of_an_index_build", 2),
+        Fault("one of two processes that build an index is killed: the same command goes on from what each has written, to the same numbers; another number of processes begins anew", "Another process of this run has ended", MachineError, "faults/test_interruption.py::test_a_lost_process_of_an_index_build", 2),
         Fault("two processes train in one folder: each gets a run of its own", "two whole runs", None, MACHINE + "test_two_processes_train_in_one_folder"),
         Fault("two processes test one run: its results are whole", "those of one of them", None, MACHINE + "test_two_processes_test_one_run"),
         Fault("a configuration that is no YAML", "is no YAML", UsageError, MACHINE + "test_a_configuration_that_is_no_yaml", 2),

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -17,8 +18,6 @@ import yaml
 
 from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.runs import open_run
-from mimic_pl.store import Store
-from mimic_pl.store.manifest import MANIFEST, UNFINISHED, Manifest
 from tests import tiny
 from tests.faults.catalogue import told_by_command
 from tests.launch import Started, needs_fork
@@ -142,50 +141,48 @@ def test_two_processes_told_to_end(config, undisturbed, tmp_path, trial):
     end_twice(config, undisturbed, tmp_path / "run", trial, ends)
 
 
-def written(index):
-    """What an index on disk consists of."""
-    files = (path for path in index.rglob("*") if path.is_file() and path.name != ".lock")
-    return {path.relative_to(index): path.read_bytes() for path in files}
+def journals(index):
+    """The fragments that the processes have entered into their journals, with the times of their files."""
+    entries = [e for path in index.glob("_unfinished/*.json") for e in json.loads(path.read_text())["fragments"]]
+    files = [index / "data" / file["path"] for entry in entries for file in entry["fragment"]["files"]]
+    return {path: path.stat().st_mtime_ns for path in files}
 
 
 @pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_lost_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
     """The same command goes on from what each process had written; another number of processes does it all."""
-    monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 4)
+    monkeypatch.setattr("mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT", 8)
     root = tiny.write_set(tmp_path / "set", entities=240)
 
     def build(folder, processes=2):
         shutil.copytree(trained.run, folder, dirs_exist_ok=True)
         options = ["--data.root", str(root), "--data.entity_batch_size", "8", "--trainer.devices", str(processes)]
-        return Started(["test", "--run", str(folder), "--model.indexer.storage", "disk", *options], folder, processes)
+        return Started(["test", "--run", str(folder), "--model.index.storage", "disk", *options], folder, processes)
 
     whole = build(tmp_path / "whole")
     assert whole.codes() == [0, 0], whole.said()
     lost = build(tmp_path / "lost")
     index = lost.folder / "index" / "entities"
-    part = index / f"part-{victim + 1}-of-2"
-    count = random.Random(f"{trial} {victim}").randrange(1, 20)
-    lost.wait_for(lambda: (part / f"shard-{count:05}.safetensors").exists())
+    count = random.Random(f"{trial} {victim}").randrange(1, 10)
+    journal = index / "_unfinished" / f"part-{victim + 1}-of-2.json"
+    lost.wait_for(lambda: journal.exists() and len(json.loads(journal.read_text())["fragments"]) >= count)
     lost.send(signal.SIGKILL, [victim])
     begun = time.monotonic()
     codes = lost.codes()
     assert codes[victim] == -signal.SIGKILL
     told_by_command("test_a_lost_process_of_an_index_build", codes[1 - victim], lost.logs[1 - victim].read_text())
     assert time.monotonic() - begun < 60
-    assert not Store.exists(part) and not (lost.folder / "metrics.json").exists()
-    manifests = [path for path in index.rglob("*.json") if path.name in (MANIFEST, UNFINISHED)]
-    named = [path.parent / shard.file for path in manifests for shard in Manifest.load(path).shards]
-    kept = {path: path.stat().st_mtime_ns for path in named}
-    assert len(manifests) == 2 and len(kept) > count
+    assert not list(index.glob("_versions/*.manifest")) and not (lost.folder / "metrics.json").exists()
+    kept = journals(index)
+    assert len(kept) > count
     shutil.copytree(lost.folder, tmp_path / "alone")
 
     again = build(lost.folder)
     assert again.codes() == [0, 0], again.said()
-    assert written(index) == written(whole.folder / "index" / "entities")
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing was written twice"
     alone = build(tmp_path / "alone", processes=1)
     assert alone.codes() == [0], alone.said()
-    assert [path.name for path in (alone.folder / "index" / "entities").iterdir()] == ["part-1-of-1"]
     for run in (again.folder, alone.folder):
+        assert len(list((run / "index" / "entities" / "data").iterdir())) == 30, "and nothing is left over"
         assert (run / "predictions.jsonl").read_bytes() == (whole.folder / "predictions.jsonl").read_bytes()

@@ -11,11 +11,8 @@ import pytest
 import torch
 
 from mimic_pl.errors import StoreError
-from mimic_pl.ranking import Ranker
-from mimic_pl.ranking.indexer import Indexer
 from mimic_pl.store import Column, Store, StoreWriter
 from tests.faults.catalogue import BY_TEST, told
-from tests.ranking.test_engine import pad, table_matcher, table_states
 from tests.store.conftest import COLUMNS, KIND, ROWS, content, write
 
 SHARD = "shard-00003.safetensors"
@@ -47,18 +44,6 @@ def test_a_shard_cut_off_under_its_reader(tmp_path):
             store.slice(48, 64)
         store.slice(0, 48)
         (folder / SHARD).write_bytes(whole)
-
-
-def test_a_number_in_the_index_that_is_none(tmp_path):
-    scores = torch.zeros(3, 20)
-    scores[2, 13] = float("nan")
-    index, mentions = table_states({"text": scores})
-    states = {name: dict(state.items()) for name, state in index.select(torch.arange(20)).states.items()}
-    stored = Indexer(storage="disk").on_disk(
-        tmp_path / "index", 20, lambda _: [(torch.arange(20), states)], torch.device("cpu"), {"model": "a"}
-    )
-    with told("test_a_number_in_the_index_that_is_none"):
-        Ranker()(table_matcher({"text": 1.0}), mentions, pad([[0], [1], [2]]), stored)
 
 
 class Failing:

@@ -43,9 +43,16 @@ def table_matcher(slacks, matcher=Matcher):
 def table_states(tables):
     """An index and mentions whose scores by unit are these tables, each ``[mentions, entities]``."""
     first = next(iter(tables.values()))
-    index = MemoryIndex(first.shape[1])
-    index.append({name: {"column": table.T.contiguous()} for name, table in tables.items()})
+    index = MemoryIndex()
+    add(index, {name: {"column": table.T.contiguous()} for name, table in tables.items()})
     return index, {name: {"row": torch.arange(len(first))} for name in tables}
+
+
+def add(index, states, order=None):
+    """Add entities whose ids are their order numbers."""
+    count = len(next(iter(next(iter(states.values())).values())))
+    order = torch.arange(len(index), len(index) + count) if order is None else order
+    index.add([f"Q{number}" for number in order.tolist()], states, order)
 
 
 def pad(golds):

@@ -1,7 +1,5 @@
 """Exact ranks and top-k against sorting the whole score matrix."""
 
-from collections import Counter
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +12,7 @@ from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.top import first_of_each_hash
 from mimic_pl.units import TGLU, VDLU, Matcher, published_units
 from tests import reference
-from tests.ranking.tables import TableUnit, pad, table_matcher, table_states
+from tests.ranking.tables import TableUnit, add, pad, table_matcher, table_states
 
 DIMS = FeatureDims(16, 96)
 
@@ -59,9 +57,9 @@ def test_differences_that_float32_can_not_see_are_ordered_by_position():
     vectors = torch.randn(3, 64)
     repeated = vectors[torch.randint(0, 3, (400,))] * 100
     matcher = Matcher(DIMS, {"vision": lambda dims: VDLU(dims, 64)})
-    index = MemoryIndex(400)
+    index = MemoryIndex()
     state = {"query": repeated, "key": repeated, "pooled": repeated}
-    index.append({"vision": state})
+    add(index, {"vision": state})
     mentions = {"vision": {name: torch.randn(5, 64) for name in state}}
     golds = torch.tensor([[17], [30], [211], [399], [0]])
     state_hashes = (repeated[None] == repeated[golds[:, 0]][:, None]).all(dim=-1)
@@ -90,13 +88,15 @@ def test_a_constant_scorer_gains_nothing():
 @given(st.data())
 def test_the_first_of_each_hash_are_found(data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-5, 0, 2**62])), max_size=40))
+    order = data.draw(st.permutations(range(len(pairs))))
     k = data.draw(st.integers(1, 3))
-    seen, expected = Counter(), []
-    for pair in pairs:
-        seen[pair] += 1
-        expected.append(seen[pair] <= k)
+    expected = [
+        sum(other == pair and there < here for other, there in zip(pairs, order, strict=True)) < k
+        for pair, here in zip(pairs, order, strict=True)
+    ]
     rows, state_hashes = torch.tensor(pairs, dtype=torch.int64).view(-1, 2).unbind(dim=1)
-    assert first_of_each_hash(rows, state_hashes, k).tolist() == expected
+    found = first_of_each_hash(rows, state_hashes, torch.tensor(order, dtype=torch.int64), k)
+    assert found.tolist() == expected
 
 
 @pytest.mark.parametrize("prune", [True, False])
@@ -132,25 +132,19 @@ def trained_like(seed, mask_padding=False):
     return matcher, mentions, entities, golds
 
 
-def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, dtype="float32", order=None):
-    """Entities in the index in batches of ten, mentions ranked in batches."""
-    order = torch.arange(len(entities.text_global)) if order is None else order
+def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, dtype="float32", storage=None):
+    """Entities added to the index in batches of ten, in any order; mentions ranked in batches."""
+    storage = torch.arange(len(entities.text_global)) if storage is None else storage
     with torch.no_grad():
-        index = MemoryIndex(len(order), dtype=dtype)
-        for start in range(0, len(order), 10):
-            index.append(matcher.entity(entities.rows(order[start : start + 10])))
-        gold = order.argsort()[golds]
+        index = MemoryIndex(dtype=dtype)
+        for order in storage.split(10):
+            add(index, matcher.entity(entities.rows(order)), order)
         parts = [
-            ranker(
-                matcher,
-                matcher.mention(mentions.rows(slice(s, s + batch))),
-                gold[s : s + batch],
-                index,
-            )
+            ranker(matcher, matcher.mention(mentions.rows(slice(s, s + batch))), golds[s : s + batch], index)
             for s in range(0, len(golds), batch)
         ]
     ranks = {name: [r for part in parts for r in part.ranks[name].tolist()] for name in parts[0].ranks}
-    return ranks, order[torch.cat([part.top_entities for part in parts])]
+    return ranks, torch.cat([part.top_entities for part in parts])
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
@@ -161,9 +155,9 @@ def test_blocks_batches_pruning_and_order_change_no_rank_of_a_real_matcher(seed,
     expected = {name: reference.ranks_by_sorting(table, golds.tolist()) for name, table in scores.items()}
     top = top_by_sorting(scores["overall"], 10)
     for prune in (True, False):
-        for pairs_per_block, order in ((5, None), (64, torch.randperm(61)), (10_000, None)):
+        for pairs_per_block, storage in ((5, None), (64, torch.randperm(61)), (10_000, None)):
             ranker = Ranker(prune=prune, pairs_per_block=pairs_per_block)
-            ranks, found = rank_in_batches(ranker, matcher, mentions, entities, golds, order=order)
+            ranks, found = rank_in_batches(ranker, matcher, mentions, entities, golds, storage=storage)
             assert ranks == expected
             assert found.tolist() == top
 
@@ -211,8 +205,8 @@ def test_precision_that_training_allows_itself_changes_no_rank():
         with torch.autocast("cpu", torch.bfloat16):
             states = matcher.mention(mentions), matcher.entity(entities)
         states = tuple({u: {n: t.float() for n, t in s.items()} for u, s in side.items()} for side in states)
-        index = MemoryIndex(61)
-        index.append({u: {n: t.detach() for n, t in s.items()} for u, s in states[1].items()})
+        index = MemoryIndex()
+        add(index, {u: {n: t.detach() for n, t in s.items()} for u, s in states[1].items()})
         plain = Ranker()(matcher, states[0], golds, index)
         with torch.autocast("cpu", torch.bfloat16):
             ranking = Ranker()(matcher, states[0], golds, index)

@@ -3,10 +3,12 @@
 import pytest
 import torch
 
+from mimic_pl.errors import DataError
 from mimic_pl.features import FeatureDims
 from mimic_pl.ranking import MemoryIndex
 from mimic_pl.units import Matcher, published_units
 from tests import reference
+from tests.ranking.tables import add
 
 
 def states(count):
@@ -21,9 +23,9 @@ def states(count):
 def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
     torch.manual_seed(0)
     whole = states(23)
-    index = MemoryIndex(23, dtype=dtype, on_host=on_host)
+    index = MemoryIndex(dtype=dtype, on_host=on_host)
     for start in range(0, 23, 5):
-        index.append({u: {n: t[start : start + 5] for n, t in s.items()} for u, s in whole.items()})
+        add(index, {u: {n: t[start : start + 5] for n, t in s.items()} for u, s in whole.items()})
     assert len(index) == 23
     positions = torch.tensor([22, 0, 7, 7])
     picked = index.select(positions).states
@@ -44,8 +46,8 @@ def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
 
 def test_vectors_of_zeros_and_of_huge_and_tiny_numbers_survive_8_bits():
     values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -1e37, 0.0], [1e-30, 2e-30, -1e-30]]).repeat(1, 50)
-    index = MemoryIndex(3, dtype="int8")
-    index.append({"unit": {"values": values}})
+    index = MemoryIndex(dtype="int8")
+    add(index, {"unit": {"values": values}})
     kept = index.select(torch.arange(3)).states["unit"]["values"]
     assert torch.isfinite(kept).all()
     torch.testing.assert_close(kept, values, rtol=0.02, atol=0.0)
@@ -56,16 +58,16 @@ def test_bytes_of_an_entity_at_published_sizes(dtype, most):
     """The numbers of the units; 25 bytes of state_hashes and finiteness come on top."""
     dims = FeatureDims(512, 96)
     matcher = Matcher(dims, published_units())
-    index = MemoryIndex(2, dtype=dtype)
+    index = MemoryIndex(dtype=dtype)
     with torch.no_grad():
-        index.append(matcher.entity(reference.random_features(2, dims, tokens=40, patches=50)))
+        add(index, matcher.entity(reference.random_features(2, dims, tokens=40, patches=50)))
     assert index.bytes_per_entity <= most + 25
 
 
 def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits():
     few, many = torch.randn(5, 96), torch.randn(5, 3, 96)
-    index = MemoryIndex(5, dtype="int8")
-    index.append({"few": {"x": few}, "many": {"x": many}})
+    index = MemoryIndex(dtype="int8")
+    add(index, {"few": {"x": few}, "many": {"x": many}})
     kept = index.select(torch.arange(5)).states
     assert torch.equal(kept["few"]["x"], few.bfloat16().float())
     assert not torch.equal(kept["many"]["x"], many.bfloat16().float())
@@ -74,16 +76,58 @@ def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits()
 def test_equal_entities_are_of_one_kind_and_others_are_not():
     torch.manual_seed(1)
     table = torch.randn(4, 6)
-    index = MemoryIndex(40)
+    index = MemoryIndex()
     which = torch.randint(0, 4, (40,))
-    index.append({"a": {"x": table[which]}, "b": {"x": torch.randn(40, 3)}})
+    add(index, {"a": {"x": table[which]}, "b": {"x": torch.randn(40, 3)}})
     state_hashes = index.select(torch.arange(40)).state_hashes
     assert torch.equal(state_hashes["a"][:, None] == state_hashes["a"], which[:, None] == which)
     assert len(state_hashes["b"].unique()) == 40
 
 
-def test_more_entities_than_announced_are_refused():
-    index = MemoryIndex(3)
-    index.append(states(2))
-    with pytest.raises(ValueError, match="3 entities"):
-        index.append(states(2))
+def test_entities_are_found_by_id_and_by_order_number():
+    whole = states(9)
+    index = MemoryIndex()
+    order = torch.tensor([70, 3, 41, 5, 0, 9, 8, 100, 2])
+    ids = [f"Q{number}" for number in order.tolist()]
+    for part in (slice(0, 2), slice(2, 3), slice(3, 9)):
+        some = {unit: {name: tensor[part] for name, tensor in state.items()} for unit, state in whole.items()}
+        index.add(ids[part], some, order[part])
+    assert index.ids == ids and torch.equal(index.order, order) and len(index) == 9
+    assert index.order_of(["Q41", "Q2", "Q41"]).tolist() == [41, 2, 41]
+    assert index.ids_of(torch.tensor([100, 0])) == ["Q100", "Q0"]
+    found = index.select(torch.tensor([9, 70, 9])).states["text"]["query"]
+    assert torch.equal(found, whole["text"]["query"][[5, 0, 5]])
+    assert index.holds(torch.tensor([4, 5])).tolist() == [False, True]
+    with pytest.raises(DataError, match="no entity 'Q6', 'Q7'"):
+        index.order_of(["Q41", "Q6", "Q7"])
+    for number in (4, 101):
+        with pytest.raises(DataError, match=f"no entity with the order number {number}"):
+            index.select(torch.tensor([3, number]))
+    index.add(["new"], states(1))
+    assert index.order_of(["new"]).tolist() == [101], "it follows the largest"
+
+
+def test_an_entity_is_added_once():
+    index = MemoryIndex()
+    index.add(["a", "b"], states(2))
+    with pytest.raises(DataError, match="id 'b' is in the index already"):
+        index.add(["c", "b"], states(2))
+    with pytest.raises(DataError, match="id 'd' is in the index already"):
+        index.add(["d", "d"], states(2))
+    with pytest.raises(DataError, match="order number 1 is in the index already"):
+        index.add(["c"], states(1), torch.tensor([1]))
+    with pytest.raises(ValueError, match="2 ids, 2 order numbers, states of 3 entities"):
+        index.add(["c", "d"], states(3))
+    index.add(["c", "d"], states(2))
+    assert index.ids == ["a", "b", "c", "d"] and index.order.tolist() == [0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(("capacity", "most"), [(0, 20), (500, 1)])
+def test_adding_one_by_one_seldom_moves_what_is_there(capacity, most):
+    """And with a capacity, never: the states are never held twice."""
+    index, memory = MemoryIndex(capacity=capacity), set()
+    for number in range(500):
+        index.add([str(number)], {"a": {"x": torch.full((1, 2), float(number))}})
+        memory.add(index.order.data_ptr())
+    assert len(memory) <= most
+    assert torch.equal(index.select(torch.arange(500)).states["a"]["x"][:, 0], torch.arange(500.0))

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking import MemoryIndex, Ranker
 from mimic_pl.units import Matcher
-from tests.ranking.tables import TableUnit, pad, table_matcher, table_states
+from tests.ranking.tables import TableUnit, add, pad, table_matcher, table_states
 from tests.ranking.test_engine import DIMS, reference_scores, trained_like
 
 
@@ -56,8 +56,8 @@ def test_ranks_of_a_real_matcher_equal_those_of_float64(prune):
     gold[3, 1:], gold[7] = -1, -1
     scores = reference_scores(matcher, mentions, entities)
     with torch.no_grad():
-        index = MemoryIndex(61)
-        index.append(matcher.entity(entities))
+        index = MemoryIndex()
+        add(index, matcher.entity(entities))
         ranking = Ranker(prune=prune, pairs_per_block=300)(matcher, matcher.mention(mentions), gold, index)
     for name, table in scores.items():
         assert ranking.gold_ranks[name].tolist() == every_rank(table, gold), name

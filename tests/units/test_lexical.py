@@ -9,6 +9,7 @@ from mimic_pl.features import FeatureDims
 from mimic_pl.ranking import MemoryIndex, Ranker
 from mimic_pl.units import TGLU, GlobalCosine, Lexical, Matcher, WeightedMatcher
 from tests import reference
+from tests.ranking.tables import add
 
 DIMS = FeatureDims(text=12, image=10)
 
@@ -76,10 +77,10 @@ def test_ranking_with_both_is_that_of_the_whole_table(dtype):
     torch.manual_seed(1)
     matcher = WeightedMatcher(DIMS, {"text": lambda dims: TGLU(dims, 8), "lexical": Lexical})
     matcher.raw_weights.data = torch.tensor([0.3, 1.7])
-    index = MemoryIndex(60, dtype=dtype)
+    index = MemoryIndex(dtype=dtype)
     gold = torch.arange(8)[:, None] * 5
     with torch.no_grad():
-        index.append(matcher.entity(features(60, 3)))
+        add(index, matcher.entity(features(60, 3)))
         mentions = matcher.mention(features(8, 2))
         found = [Ranker(60, prune=prune)(matcher, mentions, gold, index) for prune in (True, False)]
         sides = mentions, index.select(torch.arange(60)).states

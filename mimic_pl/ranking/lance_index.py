@@ -1,0 +1,191 @@
+"""An entity index on disk, a Lance dataset, read where it is looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mimic_pl.distributed import ProcessGroup
+from mimic_pl.errors import StoreError
+from mimic_pl.ranking.index import EntityIndex, Shard
+from mimic_pl.ranking.lance_rows import (
+    INDEX,
+    METADATA,
+    RECORD_COLUMNS,
+    STATE_CHECKSUM,
+    RowFormat,
+    differences,
+    lance,
+)
+from mimic_pl.ranking.lance_writer import data_file, is_published, rows_written
+from mimic_pl.records import Entity
+
+
+class LanceIndex(EntityIndex):
+    """An index in a folder: opening reads the order numbers, and going through it keeps memory flat.
+
+    The folder is a Lance dataset with the columns ``id``, ``order``, ``name``, ``fields`` (JSON), ``images``, the state
+    columns and two checksums. Any number of processes read it. Checksums are compared wherever rows are read.
+
+    A process that was forked from one that has used it cannot use it.
+
+    Args:
+        folder: Where it is.
+        expects: Values that its description must have: the model's fingerprint, the text template, and so on.
+        device: Where blocks are handed out.
+        shard: What this process goes through; all of it by default.
+
+    Raises:
+        StoreError: There is none, it is unfinished or damaged, or it was built by another model or from other data.
+        MachineError: This process was forked from one that has used Lance.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        expects: Mapping[str, Any] | None = None,
+        device: torch.device | str = "cpu",
+        shard: Shard | None = None,
+    ) -> None:
+        super().__init__(shard.processes if shard else ProcessGroup(alone=True), device)
+        self.folder = Path(folder).expanduser()
+        if not is_published(self.folder):
+            rows = rows_written(self.folder)
+            state = f"is unfinished: {rows} entities are written" if rows else "does not exist"
+            raise StoreError(f"The {INDEX} in {self.folder} {state}. Run what builds it, or check the path.")
+        with self._reading():
+            self._dataset = lance().dataset(str(self.folder))
+            text = (self._dataset.schema.metadata or {}).get(METADATA.encode())
+        if text is None:
+            raise StoreError(f"{self.folder} holds a Lance dataset that is no {INDEX}. Choose another folder.")
+        with self._reading():
+            self._format = RowFormat.loads(text)
+        if other := differences(self.description, expects or {}):
+            raise StoreError(
+                f"The {INDEX} in {self.folder} was built for {other}. Build it again, in another folder or with this "
+                "one deleted."
+            )
+        self._require_files()
+        with self._reading():
+            order = self._dataset.to_table(columns=["order"]).column("order").to_numpy()
+        if len(np.unique(order)) != len(order):
+            raise self._damaged("order numbers come twice")
+        self._len = len(order)
+        self._dataset_rows = np.arange(len(order)) if shard is None else self._rows_of_shard(order, shard)
+        self._order = torch.from_numpy(order[self._dataset_rows]).to(self.device)
+        self._ids: Sequence[str] | None = None
+
+    def __len__(self) -> int:
+        """Entities in the knowledge base."""
+        return self._len
+
+    @property
+    def order(self) -> Tensor:
+        """Order numbers of the entities that this process goes through, int64 ``[local]``."""
+        return self._order
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """Ids of the entities that this process goes through; they are read when they are first asked for."""
+        if self._ids is None:
+            self._ids = [entity.id for entity in self.entities(self.order)]
+        return self._ids
+
+    @property
+    def description(self) -> Mapping[str, Any]:
+        """What the index was made from."""
+        return self._format.description
+
+    @property
+    def bytes_per_entity(self) -> int:
+        """Bytes that one entity's states take on disk, state hashes included."""
+        return self._format.bytes_per_entity
+
+    def entities(self, order: Tensor) -> list[Entity]:
+        """Records of the entities with these order numbers, int64 ``[n]``.
+
+        Raises:
+            DataError: This process does not go through them.
+            StoreError: A row is damaged.
+        """
+        rows = self._dataset_rows[self._rows_of(order).cpu().numpy()]
+        table = self._read(rows, list(RECORD_COLUMNS))
+        with self._reading():
+            records, damaged = self._format.entities(table)
+        self._require_sound(rows, damaged)
+        return records
+
+    def _slice(self, start: int, stop: int) -> Mapping[str, Tensor]:
+        return self._states(self._dataset_rows[start:stop])
+
+    def _take(self, rows: Tensor) -> Mapping[str, Tensor]:
+        return self._states(self._dataset_rows[rows.cpu().numpy()])
+
+    def _states(self, rows: NDArray[np.int64]) -> Mapping[str, Tensor]:
+        """State columns of the dataset's rows, ``[n, ...]``."""
+        table = self._read(rows, ["order", *self._format.columns, STATE_CHECKSUM])
+        with self._reading():
+            columns, damaged = self._format.states(table)
+        self._require_sound(rows, damaged)
+        return columns
+
+    def _read(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
+        with self._reading():
+            lance()
+            return self._dataset.take(rows, columns=columns)
+
+    def _rows_of_shard(self, order: NDArray[np.int64], shard: Shard) -> NDArray[np.int64]:
+        """The dataset's rows of a shard, as they are stored."""
+        if shard.total != len(order):
+            raise StoreError(
+                f"The {INDEX} in {self.folder} has {len(order)} entities, and the knowledge base has {shard.total}. "
+                "Delete the folder, and it is built again."
+            )
+        wanted = shard.order.cpu().numpy()
+        if not np.isin(wanted, order).all():
+            raise self._damaged("entities of the knowledge base are missing")
+        return np.flatnonzero(np.isin(order, wanted))
+
+    def _require_files(self) -> None:
+        """Check that every data file is there and as long as it should be."""
+        for fragment in self._dataset.get_fragments():
+            for file in fragment.metadata.files:
+                path = data_file(self.folder, file.path)
+                if not path.exists():
+                    raise StoreError(f"{path} is missing, a part of the {INDEX}. Delete the folder and build it again.")
+                size = path.stat().st_size
+                if file.file_size_bytes not in (None, size):
+                    raise StoreError(
+                        f"{path} has {size} bytes where the {INDEX} needs {file.file_size_bytes}: it was cut off or "
+                        "replaced. Delete the folder and build it again."
+                    )
+
+    def _require_sound(self, rows: NDArray[np.int64], damaged: int | None) -> None:
+        if damaged is not None:
+            name = self._read(rows[damaged : damaged + 1], ["id", "order"]).to_pylist()[0]
+            raise self._damaged(
+                f"the entity {name['id']!r} with the order number {name['order']} is not what was written (checksum)"
+            )
+
+    def _damaged(self, how: object) -> StoreError:
+        return StoreError(f"The {INDEX} in {self.folder} is damaged: {how}. Delete the folder and build it again.")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What Lance and Arrow raise, or panic with, over damaged files is a StoreError."""
+        try:
+            yield
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, BufferError) as error:
+            raise self._damaged(error) from error
+        except BaseException as error:
+            if type(error).__name__ != "PanicException":
+                raise
+            raise self._damaged(error) from error

@@ -1,0 +1,258 @@
+"""Rows of an entity index on disk: a record and its states as Arrow columns, with checksums."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from mimic_pl.errors import MachineError
+from mimic_pl.files import checksum_of
+from mimic_pl.records import Entity
+
+INDEX = "entity index"
+"""What error messages call it."""
+
+RECORD_COLUMNS = ("id", "order", "name", "fields", "images", "record_crc32")
+"""An entity's record; its checksum is of the others."""
+
+STATE_CHECKSUM = "state_crc32"
+"""The checksum of the order number and all state columns of an entity."""
+
+METADATA = "mimic_pl"
+"""Key of the index's description in the metadata of the dataset's schema."""
+
+_VERSION = 1
+_FORMAT = "mimic_pl entity index"
+
+_ROWS_AT_ONCE = 512
+"""Rows whose bytes are put together for their checksums: at published sizes some megabytes, which stay in the cache."""
+
+# Arrow knows no bfloat16, and Lance's own type for it is no plain number: bits are stored.
+_BITS: dict[torch.dtype, tuple[torch.dtype, pa.DataType]] = {
+    torch.bool: (torch.uint8, pa.uint8()),
+    torch.uint8: (torch.uint8, pa.uint8()),
+    torch.int8: (torch.int8, pa.int8()),
+    torch.int16: (torch.int16, pa.int16()),
+    torch.int32: (torch.int32, pa.int32()),
+    torch.int64: (torch.int64, pa.int64()),
+    torch.float16: (torch.uint16, pa.uint16()),
+    torch.bfloat16: (torch.uint16, pa.uint16()),
+    torch.float32: (torch.float32, pa.float32()),
+    torch.float64: (torch.float64, pa.float64()),
+}
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
+
+_used_by: int | None = None
+
+
+def lance() -> ModuleType:
+    """The Lance library, imported when it is first needed.
+
+    Raises:
+        MachineError: This process was forked from one that has used it.
+    """
+    global _used_by
+    if _used_by is None:
+        os.environ.setdefault("LANCE_LOG", "error")
+    elif _used_by != os.getpid():
+        # Seen with pylance 14: such a process ends with a segmentation fault, or hangs.
+        raise MachineError(
+            "An entity index on disk cannot be used in a process that was forked from one that has used it. Start the "
+            "process with the 'spawn' or 'forkserver' method of multiprocessing."
+        )
+    import lance as library
+
+    if _used_by is None:
+        # It warns of every fork, also of those that never touch it, such as the workers of a loader.
+        warnings.filterwarnings("ignore", message="lance is not fork-safe")
+        _used_by = os.getpid()
+    return library
+
+
+class StateColumn(NamedTuple):
+    """A column of states.
+
+    Attributes:
+        dtype: Type of its numbers.
+        shape: Shape of an entity's value.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class RowFormat:
+    """The columns of an index on disk, and what the index was made from.
+
+    A row has two checksums, each of what is read together: one of the record, one of the states. Both cover the order
+    number, and that of the states the names and types of their columns.
+
+    Attributes:
+        columns: The state columns by name.
+        description: What the index was made from, plain JSON values by name.
+    """
+
+    columns: Mapping[str, StateColumn]
+    description: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, columns: Mapping[str, Tensor], description: Mapping[str, Any]) -> RowFormat:
+        """The format in which such columns, each ``[entities, ...]``, are stored."""
+        return cls({name: StateColumn(t.dtype, tuple(t.shape[1:])) for name, t in columns.items()}, dict(description))
+
+    @classmethod
+    def loads(cls, text: str | bytes) -> RowFormat:
+        """Read what :meth:`dumps` has written.
+
+        Raises:
+            ValueError: It is something else, or damaged.
+        """
+        content = json.loads(text)
+        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
+            raise ValueError("another format or version")
+        if content.pop("crc32", None) != checksum_of(json.dumps(content, sort_keys=True).encode()):
+            raise ValueError("its description is not what was written (checksum)")
+        columns = {
+            name: StateColumn(_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in content["columns"].items()
+        }
+        return cls(columns, content["description"])
+
+    def dumps(self) -> str:
+        """The format as JSON."""
+        content = {
+            "format": _FORMAT,
+            "version": _VERSION,
+            "description": dict(self.description),
+            "columns": self._columns_as_json(),
+        }
+        return json.dumps({**content, "crc32": checksum_of(json.dumps(content, sort_keys=True).encode())})
+
+    @property
+    def bytes_per_entity(self) -> int:
+        """Bytes of an entity's states."""
+        return sum(math.prod(column.shape) * column.dtype.itemsize for column in self.columns.values())
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema of the dataset, with the description."""
+        fields = [
+            pa.field("id", pa.string()),
+            pa.field("order", pa.int64()),
+            pa.field("name", pa.string()),
+            pa.field("fields", pa.string()),
+            pa.field("images", pa.list_(pa.string())),
+            pa.field("record_crc32", pa.uint32()),
+            *(pa.field(name, _arrow_type(column)) for name, column in self.columns.items()),
+            pa.field(STATE_CHECKSUM, pa.uint32()),
+        ]
+        return pa.schema(fields, {METADATA: self.dumps()})
+
+    def table(self, entities: Sequence[Entity], order: Tensor, columns: Mapping[str, Tensor]) -> pa.Table:
+        """Rows to be written.
+
+        Args:
+            entities: The records.
+            order: Their order numbers, int64 ``[n]``.
+            columns: Their state columns, ``[n, ...]``.
+        """
+        columns = {name: columns[name].detach().cpu().contiguous() for name in self.columns}
+        order = order.cpu()
+        fields = [json.dumps(entity.fields, ensure_ascii=False) for entity in entities]
+        records = zip(entities, order.tolist(), fields, strict=True)
+        arrays = [
+            pa.array([entity.id for entity in entities], pa.string()),
+            pa.array(order.numpy()),
+            pa.array([entity.name for entity in entities], pa.string()),
+            pa.array(fields, pa.string()),
+            pa.array([list(entity.image_files) for entity in entities], pa.list_(pa.string())),
+            pa.array([_record_checksum(e.id, n, e.name, f, e.images) for e, n, f in records], pa.uint32()),
+            *(_to_arrow(columns[name], column) for name, column in self.columns.items()),
+            pa.array(self._state_checksums(order, columns), pa.uint32()),
+        ]
+        return pa.Table.from_arrays(arrays, schema=self.schema)
+
+    def states(self, table: pa.Table) -> tuple[dict[str, Tensor], int | None]:
+        """The state columns of rows that were read, each ``[n, ...]``, and the first row that is damaged, if any is."""
+        columns = {name: _to_torch(table.column(name), column) for name, column in self.columns.items()}
+        order = _to_torch(table.column("order"), StateColumn(torch.int64, ()))
+        return columns, _first_difference(self._state_checksums(order, columns), table.column(STATE_CHECKSUM))
+
+    def entities(self, table: pa.Table) -> tuple[list[Entity], int | None]:
+        """The records of rows that were read, and the first row that is damaged, if any is."""
+        rows = list(zip(*(table.column(name).to_pylist() for name in RECORD_COLUMNS[:-1]), strict=True))
+        damaged = _first_difference([_record_checksum(*row) for row in rows], table.column("record_crc32"))
+        if damaged is not None:
+            return [], damaged
+        return [Entity(id, name, json.loads(fields), tuple(images)) for id, _, name, fields, images in rows], None
+
+    def _state_checksums(self, order: Tensor, columns: Mapping[str, Tensor]) -> list[int]:
+        # Begun with the names and types: equal bytes under other names are damage.
+        begin = zlib.crc32(json.dumps(self._columns_as_json()).encode())
+        parts = [_rows_of_bytes(order), *(_rows_of_bytes(columns[name]) for name in self.columns)]
+        width = sum(part.shape[1] for part in parts)
+        found: list[int] = []
+        for start in range(0, len(order), _ROWS_AT_ONCE):
+            rows = torch.cat([part[start : start + _ROWS_AT_ONCE] for part in parts], dim=1)
+            content = memoryview(rows.numpy().reshape(-1).data)
+            found += [zlib.crc32(content[at : at + width], begin) for at in range(0, rows.numel(), width)]
+        return found
+
+    def _columns_as_json(self) -> dict[str, Any]:
+        return {
+            name: [str(column.dtype).removeprefix("torch."), list(column.shape)]
+            for name, column in self.columns.items()
+        }
+
+
+def differences(description: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
+    """Which wanted values a description does not have, in words; empty if it has all."""
+    return " and ".join(
+        f"another {key} ({description.get(key)!r}, and now it is {value!r})"
+        for key, value in wanted.items()
+        if key not in description or description[key] != value
+    )
+
+
+def _record_checksum(id: str, order: int, name: str, fields: str, images: Sequence[str]) -> int:
+    return zlib.crc32(json.dumps([id, order, name, fields, list(images)]).encode())
+
+
+def _first_difference(checksums: Sequence[int], stored: pa.ChunkedArray) -> int | None:
+    pairs = enumerate(zip(checksums, stored.to_pylist(), strict=True))
+    return next((row for row, (computed, written) in pairs if computed != written), None)
+
+
+def _arrow_type(column: StateColumn) -> pa.DataType:
+    number = _BITS[column.dtype][1]
+    return pa.list_(number, math.prod(column.shape)) if column.shape else number
+
+
+def _to_arrow(tensor: Tensor, column: StateColumn) -> pa.Array:
+    bits, number = _BITS[column.dtype]
+    flat = pa.array(tensor.reshape(-1).view(bits).numpy(), number)
+    return pa.FixedSizeListArray.from_arrays(flat, type=_arrow_type(column)) if column.shape else flat
+
+
+def _to_torch(array: pa.ChunkedArray, column: StateColumn) -> Tensor:
+    """Rows as a tensor ``[n, *shape]``, which shares the array's memory."""
+    whole = array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks)
+    flat = torch.utils.dlpack.from_dlpack(whole.flatten() if column.shape else whole)
+    return flat.view(column.dtype).reshape(len(whole), *column.shape)
+
+
+def _rows_of_bytes(tensor: Tensor) -> Tensor:
+    """Each row's bytes, uint8 ``[n, bytes]``."""
+    width = tensor[:0].numel() if not len(tensor) else tensor[0].numel()
+    return tensor.contiguous().reshape(-1).view(torch.uint8).reshape(len(tensor), width * tensor.element_size())

@@ -1,0 +1,116 @@
+"""Indexes in every dtype and storage, through the real Trainer and by hand."""
+
+import shutil
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from mimic_pl import MIMIC, MELDataModule
+from mimic_pl.encoders import CLIPEncoder
+from mimic_pl.errors import ConfigError, StoreError
+from mimic_pl.ranking import IndexBuilder, Ranker
+from mimic_pl.units import TGLU, VDLU
+from tests import tiny
+from tests.launch import FORK, needs_fork
+
+pytestmark = pytest.mark.own_process
+
+
+def test_a_folder_is_for_an_index_on_disk():
+    with pytest.raises(ConfigError, match="on disk"):
+        IndexBuilder(folder="somewhere")
+
+
+def make_model(seed=0, mask_padding=False, **options):
+    seed_everything(seed)
+    units = {"text": lambda dims: TGLU(dims, 8, mask_padding), "vision": lambda dims: VDLU(dims, 8)}
+    return MIMIC(CLIPEncoder(**tiny.ENCODER), units=units, **options)
+
+
+def evaluate(tiny_set, folder, run="test", **options):
+    model, data = make_model(**options), MELDataModule(str(tiny_set), name="Tiny", entity_batch_size=5, num_workers=0)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=folder,
+        logger=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    encoded = []
+    model.entity_states = lambda side: encoded.append(len(side["input_ids"])) or MIMIC.entity_states(model, side)
+    metrics = getattr(trainer, run)(model, data, verbose=False)[0]
+    return metrics, encoded
+
+
+def test_every_storage_gives_the_same_metrics_and_disk_encodes_once(tiny_set, tmp_path):
+    expected, encoded = evaluate(tiny_set, tmp_path)
+    assert encoded == [5, 5, 2]
+    assert evaluate(tiny_set, tmp_path, index=IndexBuilder(storage="host"))[0] == expected
+    metrics, encoded = evaluate(tiny_set, tmp_path, index=IndexBuilder(storage="disk"))
+    assert metrics == expected
+    assert encoded == [5, 5, 2]
+    metrics, encoded = evaluate(
+        tiny_set, tmp_path, index=IndexBuilder(storage="disk"), ranker=Ranker(pairs_per_block=9)
+    )
+    assert metrics == expected
+    assert encoded == [], "the index of this very model is there"
+    metrics, encoded = evaluate(tiny_set, tmp_path, "validate", index=IndexBuilder(storage="disk"))
+    assert encoded == [5, 5, 2], "validation never takes the index of another moment"
+
+
+def test_test_refuses_the_index_of_other_weights_or_data(tiny_set, tmp_path):
+    on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index"))}
+    evaluate(tiny_set, tmp_path, **on_disk)
+    with pytest.raises(StoreError, match="another model"):
+        evaluate(tiny_set, tmp_path, seed=1, **on_disk)
+    other = shutil.copytree(tiny_set, tmp_path / "other")
+    knowledge_base = other / "kb_entity.json"
+    knowledge_base.write_text(knowledge_base.read_text().replace("a company", "a river"))
+    with pytest.raises(StoreError, match="another knowledge base"):
+        evaluate(other, tmp_path, **on_disk)
+
+
+def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path, monkeypatch):
+    """The longest first, cut to the longest of their batch, and no metric is another."""
+    lengths = []
+    encode = CLIPEncoder.forward
+
+    def forward(self, input_ids, attention_mask, pixel_values):
+        lengths.append(input_ids.shape[1])
+        return encode(self, input_ids, attention_mask, pixel_values)
+
+    monkeypatch.setattr(CLIPEncoder, "forward", forward)
+    full, _ = evaluate(tiny_set, tmp_path, mask_padding=True, index=IndexBuilder(storage="disk"))
+    assert set(lengths) == {tiny.ENCODER["text_length"]}
+    lengths.clear()
+    metrics, _ = evaluate(tiny_set, tmp_path, mask_padding=True)
+    assert metrics == full
+    of_entities = lengths[:3]
+    assert of_entities == sorted(of_entities, reverse=True)
+    assert of_entities[-1] < tiny.ENCODER["text_length"]
+
+
+@needs_fork
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
+def test_a_compiled_encoder_keeps_its_names_and_its_numbers():
+    """In a process of its own: after torch.compile and a backward pass no fork of a process can train."""
+    assert FORK is not None
+    process = FORK.Process(target=compare_a_compiled_encoder)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def compare_a_compiled_encoder():
+    torch.set_num_threads(1)  # the threads of the forked process are not there
+    plain, compiled = make_model().eval(), make_model(compile_encoder=True).eval()
+    assert compiled.state_dict().keys() == plain.state_dict().keys()
+    side = {
+        "input_ids": torch.randint(4, 20, (4, tiny.ENCODER["text_length"])),
+        "attention_mask": torch.ones(4, tiny.ENCODER["text_length"], dtype=torch.int64),
+        "pixel_values": torch.randn(4, 3, 16, 16),
+    }
+    with torch.no_grad():
+        torch.testing.assert_close(compiled.encoder(**side), plain.encoder(**side))

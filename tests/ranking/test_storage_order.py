@@ -1,0 +1,78 @@
+"""Storage order means nothing: order numbers alone decide ranks and top lists, however an index has come about."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mimic_pl.ranking import MemoryIndex, Ranker
+from tests import reference
+from tests.ranking.tables import add, table_matcher
+
+
+@st.composite
+def knowledge_bases(draw):
+    """Tables of scores with few distinct values, so that ties are everywhere, and entities' order numbers."""
+    num_mentions, num_entities = draw(st.integers(1, 4)), draw(st.integers(1, 60))
+    kinds = draw(st.integers(1, 6))  # entities of one kind have equal states
+    kind = torch.tensor(draw(st.lists(st.integers(0, kinds - 1), min_size=num_entities, max_size=num_entities)))
+    values = st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=kinds, max_size=kinds)
+    tables = {name: torch.tensor([draw(values) for _ in range(num_mentions)])[:, kind] for name in ("exact", "bounded")}
+    numbers = sorted(draw(st.sets(st.integers(0, 500), min_size=num_entities, max_size=num_entities)))
+    return tables, torch.tensor(numbers)
+
+
+def indexed(draw, tables, numbers):
+    """The entities in an index, stored in any order, added in batches of any sizes."""
+    columns = torch.tensor(draw(st.permutations(range(len(numbers)))))
+    index = MemoryIndex(capacity=draw(st.sampled_from([0, len(numbers)])))
+    while len(columns):
+        size = draw(st.integers(1, len(columns)))
+        batch, columns = columns[:size], columns[size:]
+        states = {name: {"column": table[:, batch].T.contiguous()} for name, table in tables.items()}
+        add(index, states, numbers[batch])
+    return index
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_history_gives_the_same_bits(data):
+    tables, numbers = data.draw(knowledge_bases())
+    num_mentions = len(tables["exact"])
+    places = st.lists(st.integers(0, len(numbers) - 1), max_size=3, unique=True)
+    golds = [data.draw(places) for _ in range(num_mentions)]
+    width = max(1, *map(len, golds))
+    gold = torch.tensor([[int(numbers[g]) for g in own] + [-1] * (width - len(own)) for own in golds])
+    top_k = data.draw(st.integers(1, 8))
+    matcher = table_matcher({"exact": None, "bounded": data.draw(st.sampled_from([0.0, 0.4, 3.0]))})
+    mentions = {name: {"row": torch.arange(num_mentions)} for name in tables}
+    scores = {"overall": (tables["exact"] + tables["bounded"]) / 2, **tables}
+    by_sorting = torch.stack([row.argsort(descending=True, stable=True)[:top_k] for row in scores["overall"]])
+    for _ in range(2):
+        index = indexed(data.draw, tables, numbers)
+        ranker = Ranker(top_k, prune=data.draw(st.booleans()), pairs_per_block=data.draw(st.integers(1, 250)))
+        ranking = ranker(matcher, mentions, gold, index)
+        for name, table in scores.items():
+            assert ranking.ranks[name].tolist() == reference.ranks_by_sorting(table, golds), name
+            assert torch.equal(ranking.top_scores[name], table.gather(1, by_sorting)), name
+        assert torch.equal(ranking.top_entities, numbers[by_sorting])
+        assert index.ids_of(ranking.top_entities[0]) == [f"Q{number}" for number in ranking.top_entities[0].tolist()]
+
+
+@pytest.mark.parametrize("prune", [True, False])
+@pytest.mark.parametrize("storage", ["ascending", "descending", "any"])
+def test_many_equals_are_listed_by_order_number(prune, storage):
+    """Far more equal entities than the lists hold, in many blocks."""
+    kinds = torch.randint(0, 3, (3000,), generator=torch.Generator().manual_seed(0))
+    table = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))[:, kinds]
+    columns = torch.arange(3000)
+    if storage != "ascending":
+        columns = columns.flip(0) if storage == "descending" else torch.randperm(3000)
+    index = MemoryIndex()
+    for batch in columns.split(700):
+        add(index, {"vision": {"column": table[:, batch].T.contiguous()}}, 10 * batch)
+    golds, mentions = [[0], [2999], [1500], [7]], {"vision": {"row": torch.arange(4)}}
+    ranker = Ranker(prune=prune, pairs_per_block=4 * 250)
+    ranking = ranker(table_matcher({"vision": None}), mentions, torch.tensor(golds) * 10, index)
+    assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(table, golds)
+    assert torch.equal(ranking.top_entities, table.argsort(dim=1, descending=True, stable=True)[:, :10] * 10)
