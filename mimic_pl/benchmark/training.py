@@ -18,6 +18,8 @@ from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
 from mimic_pl.encoders import Encoder
 from mimic_pl.features import Features
+from mimic_pl.features import Features
+from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.units import Matcher
 
@@ -88,7 +90,7 @@ def make_step(
                 module.zero_grad(set_to_none=True)
         mentions, entities = (_features(tower, side, size) for side in sides)
         scores = score(order, matcher, mentions, entities)
-        total, _ = loss(scores, torch.arange(len(scores["overall"]), device=device))
+        total, _ = loss(_of_batch(scores, mentions, entities))
         total.backward()
 
     return lambda: step(None), lambda: step(2)
@@ -123,6 +125,11 @@ def _features(tower: Encoder | None, side: Any, size: int | None) -> Features:
     return side.rows(slice(size))
 
 
+def _of_batch(scores: dict[str, Tensor], mentions: Features, entities: Features) -> LossInputs:
+    """A batch in which no gold occurs twice."""
+    return LossInputs(scores, mentions, entities, torch.zeros_like(scores["overall"], dtype=torch.bool))
+
+
 def _difference(settings: Settings) -> float:
     """Gradients of all weights in both orders, on a small batch."""
     matcher = random_matcher(settings.seed, settings.device).train()
@@ -132,7 +139,7 @@ def _difference(settings: Settings) -> float:
         mentions, entities = (random_features(16, generator, settings.device) for _ in range(2))
         copied = copy.deepcopy(matcher)
         scores = score(order, copied, mentions, entities)
-        UnitConsistentLoss()(scores, torch.arange(16, device=settings.device))[0].backward()
+        UnitConsistentLoss()(_of_batch(scores, mentions, entities))[0].backward()
         found.append({name: weight.grad for name, weight in copied.named_parameters() if weight.grad is not None})
     ours, published = found
     assert set(ours) == set(published), "both orders use the same weights"

@@ -163,7 +163,7 @@ class MELDataModule(MIMICFolder):
         folder = default_folder() if by_default else Path(self.image_cache)
         processor = self.processor
         return ImageCache(
-            folder, processor.image_processor, processor.reduced_decoding, share=0.5 if by_default else 1.0
+            folder, processor.image_processor, processor.reduced_decoding, disk_fraction=0.5 if by_default else 1.0
         )
 
     def _pixels(self, images: ImageFolder) -> PixelSource:

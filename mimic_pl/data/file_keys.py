@@ -1,16 +1,12 @@
-"""What tells files apart: by content, and without reading them; and a table of many such keys."""
+"""What tells files apart: by content, and without reading them."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import stat
-import struct
 import time
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 KEY_BYTES = 16
 
@@ -55,28 +51,3 @@ def is_settled(path: Path) -> bool:
     except (OSError, ValueError):
         return False
     return time.time_ns() - max(status.st_mtime_ns, status.st_ctime_ns) > _SETTLED
-
-
-class KeyTable:
-    """Numbers by key, in arrays: a million of them take 24 MB.
-
-    Args:
-        keys: uint8 ``[n, 16]``, all different.
-        values: int64 ``[n]``.
-    """
-
-    def __init__(self, keys: NDArray[np.uint8], values: NDArray[np.int64]) -> None:
-        words = np.ascontiguousarray(keys).view(np.uint64).reshape(-1, 2)
-        order = np.argsort(words[:, 0])
-        self._first, self._second = words[order, 0], words[order, 1]
-        self._values = values[order]
-
-    def get(self, key: bytes) -> int | None:
-        """The number of a key."""
-        first, second = struct.unpack("=QQ", key)
-        place = int(self._first.searchsorted(np.uint64(first)))
-        while place < len(self._first) and self._first.item(place) == first:
-            if self._second.item(place) == second:
-                return self._values.item(place)
-            place += 1
-        return None

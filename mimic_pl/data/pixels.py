@@ -66,43 +66,31 @@ class PixelSource:
         Raises:
             DataError: An image failed and the folder's policy is ``error``.
         """
-        rows = torch.full((len(names),), -1)
-        decoded: dict[int, Tensor] = {}
+        size = self.image_processor.image_size
+        pixels = torch.zeros(len(names), 3, size, size, dtype=torch.uint8)
+        has_image = torch.zeros(len(names), dtype=torch.bool)
         failures: list[ImageFailure] = []
         for item, own in enumerate(() if self.blank else names):
             index = item if indices is None else indices[item]
             found, failed = self.folder.first(own, partial(self.load, index=index))
             failures += failed
-            if isinstance(found, Tensor):
-                decoded[item] = found
-            elif found is not None:
-                rows[item] = found
-        has_image = rows >= 0
-        size = self.image_processor.image_size
-        if self.cache is not None and has_image.any():
-            pixels = self.cache.pixels(rows.clamp_min(0))
-            for item in (~has_image).nonzero().flatten().tolist():
-                pixels[item].zero_()
-        else:
-            pixels = torch.zeros(len(names), 3, size, size, dtype=torch.uint8)
-        for item, one in decoded.items():
-            pixels[item] = one
-            has_image[item] = True
+            if found is not None:
+                pixels[item], has_image[item] = found, True
         return PixelBatch(pixels, has_image, failures)
 
-    def load(self, path: Path, index: int) -> int | Tensor:
-        """The image's row in the cache, or where it is not there its pixels.
+    def load(self, path: Path, index: int) -> Tensor:
+        """The image's pixels, uint8 ``[3, S, S]``, from the cache or decoded.
 
         Args:
             path: The image.
-            index: Place in the data set of the item that it stands beside, which a subclass may heed.
+            index: Position in the data set of the item that it belongs to, which a subclass may heed.
 
         Raises:
             ImageError: The image fails.
         """
-        found = None if self.cache is None else self.cache.find(path, self.folder.max_pixels)
-        if isinstance(found, int):
+        found = None if self.cache is None else self.cache.load(path, self.folder.max_pixels)
+        if isinstance(found, Tensor):
             return found
-        if found is not None and self.folder.policy != "error":  # which tells in words what is wrong
+        if found is not None and self.folder.policy != "error":  # where the message says in words what is wrong
             raise ImageError(path, found, "as it was when it was to be cached")
         return decode(path, self.image_processor, self.folder.max_pixels, self.reduced)

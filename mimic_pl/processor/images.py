@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import stat
@@ -15,11 +16,13 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar, get_args
 
+import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.records import ImageSource
 
 ImagePolicy = Literal["blank", "drop", "error"]
 """What happens to an item whose image fails.
@@ -46,6 +49,9 @@ _DECODER_ERRORS = (
     *(RuntimeError, struct.error, zlib.error),
 )
 
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "TGA", "PCX", "JPEG2000", "AVIF")
+"""Formats that are opened, as Pillow calls them."""
+
 _header_lock = threading.Lock()
 _log = logging.getLogger(__name__)
 
@@ -53,9 +59,12 @@ Loaded = TypeVar("Loaded")
 
 
 class ImageError(Exception):
-    """An image that cannot be had; ``kind`` and ``path`` say which and why."""
+    """An image that cannot be used; ``kind`` and ``path`` say which and why.
 
-    def __init__(self, path: Path, kind: str, detail: str) -> None:
+    ``path`` describes an image that is no file: ``<image of 120 bytes>``.
+    """
+
+    def __init__(self, path: Path | str, kind: str, detail: str) -> None:
         super().__init__(f"The image {path} is {kind}: {detail}")
         self.path = path
         self.kind = kind
@@ -77,44 +86,65 @@ def require_policy(policy: str) -> None:
         raise ConfigError(f"Unknown image policy {policy!r}. There are: {', '.join(get_args(ImagePolicy))}.")
 
 
-def open_image(path: Path, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
+def open_image(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None
+) -> Image.Image:
     """Open an image as RGB: first frame, turned as EXIF says, transparency on white.
 
     Args:
-        path: The file.
+        source: A file's path, a file's content, a PIL image, or an array of pixels: uint8 ``[height, width]``,
+            ``[height, width, 3]`` or ``[height, width, 4]``. An address on the web is taken for a path.
         max_pixels: Larger images are not decoded.
         reduced_to: Decode a JPEG at the smallest of its scales (1/2, 1/4, 1/8) at which no side is shorter than this.
 
     Raises:
         ImageError: It is missing, unreadable, or larger than ``max_pixels``.
     """
+    name = _name(source)
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
-            raise ImageError(path, "unreadable", "a folder or a device, no file")
-        with _open_header(path) as image:
+        if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
+            raise ImageError(name, "unreadable", "a folder or a device, no file")
+        with _opened(source, name) as image:
             if image.width * image.height > max_pixels:
-                raise ImageError(path, "oversized", f"{image.width} x {image.height} pixels")
+                raise ImageError(name, "oversized", f"{image.width} x {image.height} pixels")
             image.seek(0)
             if reduced_to is not None:
                 image.draft(None, (reduced_to, reduced_to))  # other formats have no scales, and do nothing
             image.load()
             return _as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
-        raise ImageError(path, "missing", "no such file") from error
+        raise ImageError(name, "missing", "no such file") from error
     except Image.DecompressionBombError as error:
-        raise ImageError(path, "oversized", str(error)) from error
+        raise ImageError(name, "oversized", str(error)) from error
     except UnidentifiedImageError as error:
-        raise ImageError(path, "unreadable", "no image format that Pillow knows") from error
+        raise ImageError(name, "unreadable", f"not one of {', '.join(FORMATS)}") from error
     except _DECODER_ERRORS as error:
-        raise ImageError(path, "unreadable", str(error) or type(error).__name__) from error
+        raise ImageError(name, "unreadable", str(error) or type(error).__name__) from error
 
 
-def _open_header(path: Path) -> Image.Image:
-    """Open without decoding, and without Pillow's warning of large images: their size is checked here."""
+def _name(source: ImageSource) -> Path | str:
+    if isinstance(source, (str, Path)):
+        return Path(source)
+    size = f"{len(source)} bytes" if isinstance(source, bytes) else f"type {type(source).__name__}"
+    return f"<image of {size}>"
+
+
+def _opened(source: ImageSource, name: Path | str) -> Image.Image:
+    """Open without decoding, and without Pillow's warning of large images: their size is checked elsewhere."""
+    if isinstance(source, Image.Image):
+        return source.copy()  # of the caller's, which stays open
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
+            found = f"an array of {source.dtype} {list(source.shape)}"
+            raise ImageError(name, "unreadable", f"{found}; it must be uint8 [height, width] or [height, width, 3]")
+        return Image.fromarray(source)
+    if not isinstance(source, (str, Path, bytes)):
+        raise ImageError(name, "unreadable", "neither a path, bytes, a PIL image nor an array")
     # Filters of warnings belong to the process, and images are opened in threads too.
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        # Only raster formats: Pillow hands EPS to Ghostscript, whatever the file is called.
+        return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:

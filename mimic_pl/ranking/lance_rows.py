@@ -177,7 +177,7 @@ class RowFormat:
             pa.array([entity.name for entity in entities], pa.string()),
             pa.array(fields, pa.string()),
             pa.array([list(entity.image_files) for entity in entities], pa.list_(pa.string())),
-            pa.array([_record_checksum(e.id, n, e.name, f, e.images) for e, n, f in records], pa.uint32()),
+            pa.array([_record_checksum(e.id, n, e.name, f, e.image_files) for e, n, f in records], pa.uint32()),
             *(_to_arrow(columns[name], column) for name, column in self.columns.items()),
             pa.array(self._state_checksums(order, columns), pa.uint32()),
         ]

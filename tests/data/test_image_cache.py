@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import pickle
 import random
 import re
 import shutil
@@ -18,18 +19,17 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from tqdm.auto import tqdm
 
-from mimic_pl.data import MELDataModule, image_cache_filling
+from mimic_pl.data import MELDataModule, image_cache
 from mimic_pl.data.image_cache import ImageCache
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
 from mimic_pl.processor.decoding import decode
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder
-from mimic_pl.store import Store
-from tests.data.conftest import Folder, WordPreprocessor
+from tests.data.conftest import Folder, SmallImages, word_processor
 from tests.launch import FORK, needs_fork
 
 
-class Square(WordPreprocessor):
+class Square(SmallImages):
     """Images squeezed to 8 x 8."""
 
     image_size = 8
@@ -63,20 +63,20 @@ def filled(root: Path, folder: Path, names: list[str], reduced: bool = False, **
     return cache
 
 
-def row_of(cache: ImageCache, path: Path) -> int:
-    row = cache.find(path, MAX_PIXELS)
-    assert isinstance(row, int)
-    return row
+def pixels_of(cache: ImageCache, path: Path) -> torch.Tensor:
+    found = cache.load(path, MAX_PIXELS)
+    assert isinstance(found, torch.Tensor)
+    return found
 
 
-def rows(cache: ImageCache) -> int:
-    return len(Store.open(cache.folder / "pixels", "image cache"))
+def stored(cache: ImageCache) -> int:
+    return cache.store.count("pixels")
 
 
 def check(cache: ImageCache, paths: list[Path]) -> None:
     """All of these are in the cache, with their pixels."""
-    found = cache.pixels(torch.tensor([cache.find(path, MAX_PIXELS) for path in paths]))
-    assert torch.equal(found, torch.stack([decode(path, Square()) for path in paths]))
+    for path in paths:
+        assert torch.equal(pixels_of(cache, path), decode(path, Square()))
 
 
 def test_pixels_of_every_kind_of_image(tmp_path):
@@ -92,7 +92,7 @@ def test_pixels_of_every_kind_of_image(tmp_path):
     settle()
     paths = sorted(tmp_path.iterdir())
     cache = filled(tmp_path / "cache", tmp_path, [path.name for path in paths])
-    assert rows(cache) == 6
+    assert stored(cache) == 6
     check(cache, paths)
 
 
@@ -135,19 +135,19 @@ def test_an_image_that_changed(tmp_path):
     path.with_suffix(".bmp").replace(path)
     settle()
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
-    status, row = path.stat(), row_of(cache, path)
+    status, before = path.stat(), pixels_of(cache, path)
     content = path.read_bytes()
     path.write_bytes(content[:-192] + bytes(192))
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert path.stat().st_size == status.st_size and path.stat().st_mtime_ns == status.st_mtime_ns
-    assert cache.find(path, MAX_PIXELS) is None
+    assert cache.load(path, MAX_PIXELS) is None
     source = PixelSource(ImageFolder(tmp_path / "images", "blank"), Square(), cache=cache)
     pixels, has_image, _ = source.batch([(names[0],), (names[1],), ()])
     assert has_image.tolist() == [True, True, False]
     assert not pixels[1:].any() and pixels[0].any()  # black now
     settle()
     again = filled(tmp_path / "cache", tmp_path / "images", names)
-    assert row_of(again, path) != row
+    assert not torch.equal(pixels_of(again, path), before)
     check(again, [tmp_path / "images" / name for name in names])
 
 
@@ -158,7 +158,7 @@ def test_content_is_kept_once(tmp_path):
     settle()
     filled(tmp_path / "cache", tmp_path / "images", [*names, "twin.jpg"])
     cache = filled(tmp_path / "cache", tmp_path / "moved", names)
-    assert rows(cache) == 4
+    assert stored(cache) == 4
     check(cache, [tmp_path / folder / name for folder in ("images", "moved") for name in names])
 
 
@@ -166,7 +166,7 @@ def test_a_file_that_may_be_changing_is_not_remembered(tmp_path):
     path = draw(tmp_path / "x.jpg")
     os.utime(path, ns=(0, time.time_ns() + 10**12))
     cache = filled(tmp_path / "cache", tmp_path, ["x.jpg"])
-    assert cache.find(path, MAX_PIXELS) is None and rows(cache) == 1
+    assert cache.load(path, MAX_PIXELS) is None and stored(cache) == 1
 
 
 def test_reduced_decoding_is_kept_apart(tmp_path):
@@ -176,9 +176,7 @@ def test_reduced_decoding_is_kept_apart(tmp_path):
     plain = filled(tmp_path / "cache", tmp_path, ["large.jpg", "large.png"])
     reduced = filled(tmp_path / "cache", tmp_path, ["large.jpg", "large.png"], reduced=True)
     assert plain.folder != reduced.folder and plain.folder.parent == reduced.folder.parent
-    pixels = [
-        cache.pixels(torch.tensor([row_of(cache, path)]))[0] for cache in (plain, reduced) for path in (large, drawn)
-    ]
+    pixels = [pixels_of(cache, path) for cache in (plain, reduced) for path in (large, drawn)]
     assert torch.equal(pixels[0], decode(large, Square()))
     assert torch.equal(pixels[2], decode(large, Square(), reduced=True))
     assert not torch.equal(pixels[0], pixels[2]) and torch.equal(pixels[1], pixels[3])
@@ -197,11 +195,12 @@ def test_the_key_knows_what_changes_pixels(tmp_path):
 def test_the_largest_size_is_asked_for_each_time(tmp_path):
     path = draw(tmp_path / "x.png", size=(40, 30))
     settle()
-    for bound, found in ((1200, 0), (1199, "oversized"), (10**6, 0)):
+    for bound, found in ((1200, None), (1199, "oversized"), (10**6, None)):
         cache = ImageCache(tmp_path / "cache", Square())
         cache.fill(lambda bound=bound: [(ImageFolder(tmp_path, "blank", bound), ("x.png",))])
-        assert cache.find(path, bound) == found
-    assert rows(cache) == 1
+        loaded = cache.load(path, bound)
+        assert loaded == found if found else torch.equal(loaded, decode(path, Square()))
+    assert stored(cache) == 1
 
 
 def fill_slowly(root: Path, folder: Path, names: list[str], begin) -> None:
@@ -222,7 +221,7 @@ def test_two_processes_at_once(tmp_path):
         process.join()
         assert process.exitcode == 0
     cache = ImageCache(tmp_path / "cache", Square())
-    assert rows(cache) == 90
+    assert stored(cache) == 90
     check(cache, [tmp_path / "images" / name for name in names])
 
 
@@ -230,20 +229,19 @@ def fill_until_stopped(root: Path, folder: Path, names: list[str], permits) -> N
     """Fill, but stand still when the permits are used up, one an image."""
     torch.set_num_threads(1)
     tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, and a kill would leave it locked
-    really_decode = image_cache_filling.decode
+    really_decode = image_cache.decode
 
     def decode_with_permit(*arguments):
         permits.acquire()
         return really_decode(*arguments)
 
-    image_cache_filling.decode = decode_with_permit  # in this process only
+    image_cache.decode = decode_with_permit  # in this process only
     filled(root, folder, names)
 
 
 @needs_fork
 def test_killed_while_filling(tmp_path, monkeypatch):
-    monkeypatch.setattr("mimic_pl.store.writer.MAX_ROWS_PER_SHARD", 8)
-    monkeypatch.setattr("mimic_pl.data.image_cache_filling._ENTRIES", 20)
+    monkeypatch.setattr(image_cache, "_AT_ONCE", 8)
     names = images(tmp_path / "images", 120)
     rng = random.Random(0)
     left = []
@@ -257,7 +255,7 @@ def test_killed_while_filling(tmp_path, monkeypatch):
             time.sleep(rng.uniform(0, 0.3))
         else:  # when something has been written
             deadline = time.monotonic() + 60
-            while not (Store.exists(cache.folder / "pixels") and rows(cache)):
+            while not stored(cache):
                 assert time.monotonic() < deadline, "nothing was written"
                 time.sleep(0.002)
         process.kill()
@@ -265,9 +263,9 @@ def test_killed_while_filling(tmp_path, monkeypatch):
         source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=ImageCache(root, Square()))
         expected = torch.stack([decode(tmp_path / "images" / name, Square()) for name in names])
         assert torch.equal(source.batch([(name,) for name in names]).pixels, expected)
-        left.append(rows(cache) if Store.exists(cache.folder / "pixels") else 0)
+        left.append(stored(cache))
         cache = filled(root, tmp_path / "images", names)
-        assert rows(cache) == 120
+        assert stored(cache) == 120
         check(cache, [tmp_path / "images" / name for name in names])
     assert all(0 < count < 120 for count in left[::2]), left
 
@@ -287,13 +285,13 @@ def test_policies_and_reports(folder, tmp_path, caplog, policy):
     settle()
     seen, said = [], []
     for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
-        module = folder.module(images=policy, image_cache=cache, max_pixels=2000, entity_batch_size=6)
+        module = folder.module(image_policy=policy, image_cache=cache, max_pixels=2000, entity_batch_size=6)
         caplog.clear()
         module.setup("fit")
         seen.append([*module.train_dataloader(), *module.val_dataloader(), *module.entity_dataloader()])
         assert any(batch["failures"] for batch in seen[-1])
         for batch in seen[-1]:
-            module.image_report.add(batch["failures"])
+            module.processor.report.add(batch["failures"])
         module.teardown("fit")
         said.append([record.message for record in caplog.records])
     assert_same(seen[0], seen[1])
@@ -307,7 +305,7 @@ def test_the_policy_error(folder, tmp_path):
     settle()
     errors = []
     for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
-        module = folder.module(images="error", image_cache=cache, max_pixels=2000)
+        module = folder.module(image_policy="error", image_cache=cache, max_pixels=2000)
         module.setup("test")  # only what is used can fail
         list(module.test_dataloader())
         with pytest.raises(DataError) as raised:
@@ -335,17 +333,16 @@ def test_stand_ins_are_cached_too(folder, tmp_path):
     settle()
     module = folder.module(image_cache=str(tmp_path / "cache"))
     module.setup("test")
-    assert isinstance(module._cache.find(folder.root / "kb_image" / "Q2_1.png", module.max_pixels), int)
-    assert module._cache.find(folder.root / "kb_image" / "Q2_0.png", module.max_pixels) == "unreadable"
-    assert module._cache.find(folder.root / "kb_image" / "Q5_1.png", module.max_pixels) is None  # nobody needs it
+    assert isinstance(module._cache.load(folder.root / "kb_image" / "Q2_1.png", MAX_PIXELS), torch.Tensor)
+    assert module._cache.load(folder.root / "kb_image" / "Q2_0.png", MAX_PIXELS) == "unreadable"
+    assert module._cache.load(folder.root / "kb_image" / "Q5_1.png", MAX_PIXELS) is None  # nobody needs it
 
 
 def test_the_trainer_sees_the_same_bits(folder, tmp_path):
     class Seen(LightningModule):
         def __init__(self):
             super().__init__()
-            self.encoder = torch.nn.Module()
-            self.encoder.preprocessor = WordPreprocessor()
+            self.processor = word_processor()
             self.weight = torch.nn.Parameter(torch.zeros(1))
             self.batches = []
 
@@ -380,13 +377,12 @@ def test_the_size_is_announced(tmp_path, caplog):
     (record,) = (record for record in caplog.records if "decoded once" in record.message)
     assert f"of pixels in {cache.folder}" in record.message and "--data.image_cache null" in record.message
     told = float(re.search(r"3 images are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
-    written = sum(path.stat().st_size for path in (cache.folder / "pixels").glob("*.safetensors"))
-    assert 3 * 8 * 8 * 3 < written <= told
+    assert 3 * 8 * 8 * 3 < (cache.folder / "data.mdb").stat().st_size <= told + 2**16
 
 
 def test_no_room_and_no_folder(tmp_path, caplog):
     names = images(tmp_path / "images", 2)
-    cramped = filled(tmp_path / "cache", tmp_path / "images", names, share=0.0)
+    cramped = filled(tmp_path / "cache", tmp_path / "images", names, disk_fraction=0.0)
     (tmp_path / "file").write_text("")
     nowhere = filled(tmp_path / "file" / "cache", tmp_path / "images", names)
     first, second = (record.message for record in caplog.records)
@@ -398,13 +394,46 @@ def test_no_room_and_no_folder(tmp_path, caplog):
         assert torch.equal(pixels, torch.stack([decode(tmp_path / "images" / name, Square()) for name in names]))
 
 
-def test_a_damaged_cache_is_told(tmp_path):
-    names = images(tmp_path / "images", 2)
+def test_a_file_that_was_cut_off(tmp_path):
+    names = images(tmp_path / "images", 20)
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
-    shard = next((cache.folder / "pixels").glob("*.safetensors"))
-    shard.write_bytes(shard.read_bytes()[:-1])
-    with pytest.raises(StoreError, match="Delete the folder"):
-        filled(tmp_path / "cache", tmp_path / "images", names)
+    data = cache.folder / "data.mdb"
+    whole = data.read_bytes()
+    for size in (len(whole) - 4096, len(whole) // 2, 5000, 10):
+        copy = tmp_path / f"cut{size}" / cache.folder.name
+        copy.mkdir(parents=True)
+        (copy / "data.mdb").write_bytes(whole[:size])
+        with pytest.raises(StoreError, match="Delete the folder"):
+            ImageCache(copy.parent, Square()).fill(lambda: [(ImageFolder(tmp_path / "images", "blank"), (names[0],))])
+
+
+def test_a_flipped_byte_in_pixels_is_noticed_and_the_image_decoded(tmp_path):
+    """Never another image's pixels, and never zeros."""
+    names = images(tmp_path / "images", 3)
+    cache = filled(tmp_path / "cache", tmp_path / "images", names)
+    path = tmp_path / "images" / names[1]
+    whole = (cache.folder / "data.mdb").read_bytes()
+    place = whole.index(decode(path, Square()).numpy().tobytes())
+    copy = tmp_path / "copy" / cache.folder.name
+    copy.mkdir(parents=True)
+    (copy / "data.mdb").write_bytes(whole[: place + 50] + bytes([whole[place + 50] ^ 4]) + whole[place + 51 :])
+    damaged = ImageCache(tmp_path / "copy", Square())
+    assert damaged.load(path, MAX_PIXELS) is None
+    source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=damaged)
+    pixels = source.batch([(name,) for name in names]).pixels
+    assert torch.equal(pixels, torch.stack([decode(tmp_path / "images" / name, Square()) for name in names]))
+
+
+def test_an_open_store_survives_forks_and_pickling(tmp_path):
+    names = images(tmp_path / "images", 3)
+    cache = filled(tmp_path / "cache", tmp_path / "images", names)
+    check(pickle.loads(pickle.dumps(cache)), [tmp_path / "images" / name for name in names])
+    if FORK is not None:
+        process = FORK.Process(target=check, args=(cache, [tmp_path / "images" / name for name in names]))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+    check(cache, [tmp_path / "images" / name for name in names])
 
 
 def test_where_it_lies(folder, tmp_path, monkeypatch):
@@ -414,4 +443,4 @@ def test_where_it_lies(folder, tmp_path, monkeypatch):
     assert not (tmp_path / "caches").exists()
     folder.module().setup("test")
     (found,) = (tmp_path / "caches" / "mimic_pl" / "images").iterdir()
-    assert found.name.startswith("4px-") and sorted(path.name for path in found.iterdir()) == ["files", "pixels"]
+    assert found.name.startswith("4px-") and (found / "data.mdb").is_file()

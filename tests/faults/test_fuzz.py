@@ -32,10 +32,8 @@ from mimic_pl.processor.template import TextTemplate, available
 from mimic_pl.published import read_published
 from mimic_pl.report.evaluated_run import open_finished
 from mimic_pl.runs import open_run
-from mimic_pl.store import Store
 from tests.faults.mutation import Mutator
 from tests.report.conftest import write_run
-from tests.store.conftest import KIND, content, write
 
 SECONDS = 20
 """In which any input must be dealt with."""
@@ -182,23 +180,6 @@ def test_images(run, tmp_path):
 
     whole = {path: path.read_bytes() for path in files}
     run("images", 0.15, files, check)
-
-
-def test_stores(run, tmp_path):
-    folder, rows = write(tmp_path / "index", rows=12, rows_per_shard=5, description={"model": "abc"}), content(12)
-
-    def check() -> str:
-        try:
-            store = Store.open(folder, KIND, {"model": "abc"})
-            found = store.slice(0, len(store))
-        except StoreError:
-            return "error"
-        assert found.keys() == rows.keys()
-        assert all(torch.equal(found[name], tensor) for name, tensor in rows.items())
-        return "identical"
-
-    manifest = folder / "manifest.json"
-    run("store", 0.15, [manifest, *sorted(folder.glob("*.safetensors"))], check)
 
 
 def plain(value: Any) -> Any:
