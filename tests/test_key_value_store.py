@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import subprocess
 import time
 
 import pytest
@@ -104,18 +103,19 @@ def test_a_flipped_bit_in_a_value_is_a_missing_value(tmp_path):
     whole = (tmp_path / "store" / "data.mdb").read_bytes()
     rng = random.Random(0)
     for trial in range(60):
-        place = whole.index(value(trial)) + rng.randrange(len(value(trial)))
+        old = value(trial)
+        place = rng.randrange(len(old))
+        new = old[:place] + bytes([old[place] ^ (1 << rng.randrange(8))]) + old[place + 1 :]
         folder = tmp_path / str(trial)
         folder.mkdir()
-        flipped = bytes([whole[place] ^ (1 << rng.randrange(8))])
-        (folder / "data.mdb").write_bytes(whole[:place] + flipped + whole[place + 1 :])
+        (folder / "data.mdb").write_bytes(whole.replace(old, new))
         assert found(KeyValueStore(folder, TABLES), 60) == [key for key in range(60) if key != trial]
 
 
 def test_a_file_that_is_cut_off_or_no_store(tmp_path):
     KeyValueStore(tmp_path / "store", TABLES).put(batch(0, 60))
     whole = (tmp_path / "store" / "data.mdb").read_bytes()
-    contents = [whole[:size] for size in (0, 100, 5000, len(whole) // 2, len(whole) - 1)] + [b"\0" * len(whole)]
+    contents = [whole[:size] for size in (100, 5000, len(whole) // 2, len(whole) - 1)] + [b"\0" * len(whole)]
     for trial, content in enumerate(contents):
         folder = tmp_path / str(trial)
         folder.mkdir()

@@ -18,7 +18,6 @@ from mimic_pl.benchmark.settings import Settings
 from mimic_pl.benchmark.timing import Work, in_turn
 from mimic_pl.encoders import Encoder
 from mimic_pl.features import Features
-from mimic_pl.features import Features
 from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.units import Matcher

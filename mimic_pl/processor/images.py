@@ -49,7 +49,7 @@ _DECODER_ERRORS = (
     *(RuntimeError, struct.error, zlib.error),
 )
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "MPO", "ICO", "TGA", "PCX", "JPEG2000", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "AVIF")
 """Formats that are opened, as Pillow calls them."""
 
 _header_lock = threading.Lock()
@@ -86,9 +86,7 @@ def require_policy(policy: str) -> None:
         raise ConfigError(f"Unknown image policy {policy!r}. There are: {', '.join(get_args(ImagePolicy))}.")
 
 
-def open_image(
-    source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None
-) -> Image.Image:
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
     """Open an image as RGB: first frame, turned as EXIF says, transparency on white.
 
     Args:
@@ -134,7 +132,11 @@ def _opened(source: ImageSource, name: Path | str) -> Image.Image:
     if isinstance(source, Image.Image):
         return source.copy()  # of the caller's, which stays open
     if isinstance(source, np.ndarray):
-        if source.dtype != np.uint8 or source.ndim not in (2, 3) or (source.ndim == 3 and source.shape[2] not in (3, 4)):
+        if (
+            source.dtype != np.uint8
+            or source.ndim not in (2, 3)
+            or (source.ndim == 3 and source.shape[2] not in (3, 4))
+        ):
             found = f"an array of {source.dtype} {list(source.shape)}"
             raise ImageError(name, "unreadable", f"{found}; it must be uint8 [height, width] or [height, width, 3]")
         return Image.fromarray(source)

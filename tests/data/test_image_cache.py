@@ -108,8 +108,8 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     first = batches()
     really_open = Image.open
 
-    def open_nothing_but_the_probe(path):
-        return really_open(path) if path.name == "drawn.jpg" else pytest.fail(f"{path} was opened")
+    def open_nothing_but_the_probe(path, **options):
+        return really_open(path, **options) if path.name == "drawn.jpg" else pytest.fail(f"{path} was opened")
 
     monkeypatch.setattr(Image, "open", open_nothing_but_the_probe)
     assert_same(first, batches())

@@ -48,7 +48,7 @@ class Fault(NamedTuple):
 
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
 INDEX = "ranking/test_lance_index.py::"
-STORES, CHECKPOINTS, MACHINE = "faults/test_stores.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
+STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
@@ -78,11 +78,6 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a knowledge base of one entity, batches of one", "trains and tests", None, DATA + "test_one_entity_and_batches_of_one", 2),
     ),
     "Stores and the index": (
-        Fault("one flipped byte in a shard, header or data", "is damaged: …checksum", StoreError, "store/test_damage.py::test_one_flipped_byte", 4),
-        Fault("a manifest that lacks a column or a shard", "its content is not what was written (checksum)", StoreError, STORES + "test_a_manifest_that_lacks_something", 3),
-        Fault("a shard cut off or grown", "bytes … needs", StoreError, "store/test_damage.py::test_a_shard_of_another_size", 2),
-        Fault("a shard is missing", "is missing, a part of the entity index", StoreError, "store/test_damage.py::test_a_missing_shard"),
-        Fault("a shard cut off between two readings, or while one holds its rows: no SIGBUS", "it was cut off or replaced", StoreError, STORES + "test_a_shard_cut_off_under_its_reader", 3),
         Fault("an index of another model, text template, dtype or size", "another model", StoreError, INDEX + "test_another_models_index_is_refused", 6),
         Fault("NaN in the index", "are not finite", NonFiniteScoreError, INDEX + "test_a_number_in_the_index_that_is_none"),
         Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 is not what was written (checksum)", StoreError, INDEX + "test_a_damaged_row_is_named", 3),
@@ -92,11 +87,12 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a fragment of an unfinished index damaged: it is written again", "the same numbers", None, INDEX + "test_a_fragment_damaged_before_the_build_went_on_is_written_again"),
         Fault("two processes write one index: the second is refused", "Another process is writing to", StoreError, INDEX + "test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten"),
         Fault("NaN in scores", "mention … entity", NonFiniteScoreError, "ranking/test_engine.py::test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity", 3),
-        Fault("writer of a store killed at any moment: whole shards are kept, the end is the same to the byte", "unfinished", None, "store/test_writer.py::test_a_killed_build_ends_the_same_to_the_byte", 6),
-        Fault("writer of a store killed between any two steps", "the same to the byte", None, "store/test_writer.py::test_killed_between_any_two_steps", 8),
+        Fault("a flipped bit in a value of a cache: it counts as missing, and the image is decoded", "is not as it was", None, "data/test_image_cache.py::test_a_flipped_byte_in_pixels_is_noticed_and_the_image_decoded"),
+        Fault("the same in a store of any values", "a missing value", None, STORE + "test_a_flipped_bit_in_a_value_is_a_missing_value", 60),
+        Fault("a cache that is cut off, or no store", "Delete the folder", StoreError, STORE + "test_a_file_that_is_cut_off_or_no_store", 5),
+        Fault("the writer of a cache killed at any moment: what was acknowledged is kept", "nothing that was acknowledged is lost", None, STORE + "test_what_was_acknowledged_survives_a_kill", 8),
+        Fault("three processes write one cache and read it", "all values", None, STORE + "test_many_processes_write_and_read"),
         Fault("the filling of an image cache killed", "the same pixels", None, "data/test_image_cache.py::test_killed_while_filling", 6),
-        Fault("writes that fail at any moment (no room, bad disk): all that was reported as written reads back identical", "cannot be written", StoreError, STORES + "test_what_was_reported_as_written_reads_back", 25),
-        Fault("two processes write one store: the second is refused", "Another process is writing to", StoreError, "store/test_writer.py::test_a_second_writer_is_refused_and_a_killed_one_forgotten"),
         Fault("two processes fill one image cache: one waits", "every image once", None, "data/test_image_cache.py::test_two_processes_at_once"),
     ),
     "Checkpoints": (
@@ -113,7 +109,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
     ),
     "The machine": (
-        Fault("a disk that fills up under a store", "The disk is full", StoreError, "store/test_writer.py::test_a_disk_that_fills_up"),
+        Fault("a disk that fills up under a cache: what was written reads back", "cannot be written to", StoreError, STORE + "test_a_disk_that_fills_up"),
         Fault("a disk that fills up under an index", "The disk is full", StoreError, INDEX + "test_a_disk_that_fills_up_under_an_index"),
         Fault("a disk that fills up under `fit`: older checkpoints are whole", "The disk is full", MachineError, MACHINE + "test_fit_on_a_disk_that_fills_up", 3),
         Fault("a disk that fills up under `test`", "The disk is full", MachineError, MACHINE + "test_test_on_a_full_disk"),

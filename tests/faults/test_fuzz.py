@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from mimic_pl.checkpoint import read_checkpoint
 from mimic_pl.data import Entity, Mention
 from mimic_pl.data.reader import read_entities, read_mentions
-from mimic_pl.errors import CheckpointError, ConfigError, DataError, MimicError, StoreError
+from mimic_pl.errors import CheckpointError, ConfigError, DataError, MimicError
 from mimic_pl.processor.images import ImageError, open_image
 from mimic_pl.processor.template import TextTemplate, available
 from mimic_pl.published import read_published
