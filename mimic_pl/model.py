@@ -117,6 +117,8 @@ class MIMIC(Recorded, LightningModule):
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
         self._keep_index = False
+        self._seed: int | None = None
+        self._lr: float | None = None
         self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -333,17 +335,27 @@ class MIMIC(Recorded, LightningModule):
             return gathered.own_weight * total, terms
         return self.compute_loss(LossInputs(scores, mentions, entities, own, gather, gathered.own_weight))
 
-    def on_fit_start(self) -> None:
-        """Remember the run's seed."""
-        self._seed = torch.initial_seed()
-
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by step and process, so that a resumed run draws what the undisturbed one would have drawn."""
+        if self._seed is None:  # before the first batch: the run's own
+            self._seed = torch.initial_seed()
         torch.manual_seed((self._seed + 1_000_003 * (self.global_step + 1) + self.global_rank) % 2**63)
+
+    @property
+    def lr(self) -> float | None:
+        """A learning rate in place of the optimizer's own, as Lightning's LearningRateFinder sets it; none by default."""
+        return self._lr
+
+    @lr.setter
+    def lr(self, lr: float | None) -> None:
+        self._lr = lr
 
     def configure_optimizers(self) -> Any:
         """Optimizer over :meth:`parameter_groups`, and the scheduler if there is one."""
         optimizer = self.optimizer(self.parameter_groups())
+        if self.lr is not None:
+            for group in optimizer.param_groups:
+                group["lr"] = self.lr
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}

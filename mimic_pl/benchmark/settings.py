@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-import torch
-
 from mimic_pl.errors import ConfigError
 
 ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "scaling", "images", "index")
@@ -72,6 +70,8 @@ class Settings:
             raise ConfigError("--batches and --growth take positive numbers, for example --batches [128,1024].")
         if self.run is None and self.inflate is not None:
             raise ConfigError("--inflate is for the knowledge base of a run: name it with --run FOLDER.")
+        import torch  # not at the top: help shows the settings without waiting for it
+
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"--device is {self.device}, but torch sees no CUDA device here.")
         return [row for row in ROWS if row in wanted and (row != "trained" or self.run is not None)]

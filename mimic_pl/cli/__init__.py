@@ -1,5 +1,31 @@
-"""The command line: ``mimic-pl fit | validate | test | predict | doctor | benchmark``."""
+"""The command line ``mimic-pl``; :mod:`mimic_pl.cli.program` lists its commands."""
 
-from mimic_pl.cli.app import main
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from mimic_pl.cli.help import quick_answer
 
 __all__ = ["main"]
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run a command.
+
+    Args:
+        args: The command line without the program's name; ``sys.argv`` by default.
+
+    Raises:
+        SystemExit: With the error's exit code, after one paragraph on stderr; the traceback stands before it with
+            ``--debug`` anywhere on the command line, or ``MIMIC_PL_DEBUG=1`` in the environment.
+    """
+    given = list(sys.argv[1:] if args is None else args)
+    answer = quick_answer(given)
+    if answer is not None:
+        print(answer)
+        return
+    # Imported here: torch and Lightning take seconds, which who asks for help need not wait for.
+    from mimic_pl.cli.app import run
+
+    run(given)

@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -29,21 +29,16 @@ from mimic_pl.callbacks import (
     SamplePanels,
 )
 from mimic_pl.checkpoint_io import AtomicCheckpointIO, remove_unfinished
+from mimic_pl.cli.additions import with_additions
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
-from mimic_pl.cli.commands import OWN_COMMANDS
+from mimic_pl.cli.help import ALL
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
+from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import RUNS, Run, become_only_writer
-
-COMMANDS = {
-    "fit": "Train a model; the run goes into lightning_logs/version_N.",
-    "validate": "Evaluate on the validation split; without --config: the newest run's best checkpoint.",
-    "test": "Evaluate on the test split; without --config: the newest run's best checkpoint.",
-    "predict": "Link mentions that have no golds; without --config: with the newest run's best checkpoint.",
-}
+from mimic_pl.runs import RUNS, Run, become_only_writer, run_of_checkpoint
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -85,22 +80,22 @@ class MimicCLI(LightningCLI):
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "mimic-pl",
-                "description": f"Multimodal entity linking with MIMIC. {DEBUG} anywhere shows tracebacks of errors.",
+                "description": ABOUT,
                 **strict,
-                **{name: {"description": text, **strict} for name, text in COMMANDS.items()},
+                **{name: {"description": COMMANDS[name].summary, **strict} for name in STAGES},
             },
             args=choice.args,
         )
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
+        # The others are run elsewhere; here they are known to shell completion and to what is said of a wrong name.
         action: Any = parser._subcommands_action
-        for name, command in OWN_COMMANDS.items():
-            own = LightningArgumentParser(description=command.about, exit_on_error=False)
-            command.add_arguments(own)
-            action.add_subcommand(name, own, help=command.help)
-        for listed in action._choices_actions:
-            listed.help = COMMANDS.get(listed.dest, listed.help)
+        for name, command in COMMANDS.items():
+            if name not in STAGES:
+                own = LightningArgumentParser(description=command.about, exit_on_error=False)
+                command.load().add_arguments(own, complete=False)
+                action.add_subcommand(name, own, help=command.summary)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         given = self.choice.args[0] if self.choice.args else None
@@ -167,7 +162,9 @@ class MimicCLI(LightningCLI):
         """Say where the result is."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
-            _tell(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test")
+            folder = run_of_checkpoint(best)
+            where = "" if folder is None else f" --run {short(folder.folder)}"
+            _print(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; its outputs go into the chosen run's folder, or into a new one."""
@@ -216,30 +213,22 @@ class MimicCLI(LightningCLI):
                 )
 
 
-def main(args: Sequence[str] | None = None) -> None:
-    """Run a command.
-
-    Args:
-        args: The command line without the program's name; ``sys.argv`` by default.
-
-    Raises:
-        SystemExit: With the error's exit code, after one paragraph on stderr; the traceback stands before it with
-            ``--debug`` anywhere on the command line, or ``MIMIC_PL_DEBUG=1`` in the environment.
-    """
-    given = list(sys.argv[1:] if args is None else args)
+def run(given: list[str]) -> None:
+    """Run a command; see :func:`mimic_pl.cli.main`."""
     debug = debugging(given)
-    given = [arg for arg in given if arg != DEBUG]
+    given = [arg for arg in given if arg not in (DEBUG, ALL)]
     _find_modules_here()
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
     try:
-        if given and given[0] in OWN_COMMANDS:
-            if status := OWN_COMMANDS[given[0]].run(given[1:]):
+        if given[0] in COMMANDS and given[0] not in STAGES:
+            if status := COMMANDS[given[0]].load().run(given[1:]):
                 sys.exit(status)
             return  # a notebook that called it goes on
         choice = choose_run(given)
+        choice = choice._replace(args=list(with_additions(choice.args)))
         if choice.note:
-            _tell(choice.note)
+            _print(choice.note)
         with ExitStack() as held:
             MimicCLI(choice, held)
     except KeyboardInterrupt:
@@ -292,5 +281,5 @@ def _logger_of(run: Run) -> TensorBoardLogger:
 
 
 @rank_zero_only
-def _tell(text: str) -> None:
+def _print(text: str) -> None:
     print(text, flush=True)

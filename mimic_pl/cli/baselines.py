@@ -6,27 +6,30 @@ from pathlib import Path
 from typing import Any, Literal
 
 import yaml
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.choice import check_data_root
-from mimic_pl.cli.sections import add_config_argument, add_processor_argument, with_sections
-from mimic_pl.data import MELDataModule
+from mimic_pl.cli.program import COMMANDS
 from mimic_pl.errors import ConfigError
-from mimic_pl.model import MIMIC
-from mimic_pl.processor import Processor
-
-ABOUT = (
-    "Rank a data set by what needs no training: names, BM25, and the zero-shot cosine of the configured encoder. A "
-    "result without these next to it says little."
-)
 
 
-def add_baselines_arguments(parser: LightningArgumentParser) -> None:
-    """Add the options of ``baselines``."""
+def add_arguments(parser: ArgumentParser, complete: bool) -> None:
+    """Add the options.
+
+    Args:
+        parser: The parser; a LightningArgumentParser if complete.
+        complete: With every option of the classes that can be named; without, for help that loads none of them.
+    """
+    from mimic_pl.cli.sections import (
+        add_config_argument,
+        add_data_argument,
+        add_model_argument,
+        add_processor_argument,
+    )
+
     add_config_argument(parser, "Take the 'model' and 'data' sections of this configuration; the rest is ignored.")
-    parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True, required=False)
-    parser.add_lightning_class_args(MELDataModule, "data", subclass_mode=True)
-    add_processor_argument(parser)
+    add_model_argument(parser, complete, required=False)
+    add_data_argument(parser, complete)
+    add_processor_argument(parser, complete)
     parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Which mentions are ranked.")
     text = "Folder for the results; by default baselines/NAME of the data set, baselines/NAME-val for --split val."
     parser.add_argument("--output", type=str | None, default=None, help=text)
@@ -40,25 +43,29 @@ def add_baselines_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--device", type=str | None, default=None, help=text)
 
 
-def baselines(args: list[str]) -> int:
+def run(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: The command line behind ``baselines``.
+        args: The command line after ``baselines``.
 
     Returns:
         The exit status.
     """
-    # Imported here: it is no part of any other command.
     import torch
     from lightning.pytorch import seed_everything
+    from lightning.pytorch.cli import LightningArgumentParser
 
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
+    from mimic_pl.cli.choice import check_data_root
+    from mimic_pl.cli.sections import with_sections
     from mimic_pl.files import write_file
+    from mimic_pl.processor import Processor
 
-    parser = LightningArgumentParser(prog="mimic-pl baselines", description=ABOUT, exit_on_error=False)
-    add_baselines_arguments(parser)
+    about = COMMANDS["baselines"].about
+    parser = LightningArgumentParser(prog="mimic-pl baselines", description=about, exit_on_error=False)
+    add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("model", "data", "processor"))))
     check_data_root(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)

@@ -2,36 +2,36 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
-ABOUT = (
-    "Measure ranking, training and reading side by side with the published order of operations and with the machine's "
-    "own limit."
-)
+from mimic_pl.benchmark.settings import Settings
+from mimic_pl.cli.program import COMMANDS
 
 
-def add_benchmark_arguments(parser: LightningArgumentParser) -> None:
-    """Add the options of ``benchmark``."""
-    # Imported here: it is no part of any other command.
-    from mimic_pl.benchmark.settings import Settings
+def add_arguments(parser: ArgumentParser, complete: bool) -> None:
+    """Add the options.
 
+    Args:
+        parser: The parser.
+        complete: No option of it needs more than the settings.
+    """
     parser.add_class_arguments(Settings, skip={"quick"})
     text = "Small sizes, which show that everything runs and measure nothing well."
     parser.add_argument("--quick", action="store_true", help=text)
 
 
-def benchmark(args: list[str]) -> int:
+def run(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: The command line behind ``benchmark``.
+        args: The command line after ``benchmark``.
 
     Returns:
         The exit status.
     """
-    from mimic_pl.benchmark import Settings, run_benchmark
+    from mimic_pl.benchmark.run import run_benchmark
 
-    parser = LightningArgumentParser(prog="mimic-pl benchmark", description=ABOUT, exit_on_error=False)
-    add_benchmark_arguments(parser)
+    parser = ArgumentParser(prog="mimic-pl benchmark", description=COMMANDS["benchmark"].about, exit_on_error=False)
+    add_arguments(parser, complete=True)
     run_benchmark(Settings(**parser.parse_args(args).as_dict()))
     return 0

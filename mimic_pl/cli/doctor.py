@@ -2,37 +2,43 @@
 
 from __future__ import annotations
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.choice import check_data_root
-from mimic_pl.cli.sections import add_config_argument, add_processor_argument, with_sections
-from mimic_pl.data.base import BaseDataModule
-from mimic_pl.processor import Processor
-
-ABOUT = "Check a data folder before any training: files, counts, golds, images, leakage between splits."
+from mimic_pl.cli.program import COMMANDS
 
 
-def add_doctor_arguments(parser: LightningArgumentParser) -> None:
-    """Add the options of ``doctor``."""
+def add_arguments(parser: ArgumentParser, complete: bool) -> None:
+    """Add the options.
+
+    Args:
+        parser: The parser; a LightningArgumentParser if complete.
+        complete: With every option of the classes that can be named; without, for help that loads none of them.
+    """
+    from mimic_pl.cli.sections import add_config_argument, add_data_argument, add_processor_argument
+
     add_config_argument(parser, "Take data and processor of this configuration; the rest is ignored.")
-    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
-    add_processor_argument(parser)
+    add_data_argument(parser, complete)
+    add_processor_argument(parser, complete)
 
 
-def doctor(args: list[str]) -> int:
+def run(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: The command line behind ``doctor``.
+        args: The command line after ``doctor``.
 
     Returns:
         The exit status: 0 unless there are errors.
     """
-    # Imported here: it is no part of any other command.
-    from mimic_pl.data.doctor import run_doctor
+    from lightning.pytorch.cli import LightningArgumentParser
 
-    parser = LightningArgumentParser(prog="mimic-pl doctor", description=ABOUT, exit_on_error=False)
-    add_doctor_arguments(parser)
+    from mimic_pl.cli.choice import check_data_root
+    from mimic_pl.cli.sections import with_sections
+    from mimic_pl.data.doctor import run_doctor
+    from mimic_pl.processor import Processor
+
+    parser = LightningArgumentParser(prog="mimic-pl doctor", description=COMMANDS["doctor"].about, exit_on_error=False)
+    add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
     check_data_root(config)
     built = parser.instantiate_classes(config)

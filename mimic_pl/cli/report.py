@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
+from mimic_pl.cli.program import COMMANDS
 from mimic_pl.errors import ConfigError
 
-ABOUT = (
-    "Collect tested runs into one table (Markdown and CSV) with plots and significance, or show the worst mentions of "
-    "a run."
-)
 
+def add_arguments(parser: ArgumentParser, complete: bool) -> None:
+    """Add the options.
 
-def add_report_arguments(parser: LightningArgumentParser) -> None:
-    """Add the options of ``report``."""
+    Args:
+        parser: The parser.
+        complete: No option of it names a class.
+    """
     parser.add_argument(
         "runs", nargs="*", type=str, help="Folders of tested runs; seeds of one experiment share a row."
     )
@@ -28,20 +29,19 @@ def add_report_arguments(parser: LightningArgumentParser) -> None:
     parser.add_argument("--worst", type=int, default=50, help="How many of them.")
 
 
-def report(args: list[str]) -> int:
+def run(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: The command line behind ``report``.
+        args: The command line after ``report``.
 
     Returns:
         The exit status.
     """
-    # Imported here: it is no part of any other command.
     from mimic_pl.report import open_finished, write_errors_page, write_report
 
-    parser = LightningArgumentParser(prog="mimic-pl report", description=ABOUT, exit_on_error=False)
-    add_report_arguments(parser)
+    parser = ArgumentParser(prog="mimic-pl report", description=COMMANDS["report"].about, exit_on_error=False)
+    add_arguments(parser, complete=True)
     given = parser.parse_args(args)
     if not given.runs and given.errors is None:
         raise ConfigError(

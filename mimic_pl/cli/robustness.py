@@ -4,44 +4,47 @@ from __future__ import annotations
 
 from typing import Literal
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.choice import check_data_root, choose_run
-from mimic_pl.cli.sections import add_config_argument, with_sections
-from mimic_pl.data.base import BaseDataModule
-from mimic_pl.data.degradation import KINDS
+from mimic_pl.cli.program import COMMANDS
 from mimic_pl.errors import ConfigError
-from mimic_pl.model import MIMIC
-
-ABOUT = (
-    "Evaluate a trained run on mentions whose images and texts are made worse, grade by grade, and write "
-    "robustness.json into its folder. Without options: the newest run's best checkpoint, all kinds, the test split."
-)
 
 
-def add_robustness_arguments(parser: LightningArgumentParser) -> None:
-    """Add the options of ``robustness``."""
-    names = ",".join(kind.kind for kind in KINDS)
+def add_arguments(parser: ArgumentParser, complete: bool) -> None:
+    """Add the options.
+
+    Args:
+        parser: The parser; a LightningArgumentParser if complete.
+        complete: With every option of the classes that can be named; without, for help that loads none of them.
+    """
+    from mimic_pl.cli.sections import add_config_argument, add_data_argument, add_model_argument
+
     text = "Take the 'trainer', 'model' and 'data' sections of this configuration on top of the run's."
     add_config_argument(parser, text)
-    parser.add_argument(
-        "--run", type=str | None, help="Folder of the training run to take (default: the newest below lightning_logs)."
-    )
+    text = "Folder of the training run to take (default: the newest below lightning_logs)."
+    parser.add_argument("--run", type=str | None, help=text)
     parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint: a file, 'best' (the default) or 'last'.")
-    parser.add_argument("--kinds", type=str, default=names, help="Kinds of degradation, separated by commas.")
+    text = "Kinds of degradation, separated by commas (default: all)."
+    parser.add_argument("--kinds", type=str | None, default=None, help=text)
     parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Split that is evaluated.")
     parser.add_argument("--seed", type=int, default=43, help="Decides what is drawn.")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
-    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
+    if complete:
+        from lightning.pytorch import Trainer
+
+        parser.add_lightning_class_args(Trainer, "trainer")  # type: ignore[attr-defined]
+    else:
+        parser.add_argument(
+            "--trainer", metavar="CONFIG", help="Trainer; --trainer.devices N and so on are its options."
+        )
+    add_model_argument(parser, complete)
+    add_data_argument(parser, complete)
 
 
-def robustness(args: list[str]) -> int:
+def run(args: list[str]) -> int:
     """Run the command.
 
     Args:
-        args: The command line behind ``robustness``.
+        args: The command line after ``robustness``.
 
     Returns:
         The exit status.
@@ -49,19 +52,24 @@ def robustness(args: list[str]) -> int:
     Raises:
         ConfigError: There is no run, or no such kind.
     """
-    # Imported here: it is no part of any other command.
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.cli import LightningArgumentParser
     from rich.console import Console
     from tqdm.auto import tqdm
 
+    from mimic_pl.cli.choice import check_data_root, choose_run
+    from mimic_pl.cli.sections import with_sections
+    from mimic_pl.data.degradation import KINDS
     from mimic_pl.robustness import grades_of, measure, robustness_table, write_grades
 
     choice = choose_run(["robustness", *args])
-    parser = LightningArgumentParser(prog="mimic-pl robustness", description=ABOUT, exit_on_error=False)
-    add_robustness_arguments(parser)
+    about = COMMANDS["robustness"].about
+    parser = LightningArgumentParser(prog="mimic-pl robustness", description=about, exit_on_error=False)
+    add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(choice.args[1:], ("trainer", "model", "data"))))
     if choice.run is None:
         raise ConfigError("robustness evaluates a trained run: leave --config and --model out, or add --run FOLDER.")
-    degradations = grades_of(config.kinds, config.seed)
+    degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
     check_data_root(config)
     # The run's files stay as they are, and one bar shows the way through all grades.
     config.trainer.default_root_dir = str(choice.run.folder)

@@ -6,23 +6,48 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # its stubs do not list it
-from lightning.pytorch.cli import LightningArgumentParser
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # its stubs do not list it
 
+from mimic_pl.cli.additions import with_additions
 from mimic_pl.errors import ConfigError
-from mimic_pl.processor import Processor
-from mimic_pl.runs import read_yaml
 
 
-def add_config_argument(parser: LightningArgumentParser, text: str) -> None:
+def add_config_argument(parser: ArgumentParser, text: str) -> None:
     """Add ``--config``, which may be given several times: what a later file says is laid over the earlier ones."""
     parser.add_argument("-c", "--config", action=ActionConfigFile, help=f"{text} Several may be given.")
 
 
-def add_processor_argument(parser: LightningArgumentParser) -> None:
+def add_data_argument(parser: ArgumentParser, complete: bool) -> None:
+    """Add ``--data``, with every option of the data modules if complete."""
+    if complete:
+        from mimic_pl.data.base import BaseDataModule
+
+        parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)  # type: ignore[attr-defined]
+    else:
+        parser.add_argument("--data", metavar="CLASS", help="Data set; --data.root FOLDER and so on are its options.")
+
+
+def add_model_argument(parser: ArgumentParser, complete: bool, required: bool = True) -> None:
+    """Add ``--model``, with every option of the model if complete."""
+    if complete:
+        from mimic_pl.model import MIMIC
+
+        parser.add_lightning_class_args(  # type: ignore[attr-defined]
+            MIMIC, "model", subclass_mode=True, required=required
+        )
+    else:
+        parser.add_argument("--model", metavar="CLASS", help="Model; --model.encoder CLASS and so on are its options.")
+
+
+def add_processor_argument(parser: ArgumentParser, complete: bool) -> None:
     """Add ``--processor``, for commands that read records but build no model."""
     text = "Text templates, image policy, ... of the records; by default those of the configuration's model."
-    parser.add_argument("--processor", type=Processor | None, default=None, help=text)
+    if complete:
+        from mimic_pl.processor import Processor
+
+        parser.add_argument("--processor", type=Processor | None, default=None, help=text)
+    else:
+        parser.add_argument("--processor", metavar="CONFIG", help=text)
 
 
 def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
@@ -35,16 +60,22 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
     Raises:
         ConfigError: The file does not exist, or has none of the sections.
     """
-    rest = iter(args)
+    from mimic_pl.runs import read_yaml
+
+    rest = iter(with_additions(args))
     for arg in rest:
         option, equals, value = arg.partition("=")
         if option not in ("-c", "--config"):
             yield arg
             continue
-        path = Path(value if equals else next(rest, ""))
-        if not path.is_file():
-            raise ConfigError(f"The configuration {str(path)!r} does not exist.")
-        sections = read_yaml(path)
+        text = value if equals else next(rest, "")
+        if text.startswith("{"):  # of an overlay that adds
+            path, sections = Path("the overlay"), json.loads(text)
+        else:
+            path = Path(text)
+            if not path.is_file():
+                raise ConfigError(f"The configuration {str(path)!r} does not exist.")
+            sections = read_yaml(path)
         sections["processor"] = _processor(sections.get("model"))
         found = {name: sections[name] for name in names if sections.get(name) is not None}
         if not found.keys() - {"processor"}:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -38,7 +39,7 @@ class Matcher(Recorded, nn.Module):
         units: Named factories of the units.
 
     Raises:
-        ConfigError: No unit, or a unit named ``overall``.
+        ConfigError: No unit, one named ``overall`` or as torch's modules name something else, or what is no unit.
     """
 
     def __init__(self, dims: FeatureDims, units: Mapping[str, UnitFactory]) -> None:
@@ -52,7 +53,16 @@ class Matcher(Recorded, nn.Module):
         self.text_local_norm = nn.LayerNorm(dims.text)
         self.image_global_norm = nn.LayerNorm(dims.image)
         self.image_local_norm = nn.LayerNorm(dims.image)
-        self.units = nn.ModuleDict({name: factory(dims) for name, factory in units.items()})
+        built = {name: factory(dims) for name, factory in units.items()}
+        for name, unit in built.items():
+            if not isinstance(unit, Unit):
+                raise ConfigError(
+                    f"The unit {name!r} is a {type(unit).__name__}, not a mimic_pl.units.Unit: it has no state of "
+                    "mentions and entities. Derive it from Unit."
+                )
+            if hasattr(nn.ModuleDict, name) or "." in name:
+                raise ConfigError(f"A unit cannot be called {name!r}: torch's modules have this name for themselves.")
+        self.units = nn.ModuleDict(built)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -141,7 +151,7 @@ class Matcher(Recorded, nn.Module):
 
     def named_units(self) -> list[tuple[str, Unit]]:
         """The units with their names."""
-        return [(name, unit) for name, unit in self.units.items() if isinstance(unit, Unit)]
+        return [(name, cast(Unit, unit)) for name, unit in self.units.items()]
 
     def norm(self, features: Features) -> Features:
         """The features as the units get them, after the shared norms."""

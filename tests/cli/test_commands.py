@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import json
+import re
 import shutil
 import sys
 
@@ -11,7 +13,9 @@ import torch
 import yaml
 from lightning.pytorch import Trainer
 
+import mimic_pl
 from mimic_pl.cli import main
+from mimic_pl.cli.program import COMMANDS, STAGES
 from mimic_pl.runs import load_run, open_run
 from tests.launch import in_an_interpreter
 
@@ -174,12 +178,49 @@ def test_runs_below_the_home_folder(command, trained, tmp_path, monkeypatch):
     assert not (tmp_path / "~").exists()
 
 
-def test_help_lists_all_commands(command):
-    code, out, _ = command("--help")
-    assert code == 0
-    for name in ("fit", "validate", "test", "predict", "doctor"):
-        assert f"\n    {name} " in out
-    assert "without --config: the newest" in " ".join(out.split())
+LIGHT = """
+import sys
+import mimic_pl
+from mimic_pl.cli import main
+from mimic_pl.cli.program import COMMANDS, STAGES
+main(sys.argv[1:])
+heavy = sorted({"torch", "lightning", "transformers", "torchmetrics", "timm"} & sys.modules.keys())
+assert not heavy, heavy
+"""
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
+)
+def test_help_answers_without_torch(arguments, tmp_path):
+    result = in_an_interpreter(["-c", LIGHT, *arguments], tmp_path)
+    assert result.returncode == 0, result.stderr
+    if arguments == ["--version"]:
+        assert result.stdout.split() == ["mimic-pl", mimic_pl.__version__]
+    elif arguments == ["--help"]:
+        assert all(f"  {name} " in result.stdout for name in COMMANDS)
+    else:
+        assert f"mimic-pl {arguments[0]}" in result.stdout
+        assert len(result.stdout.splitlines()) < 90, "a few screens"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_help_of_a_stage_names_options_that_there_are(name, command):
+    code, every, _ = command(name, "--help", "--all")
+    assert code == 0 and "--trainer.barebones" in every
+    _, short, _ = command(name, "--help")
+    assert f"mimic-pl {name} --help --all" in short
+    known = {class_: set(inspect.signature(getattr(mimic_pl, class_)).parameters) for class_ in ("MIMIC", "Processor")}
+    known |= {"data": set(inspect.signature(mimic_pl.MELDataModule).parameters)}
+    for option in re.findall(r"^  --([\w.]+)", short, flags=re.M):
+        group, *rest = option.split(".")
+        if group == "data" and rest:
+            assert rest[0] in known["data"], option
+        elif group == "model" and rest:
+            assert rest[0] in known["MIMIC"], option
+            assert rest[0] != "processor" or rest[1] in known["Processor"]
+        else:
+            assert f"--{option} " in every or f"--{option}\n" in every, option
 
 
 def test_completion_script(command):
@@ -200,7 +241,35 @@ def test_console_entry(tmp_path):
 
 def test_main_takes_the_command_line_by_default(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mimic-pl", "--help"])
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 0
+    main()
     assert "doctor" in capsys.readouterr().out
+
+
+def test_the_hint_after_fit_names_the_run(command, trained, tmp_path):
+    options = ["--trainer.default_root_dir", str(tmp_path / "elsewhere"), "--trainer.max_epochs", "1"]
+    code, out, _ = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
+    assert code == 0
+    hint = out.split("To evaluate it on the test split: mimic-pl ")[1].splitlines()[0]
+    code, out, _ = command(*hint.split(), folder=tmp_path)
+    assert code == 0 and "Taking run elsewhere/lightning_logs/version_0" in out
+
+
+def test_overlays_add_units_and_losses(command, trained, tmp_path):
+    overlays = {
+        "image": {
+            "units+": {"image": {"class_path": "mimic_pl.units.GlobalCosine", "init_args": {"modality": "image"}}}
+        },
+        "plain": {"units+": {"plain": {"class_path": "mimic_pl.units.GlobalCosine"}}},
+        "symmetric": {"losses+": {"symmetric": {"class_path": "mimic_pl.losses.SymmetricLoss"}}},
+    }
+    options = ["fit", "--config", str(trained.config)]
+    for name, arguments in overlays.items():
+        (tmp_path / f"{name}.yaml").write_text(yaml.safe_dump({"model": {"init_args": arguments}}))
+        options += ["--config", str(tmp_path / f"{name}.yaml")]
+    options += ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "1"]
+    code, _, err = command(*options, folder=tmp_path)
+    assert code == 0, err
+    model, _ = load_run(tmp_path / "lightning_logs" / "version_0", "last")
+    assert set(model.matcher.units) == {"text", "vision", "cross_modal", "image", "plain"}
+    assert list(model.losses) == ["contrastive", "symmetric"]
+    assert model.matcher.units["text"].query.out_features == 8, "those of the configuration are as they were"

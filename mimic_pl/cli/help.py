@@ -1,0 +1,98 @@
+"""Help and version, answered before anything heavy loads."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from collections.abc import Sequence
+
+from mimic_pl import __version__
+from mimic_pl.cli.program import ABOUT, COMMANDS, MAIN_OPTIONS, STAGES
+
+ALL = "--all"
+"""With ``--help``: every option of a stage."""
+
+
+def quick_answer(args: Sequence[str]) -> str | None:
+    """The answer to a command line that asks for help or for the version; ``None`` for any other.
+
+    Args:
+        args: The command line without the program's name.
+    """
+    if list(args) == ["--version"]:
+        return f"mimic-pl {__version__}"
+    if not args or args[0] in ("-h", "--help"):
+        return _commands()
+    if args[0] in COMMANDS and {"-h", "--help"} & set(args[1:]) and ALL not in args:
+        return _stage(args[0]) if args[0] in STAGES else _own_command(args[0])
+    return None
+
+
+def _commands() -> str:
+    rows = [(name, command.summary) for name, command in COMMANDS.items()]
+    options = [
+        ("-h, --help", "Show this help; after a command: that of the command."),
+        ("--version", "Show the version."),
+    ]
+    return "\n".join(
+        [
+            "usage: mimic-pl COMMAND [options]",
+            "",
+            *textwrap.wrap(ABOUT, _width()),
+            "",
+            "commands:",
+            *_table(rows),
+            "",
+            "options:",
+            *_table(options),
+        ]
+    )
+
+
+def _stage(name: str) -> str:
+    rows = [(option, text) for option, (commands, text) in MAIN_OPTIONS.items() if name in commands]
+    more = [
+        (f"mimic-pl {name} --help {ALL}", "Every option."),
+        (f"mimic-pl {name} --model.help MIMIC", "The options of a class: --data.help RichpediaMEL, and so on."),
+        (f"mimic-pl {name} --config FILE --print_config", "The whole configuration, with all defaults."),
+    ]
+    return "\n".join(
+        [
+            f"usage: mimic-pl {name} [--config FILE] [options]",
+            "",
+            *textwrap.wrap(COMMANDS[name].summary, _width()),
+            "",
+            "main options:",
+            *_table(rows),
+            "",
+            "all options:",
+            *_table(more),
+        ]
+    )
+
+
+def _own_command(name: str) -> str:
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(prog=f"mimic-pl {name}", description=COMMANDS[name].about)
+    COMMANDS[name].load().add_arguments(parser, complete=False)
+    return str(parser.format_help()).rstrip()
+
+
+def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
+    """Two columns, the second one wrapped."""
+    first = min(max(len(name) for name, _ in rows), 34)
+    lines = []
+    for name, text in rows:
+        wrapped = textwrap.wrap(text, max(20, _width() - first - 4))
+        if len(name) > first:
+            lines.append(f"  {name}")
+            name = ""
+        lines += [
+            f"  {label:<{first}}  {part}" for label, part in zip((name, *[""] * len(wrapped)), wrapped, strict=False)
+        ]
+    return lines
+
+
+def _width() -> int:
+    return min(shutil.get_terminal_size().columns, 120)
