@@ -343,7 +343,7 @@ class MIMIC(Recorded, LightningModule):
 
     @property
     def lr(self) -> float | None:
-        """A learning rate in place of the optimizer's own, as Lightning's LearningRateFinder sets it; none by default."""
+        """A learning rate in place of the optimizer's own, as Lightning's LearningRateFinder sets it; none at first."""
         return self._lr
 
     @lr.setter

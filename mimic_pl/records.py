@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from mimic_pl.errors import DataError
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-ImageSource: TypeAlias = "str | Path | bytes | Image.Image | npt.NDArray[np.uint8]"
+ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image", "npt.NDArray[np.uint8]"]  # noqa: UP007
 """An image: a file's path, a file's content, a PIL image, or an array of pixels ``[height, width, 3]``.
 
 Records that a data module reads name files in its image folders.

@@ -67,6 +67,7 @@ def test_this_test_knows_every_notebook():
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(IMAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_no_cell_fails_and_every_image_is_there(name, executed):
     notebook = executed[name]
@@ -75,6 +76,7 @@ def test_no_cell_fails_and_every_image_is_there(name, executed):
     assert len(outputs_of(notebook, "image/png")) == IMAGES[name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", IMAGES)
 def test_what_is_committed_was_run_top_to_bottom_and_shows_what_a_run_shows(name, executed):
     cells, again = code_cells(committed(name)), code_cells(executed[name])

@@ -63,7 +63,7 @@ def trainer(folder, *callbacks, max_epochs=1):
 
 def test_a_learning_rate_is_found_and_taken(tiny_set, tmp_path):
     model, data = parts(tiny_set)
-    finder = LearningRateFinder(num_training_steps=40)
+    finder = LearningRateFinder(num_training_steps=40, early_stop_threshold=None)
     own = trainer(tmp_path, finder, max_epochs=6)
     own.fit(model, data)
     assert finder.optimal_lr is not None

@@ -71,6 +71,7 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_the_process_that_lightning_has_started_is_killed(folder):
     with (folder / "said").open("w") as said:
         first = subprocess.Popen(

@@ -22,8 +22,11 @@ MINING = [
     *("--trainer.callbacks+", "mimic_pl.callbacks.HardNegatives", "--trainer.callbacks.depth", "2"),
     *("--model.losses.contrastive", "UnitConsistentLoss", "--model.losses.contrastive.mask_false_negatives", "true"),
 ]
+STATIC = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"static_graph": True}}
 CASES: dict[str, list[str]] = {
     "faithful": [],
+    "bf16": ["--trainer.precision", "bf16-mixed"],
+    "static_graph": ["--trainer.strategy", json.dumps(STATIC)],
     "accumulation": ["--trainer.accumulate_grad_batches", "2"],
     "checkpointing": ["--model.encoder.gradient_checkpointing", "true"],
     "hard_negatives": ["--trainer.max_epochs", "2", *MINING],
@@ -55,46 +58,47 @@ ENCODER["init_args"]["text_config"]["hidden_dropout_prob"] = 0.0  # a mask is dr
 ENCODER["init_args"]["text_config"]["attention_probs_dropout_prob"] = 0.0
 
 
+class Steps:
+    """Steps by case and number of processes, trained when they are first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.root = tiny.write_set(folder / "set")
+        (folder / "theirs_of_readme.py").write_text(readme_block("# theirs.py"))
+        self.found: dict[tuple[str, int], list] = {}
+
+    def __getitem__(self, key: tuple[str, int]) -> list:
+        if key not in self.found:
+            case, count = key
+            path = self.folder / f"{case}-{count}.pt"
+            keep = ["--trainer.callbacks+", "tests.distributed.steps.Steps", "--trainer.callbacks.path", str(path)]
+            run(["fit", *self.arguments(case, count), *keep], self.folder, count)
+            self.found[key] = torch.load(path)
+        return self.found[key]
+
+    def arguments(self, case: str, count: int) -> list[str]:
+        config = tiny.config(self.root, self.folder)
+        config["trainer"] |= {"max_epochs": 1, "precision": "64-true", "logger": False}
+        config["trainer"] |= {"enable_checkpointing": False, "enable_model_summary": False}
+        config["trainer"] |= {"devices": count, "strategy": "ddp"}
+        del config["model"]["init_args"]["units"]
+        config["data"]["init_args"]["batch_size"] = BATCH // count
+        if case == "other_encoder":
+            config["model"]["init_args"]["encoder"] = ENCODER
+        if case == "local":
+            config["model"]["init_args"]["global_negatives"] = False
+            config["trainer"]["limit_train_batches"] = 1
+            if count == 1:  # as many batches of one process before a step as there are processes
+                config["trainer"] |= {"accumulate_grad_batches": 2, "limit_train_batches": 2}
+                config["data"]["init_args"]["batch_size"] = BATCH // 2
+        path = self.folder / f"{case}-{count}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return ["--config", str(path), *CASES.get(case, [])]
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """Steps by case and number of processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    root = tiny.write_set(folder / "set")
-    (folder / "theirs_of_readme.py").write_text(readme_block("# theirs.py"))
-    found = {}
-    for count in (1, 2, 3):
-        cases = {}
-        for name in ("base", "other_encoder", "local"):
-            config = tiny.config(root, folder)
-            config["trainer"] |= {"max_epochs": 1, "precision": "64-true", "logger": False}
-            config["trainer"] |= {"enable_checkpointing": False, "enable_model_summary": False}
-            config["trainer"] |= {"devices": count, "strategy": "ddp"}
-            del config["model"]["init_args"]["units"]
-            config["data"]["init_args"]["batch_size"] = BATCH // count
-            if name == "other_encoder":
-                config["model"]["init_args"]["encoder"] = ENCODER
-            if name == "local":
-                config["model"]["init_args"]["global_negatives"] = False
-                config["trainer"]["limit_train_batches"] = 1
-                if count == 1:  # as many batches of one process before a step as there are processes
-                    config["trainer"] |= {"accumulate_grad_batches": 2, "limit_train_batches": 2}
-                    config["data"]["init_args"]["batch_size"] = BATCH // 2
-            path = folder / f"{name}-{count}.yaml"
-            path.write_text(yaml.safe_dump(config))
-            further = CASES if name == "base" else {name: []}
-            cases |= {case: ["--config", str(path), *arguments] for case, arguments in further.items()}
-        cases["bf16"] = [*cases["faithful"], "--trainer.precision", "bf16-mixed"]
-        if count == 3:
-            cases = {name: cases[name] for name in ("faithful", "symmetric", "text_unit_only")}
-        if count == 2:
-            static = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"static_graph": True}}
-            cases["static_graph"] = [*cases["faithful"], "--trainer.strategy", json.dumps(static)]
-        paths = {name: folder / f"{name}-{count}.pt" for name in cases}
-        steps = ["--trainer.callbacks+", "tests.distributed.steps.Steps", "--trainer.callbacks.path"]
-        for name, path in paths.items():
-            run(["fit", *cases[name], *steps, str(path)], folder, count)
-        found |= {(name, count): torch.load(path) for name, path in paths.items()}
-    return found
+    return Steps(tmp_path_factory.mktemp("ddp"))
 
 
 def assert_same(steps, alone):
@@ -110,7 +114,20 @@ def assert_same(steps, alone):
                 torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize("case", [*CASES, "other_encoder"])
+QUICK = ("faithful", "readme_hard_negatives", "best")
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *QUICK,
+        *(
+            pytest.param(case, marks=pytest.mark.slow)
+            for case in (*CASES, "other_encoder")
+            if case not in (*QUICK, "bf16", "static_graph")
+        ),
+    ],
+)
 def test_two_processes_compute_what_one_computes(steps, case):
     alone = steps[case, 1]
     assert any(name == "val/mrr" for step in alone for name in step), "it has been validated"
@@ -119,11 +136,13 @@ def test_two_processes_compute_what_one_computes(steps, case):
     assert_same(steps[case, 2], alone)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["faithful", "symmetric", "text_unit_only"])
 def test_three_processes_that_can_not_share_the_last_batch_evenly(steps, case):
     assert_same(steps[case, 3], steps[case, 1])
 
 
+@pytest.mark.slow
 def test_bf16_mixed(steps):
     """As close to one process as rounding to eight bits lets it be."""
     exact = [step["loss"] for step in steps["faithful", 1] if "loss" in step]
@@ -133,10 +152,12 @@ def test_bf16_mixed(steps):
         assert losses == pytest.approx(exact, rel=0.02) and losses != exact
 
 
+@pytest.mark.slow
 def test_a_static_graph(steps):
     assert_same(steps["static_graph", 2], steps["faithful", 1])
 
 
+@pytest.mark.slow
 def test_negatives_of_the_own_process_alone(steps):
     """The mean of the gradients of both batches, which one process accumulates."""
     gradients, gradients_of_two = (

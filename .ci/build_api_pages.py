@@ -1,0 +1,39 @@
+"""Build the API pages from the docstrings into a folder; any warning is an error.
+
+Every module has a page. pdoc cannot resolve the annotations of a NamedTuple's constructor, which Python generates outside
+of the module; they are shown as text, and this one warning is let pass.
+"""
+
+from __future__ import annotations
+
+import pkgutil
+import sys
+import warnings
+from pathlib import Path
+
+import pdoc
+
+import mimic_pl
+
+
+def main(folder: str) -> None:
+    """Build the pages.
+
+    Args:
+        folder: Where they go.
+    """
+    warnings.simplefilter("error")
+    warnings.filterwarnings("ignore", message=r"Error parsing type annotation ForwardRef\(.*__init__\. Import of")
+    warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries, as their modules load
+    found = pkgutil.walk_packages(mimic_pl.__path__, "mimic_pl.")
+    modules = ["mimic_pl", *(module.name for module in found if not module.name.endswith("__main__"))]
+    pdoc.render.configure(docformat="google")
+    pdoc.pdoc(*modules, output_directory=Path(folder))
+    pages = list(Path(folder).rglob("*.html"))
+    if len(pages) <= len(modules):  # an index as well
+        sys.exit(f"{len(modules)} modules, and only {len(pages)} pages in {folder}.")
+    print(f"{len(pages)} API pages in {folder}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,45 @@
+"""Examples in docstrings run, and show what is printed."""
+
+from __future__ import annotations
+
+import doctest
+import pkgutil
+from importlib import import_module
+
+import pytest
+
+import mimic_pl
+
+# The kernels' modules need Triton, and a program's entry runs when it is imported.
+APART = {"mimic_pl.__main__", "mimic_pl.units.triton_attention", "mimic_pl.units.triton_gates"}
+MODULES = sorted({module.name for module in pkgutil.walk_packages(mimic_pl.__path__, "mimic_pl.")} - APART)
+
+
+@pytest.mark.parametrize("name", ["mimic_pl", *MODULES])
+def test_examples(name):
+    assert doctest.testmod(import_module(name)).failed == 0
+
+
+def test_some_examples_run():
+    finder = doctest.DocTestFinder()
+    examples = [
+        example
+        for name in MODULES
+        for test in finder.find(import_module(name))
+        for example in test.examples
+        if not example.options.get(doctest.SKIP)
+    ]
+    assert len(examples) > 30
+
+
+def test_the_workflows_are_yaml_with_jobs():
+    import yaml
+
+    root = __file__.rpartition("tests")[0]
+    for name in ("workflows/ci.yml", "ISSUE_TEMPLATE/bug.yml", "ISSUE_TEMPLATE/idea.yml", "ISSUE_TEMPLATE/config.yml"):
+        with open(f"{root}.github/{name}") as file:
+            content = yaml.safe_load(file)
+        assert isinstance(content, dict)
+        if name.startswith("workflows"):
+            pythons = content["jobs"]["tests"]["strategy"]["matrix"]["python"]
+            assert pythons == ["3.10", "3.11", "3.12", "3.13"]
