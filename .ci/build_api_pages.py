@@ -1,7 +1,7 @@
 """Build the API pages from the docstrings into a folder; any warning is an error.
 
-Every module has a page. pdoc cannot resolve the annotations of a NamedTuple's constructor, which Python generates outside
-of the module; they are shown as text, and this one warning is let pass.
+Every module has a page. pdoc cannot resolve the annotations of a NamedTuple's constructor, which Python generates
+outside of the module; they are shown as text, and this one warning is ignored.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ def main(folder: str) -> None:
     """
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", message=r"Error parsing type annotation ForwardRef\(.*__init__\. Import of")
+    # A package without __all__ has brought its modules along.
+    warnings.filterwarnings("ignore", message="The module specification")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries, as their modules load
     found = pkgutil.walk_packages(mimic_pl.__path__, "mimic_pl.")
     modules = ["mimic_pl", *(module.name for module in found if not module.name.endswith("__main__"))]
