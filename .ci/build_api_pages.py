@@ -1,7 +1,8 @@
 """Build the API pages from the docstrings into a folder; any warning is an error.
 
 Every module has a page. pdoc cannot resolve the annotations of a NamedTuple's constructor, which Python generates
-outside of the module; they are shown as text, and this one warning is ignored.
+outside of the module, and names of libraries that records.py imports for type checkers only; these are shown as text,
+and their warning is ignored.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ def main(folder: str) -> None:
         folder: Where they go.
     """
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message=r"Error parsing type annotation ForwardRef\(.*__init__\. Import of")
+    warnings.filterwarnings("ignore", message="Error parsing type annotation (ForwardRef|ImageSource)")
     # A package without __all__ has brought its modules along.
     warnings.filterwarnings("ignore", message="The module specification")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries, as their modules load

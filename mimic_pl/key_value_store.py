@@ -26,6 +26,7 @@ class _Opened(NamedTuple):
 
     environment: Any
     tables: dict[str, Any]
+    inode: int
 
 
 # LMDB opens a folder once in a process, and an environment must not be carried through a fork: all are closed before
@@ -93,7 +94,7 @@ class KeyValueStore:
         """
         with self._explained(), _lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            environment, tables = self._open()
+            environment, tables, _ = self._open()
             with environment.begin(write=True) as transaction:
                 for table, key, value in items:
                     crc = zlib.crc32(value).to_bytes(_CRC_BYTES, "little")
@@ -106,7 +107,7 @@ class KeyValueStore:
             yield None
             return
         with self._explained(), _lock:
-            environment, tables = self._open()
+            environment, tables, _ = self._open()
             if tables[table] is None:
                 yield None
                 return
@@ -115,6 +116,9 @@ class KeyValueStore:
 
     def _open(self) -> _Opened:
         name = str(self.folder.resolve())
+        data = self.folder / _DATA
+        if name in _opened and not (data.is_file() and data.stat().st_ino == _opened[name].inode):
+            _opened.pop(name).environment.close()  # the folder was deleted, or another one put in its place
         if name not in _opened:
             # Who may not write in the folder cannot take part in the locking either.
             writable = os.access(self.folder, os.W_OK)
@@ -134,7 +138,7 @@ class KeyValueStore:
             except BaseException:
                 environment.close()
                 raise
-            _opened[name] = _Opened(environment, tables)
+            _opened[name] = _Opened(environment, tables, data.stat().st_ino)
         return _opened[name]
 
     def _require_complete(self, environment: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import time
 
 import pytest
@@ -49,6 +50,16 @@ def test_values_by_table_and_key(tmp_path):
     assert store.count("small") == store.count("large") == 30
     again = KeyValueStore(tmp_path / "store", TABLES)  # the same folder in the same process
     assert again.get("large", b"%08d" % 29) == value(29) and again.get("large", b"%08d" % 30) is None
+
+
+def test_a_folder_that_is_deleted_is_filled_again(tmp_path):
+    store = KeyValueStore(tmp_path / "store", TABLES)
+    store.put(batch(0))
+    shutil.rmtree(tmp_path / "store")
+    assert found(store, 10) == []
+    store.put(batch(5, 3))
+    assert found(store, 10) == [5, 6, 7]
+    assert (tmp_path / "store" / "data.mdb").is_file()
 
 
 def write_and_tell(folder, acknowledged) -> None:

@@ -70,7 +70,8 @@ class MELDataModule(MIMICFolder):
             224), so that later epochs, runs and processes need not decode them again; all data sets may share it. By
             default ``auto``: ``~/.cache/mimic_pl/images`` (below ``XDG_CACHE_HOME`` if that is set), unless it would
             take more than half of what is free there. How much will be written is logged before; ``None`` turns it off.
-            Delete the folder when no run uses it.
+            Delete the folder when no run uses it. On a network file system, processes of several machines need a folder
+            for each machine: LMDB, in which the images are stored, locks within one.
         augmentation: Renders the images of training batches anew each time, those of mentions and of entities: a
             module that turns uint8 ``[3, S, S]`` into the same, such as a composition of
             :mod:`torchvision.transforms.v2`; none by default.
