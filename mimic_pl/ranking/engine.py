@@ -13,6 +13,7 @@ from torch import Tensor
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError, DeviceMemoryError
 from mimic_pl.ranking.index import EntityIndex
+from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
 from mimic_pl.ranking.search import Search
 from mimic_pl.ranking.states import joined, of_every_process
@@ -44,6 +45,24 @@ class Ranking(NamedTuple):
     top_scores: dict[str, Tensor]
     gold_ranks: dict[str, Tensor] = {}
 
+    def reranked(self, scores: Tensor) -> Ranking:
+        """The same with the top entities in the order of new overall scores, ``[mentions, k]``, and the golds in it.
+
+        Ties stay in the order that they had. A gold behind the top entities keeps its rank.
+        """
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        ranks, k = self.gold_ranks["overall"], order.shape[1]
+        new_ranks = (order.argsort(dim=1) + 1).gather(1, (ranks - 1).clamp(0, k - 1))
+        ranks = torch.where(ranks.gt(0) & ranks.le(k), new_ranks, ranks)
+        best = torch.where(ranks.gt(0), ranks, torch.iinfo(torch.int64).max).amin(dim=1)
+        top_scores = {name: score.gather(1, order) for name, score in self.top_scores.items()}
+        return Ranking(
+            {**self.ranks, "overall": torch.where(ranks.gt(0).any(dim=1), best, 0)},
+            self.top_entities.gather(1, order),
+            {**top_scores, "overall": scores},
+            {**self.gold_ranks, "overall": ranks},
+        )
+
     def at(self, rows: Tensor) -> Ranking:
         """Those of some of the mentions, int64 ``[n]``."""
         return Ranking(
@@ -71,6 +90,9 @@ class Ranker(Recorded):
     results of its mentions. They must call equally often, and end with the same error where one of them raises any.
 
     A mention with several golds takes as much work as so many mentions: each gold is ranked on its own.
+
+    A matcher may reorder each list of top entities (see :meth:`~mimic_pl.units.Matcher.rerank`): a gold among them gets
+    the rank of its new place, all others keep theirs.
 
     Args:
         top_k: How many top entities are kept for each mention.
@@ -118,6 +140,14 @@ class Ranker(Recorded):
                 the order number of the entity.
             DeviceMemoryError: Not even a small block fits the device's memory.
         """
+        ranking = self._rank(matcher, mentions, gold, index)
+        if not matcher.reranks:
+            return ranking
+        with _full_precision(index.device):
+            matcher = in_float32(matcher)
+            return ranking.reranked(rerank(matcher, mentions, ranking.top_entities, ranking.top_scores, index))
+
+    def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
         processes = index.processes
         parts = of_every_process(processes, mentions, gold)
         sizes = [len(golds) for _, golds in parts]

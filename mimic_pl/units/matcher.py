@@ -32,7 +32,8 @@ class Matcher(Recorded, nn.Module):
     """Scores every mention against every entity, unit by unit and overall (paper section 3.3).
 
     Four LayerNorms, each applied to mention and entity alike, precede the units; the overall score is the mean of the
-    units' scores.
+    units' scores. A subclass combines them otherwise (:meth:`combine`), or reorders the top of the ranking
+    (:meth:`rerank`).
 
     Args:
         dims: Widths of the encoder's features.
@@ -137,6 +138,30 @@ class Matcher(Recorded, nn.Module):
         """
         wanted = set(self.units if names is None else names)
         return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
+
+    def rerank(self, mentions: States, entities: States, scores: Mapping[str, Tensor]) -> Tensor:
+        """New overall scores of each mention's top entities, ``[mentions, k]``: a list-wise second stage of ranking.
+
+        A subclass overrides it; by default the scores stay what they are. Only the top k change places among
+        themselves, ties in the order they had. A list's scores depend on this list alone, not on other mentions.
+
+        Args:
+            mentions: States of mentions, tensors ``[mentions, ...]``.
+            entities: States of their top entities, best first, tensors ``[mentions, k, ...]``.
+            scores: Named scores of their top entities, each ``[mentions, k]``.
+
+        Example:
+            >>> class NormalizedMatcher(Matcher):
+            ...     def rerank(self, mentions, entities, scores):
+            ...         lists = [scores[name].log_softmax(dim=1) for name in self.units]  # each unit's vote
+            ...         return torch.stack(lists).sum(dim=0)
+        """
+        return scores[OVERALL]
+
+    @property
+    def reranks(self) -> bool:
+        """Whether a subclass has a :meth:`rerank`; without one, ranking does not fetch the top entities' states."""
+        return type(self).rerank is not Matcher.rerank
 
     def gates(self, mentions: Features, entities: Features) -> dict[str, dict[str, Tensor]]:
         """Values of the gates by unit and by gate; units without gates are left out (see :meth:`Unit.gates`).

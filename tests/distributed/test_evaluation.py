@@ -31,6 +31,8 @@ CASES = {
     # Two batches of entities: of three processes one holds none.
     "on_disk": ["test", "--data.entity_batch_size", "7", "--model.index.storage", "disk"],
     "links": ["predict", "--data.eval_batch_size", "3", "--data.entity_batch_size", "4"],
+    # States of the top entities come from whichever process holds them.
+    "reranked": ["test", "--data.eval_batch_size", "3", "--model.matcher", "tests.distributed.reranking.Central"],
 }
 
 
@@ -83,6 +85,22 @@ def test_metrics_ranks_and_predictions_are_those_of_one_process(results, case, c
     metrics, metrics_of_one = (json.loads((run / "metrics.json").read_text()) for run in (together, alone))
     del metrics["checkpoint"], metrics_of_one["checkpoint"]
     assert metrics == metrics_of_one
+
+
+def test_the_list_of_candidates_is_reranked_and_the_golds_in_it(results):
+    reranked, plain = (
+        [json.loads(line) for line in (results[case, 1] / "predictions.jsonl").read_text().splitlines()]
+        for case in ("reranked", "in_order")
+    )
+    moved = 0
+    for new, old in zip(reranked, plain, strict=True):
+        places, places_before = ([c["qid"] for c in line["candidates"]] for line in (new, old))
+        assert sorted(places) == sorted(places_before)
+        moved += places != places_before
+        gold = new["golds"][0]["qid"]
+        assert new["rank"]["overall"] == (places.index(gold) + 1 if gold in places else old["rank"]["overall"])
+        assert new["rank"]["vision"] == old["rank"]["vision"]
+    assert moved
 
 
 @pytest.mark.parametrize("count", [2, 3])

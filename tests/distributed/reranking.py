@@ -1,0 +1,14 @@
+"""A matcher of another project, which reranks."""
+
+from __future__ import annotations
+
+from mimic_pl.units import Matcher
+
+
+class Central(Matcher):
+    """Adds how close an entity is to the others of its list."""
+
+    def rerank(self, mentions, entities, scores):
+        fused = entities["cross_modal"]["fused"]  # [mentions, k, width]
+        distance = (fused - fused.mean(dim=1, keepdim=True)).square().sum(dim=2)
+        return scores["overall"] - distance

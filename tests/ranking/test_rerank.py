@@ -1,0 +1,87 @@
+"""The list-wise second stage of ranking, against a loop over each mention's list."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mimic_pl.errors import ConfigError, NonFiniteScoreError
+from mimic_pl.ranking import Ranker
+from mimic_pl.units import Matcher
+from tests.ranking.tables import pad, table_matcher, table_states
+
+
+class MiddleFirst(Matcher):
+    """Prefers what is close to the mean of its list; reads states and scores."""
+
+    def rerank(self, mentions, entities, scores):
+        rows = mentions["one"]["row"][:, None, None].expand(-1, scores["one"].shape[1], 1)
+        own = entities["one"]["column"].gather(2, rows)[:, :, 0]
+        assert torch.equal(own, scores["one"]), "states and scores are of the same entities, in the same order"
+        return -(own - own.mean(dim=1, keepdim=True)).abs()
+
+
+def reordered(row, top_k):
+    """All entities, best first, the first few of them reranked; one mention at a time."""
+    order = sorted(range(len(row)), key=lambda e: (-row[e], e))
+    top, rest = order[:top_k], order[top_k:]
+    mean = float(torch.tensor([row[e] for e in top]).mean())
+    return sorted(top, key=lambda e: (abs(row[e] - mean), order.index(e))) + rest
+
+
+# Quarters, and lists of a power of two: means are exact, so that ties are ties.
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_golds_in_the_list_get_their_new_place_and_others_keep_their_rank(data):
+    num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(8, 30))
+    values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
+    table = torch.tensor([data.draw(values) for _ in range(num_mentions)])
+    gold = st.lists(st.integers(0, num_entities - 1), max_size=4, unique=True)
+    golds = [data.draw(gold) for _ in range(num_mentions)]
+    top_k, slack = data.draw(st.sampled_from([1, 2, 4, 8])), data.draw(st.sampled_from([None, 0.3]))
+    index, mentions = table_states({"one": table})
+    ranker = Ranker(top_k, pairs_per_block=data.draw(st.integers(1, 200)))
+    ranking = ranker(table_matcher({"one": slack}, MiddleFirst), mentions, pad(golds), index)
+    plain = ranker(table_matcher({"one": slack}), mentions, pad(golds), index)
+
+    expected = [reordered(row, top_k) for row in table.tolist()]
+    assert ranking.top_entities.tolist() == [order[:top_k] for order in expected]
+    ranks = [[order.index(g) + 1 for g in own] for order, own in zip(expected, golds, strict=True)]
+    assert [[r for r in row if r] for row in ranking.gold_ranks["overall"].tolist()] == ranks
+    assert ranking.ranks["overall"].tolist() == [min(own, default=0) for own in ranks]
+    assert torch.equal(ranking.ranks["one"], plain.ranks["one"]), "a unit's own ranks are not reranked"
+    assert torch.equal(ranking.top_scores["one"], table.gather(1, ranking.top_entities))
+    assert ranking.top_scores["overall"].diff(dim=1).le(0).all(), "the new scores, in their order"
+
+
+def test_a_list_is_as_long_as_the_knowledge_base_at_most():
+    table = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
+    index, mentions = table_states({"one": table})
+    ranking = Ranker(10)(table_matcher({"one": None}, MiddleFirst), mentions, torch.tensor([[0]]), index)
+    assert ranking.top_entities.tolist() == [reordered(table[0].tolist(), 4)]
+
+
+def test_a_matcher_that_does_not_rerank_reads_no_states_of_top_entities(monkeypatch):
+    index, mentions = table_states({"one": torch.zeros(2, 20)})
+    monkeypatch.setattr(index, "gather", lambda _: pytest.fail("states are fetched that nobody reads"))
+    Ranker(3)(table_matcher({"one": None}), mentions, torch.tensor([[0], [1]]), index)
+
+
+def test_new_scores_that_no_order_is_in_are_refused():
+    class Broken(Matcher):
+        def rerank(self, mentions, entities, scores):
+            return scores["overall"].masked_fill(scores["overall"] == 13, float("nan"))
+
+    class Short(Matcher):
+        def rerank(self, mentions, entities, scores):
+            return scores["overall"][:, 0]
+
+    table = torch.zeros(3, 20)
+    table[2, 17] = 13
+    index, mentions = table_states({"one": table})
+    golds = torch.zeros(3, 1, dtype=torch.int64)
+    with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 17") as caught:
+        Ranker()(table_matcher({"one": None}, Broken), mentions, golds, index)
+    assert (caught.value.mention, caught.value.entity) == (2, 17)
+    with pytest.raises(ConfigError, match=r"Short.rerank returns \[3\] for 3 mentions with 10 entities each"):
+        Ranker()(table_matcher({"one": None}, Short), mentions, golds, index)
