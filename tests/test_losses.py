@@ -55,6 +55,14 @@ def test_masked_false_negatives_leave_their_columns_out():
     assert terms["a"].item() == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_scores_of_half_precision_are_widened_before_they_are_divided(learned):
+    loss = UnitConsistentLoss(temperature=0.07, learn_temperature=learned)
+    half = {name: score.bfloat16() for name, score in SCORES.items()}
+    wide = {name: score.float() for name, score in half.items()}
+    assert torch.equal(loss(inputs(half))[0], loss(inputs(wide))[0])
+
+
 def test_a_batch_of_one_has_nothing_to_contrast():
     total, _ = UnitConsistentLoss()(inputs({"overall": torch.tensor([[3.0]])}, torch.tensor([0])))
     assert total.item() == 0

@@ -16,6 +16,7 @@ from mimic_pl.losses import UnitConsistentLoss
 from mimic_pl.ranking import Ranker
 from mimic_pl.units import TGLU, VDLU, GlobalCosine, Matcher
 from tests import tiny
+from tests.distributed.units import Auxiliary
 from tests.reference import ranks_by_sorting
 
 UNITS = {"text": lambda dims: TGLU(dims, 8), "vision": lambda dims: VDLU(dims, 8), "cosine": GlobalCosine}
@@ -196,6 +197,19 @@ def test_evaluation_in_half_precision_still_orders_float32_scores(tiny_set, tmp_
     scores = outputs[0]["ranking"].top_scores["overall"]
     assert scores.dtype == torch.float32
     assert not torch.equal(scores, scores.bfloat16().float()), "not rounded to bfloat16"
+
+
+def test_a_unit_brings_a_loss_of_its_own(tiny_set, tmp_path):
+    model = make_model()
+    model.matcher = Matcher(model.encoder.dims, {**UNITS, "auxiliary": Auxiliary})
+    before = model.matcher.units["auxiliary"].head.weight.clone()
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1, enable_checkpointing=False)
+    trainer.fit(model, make_data(tiny_set))
+    logged = trainer.callback_metrics
+    assert not torch.equal(model.matcher.units["auxiliary"].head.weight, before), "it is trained"
+    names = ("overall", *UNITS, "auxiliary", "auxiliary_own")
+    total = sum(logged[f"train/loss_{name}"] for name in names)
+    torch.testing.assert_close(logged["train/loss_epoch"], total)
 
 
 def test_loss_options_reach_training(tiny_set, tmp_path):

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs
-from mimic_pl.losses.loss import contrast
+from mimic_pl.losses.loss import contrast, in_float32
 
 
 class UnitConsistentLoss(Recorded, nn.Module):
@@ -73,7 +73,7 @@ class UnitConsistentLoss(Recorded, nn.Module):
             raise ConfigError(f"Loss weights for {sorted(unknown)}, but the model's scores are {sorted(scores)}.")
         nothing = torch.zeros_like(same_gold)
         terms = {
-            name: contrast(score / self.temperature, same_gold if self.mask_false_negatives else nothing)
+            name: contrast(in_float32(score) / self.temperature, same_gold if self.mask_false_negatives else nothing)
             for name, score in scores.items()
             if self.weights.get(name, 1.0) != 0
         }

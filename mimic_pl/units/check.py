@@ -22,10 +22,11 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
 
     - Its states have a row for each mention or entity, and its scores are finite, ``[mentions, entities]``.
     - A batch of one works; batches, blocks and order change no score.
-    - ``pairs`` gives the diagonal of ``score``, and ``bounds`` hold.
-    - Float64 works, and agrees with float32.
+    - ``prepare`` keeps the mentions' state and adds rows to it; ``bounds`` hold.
+    - ``pairs`` gives the diagonal of ``score``, however many pairs there are.
+    - Float64 works in ``score`` and in ``pairs``, and agrees with float32.
     - Unless ``reads_padding``, tokens behind a text's end change nothing.
-    - Every trainable parameter gets a gradient.
+    - Every trainable parameter gets a gradient from the scores; not asked of a unit with a :meth:`Unit.loss`.
 
     Args:
         unit: The unit, on the CPU; it is left as it is.
@@ -55,12 +56,16 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
         _require(bool(torch.isfinite(scores).all()), name, "score returns values that are not finite")
         _check_batches(name, unit, mentions, entities, scores)
         _check_blocks(name, unit, *states, scores)
-        _check_pairs(name, unit, *states, scores)
-        _check_bounds(name, unit, *states, scores)
+        prepared = _checked_state(name, "prepare", unit.prepare(of_mentions), _MENTIONS)
+        missing = sorted(of_mentions.keys() - prepared.keys())
+        _require(not missing, name, f"prepare leaves {missing} of the mentions' state out; it adds to the state")
+        _check_bounds(name, unit, prepared, states[1], scores)
+        _check_pairs(name, unit, prepared, states[1], scores)
         _check_float64(name, unit, mentions, entities, scores)
         if not unit.reads_padding:
             _check_padding(name, unit, mentions, entities, scores)
-    _check_gradients(name, unit, mentions, entities)
+    if type(unit).loss is Unit.loss:
+        _check_gradients(name, unit, mentions, entities)
 
 
 def random_features(count: int, dims: FeatureDims, extra: Mapping[str, Callable[[int], Tensor]]) -> Features:
@@ -115,14 +120,18 @@ def _check_blocks(name: str, unit: Unit, mentions: State, entities: State, score
 
 
 def _check_pairs(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
-    m, e = (grid.flatten() for grid in torch.meshgrid(torch.arange(_MENTIONS), torch.arange(_ENTITIES), indexing="ij"))
-    pairs = unit.pairs(_rows(mentions, m), _rows(entities, e))
-    _require(pairs.shape == m.shape, name, f"pairs returns {list(pairs.shape)} for {len(m)} aligned pairs")
-    _require_equal(name, "pairs and score", pairs.view_as(scores), scores)
+    """Ranking scores any number of pairs at once, with prepared states."""
+    grid = torch.cartesian_prod(torch.arange(_MENTIONS), torch.arange(_ENTITIES))
+    for size in (len(grid), 7):
+        pairs = []
+        for m, e in (part.unbind(dim=1) for part in torch.split(grid, size)):
+            pairs.append(unit.pairs(_rows(mentions, m), _rows(entities, e)))
+            _require(pairs[-1].shape == m.shape, name, f"pairs returns {list(pairs[-1].shape)} for {len(m)} pairs")
+        _require_equal(name, f"pairs, {size} at once, and score", torch.cat(pairs).view_as(scores), scores)
 
 
 def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
-    bounds = unit.bounds(unit.prepare(mentions), entities)
+    bounds = unit.bounds(mentions, entities)
     for side, bound in bounds._asdict().items():
         _require(bound.shape == scores.shape, name, f"the {side} bound has the shape {list(bound.shape)}")
         _require(not bool(bound.isnan().any()), name, f"the {side} bound holds NaN")
@@ -134,10 +143,14 @@ def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, score
 def _check_float64(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
     """Near ties are settled in float64."""
     double = copy.deepcopy(unit).double()
-    sides = (features.map(lambda t: t.double() if t.is_floating_point() else t) for features in (mentions, entities))
-    exact = double(*sides)
+    exact = double(_in_float64(mentions), _in_float64(entities))
     _require(exact.dtype == torch.float64, name, f"in float64 its scores are {exact.dtype}")
     _require_equal(name, "scores in float64 and in float32", exact, scores)
+    states = double.mention(_in_float64(mentions)), double.entity(_in_float64(entities))
+    size = min(_MENTIONS, _ENTITIES)
+    pairs = double.pairs(*(_rows(state, slice(size)) for state in states))
+    _require(pairs.dtype == torch.float64, name, f"in float64 its pairs are {pairs.dtype}")
+    _require_equal(name, "pairs in float64 and scores in float32", pairs, scores[:size, :size].diagonal())
 
 
 def _check_padding(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
@@ -156,6 +169,10 @@ def _check_gradients(name: str, unit: Unit, mentions: Features, entities: Featur
         unit(mentions, entities).square().sum().backward()
     without = [key for key, parameter in trainable.items() if parameter.grad is None]
     _require(not without, name, f"no gradient reaches {', '.join(without)}")
+
+
+def _in_float64(features: Features) -> Features:
+    return features.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def _rows(state: State, chosen: slice | Tensor) -> State:

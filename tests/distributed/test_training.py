@@ -30,6 +30,7 @@ CASES: dict[str, list[str]] = {
     "accumulation": ["--trainer.accumulate_grad_batches", "2"],
     "checkpointing": ["--model.encoder.gradient_checkpointing", "true"],
     "hard_negatives": ["--trainer.max_epochs", "2", *MINING],
+    "unit_loss": ["--model.units", json.dumps({"auxiliary": {"class_path": "tests.distributed.units.Auxiliary"}})],
     "readme": ["--model", "theirs_of_readme.Model"],
     "readme_hard_negatives": ["--model", "theirs_of_readme.Model", "--trainer.max_epochs", "2", *MINING],
     **{

@@ -58,6 +58,18 @@ def test_a_unit_with_tensors_of_its_own():
     check_unit(Lexical(DIMS), extra={f"lexical.{name}": make for name, make in terms.items()})
 
 
+def test_a_parameter_that_only_the_loss_reads_is_no_fault():
+    class Auxiliary(Product):
+        def __init__(self, dims):
+            super().__init__(dims)
+            self.head = torch.nn.Linear(dims.image, 1)
+
+        def loss(self, inputs):
+            return self.head(inputs.mentions.image_global).square().mean()
+
+    check_unit(Auxiliary(DIMS))
+
+
 class OneShape(Product):
     def mention(self, features):
         return {"image": self.down(features.image_global), "mean": features.image_global.mean(dim=0)}
@@ -113,6 +125,27 @@ class Single(Product):
         return mentions["image"].float() @ entities["image"].float().T
 
 
+class SinglePairs(Product):
+    def pairs(self, mentions, entities):
+        return (mentions["image"].float() * entities["image"].float()).sum(dim=1)
+
+
+class PairsOfTheBlock(Product):
+    def pairs(self, mentions, entities):
+        scores = (mentions["image"] * entities["image"]).sum(dim=1)
+        return scores if len(scores) > 7 else scores - 1
+
+
+class ForgetfulPrepare(Product):
+    def prepare(self, mentions):
+        return {"norm": mentions["image"].norm(dim=1)}
+
+
+class PrepareOfTheBatch(Product):
+    def prepare(self, mentions):
+        return {**mentions, "norm": mentions["image"].norm()[None]}
+
+
 class ReadsPadding(Unit):
     reads_padding = False
 
@@ -140,7 +173,11 @@ class Unused(Product):
         (Squeezed, "one by one and together differ"),
         (OfTheBatch, "one by one and together differ"),
         (OfTheBlock, "in blocks and at once differ"),
-        (OtherPairs, "pairs and score differ by 1"),
+        (OtherPairs, "pairs, 54 at once, and score differ by 1"),
+        (PairsOfTheBlock, "pairs, 7 at once, and score differ by 1"),
+        (SinglePairs, r"in float64 its pairs are torch\.float32"),
+        (ForgetfulPrepare, r"prepare leaves \['image'\] of the mentions' state out"),
+        (PrepareOfTheBatch, r"the state 'norm' of 6 records has the shape \[1\]"),
         (WrongBounds, r"outside of its bounds by 0\.5"),
         (NaNBounds, "upper bound holds NaN"),
         (Single, r"in float64 its scores are torch\.float32"),
