@@ -117,8 +117,6 @@ class MIMIC(Recorded, LightningModule):
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
         self._keep_index = False
-        self._seed: int | None = None
-        self._lr: float | None = None
         self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -260,8 +258,10 @@ class MIMIC(Recorded, LightningModule):
     def setup(self, stage: str) -> None:
         """Freeze what does not train, where DDP would wait for its gradients; the log names it.
 
-        It stays in the optimizer's groups, so that a checkpoint goes on with any number of processes.
+        It stays in the optimizer's groups, so that a checkpoint goes on with any number of processes. The run's seed is
+        remembered: here, as callbacks such as BatchSizeFinder train before ``on_fit_start``.
         """
+        self._seed = torch.initial_seed()
         if stage != "fit" or not isinstance(self.trainer.strategy, DDPStrategy):
             return
         # A small batch, with nothing compiled for its shape, and random numbers that nobody misses.
@@ -337,25 +337,31 @@ class MIMIC(Recorded, LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by step and process, so that a resumed run draws what the undisturbed one would have drawn."""
-        if self._seed is None:  # before the first batch: the run's own
-            self._seed = torch.initial_seed()
         torch.manual_seed((self._seed + 1_000_003 * (self.global_step + 1) + self.global_rank) % 2**63)
 
     @property
-    def lr(self) -> float | None:
-        """A learning rate in place of the optimizer's own, as Lightning's LearningRateFinder sets it; none at first."""
-        return self._lr
+    def backbone(self) -> Encoder:
+        """The encoder, by the name under which BackboneFinetuning looks for what it freezes at first."""
+        return self.encoder
+
+    @property
+    def lr(self) -> float:
+        """The optimizer's learning rate (of its first parameter group), where LearningRateFinder looks for it."""
+        if self._trainer is None or not self._trainer.optimizers:
+            raise AttributeError("There is no learning rate before the Trainer has made the optimizer.")
+        return float(self._trainer.optimizers[0].param_groups[0]["lr"])
 
     @lr.setter
-    def lr(self, lr: float | None) -> None:
-        self._lr = lr
+    def lr(self, value: float) -> None:
+        for optimizer in self.trainer.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["initial_lr"] = value
+        for config in self.trainer.lr_scheduler_configs:  # which computes from where it began
+            config.scheduler.base_lrs = [value] * len(config.scheduler.optimizer.param_groups)
 
     def configure_optimizers(self) -> Any:
         """Optimizer over :meth:`parameter_groups`, and the scheduler if there is one."""
         optimizer = self.optimizer(self.parameter_groups())
-        if self.lr is not None:
-            for group in optimizer.param_groups:
-                group["lr"] = self.lr
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}

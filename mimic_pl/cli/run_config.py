@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from mimic_pl.checkpoint_io import write_whole
+
+# Lightning's enumerations of strings (the interval of Timer) are default values that YAML does not know.
+yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
+
+_TEXT = re.compile(r"Unable to serialize instance (\w+)$", re.MULTILINE)
+"""How jsonargparse writes a string where a function is allowed as well (``pruning_fn`` of ModelPruning)."""
 
 
 class RunConfig(SaveConfigCallback):
@@ -23,7 +31,7 @@ class RunConfig(SaveConfigCallback):
         if folder is None or "://" in folder:
             super().setup(trainer, pl_module, stage)
         elif trainer.is_global_zero and not self.already_saved:
-            content = self.parser.dump(self.config, skip_none=False)
+            content = _TEXT.sub(r"\1", self.parser.dump(self.config, skip_none=False))
             Path(folder).mkdir(parents=True, exist_ok=True)
             write_whole(Path(folder) / self.config_filename, content.encode())
         self.already_saved = True

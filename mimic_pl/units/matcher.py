@@ -7,6 +7,7 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.prune import BasePruningMethod
 
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
@@ -178,8 +179,21 @@ class Matcher(Recorded, nn.Module):
         """The units with their names."""
         return [(name, cast(Unit, unit)) for name, unit in self.units.items()]
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Matcher:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # another device or dtype
+        self._apply_pruning()
+        return self
+
+    def _apply_pruning(self) -> None:
+        """Compute pruned weights anew, which torch does where a layer is called: units read weights without a call."""
+        for layer in self.modules():
+            for hook in layer._forward_pre_hooks.values():
+                if isinstance(hook, BasePruningMethod):
+                    hook(layer, None)
+
     def norm(self, features: Features) -> Features:
         """The features as the units get them, after the shared norms."""
+        self._apply_pruning()
         return features._replace(
             text_global=self.text_global_norm(features.text_global),
             text_local=self.text_local_norm(features.text_local),
