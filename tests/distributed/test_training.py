@@ -35,6 +35,16 @@ CASES: dict[str, list[str]] = {
         )
     },
 }
+STATIC = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"static_graph": True}}
+OPTIONS = {
+    "bf16": ["--trainer.precision", "bf16-mixed"],
+    "static_graph": ["--trainer.strategy", json.dumps(STATIC)],
+}
+"""Of the cases that are not simply compared with one process."""
+
+QUICK = ("faithful", "hard_negatives", "best")
+"""The loss of the paper, mined negatives, and everything at once; the others are slow together."""
+
 ENCODER = {
     "class_path": "mimic_pl.encoders.TextVisionEncoder",
     "init_args": {
@@ -52,45 +62,46 @@ ENCODER["init_args"]["text_config"]["hidden_dropout_prob"] = 0.0  # a mask is dr
 ENCODER["init_args"]["text_config"]["attention_probs_dropout_prob"] = 0.0
 
 
+class Trained:
+    """Steps by case and number of processes, trained when they are first asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.root = folder, tiny.write_set(folder / "set")
+        self.steps: dict[tuple[str, int], list[dict]] = {}
+
+    def __getitem__(self, key: tuple[str, int]) -> list[dict]:
+        if key not in self.steps:
+            case, count = key
+            path = self.folder / f"{case}-{count}.pt"
+            steps = ["--trainer.callbacks+", "tests.distributed.steps.Steps", "--trainer.callbacks.path", str(path)]
+            run(["fit", *self.arguments(case, count), *steps], self.folder, count)
+            self.steps[key] = torch.load(path)
+        return self.steps[key]
+
+    def arguments(self, case: str, count: int) -> list[str]:
+        """Configuration and options of ``fit``."""
+        config = tiny.config(self.root, self.folder)
+        config["trainer"] |= {"max_epochs": 1, "precision": "64-true", "logger": False}
+        config["trainer"] |= {"enable_checkpointing": False, "enable_model_summary": False}
+        config["trainer"] |= {"devices": count, "strategy": "ddp"}
+        del config["model"]["init_args"]["units"]
+        config["data"]["init_args"]["batch_size"] = BATCH // count
+        if case == "other_encoder":
+            config["model"]["init_args"]["encoder"] = ENCODER
+        if case == "local":
+            config["model"]["init_args"]["global_negatives"] = False
+            config["trainer"]["limit_train_batches"] = 1
+            if count == 1:  # as many batches of one process before a step as there are processes
+                config["trainer"] |= {"accumulate_grad_batches": 2, "limit_train_batches": 2}
+                config["data"]["init_args"]["batch_size"] = BATCH // 2
+        path = self.folder / f"{case}-{count}.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return ["--config", str(path), *{**CASES, **OPTIONS}.get(case, [])]
+
+
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory):
-    """Steps by case and number of processes."""
-    folder = tmp_path_factory.mktemp("ddp")
-    root = tiny.write_set(folder / "set")
-    found = {}
-    for count in (1, 2, 3):
-        cases = {}
-        for name in ("base", "other_encoder", "local"):
-            config = tiny.config(root, folder)
-            config["trainer"] |= {"max_epochs": 1, "precision": "64-true", "logger": False}
-            config["trainer"] |= {"enable_checkpointing": False, "enable_model_summary": False}
-            config["trainer"] |= {"devices": count, "strategy": "ddp"}
-            del config["model"]["init_args"]["units"]
-            config["data"]["init_args"]["batch_size"] = BATCH // count
-            if name == "other_encoder":
-                config["model"]["init_args"]["encoder"] = ENCODER
-            if name == "local":
-                config["model"]["init_args"]["global_negatives"] = False
-                config["trainer"]["limit_train_batches"] = 1
-                if count == 1:  # as many batches of one process before a step as there are processes
-                    config["trainer"] |= {"accumulate_grad_batches": 2, "limit_train_batches": 2}
-                    config["data"]["init_args"]["batch_size"] = BATCH // 2
-            path = folder / f"{name}-{count}.yaml"
-            path.write_text(yaml.safe_dump(config))
-            further = CASES if name == "base" else {name: []}
-            cases |= {case: ["--config", str(path), *arguments] for case, arguments in further.items()}
-        cases["bf16"] = [*cases["faithful"], "--trainer.precision", "bf16-mixed"]
-        if count == 3:
-            cases = {name: cases[name] for name in ("faithful", "symmetric", "text_unit_only")}
-        if count == 2:
-            static = {"class_path": "lightning.pytorch.strategies.DDPStrategy", "init_args": {"static_graph": True}}
-            cases["static_graph"] = [*cases["faithful"], "--trainer.strategy", json.dumps(static)]
-        paths = {name: folder / f"{name}-{count}.pt" for name in cases}
-        steps = ["--trainer.callbacks+", "tests.distributed.steps.Steps", "--trainer.callbacks.path"]
-        for name, path in paths.items():
-            run(["fit", *cases[name], *steps, str(path)], folder, count)
-        found |= {(name, count): torch.load(path) for name, path in paths.items()}
-    return found
+    return Trained(tmp_path_factory.mktemp("ddp"))
 
 
 def assert_same(steps, alone):
@@ -106,7 +117,10 @@ def assert_same(steps, alone):
                 torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-@pytest.mark.parametrize("case", [*CASES, "other_encoder"])
+@pytest.mark.parametrize(
+    "case",
+    [*QUICK, *(pytest.param(case, marks=pytest.mark.slow) for case in (*CASES, "other_encoder") if case not in QUICK)],
+)
 def test_two_processes_compute_what_one_computes(steps, case):
     alone = steps[case, 1]
     assert any(name == "val/mrr" for step in alone for name in step), "it has been validated"
@@ -115,11 +129,14 @@ def test_two_processes_compute_what_one_computes(steps, case):
     assert_same(steps[case, 2], alone)
 
 
-@pytest.mark.parametrize("case", ["faithful", "symmetric", "text_unit_only"])
+@pytest.mark.parametrize(
+    "case", ["faithful", *(pytest.param(c, marks=pytest.mark.slow) for c in ("symmetric", "text_unit_only"))]
+)
 def test_three_processes_that_can_not_share_the_last_batch_evenly(steps, case):
     assert_same(steps[case, 3], steps[case, 1])
 
 
+@pytest.mark.slow
 def test_bf16_mixed(steps):
     """As close to one process as rounding to eight bits lets it be."""
     exact = [step["loss"] for step in steps["faithful", 1] if "loss" in step]
@@ -129,10 +146,12 @@ def test_bf16_mixed(steps):
         assert losses == pytest.approx(exact, rel=0.02) and losses != exact
 
 
+@pytest.mark.slow
 def test_a_static_graph(steps):
     assert_same(steps["static_graph", 2], steps["faithful", 1])
 
 
+@pytest.mark.slow
 def test_negatives_of_the_own_process_alone(steps):
     """The mean of the gradients of both batches, which one process accumulates."""
     gradients, gradients_of_two = (
