@@ -37,6 +37,7 @@ def folder(tmp_path, tiny_set):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_torchrun(folder):
     """The command line of the README, on one machine: the weights are those of any other launcher."""
     (folder / "torchrun").mkdir()
@@ -71,6 +72,7 @@ def children(process: int) -> list[int]:
     return found
 
 
+@pytest.mark.slow
 def test_the_process_that_lightning_has_started_is_killed(folder):
     with (folder / "said").open("w") as said:
         first = subprocess.Popen(
