@@ -3,7 +3,6 @@
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import nbformat
@@ -13,6 +12,16 @@ from nbclient import NotebookClient
 ROOT = Path(__file__).parents[1]
 IMAGES = {"ablations": 2, "error_analysis": 5, "quickstart": 2, "robustness": 2, "subclassing": 1}
 """How many each shows."""
+
+QUICKSTART = "quickstart"
+SHARE_A_RUN = ("error_analysis", "robustness")
+"""They train what the quickstart trains."""
+TRAINS = re.compile(
+    r'terminal\("mimic-pl fit (?P<configuration>(?:--config \S+ ?)+?)'
+    r'(?: --trainer\.default_root_dir (?P<root>\S+))?"\)'
+)
+
+NOTEBOOKS = [QUICKSTART, *(pytest.param(name, marks=pytest.mark.slow) for name in IMAGES if name != QUICKSTART)]
 
 LARGEST_NOTEBOOK = 400_000
 LARGEST_IMAGE = 60_000
@@ -39,36 +48,75 @@ def texts_of(notebook):
     return "\n".join([*streams, *shown])
 
 
-@pytest.fixture(scope="module")
-def executed(tmp_path_factory):
-    """All notebooks, run by name in a copy of the folders that they know of, two at a time."""
-    checkout = tmp_path_factory.mktemp("checkout")
-    for folder in ("notebooks", "cli_configs"):
-        shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns(".*"))
-    work = tmp_path_factory.mktemp("work")
-    # In a kernel of its own, with one core, and with the demo and all else that it writes below one folder.
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(work)}
-    environment |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(work / "cache")}
+class Executed:
+    """Notebooks, each run in a copy of the folders that it knows of when it is first asked for.
 
-    def run(name):
-        notebook = nbformat.read(checkout / "notebooks" / f"{name}.ipynb", as_version=4)
-        for cell in code_cells(notebook):
-            cell.outputs, cell.execution_count = [], None
-        place = {"metadata": {"path": str(checkout / "notebooks")}}
+    Some of them train the model of the quickstart, by the same command line and configuration. Only the quickstart does
+    so here: the others get a copy of its run where they would train it again.
+    """
+
+    def __init__(self, checkout: Path, work: Path) -> None:
+        for folder in ("notebooks", "cli_configs"):
+            shutil.copytree(ROOT / folder, checkout / folder, ignore=shutil.ignore_patterns(".*"))
+        self.checkout, self.work = checkout, work
+        self.notebooks: dict[str, nbformat.NotebookNode] = {}
+
+    def __getitem__(self, name: str) -> nbformat.NotebookNode:
+        if name not in self.notebooks:
+            notebook = committed(name)
+            for cell in code_cells(notebook):
+                cell.outputs, cell.execution_count = [], None
+            sources = [cell.source for cell in code_cells(notebook)]
+            if name == QUICKSTART:
+                (fit,) = (cell for cell in code_cells(notebook) if TRAINS.search(cell.source))
+                fit.source += f"\nshutil.copytree('lightning_logs', {str(self.work / 'quickstart')!r})"
+            elif name in SHARE_A_RUN:
+                self[QUICKSTART]
+                for cell in code_cells(notebook):
+                    cell.source = TRAINS.sub(self.copy_the_run, cell.source)
+            self.execute(notebook)
+            for cell, source in zip(code_cells(notebook), sources, strict=True):
+                cell.source = source
+            self.notebooks[name] = notebook
+        return self.notebooks[name]
+
+    def copy_the_run(self, fit: re.Match[str]) -> str:
+        """Code that puts the quickstart's run where a line of another notebook would train it."""
+        copy = (str(self.work / "quickstart"), f"{fit['root'] or '.'}/lightning_logs")
+        return f"shutil.copytree{copy!r}"
+
+    def execute(self, notebook: nbformat.NotebookNode) -> None:
+        """In a kernel of its own, with one core, and with the demo and all else that it writes below one folder."""
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(self.work)}
+        environment |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(self.work / "cache")}
+        place = {"metadata": {"path": str(self.checkout / "notebooks")}}
         client = NotebookClient(notebook, timeout=600, kernel_name="python3", resources=place, allow_errors=True)
         client.execute(env=environment)
-        return notebook
 
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(IMAGES, pool.map(run, IMAGES), strict=True))
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory):
+    return Executed(tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("work"))
+
+
+@pytest.mark.parametrize("name", SHARE_A_RUN)
+def test_notebooks_that_share_a_run_train_it_the_same_way(name):
+    """Same command line up to the folder, same configuration."""
+
+    def training(notebook):
+        sources = [cell.source for cell in code_cells(committed(notebook))]
+        (fit,) = (found for source in sources if (found := TRAINS.search(source)))
+        (overlay,) = (source for source in sources if source.startswith("%%writefile short.yaml"))
+        return fit["configuration"], overlay, sources[:2]
+
+    assert training(name) == training(QUICKSTART)
 
 
 def test_this_test_knows_every_notebook():
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(IMAGES)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_no_cell_fails_and_every_image_is_there(name, executed):
     notebook = executed[name]
     errors = [o for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "error"]
@@ -76,8 +124,7 @@ def test_no_cell_fails_and_every_image_is_there(name, executed):
     assert len(outputs_of(notebook, "image/png")) == IMAGES[name]
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", IMAGES)
+@pytest.mark.parametrize("name", NOTEBOOKS)
 def test_what_is_committed_was_run_top_to_bottom_and_shows_what_a_run_shows(name, executed):
     cells, again = code_cells(committed(name)), code_cells(executed[name])
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))

@@ -15,7 +15,8 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
-from tests.launch import in_an_interpreter
+from tests.launch import in_an_interpreter, needs_fork
+from tests.launch import run as run_to_its_end
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +43,20 @@ def measured(run, tmp_path_factory):
     return json.loads(output.read_text()), done.stdout
 
 
+@needs_fork
+def test_rows_that_are_asked_for(tmp_path):
+    """In a fork, which has imported everything; the whole benchmark is slow."""
+    options = ["--quick", "--rows", "ranking,bytes", "--threads", "1", "--output", "benchmark.json"]
+    run_to_its_end(["benchmark", *options], tmp_path)
+    rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert set(rows) == {"ranking", "bytes"}
+    checks = rows["ranking"]["checks"]
+    assert checks["ranks compared with the float64 literal"] == 4 * 24
+    assert checks["of ours with every pair scored differ"] == checks["of ours pruned differ"] == 0
+    assert rows["bytes"]["bytes per entity"]["float32"] == 4 * 4832 + 3 * 8 + 1
+
+
+@pytest.mark.slow
 def test_every_row_has_finite_positive_ratios(measured):
     written, printed = measured
     assert list(written["rows"]) == list(ROWS)
@@ -53,6 +68,7 @@ def test_every_row_has_finite_positive_ratios(measured):
     assert f"torch {torch.__version__}" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("row", "compared"), [("ranking", 4 * 24), ("trained", 4 * 9)])
 def test_ranks_are_those_of_the_literal_scores(measured, row, compared):
     checks = measured[0]["rows"][row]["checks"]
@@ -63,12 +79,14 @@ def test_ranks_are_those_of_the_literal_scores(measured, row, compared):
     assert checks["of pruned top entities differ"] == 0
 
 
+@pytest.mark.slow
 def test_a_knowledge_base_is_filled_up_and_the_output_says_so(measured):
     row = measured[0]["rows"]["trained"]
     assert row["setting"]["entities"] == 60
     assert "12 entities and 48 disturbed copies" in row["title"]
 
 
+@pytest.mark.slow
 def test_bytes_per_entity(measured):
     row = measured[0]["rows"]["bytes"]
     # 4,832 numbers, a kind for each of three units, and whether all are finite; 8-bit vectors have a bfloat16 scale.
@@ -82,6 +100,7 @@ def test_bytes_per_entity(measured):
     assert all(line["other"] == 4 * 25_888 for line in row["lines"])
 
 
+@pytest.mark.slow
 def test_overhead_of_the_parts_adds_up(measured):
     row = measured[0]["rows"]["overhead"]
     found = {line["model"]: line for line in row["table"]}
@@ -99,11 +118,13 @@ def test_overhead_of_the_parts_adds_up(measured):
     assert "concatenation alone" in measured[1]
 
 
+@pytest.mark.slow
 def test_gradients_of_both_orders_agree(measured):
     (difference,) = measured[0]["rows"]["training"]["checks"].values()
     assert 0 <= difference < 1e-5
 
 
+@pytest.mark.slow
 def test_the_processor_compared_with_makes_the_same_images(measured):
     assert all(difference < 1e-5 for difference in measured[0]["rows"]["images"]["checks"].values())
 

@@ -113,6 +113,7 @@ def test_draws_reach_every_image_about_equally_often():
     assert all(320 < drawn.count(image) < 480 for image in range(3))  # 400 expected, standard deviation 16
 
 
+@pytest.mark.slow
 def test_draws_are_the_same_in_another_interpreter():
     code = "from mimic_pl.data.sampler import draw; print([draw(1000, 43, e, i) for e in range(3) for i in range(5)])"
     environment = {**os.environ, "PYTHONHASHSEED": "12345"}

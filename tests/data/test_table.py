@@ -130,6 +130,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_a_large_knowledge_base_opens_in_little_memory(tmp_path):
     """Fifty thousand entities, whose objects alone would take 60 MB; what the imports take is not counted."""

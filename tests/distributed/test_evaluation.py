@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from itertools import product
+from pathlib import Path
 
 import pytest
 import yaml
@@ -36,28 +37,34 @@ CASES = {
 }
 
 
+class Evaluated:
+    """Folder of the run by case and number of processes, evaluated when first asked for: 13 entities, 11 mentions."""
+
+    def __init__(self, folder: Path) -> None:
+        root = tiny.write_set(folder / "set", splits={"train": 20, "dev": 7, "test": 11})
+        entities = json.loads((root / "kb_entity.json").read_text())
+        entities.append({**entities[0], "id": 12, "qid": "Q12", "entity_name": "sahara"})
+        (root / "kb_entity.json").write_text(json.dumps(entities))
+        (root / "qid2id.json").unlink()
+        config = tiny.config(root, folder)
+        config["trainer"] |= {"max_epochs": 1}
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+        run(["fit", "--config", "config.yaml"], folder)
+        self.folder = folder
+
+    def __getitem__(self, key: tuple[str, int]) -> Path:
+        case, count = key
+        evaluated = self.folder / "runs" / f"{case}-{count}"
+        if not evaluated.exists():
+            shutil.copytree(self.folder / "lightning_logs" / "version_0", evaluated)
+            command, *options = CASES[case]
+            run([command, "--run", str(evaluated), "--trainer.devices", str(count), *options], self.folder, count)
+        return evaluated
+
+
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """Folder of the run by case and number of processes: of 13 entities and 11 mentions."""
-    folder = tmp_path_factory.mktemp("evaluation")
-    root = tiny.write_set(folder / "set", splits={"train": 20, "dev": 7, "test": 11})
-    entities = json.loads((root / "kb_entity.json").read_text())
-    entities.append({**entities[0], "id": 12, "qid": "Q12", "entity_name": "sahara"})
-    (root / "kb_entity.json").write_text(json.dumps(entities))
-    (root / "qid2id.json").unlink()
-    config = tiny.config(root, folder)
-    config["trainer"] |= {"max_epochs": 1}
-    (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    run(["fit", "--config", "config.yaml"], folder)
-    found = {}
-    for count in (1, 2, 3):
-        for name, (command, *options) in CASES.items():
-            found[name, count] = shutil.copytree(
-                folder / "lightning_logs" / "version_0", folder / "runs" / f"{name}-{count}"
-            )
-            processes = ["--trainer.devices", str(count)]
-            run([command, "--run", str(found[name, count]), *processes, *options], folder, count)
-    return found
+    return Evaluated(tmp_path_factory.mktemp("evaluation"))
 
 
 def test_one_process_reports_the_images_of_all(results, tmp_path):
@@ -76,7 +83,15 @@ def test_one_process_reports_the_images_of_all(results, tmp_path):
     assert re.search(r"Index of 13 entities, float32 on device: \d{2,} bytes each", first)
 
 
-@pytest.mark.parametrize(("case", "count"), product([name for name in CASES if name != "links"], (2, 3)))
+@pytest.mark.parametrize(
+    ("case", "count"),
+    [
+        ("in_order", 2),
+        ("on_disk", 3),
+        *(pytest.param("in_order", 3, marks=pytest.mark.slow), pytest.param("on_disk", 2, marks=pytest.mark.slow)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(("by_length", "eight_bits", "reranked"), (2, 3))),
+    ],
+)
 def test_metrics_ranks_and_predictions_are_those_of_one_process(results, case, count):
     alone, together = results[case, 1], results[case, count]
     lines = (alone / "predictions.jsonl").read_text().splitlines()
@@ -103,14 +118,14 @@ def test_the_list_of_candidates_is_reranked_and_the_golds_in_it(results):
     assert moved
 
 
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_links_are_those_of_one_process(results, count):
     links = (results["links", count] / "links.jsonl").read_bytes()
     assert links == (results["links", 1] / "links.jsonl").read_bytes()
     assert len(links.splitlines()) == 11
 
 
-@pytest.mark.parametrize(("count", "parts"), [(1, 1), (2, 2), (3, 2)])
+@pytest.mark.parametrize(("count", "parts"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow), (3, 2)])
 def test_each_process_writes_its_part_of_an_index(results, count, parts):
     """And one commit publishes them."""
     folder = results["on_disk", count] / "index" / "entities"
@@ -119,6 +134,7 @@ def test_each_process_writes_its_part_of_an_index(results, count, parts):
     assert not (folder / "_unfinished").exists()
 
 
+@pytest.mark.slow
 def test_any_number_of_processes_reads_it(results, tmp_path):
     written = results["on_disk", 2]
     expected = (written / "predictions.jsonl").read_bytes()

@@ -37,6 +37,7 @@ def folder(tmp_path, tiny_set):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_torchrun(folder):
     """The command line of the README, on one machine: the weights are those of any other launcher."""
     (folder / "torchrun").mkdir()

@@ -132,6 +132,7 @@ def test_told_to_end(config, undisturbed, tmp_path, trial):
     end_twice(config, undisturbed, tmp_path / "run", trial, [(True,), (True,)])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_two_processes_told_to_end(config, undisturbed, tmp_path, trial):
     """One process is told to, which is not the first; and all of them."""
@@ -148,7 +149,7 @@ def journals(index):
     return {path: path.stat().st_mtime_ns for path in files}
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_lost_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
     """The same command goes on from what each process had written; another number of processes does it all."""

@@ -271,6 +271,7 @@ def test_autograd_keeps_nothing_larger_than_an_argument():
     assert max(tensor.numel() for tensor in kept) <= max(tensor.numel() for tensor in tensors)
 
 
+@pytest.mark.slow
 def test_memory_of_a_training_step_does_not_grow_with_the_pairs():
     """256 x 256 pairs of 40 x 40 tokens of 96, float32.
 
