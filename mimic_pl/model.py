@@ -33,7 +33,7 @@ from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
 from mimic_pl.published import load_weights, published_sizes, read_published
-from mimic_pl.ranking import EntityIndex, IndexBuilder, MemoryIndex, Ranker, Ranking
+from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
 from mimic_pl.ranking.states import joined
 from mimic_pl.records import Entity, Mention
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
@@ -225,6 +225,22 @@ class MIMIC(Recorded, LightningModule):
             index.add([Entity.of(record).id for record in records[done : done + size]], states)
             done += size
         return index
+
+    def explain(
+        self, mention: Mention | Mapping[str, Any], entity: str, index: EntityIndex, top_k: int = 5
+    ) -> Explanation:
+        """Why an entity has its rank for a mention: ``print`` it to see scores, bounds and competitors.
+
+        Args:
+            mention: A mention, or a dictionary; see :meth:`encode_mentions`.
+            entity: The entity's id.
+            index: All entities, for example of :meth:`build_index`.
+            top_k: How many competitors are listed.
+
+        Raises:
+            DataError: The index has no such entity.
+        """
+        return explain(self.matcher, self.encode_mentions([mention]), entity, index, top_k)
 
     def _entity_batches(
         self, records: Sequence[Entity | Mapping[str, Any]], batch_size: int, show_progress_bar: bool

@@ -155,8 +155,8 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         trust_remote_code: Build classes of other packages than mimic_pl, too: importing them runs their code.
 
     Returns:
-        The model in evaluation mode, and its data, with the model's processor: ``data.ranked.entities`` and
-        ``model.encode_entities(...)`` work at once.
+        The model in evaluation mode, and its data, which are connected: ``model.encode_entities(data.entities[:100])``
+        works at once. (Of a data module that is made of several it is ``data.ranked.entities``.)
 
     Raises:
         ConfigError: The folder is no run, its configuration does not fit this version, or it names a class of another
@@ -184,7 +184,11 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         built.model.load_state_dict(weights)
     except RuntimeError as error:
         raise CheckpointError(f"The weights in {checkpoint} do not fit the model of {run.config}: {error}") from error
-    built.data.processor = built.model.processor
+    processor = built.data.processor = built.model.processor
+    processor.mention_images, processor.entity_images = (
+        built.data.ranked.mention_images,
+        built.data.ranked.entity_images,
+    )
     return built.model.eval(), built.data
 
 

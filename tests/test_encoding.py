@@ -131,7 +131,10 @@ def test_states_are_those_of_the_trainer_whatever_the_batch_size(root, tmp_path)
     ]
     gold = torch.tensor([[data.entities.positions[m.golds[0]]] for m in mentions])
     expected = {name: torch.cat([ranking.ranks[name] for ranking in found]) for name in found[0].ranks}
-    for batch_size in (1, 3, 64):
+    for batch_size in (1, 3, 64, None):
+        if batch_size is None:  # or the folders are known, as they are of a run that was loaded
+            model.processor.mention_images, model.processor.entity_images = data.mention_images, data.entity_images
+            entities, mentions, batch_size = data.entities, data.mentions["test"], 64
         index = model.build_index(entities, batch_size)
         ranking = Ranker()(model.matcher, model.encode_mentions(mentions, batch_size), gold, index)
         for name, ranks in expected.items():

@@ -248,7 +248,7 @@ def _scan(
     report: Report, datamodule: MELDataModule, folder: str, title: str, names: Iterable[str]
 ) -> dict[str, ScannedImage]:
     try:
-        images = datamodule.image_folder(folder)
+        images = datamodule.image_folder(folder, max_pixels=datamodule.processor.max_pixels)
     except DataError as error:
         report.add(title, error, "ERROR", "keep one folder")
         return {}

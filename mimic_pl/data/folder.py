@@ -13,7 +13,7 @@ from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
-from mimic_pl.processor.images import ImageFolder
+from mimic_pl.processor.images import MAX_PIXELS, ImageFolder, ImagePolicy
 from mimic_pl.records import Entity, Mention
 
 _FILES = {"train": "train", "val": "dev", "test": "test"}
@@ -91,7 +91,7 @@ class MIMICFolder(BaseDataModule):
             "--data.name NAME."
         )
 
-    def image_folder(self, name: str) -> ImageFolder:
+    def image_folder(self, name: str, policy: ImagePolicy = "blank", max_pixels: int = MAX_PIXELS) -> ImageFolder:
         """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``: releases differ.
 
         Raises:
@@ -101,7 +101,6 @@ class MIMICFolder(BaseDataModule):
         if len(present) > 1:
             raise DataError(f"{self.folder} has {name} and {name}s. Move all images into one and remove the other.")
         folder = present[0] if present else self.folder / name
-        policy, max_pixels = self.processor.image_policy, self.processor.max_pixels
         return ImageFolder(folder, policy, max_pixels, renamed=name == "mention_image")
 
     @property
@@ -111,18 +110,18 @@ class MIMICFolder(BaseDataModule):
 
     @cached_property
     def entity_images(self) -> ImageFolder:
-        """Where the entities' images lie."""
-        return self.image_folder("kb_image")
+        """Where the entities' images are, under the processor's policy."""
+        return self.image_folder("kb_image", self.processor.image_policy, self.processor.max_pixels)
 
     @cached_property
     def mention_images(self) -> ImageFolder:
-        """Where the mentions' images lie."""
-        return self.image_folder("mention_image")
+        """Where the mentions' images are, under the processor's policy."""
+        return self.image_folder("mention_image", self.processor.image_policy, self.processor.max_pixels)
 
     def entity_image(self, entity: Entity) -> Image.Image | None:
-        """The entity's first image that opens, to be shown to a person."""
-        return self.entity_images.first_readable(entity.image_files)[0]
+        """The entity's first image that opens, to be shown to a person: it needs no processor."""
+        return self.image_folder("kb_image").first_readable(entity.image_files)[0]
 
     def mention_image(self, mention: Mention) -> Image.Image | None:
-        """The mention's image, to be shown to a person."""
-        return self.mention_images.first_readable(mention.image_files)[0]
+        """The mention's image, to be shown to a person: it needs no processor."""
+        return self.image_folder("mention_image").first_readable(mention.image_files)[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
@@ -16,7 +17,14 @@ from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor.decoding import decode
 from mimic_pl.processor.image_processor import ImageProcessor
-from mimic_pl.processor.images import MAX_PIXELS, ImageError, ImagePolicy, ImageReport, require_policy
+from mimic_pl.processor.images import (
+    MAX_PIXELS,
+    ImageError,
+    ImageFolder,
+    ImagePolicy,
+    ImageReport,
+    require_policy,
+)
 from mimic_pl.processor.record_features import RecordFeatures
 from mimic_pl.processor.template import TextTemplate
 from mimic_pl.processor.tokenizer import TextTokenizer
@@ -44,6 +52,11 @@ class Processor(Recorded):
             only (then every text is empty).
         features: Further named tensors of records, for units that look at more than text and image:
             :class:`~mimic_pl.processor.BM25Lexicon`, :class:`~mimic_pl.processor.RecordArrays` or your own.
+
+    Attributes:
+        mention_images: Where file names of mentions' images are looked up that are none in the working directory;
+            :func:`~mimic_pl.load_run` sets it to the folder of the run's data.
+        entity_images: The same for entities.
 
     Raises:
         ConfigError: A template names no field, or the policy is unknown.
@@ -75,6 +88,8 @@ class Processor(Recorded):
         self.modalities: Modalities = modalities
         self.features = dict(features or {})
         self.report = ImageReport()
+        self.mention_images: ImageFolder | None = None
+        self.entity_images: ImageFolder | None = None
         self._build: tuple[Callable[[], TextTokenizer], Callable[[], ImageProcessor]] | None = None
         self._tokenizer: TextTokenizer | None = None
         self._image_processor: ImageProcessor | None = None
@@ -178,16 +193,22 @@ class Processor(Recorded):
         """Inputs of mentions, given as records or dictionaries (see :meth:`Mention.of`)."""
         mentions = [Mention.of(record) for record in records]
         images = [() if mention.image is None else (mention.image,) for mention in mentions]
-        return self._inputs([self.mention_text(m) for m in mentions], images, self.mention_features(mentions))
+        texts = [self.mention_text(mention) for mention in mentions]
+        return self._inputs(texts, images, self.mention_features(mentions), self.mention_images)
 
     def entities(self, records: Iterable[Entity | Mapping[str, Any]]) -> Inputs:
         """Inputs of entities, given as records or dictionaries (see :meth:`Entity.of`)."""
         entities = [Entity.of(record) for record in records]
         images = [entity.images for entity in entities]
-        return self._inputs([self.entity_text(e) for e in entities], images, self.entity_features(entities))
+        texts = [self.entity_text(entity) for entity in entities]
+        return self._inputs(texts, images, self.entity_features(entities), self.entity_images)
 
-    def _inputs(self, texts: list[str], images: Sequence[Sequence[ImageSource]], features: Inputs) -> Inputs:
+    def _inputs(
+        self, texts: list[str], images: Sequence[Sequence[ImageSource]], features: Inputs, folder: ImageFolder | None
+    ) -> Inputs:
         ids, mask = self.tokenizer(texts)
+        if folder is not None:
+            images = [[_in_folder(image, folder) for image in own] for own in images]
         pixels, has_image = self._pixels(images)
         return {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_image": has_image, **features}
 
@@ -244,3 +265,8 @@ class Processor(Recorded):
             "reduced decoding": str(self.reduced_decoding),
             "features": "; ".join(f"{name}: {own.describe()}" for name, own in self.features.items()) or "none",
         }
+
+
+def _in_folder(image: ImageSource, folder: ImageFolder) -> ImageSource:
+    named = isinstance(image, str) and not os.path.isfile(os.path.expanduser(image))  # any length, unlike Path
+    return folder.path(image) if named else image  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from mimic_pl.ranking.builder import IndexBuilder, fingerprint
 from mimic_pl.ranking.engine import Ranker, Ranking
+from mimic_pl.ranking.explain import ExplainedScore, Explanation, explain
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.ranking.lance_index import LanceIndex
 from mimic_pl.ranking.memory_index import MemoryIndex
@@ -9,6 +10,8 @@ from mimic_pl.ranking.quantization import IndexDtype
 
 __all__ = [
     "EntityIndex",
+    "ExplainedScore",
+    "Explanation",
     "IndexBuilder",
     "IndexDtype",
     "LanceIndex",
@@ -16,5 +19,6 @@ __all__ = [
     "Ranker",
     "Ranking",
     "Shard",
+    "explain",
     "fingerprint",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -107,6 +108,23 @@ def test_a_trained_run_is_loaded_with_its_best_weights(trained):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in weights.items())
     assert not model.training
     assert str(data.root) == str(trained.root)
+
+
+def test_model_and_data_of_a_run_are_connected(trained):
+    """The file names of the data's records are found in the folders of the data, not in the working directory."""
+    model, data = load_run(trained.run)
+    mentions, entities = data.read_mentions("test"), data.entities
+    found = model.score(model.encode_mentions(mentions), model.encode_entities(entities))
+    paths = [replace(e, images=tuple(str(data.entity_images.path(name)) for name in e.images)) for e in entities]
+    named = [replace(m, image=m.image and str(data.mention_images.path(m.image))) for m in mentions]
+    model.processor.mention_images = model.processor.entity_images = None
+    expected = model.score(model.encode_mentions(named), model.encode_entities(paths))
+    for name, scores in expected.items():
+        assert torch.equal(found[name], scores)
+    blank = model.score(model.encode_mentions(mentions), model.encode_entities(entities))
+    assert not torch.equal(found["vision"], blank["vision"])
+    explanation = model.explain(named[0], entities[0].id, model.build_index(paths))
+    assert explanation.scores["vision"].score == pytest.approx(float(expected["vision"][0, 0]), abs=1e-5)
 
 
 def test_the_best_checkpoint_has_the_best_figure_that_was_logged(trained):

@@ -89,7 +89,10 @@ def test_one_process_reports_the_images_of_all(results, tmp_path):
         ("in_order", 2),
         ("on_disk", 3),
         *(pytest.param("in_order", 3, marks=pytest.mark.slow), pytest.param("on_disk", 2, marks=pytest.mark.slow)),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in product(("by_length", "eight_bits", "reranked"), (2, 3))),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in product(("by_length", "eight_bits", "reranked"), (2, 3))
+        ),
     ],
 )
 def test_metrics_ranks_and_predictions_are_those_of_one_process(results, case, count):
