@@ -11,7 +11,8 @@ Inputs = dict[str, Tensor]
 
 From a processor: ``input_ids`` and ``attention_mask`` (int64 ``[batch, text_tokens]``), ``pixels`` (uint8
 ``[batch, 3, S, S]``), ``has_image`` (bool ``[batch]``), and the named tensors of its
-:class:`~mimic_pl.processor.RecordFeatures`. On the device ``pixels`` become ``pixel_values``, float32.
+:class:`~mimic_pl.processor.RecordFeatures`. On the device ``pixels`` become ``pixel_values``, float32. Where features
+of frozen towers are kept, ``image_key`` (int64 ``[batch, 2]``) is a hash of each image.
 """
 
 ImageFailure = tuple[str, str]

@@ -21,7 +21,7 @@ from mimic_pl.batch import Batch, Inputs
 from mimic_pl.construction import Recorded
 from mimic_pl.data.protocol import Records, TrainingData, data_of
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, repeat_last
+from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, content_keys, repeat_last
 from mimic_pl.encoding import BatchEncoder
 from mimic_pl.errors import CheckpointError, ConfigError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
@@ -102,7 +102,9 @@ class MIMIC(Recorded, LightningModule):
     ) -> None:
         super().__init__()
         self.encoder = encoder
-        self.processor = (processor or Processor()).connect(encoder.build_tokenizer, encoder.build_image_processor)
+        self.processor = (processor or Processor()).connect(
+            encoder.build_tokenizer, encoder.build_image_processor, content_keys if encoder.keeps_features else None
+        )
         self.make_matcher = matcher
         self.matcher = self.configure_matcher(units or published_units())
         self.losses = nn.ModuleDict(losses or {"contrastive": UnitConsistentLoss()})
@@ -141,8 +143,9 @@ class MIMIC(Recorded, LightningModule):
                 "The batch holds pixels that are not normalised. A data module of your own finishes its batches on the "
                 "device: def on_after_batch_transfer(self, batch, dataloader_idx): return self.processor.finish(batch)"
             )
-        features: Features = self.encoder(**{name: inputs[name] for name in INPUTS})
-        extra = {name: tensor for name, tensor in inputs.items() if name not in (*INPUTS, "has_image")}
+        names = (*INPUTS, "image_key") if self.encoder.keeps_features and "image_key" in inputs else INPUTS
+        features: Features = self.encoder(**{name: inputs[name] for name in names})
+        extra = {name: tensor for name, tensor in inputs.items() if name not in (*INPUTS, "has_image", "image_key")}
         return features._replace(extra={**features.extra, **extra}) if extra else features
 
     def score(self, mentions: States, entities: States) -> dict[str, Tensor]:

@@ -87,11 +87,12 @@ class _Side:
         texts: Iterable[str],
         features: Callable[[Sequence[int]], Inputs],
         pixels: PixelSource,
-        tokenizer: TextTokenizer,
+        processor: Processor,
         name: str,
         count: int,
     ) -> None:
-        self.tokens = TokenTable(texts, tokenizer, name, count)
+        self.tokens = TokenTable(texts, processor.tokenizer, name, count)
+        self.image_inputs = processor.image_inputs
         self.features = features
         self.pixels = pixels
 
@@ -100,7 +101,7 @@ class _Side:
         pixels, has_image, failures = self.pixels.batch(names, indices)
         ids, mask = self.tokens[indices]
         tokens = {"input_ids": ids, "attention_mask": mask}
-        return {**tokens, "pixels": pixels, "has_image": has_image, **self.features(indices)}, failures
+        return {**tokens, **self.image_inputs(pixels, has_image), **self.features(indices)}, failures
 
 
 class BatchDataset(Dataset[Batch]):
@@ -128,7 +129,7 @@ class EntityDataset(BatchDataset):
         self.entities = entities
         self.processor = processor
         texts = map(processor.entity_text, entities)
-        self.side = _Side(texts, self._features, pixels, processor.tokenizer, "entities", len(entities))
+        self.side = _Side(texts, self._features, pixels, processor, "entities", len(entities))
 
     def _features(self, indices: Sequence[int]) -> Inputs:
         return self.processor.entity_features([self.entities[index] for index in indices])
@@ -182,7 +183,7 @@ class MentionDataset(BatchDataset):
         self.golds = [[positions[gold] for gold in mention.golds if gold in positions] for mention in mentions]
         self.width = max((len(golds) for golds in self.golds), default=0)
         texts = map(processor.mention_text, mentions)
-        self.side = _Side(texts, self._features, pixels, processor.tokenizer, name, len(mentions))
+        self.side = _Side(texts, self._features, pixels, processor, name, len(mentions))
 
     def _features(self, indices: Sequence[int]) -> Inputs:
         return self.processor.mention_features([self.mentions[index] for index in indices])
@@ -273,6 +274,9 @@ class TrainingDataset(BatchDataset):
             "index": batch["index"],
             "failures": batch["failures"] + failures,
         }
+        for side, inputs in (("mentions", made["mentions"]), ("entities", made["entities"])):
+            if self.transforms.get(side):
+                inputs.pop("image_key", None)  # another image in every epoch: its features are not worth keeping
         seeds = [draw(2**62, self.seed, address, 0) for address in addresses]
         for transform in self.transforms.get("mentions", ()):
             transform(made["mentions"], seeds)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from mimic_pl.construction import Recorded
+from mimic_pl.encoders.frozen import FrozenFeatures, Tower
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
 
@@ -41,6 +42,11 @@ class Encoder(Recorded, nn.Module, ABC):
     :meth:`add_towers`, and implements :meth:`forward`, :meth:`build_tokenizer` and :meth:`build_image_processor`. The
     same weights serve mentions and entities.
 
+    Args:
+        freeze: Keep the towers as they are.
+        frozen_features: Folder in which the outputs of frozen towers are kept, so that each record goes through them
+            once: ``auto`` for the user's cache folder, ``None`` for nowhere.
+
     Attributes:
         dims: Widths of the features it returns; the units are built to them.
         text_length: Tokens that a text is padded or cut to.
@@ -49,10 +55,12 @@ class Encoder(Recorded, nn.Module, ABC):
     dims: FeatureDims
     text_length: int
 
-    def __init__(self, freeze: bool = False) -> None:
+    def __init__(self, freeze: bool = False, frozen_features: str | None = None) -> None:
         super().__init__()
         self.freeze = freeze
+        self.frozen_features = frozen_features
         self._towers: tuple[nn.Module, ...] = ()
+        self._frozen: FrozenFeatures | None = None
 
     def add_towers(self, *towers: nn.Module) -> None:
         """Name the pretrained parts: these alone are frozen by ``freeze``; projections on top stay trainable."""
@@ -60,6 +68,9 @@ class Encoder(Recorded, nn.Module, ABC):
         if self.freeze:
             for tower in towers:
                 tower.requires_grad_(False)
+            if self.frozen_features is not None:
+                folder = None if self.frozen_features == "auto" else self.frozen_features
+                self._frozen = FrozenFeatures(towers, folder)
         # transformers hands models out in evaluation mode and Lightning keeps the mode that it finds.
         self.train()
 
@@ -71,9 +82,24 @@ class Encoder(Recorded, nn.Module, ABC):
                 tower.eval()
         return self
 
-    def towers_grad(self) -> torch.set_grad_enabled:
-        """Context for the towers' forward pass: no graph is recorded through frozen ones."""
-        return torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze)
+    @property
+    def keeps_features(self) -> bool:
+        """Whether outputs of frozen towers are kept; then :meth:`forward` takes an ``image_key`` as well."""
+        return self._frozen is not None
+
+    def run_tower(self, name: str, tower: Tower, inputs: Sequence[Tensor], keys: Tensor | None) -> dict[str, Tensor]:
+        """Run a tower; without a graph if it is frozen, and only for inputs that are not known if features are kept.
+
+        Args:
+            name: ``text`` or ``vision``.
+            tower: From the inputs to named outputs ``[batch, ...]``.
+            inputs: Tensors ``[batch, ...]``.
+            keys: What tells the inputs' rows apart, int64 ``[batch, n]``; ``None`` if their outputs are not to be kept.
+        """
+        if keys is not None and self._frozen is not None and self._frozen.usable:
+            return self._frozen(name, tower, inputs, keys)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.freeze):
+            return tower(*inputs)
 
     @abstractmethod
     def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
@@ -83,6 +109,9 @@ class Encoder(Recorded, nn.Module, ABC):
             input_ids: int64 ``[batch, text_tokens]``.
             attention_mask: 1 for a token, 0 for padding, int64 ``[batch, text_tokens]``.
             pixel_values: Normalised images, ``[batch, 3, image_size, image_size]``.
+
+        An encoder that keeps features of frozen towers (:attr:`keeps_features`) also takes ``image_key``, int64
+        ``[batch, 2]``: a hash of each image, without which nothing is kept.
         """
 
     @abstractmethod

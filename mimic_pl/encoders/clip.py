@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
@@ -32,6 +33,8 @@ class CLIPEncoder(Encoder):
         text_length: Tokens per text.
         image_dim: Width of the image features after projection (the paper's d_V).
         freeze: Keep the towers as they are; the projections still train.
+        frozen_features: Folder in which the outputs of frozen towers are kept, so that each record goes through them
+            once: ``auto`` for the user's cache folder, ``None`` for nowhere.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
     Raises:
@@ -51,8 +54,9 @@ class CLIPEncoder(Encoder):
         image_dim: int = 96,
         freeze: bool = False,
         gradient_checkpointing: bool = False,
+        frozen_features: str | None = "auto",
     ) -> None:
-        super().__init__(freeze)
+        super().__init__(freeze, frozen_features)
         require_one_start(pretrained, config, "CLIPEncoder")
         self.pretrained = pretrained
         self.text_length = text_length
@@ -101,18 +105,28 @@ class CLIPEncoder(Encoder):
             return ImageProcessor(size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
         return ImageProcessor(size, *image_statistics(self.pretrained))
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_key: Tensor | None = None
+    ) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""
-        with self.towers_grad():
-            text = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-            image = self.clip.get_image_features(pixel_values=pixel_values)
+        text_key = None if image_key is None else torch.cat([input_ids, attention_mask], dim=1)
+        text = self.run_tower("text", self._text_tower, (input_ids, attention_mask), text_key)
+        image = self.run_tower("vision", self._vision_tower, (pixel_values,), image_key)
         return Features(
-            text_global=nn.functional.normalize(text.pooler_output, dim=-1),
-            text_local=self.text_local(text.last_hidden_state),
-            image_global=self.image_global(nn.functional.normalize(image.pooler_output, dim=-1)),
-            image_local=self.image_local(image.last_hidden_state),
+            text_global=nn.functional.normalize(text["pooled"], dim=-1),
+            text_local=self.text_local(text["tokens"]),
+            image_global=self.image_global(nn.functional.normalize(image["pooled"], dim=-1)),
+            image_local=self.image_local(image["tokens"]),
             text_mask=attention_mask,
         )
+
+    def _text_tower(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        text = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
+        return {"pooled": text.pooler_output, "tokens": text.last_hidden_state}
+
+    def _vision_tower(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        image = self.clip.get_image_features(pixel_values=pixel_values)
+        return {"pooled": image.pooler_output, "tokens": image.last_hidden_state}
 
 
 def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text_length: int) -> CLIPConfig:

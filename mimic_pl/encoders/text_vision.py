@@ -34,6 +34,8 @@ class TextVisionEncoder(Encoder):
         text_dim: Project the text features to this width; as they are if not given.
         image_dim: Width of the image features after projection (the paper's d_V).
         freeze: Keep both towers as they are; the projections still train.
+        frozen_features: Folder in which the outputs of frozen towers are kept, so that each record goes through them
+            once: ``auto`` for the user's cache folder, ``None`` for nowhere.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
     Raises:
@@ -55,8 +57,9 @@ class TextVisionEncoder(Encoder):
         image_dim: int = 96,
         freeze: bool = False,
         gradient_checkpointing: bool = False,
+        frozen_features: str | None = "auto",
     ) -> None:
-        super().__init__(freeze)
+        super().__init__(freeze, frozen_features)
         require_one_start(text, text_config, "TextVisionEncoder's text model")
         self.text_length = text_length
         self.text_name = text
@@ -106,13 +109,13 @@ class TextVisionEncoder(Encoder):
         settings = self.image_settings
         return ImageProcessor(settings["input_size"][-1], settings["mean"], settings["std"])
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor) -> Features:
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_key: Tensor | None = None
+    ) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""
-        with self.towers_grad():
-            tokens = self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            # Of a model that is in half or double precision as a whole; text and transformers' models see to it.
-            feature_map = self.vision.forward_features(pixel_values.to(next(self.vision.parameters()).dtype))
-            pooled_image = self.vision.forward_head(feature_map, pre_logits=True)
+        text_key = None if image_key is None else torch.cat([input_ids, attention_mask], dim=1)
+        tokens = self.run_tower("text", self._text_tower, (input_ids, attention_mask), text_key)["tokens"]
+        image = self.run_tower("vision", self._vision_tower, (pixel_values,), image_key)
         if self.text_pooling == "mean":
             weight = attention_mask.unsqueeze(-1).to(tokens.dtype)
             pooled_text = (tokens * weight).sum(dim=1) / weight.sum(dim=1).clamp_min(1)
@@ -121,10 +124,18 @@ class TextVisionEncoder(Encoder):
         return Features(
             text_global=self.text_global(pooled_text),
             text_local=self.text_local(tokens),
-            image_global=self.image_global(pooled_image),
-            image_local=self.image_local(self._as_tokens(feature_map)),
+            image_global=self.image_global(image["pooled"]),
+            image_local=self.image_local(self._as_tokens(image["map"])),
             text_mask=attention_mask,
         )
+
+    def _text_tower(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        return {"tokens": self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state}
+
+    def _vision_tower(self, pixel_values: Tensor) -> dict[str, Tensor]:
+        # Of a model that is in half or double precision as a whole; text and transformers' models see to it.
+        feature_map = self.vision.forward_features(pixel_values.to(next(self.vision.parameters()).dtype))
+        return {"map": feature_map, "pooled": self.vision.forward_head(feature_map, pre_logits=True)}
 
     def _as_tokens(self, feature_map: Tensor) -> Tensor:
         """Flatten a vision model's features to ``[batch, image_tokens, width]``."""

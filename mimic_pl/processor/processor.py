@@ -91,17 +91,30 @@ class Processor(Recorded):
         self.mention_images: ImageFolder | None = None
         self.entity_images: ImageFolder | None = None
         self._build: tuple[Callable[[], TextTokenizer], Callable[[], ImageProcessor]] | None = None
+        self._image_key: Callable[[Tensor, Tensor], Tensor] | None = None
         self._tokenizer: TextTokenizer | None = None
         self._image_processor: ImageProcessor | None = None
 
-    def connect(self, tokenizer: Callable[[], TextTokenizer], image_processor: Callable[[], ImageProcessor]) -> Self:
-        """Take tokenizer and image processor from an encoder, each when it is first needed.
+    def connect(
+        self,
+        tokenizer: Callable[[], TextTokenizer],
+        image_processor: Callable[[], ImageProcessor],
+        image_key: Callable[[Tensor, Tensor], Tensor] | None = None,
+    ) -> Self:
+        """Take from an encoder what it decides.
+
+        Args:
+            tokenizer: Makes its tokenizer, when it is first needed.
+            image_processor: Makes its image processor, when it is first needed.
+            image_key: From ``pixels`` and ``has_image`` to hashes of the images (``image_key`` of the inputs), if it
+                has a use for them.
 
         Returns:
             A connected copy.
         """
         connected = copy.copy(self)
         connected._build = tokenizer, image_processor
+        connected._image_key = image_key
         connected._tokenizer = connected._image_processor = None
         return connected
 
@@ -210,7 +223,13 @@ class Processor(Recorded):
         if folder is not None:
             images = [[_in_folder(image, folder) for image in own] for own in images]
         pixels, has_image = self._pixels(images)
-        return {"input_ids": ids, "attention_mask": mask, "pixels": pixels, "has_image": has_image, **features}
+        tokens = {"input_ids": ids, "attention_mask": mask}
+        return {**tokens, **self.image_inputs(pixels, has_image), **features}
+
+    def image_inputs(self, pixels: Tensor, has_image: Tensor) -> Inputs:
+        """Inputs of images, uint8 ``[batch, 3, S, S]``, and whether there is one, bool ``[batch]``."""
+        inputs = {"pixels": pixels, "has_image": has_image}
+        return inputs if self._image_key is None else {**inputs, "image_key": self._image_key(pixels, has_image)}
 
     def _pixels(self, images: Sequence[Sequence[ImageSource]]) -> tuple[Tensor, Tensor]:
         """For each record the pixels of the first of its images that opens."""

@@ -1,0 +1,192 @@
+"""Features of frozen towers are computed once and kept: what they are, when they are not used, and what is counted."""
+
+import logging
+import os
+import subprocess
+import sys
+from collections import Counter
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+
+from mimic_pl import MIMIC, MELDataModule
+from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
+from mimic_pl.units import CMFU, TGLU, VDLU
+from tests import tiny
+
+TEXT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+TEXT |= {"intermediate_size": 16, "max_position_embeddings": 40}
+
+
+def make_encoder(kind, folder, freeze=True):
+    seed_everything(0)
+    options = {"vocabulary": tiny.WORDS, "text_length": 14, "image_dim": 8, "freeze": freeze}
+    if kind == "clip":
+        return CLIPEncoder(config=tiny.ENCODER["config"], frozen_features=folder, **options)
+    vision = {"vision": "resnet10t", "vision_pretrained": False, "vision_args": {}}
+    return TextVisionEncoder(text_config=TEXT, frozen_features=folder, **vision, **options)
+
+
+def make_model(kind, folder, freeze=True):
+    encoder = make_encoder(kind, folder, freeze)
+    seed_everything(1)
+    units = {
+        "text": lambda dims: TGLU(dims, 8),
+        "vision": lambda dims: VDLU(dims, 8),
+        "cross_modal": lambda dims: CMFU(dims, 8),
+    }
+    return MIMIC(encoder, units=units, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05))
+
+
+class Rows:
+    """Counts the rows that go through each tower."""
+
+    def __init__(self, encoder):
+        self.counts = Counter()
+        for name in ("_text_tower", "_vision_tower"):
+            setattr(encoder, name, self.counting(name, getattr(encoder, name)))
+
+    def counting(self, name, tower):
+        def count(*inputs):
+            self.counts[name] += len(inputs[0])
+            return tower(*inputs)
+
+        return count
+
+
+def fit(model, root, folder, **options):
+    seed_everything(2)
+    data = MELDataModule(str(root), name="Tiny", batch_size=8, num_workers=0, **options)
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
+    trainer = Trainer(max_epochs=3, accelerator="cpu", default_root_dir=folder, enable_model_summary=False, **quiet)
+    trainer.fit(model, data)
+    return data
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tiny.write_set(tmp_path_factory.mktemp("frozen") / "set")
+
+
+@pytest.mark.parametrize("kind", ["clip", "text_vision"])
+def test_a_run_of_several_epochs_encodes_each_record_once(root, tmp_path, kind):
+    """And trains to the weights of a run that encodes it in every epoch; another run encodes nothing."""
+    plain = make_model(kind, None)
+    fit(plain, root, tmp_path)
+    model = make_model(kind, str(tmp_path / "kept"))
+    rows = Rows(model.encoder)
+    data = fit(model, root, tmp_path)
+    texts = {model.processor.entity_text(e) for e in data.entities}
+    texts |= {model.processor.mention_text(m) for split in ("train", "val") for m in data.mentions[split]}
+    assert rows.counts["_text_tower"] == len(texts)
+    images = {model.processor.mentions([m])["pixels"].numpy().tobytes() for m in named(data)}
+    assert 1 < rows.counts["_vision_tower"] <= len(images) + 1, "the blank image is one"
+    for (name, own), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5, msg=name)
+    again = make_model(kind, str(tmp_path / "kept"))
+    rows = Rows(again.encoder)
+    fit(again, root, tmp_path)
+    assert not rows.counts
+    assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
+
+
+def named(data):
+    """A mention for every image of the set, with its path."""
+    for entity in data.entities:
+        for name in entity.images:
+            yield {"mention": "x", "image": data.entity_images.path(name)}
+    for split in ("train", "val"):
+        for mention in data.mentions[split]:
+            if mention.image:
+                yield {"mention": "x", "image": data.mention_images.path(mention.image)}
+
+
+RECORDS = [{"mention": "jaguar", "sentence": "the jaguar runs"}, {"mention": "amazon", "sentence": "today"}]
+RECORDS.append(RECORDS[0])
+
+
+def test_a_missing_image_is_not_a_black_one(tmp_path):
+    model = make_model("clip", str(tmp_path))
+    black = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
+    records = [{**RECORDS[0], "image": black}, RECORDS[0]]
+    found = model.encode_mentions(records)["vision"]
+    expected = make_model("clip", None).encode_mentions(records)["vision"]
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+    assert not all(torch.equal(tensor[0], tensor[1]) for tensor in found.values())
+
+
+def test_other_weights_and_other_precisions_have_features_of_their_own(tmp_path):
+    model, plain = make_model("clip", str(tmp_path)), make_model("clip", None)
+    rows = Rows(model.encoder)
+
+    def encode():
+        before = rows.counts.total()
+        states = model.encode_mentions(RECORDS)["text"]
+        for name, tensor in plain.encode_mentions(RECORDS)["text"].items():
+            torch.testing.assert_close(states[name], tensor)
+        return rows.counts.total() - before
+
+    assert encode() == 3  # two texts and the blank image
+    assert encode() == 0
+    for changed in (model, plain):
+        with torch.no_grad():
+            next(changed.encoder.clip.parameters()).mul_(1.5)
+    assert encode() == 3
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encode() == 3
+    assert encode() == 0
+    for changed in (model, plain):
+        changed.double()
+    assert encode() == 3
+    model.encoder.clip.requires_grad_(True)  # as BackboneFinetuning does
+    assert encode() >= 5, "all rows, since these weights may change"
+
+
+def test_a_damaged_value_is_computed_again(tmp_path):
+    model = make_model("clip", str(tmp_path))
+    expected = model.encode_mentions(RECORDS)["text"]
+    (file,) = tmp_path.rglob("data.mdb")
+    script = "import lmdb, sys; e = lmdb.open(sys.argv[1], max_dbs=2); t = e.begin(db=e.open_db(b'text'));"
+    script += "sys.stdout.buffer.write(next(iter(t.cursor()))[1])"
+    value = subprocess.run([sys.executable, "-c", script, file.parent], capture_output=True, check=True).stdout
+    content = file.read_bytes()
+    flipped = value[:-1] + bytes([value[-1] ^ 1])  # in the numbers, which would be read in silence
+    assert content.count(value), "an old page may hold it, too"
+    file.write_bytes(content.replace(value, flipped))
+    rows = Rows(model.encoder)
+    found = model.encode_mentions(RECORDS)["text"]
+    assert rows.counts.total() == 1
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_images_that_change_every_epoch_are_not_kept(root, tmp_path):
+    model = make_model("clip", str(tmp_path / "kept"))
+    rows = Rows(model.encoder)
+    fit(model, root, tmp_path, modality_dropout=0.5)
+    images = rows.counts["_vision_tower"]
+    mentions = 20  # of the training split, in each of three epochs
+    assert images >= 3 * mentions
+    assert images < 3 * (mentions + 20), "those of entities are kept"
+
+
+def test_without_a_place_to_keep_them_they_are_computed(tmp_path, caplog):
+    """A file where the folder should be."""
+    (tmp_path / "taken").write_text("")
+    model = make_model("clip", str(tmp_path / "taken"))
+    rows = Rows(model.encoder)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(2):
+            found = model.encode_mentions(RECORDS)["text"]
+    assert rows.counts.total() == 6
+    assert [record.getMessage() for record in caplog.records if "every epoch" in record.getMessage()]
+    for name, tensor in make_model("clip", None).encode_mentions(RECORDS)["text"].items():
+        torch.testing.assert_close(found[name], tensor)
+
+
+def test_nothing_is_kept_of_towers_that_train(root, tmp_path):
+    model = make_model("clip", str(tmp_path / "kept"), freeze=False)
+    model.encode_mentions(RECORDS)
+    assert not os.path.exists(tmp_path / "kept")
