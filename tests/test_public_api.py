@@ -18,6 +18,7 @@ assert not heavy, heavy
 assert "MIMIC" in dir(mimic_pl)
 from mimic_pl import Entity
 assert "torch" not in sys.modules
+assert mimic_pl.errors.UsageError.exit_code == 2, "modules are attributes, whatever was imported before"
 """
 
 

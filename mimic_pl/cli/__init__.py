@@ -5,7 +5,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from mimic_pl.cli.help import quick_answer
+from mimic_pl.cli.help import quick_answer, unknown_command
+from mimic_pl.errors import UsageError
 
 __all__ = ["main"]
 
@@ -25,7 +26,11 @@ def main(args: Sequence[str] | None = None) -> None:
     if answer is not None:
         print(answer)
         return
-    # Imported here: torch and Lightning take seconds, which who asks for help need not wait for.
+    problem = unknown_command(given)
+    if problem is not None:
+        print(f"error: {problem}", file=sys.stderr)
+        sys.exit(UsageError.exit_code)
+    # Imported here: torch and Lightning take seconds to load, and help should not wait for them.
     from mimic_pl.cli.app import run
 
     run(given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
 from importlib import import_module
@@ -159,7 +160,7 @@ def _root(given: Any) -> str:
 
 
 def _only_asks(args: list[str]) -> bool:
-    return any(arg in ("-h", "--help") or arg.startswith(("--help", "--print_config", "--model.help")) for arg in args)
+    return any(re.match(r"-h$|--help|--print_config|--[\w.]+\.help(=|$)", arg) for arg in args)
 
 
 def short(path: Path) -> str:

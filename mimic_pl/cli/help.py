@@ -1,7 +1,8 @@
-"""Help and version, answered before anything heavy loads."""
+"""Help, version and mistyped commands, answered before anything heavy loads."""
 
 from __future__ import annotations
 
+import difflib
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -26,6 +27,15 @@ def quick_answer(args: Sequence[str]) -> str | None:
     if args[0] in COMMANDS and {"-h", "--help"} & set(args[1:]) and ALL not in args:
         return _stage(args[0]) if args[0] in STAGES else _own_command(args[0])
     return None
+
+
+def unknown_command(args: Sequence[str]) -> str | None:
+    """What to say of a command line that begins with a word that is not a command; ``None`` for any other."""
+    if not args or args[0].startswith("-") or args[0] in COMMANDS:
+        return None
+    close = difflib.get_close_matches(args[0], COMMANDS, n=1)
+    meant = f" Did you mean {close[0]!r}?" if close else ""
+    return f"There is no command {args[0]!r}.{meant} Commands: {', '.join(COMMANDS)}."
 
 
 def _commands() -> str:

@@ -204,6 +204,15 @@ def test_help_answers_without_torch(arguments, tmp_path):
         assert len(result.stdout.splitlines()) < 90, "a few screens"
 
 
+@pytest.mark.parametrize(
+    "asked", ["--data.help RichpediaMEL", "--trainer.logger.help TensorBoardLogger", "--model.encoder.help CLIPEncoder"]
+)
+def test_help_of_a_class_needs_no_run(asked, command, tmp_path):
+    code, out, err = command("test", *asked.split(), folder=tmp_path)
+    assert code == 0, err
+    assert asked.split()[1] in out
+
+
 @pytest.mark.parametrize("name", STAGES)
 def test_help_of_a_stage_names_options_that_there_are(name, command):
     code, every, _ = command(name, "--help", "--all")
