@@ -305,6 +305,9 @@ class MIMIC(Recorded, LightningModule):
     def compute_loss(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Loss of a training batch, and its terms for the log: the sum of :attr:`losses` and of the units' own.
 
+        A loss may return its parts by name next to their sum; where two losses have a part of one name, the second's is
+        logged as ``{loss}_{part}``.
+
         Args:
             inputs: Scores and features of the batch, of all processes where there are several: what is computed from
                 them by one process is what all have in common.
@@ -313,11 +316,9 @@ class MIMIC(Recorded, LightningModule):
         terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             value = loss(inputs)
-            if isinstance(value, tuple):  # a loss that is a sum itself, and tells its parts
-                value, parts = value
-                terms |= parts
-            else:
-                terms[name] = value
+            value, parts = value if isinstance(value, tuple) else (value, {name: value})
+            for part, term in parts.items():  # two losses may have parts of the same name
+                terms[f"{name}_{part}" if part in terms else part] = term
             total = total + value
         for name, unit in self.matcher.named_units():
             own = unit.loss(inputs)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
     from PIL import Image
 
-ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image", "npt.NDArray[np.uint8]"]  # noqa: UP007
+ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image", "npt.NDArray[np.uint8]"]
 """An image: a file's path, a file's content, a PIL image, or an array of pixels ``[height, width, 3]``.
 
 Records that a data module reads name files in its image folders.

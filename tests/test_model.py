@@ -220,3 +220,12 @@ def test_loss_options_reach_training(tiny_set, tmp_path):
     logged = set(trainer.callback_metrics)
     assert {"train/loss_overall", "train/loss_vision", "train/loss_cosine"} <= logged
     assert "train/loss_text" not in logged
+
+
+def test_losses_with_parts_of_the_same_name_are_all_logged(tiny_set, tmp_path):
+    model = make_model(losses={"plain": UnitConsistentLoss(), "sharp": UnitConsistentLoss(temperature=0.1)})
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1, limit_val_batches=0)
+    trainer.fit(model, make_data(tiny_set))
+    logged = trainer.callback_metrics
+    names = [f"{prefix}{name}" for prefix in ("", "sharp_") for name in ("overall", *UNITS)]
+    torch.testing.assert_close(logged["train/loss_epoch"], sum(logged[f"train/loss_{name}"] for name in names))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -90,7 +90,7 @@ class TrainSampler(_Resumed[list[int]]):
 
     def _batches(self, order: Sequence[int]) -> Iterator[list[int]]:
         starts = self._starts()
-        for start, stop in zip(starts, starts[1:], strict=False):
+        for start, stop in pairwise(starts):
             cuts = [start + (stop - start) * rank // self.num_replicas for rank in (self.rank, self.rank + 1)]
             yield list(order[cuts[0] : cuts[1]])
 

@@ -8,8 +8,8 @@ from mimic_pl.report.write import write_report
 
 __all__ = [
     "Comparison",
-    "Experiment",
     "EvaluatedRun",
+    "Experiment",
     "Predictions",
     "group_runs",
     "open_finished",

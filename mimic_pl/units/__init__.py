@@ -12,10 +12,10 @@ from mimic_pl.units.vdlu import VDLU
 from mimic_pl.units.weighted import WeightedMatcher
 
 __all__ = [
-    "Bounds",
     "CMFU",
     "TGLU",
     "VDLU",
+    "Bounds",
     "GlobalCosine",
     "Lexical",
     "Matcher",

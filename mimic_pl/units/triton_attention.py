@@ -33,7 +33,7 @@ _fitting_rows: dict[tuple[object, ...], int] = {}
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
-def _piece(base, rows, row_ok, columns, WIDTH: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
+def _piece(base, rows, row_ok, columns, WIDTH: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
     """Rows of a matrix of width WIDTH as TYPE, zeros outside: ``[rows, columns]``."""
     inside = row_ok[:, None] & (columns < WIDTH)[None, :]
     return tl.load(base + rows[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(TYPE)

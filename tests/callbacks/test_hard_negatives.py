@@ -74,7 +74,7 @@ def trained(tmp_path, callbacks, epochs, resume=None, **options):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_hold_what_the_model_of_the_epoch_mistakes(tmp_path, num_workers):
     watch, depth = Watch(), 3
-    trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
+    _trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
     golds = [data.entities.positions[mention.golds[0]] for mention in data.mentions["train"]]
     assert all(len(batch["columns"]) == len(batch["gold"]) for batch in watch.batches[0]), "the first epoch has none"
     for epoch in (1, 2):

@@ -81,7 +81,7 @@ def test_entities_whose_checksums_are_the_same():
 @given(records)
 def test_equality(entities):
     table = EntityTable(entities)
-    assert table == EntityTable(entities) and table != entities + [Entity("Q", "")] and table != 5
+    assert table == EntityTable(entities) and table != [*entities, Entity("Q", "")] and table != 5
     for at, entity in enumerate(entities):
         other = list(entities)
         other[at] = replace(entity, images=(*entity.images, "x"))

@@ -1,5 +1,6 @@
 """A share of the training mentions, and which golds were seen in training."""
 
+import itertools
 import random
 
 import pytest
@@ -23,7 +24,7 @@ def test_shares_are_nested_and_depend_on_nothing_else(seed, shares):
         assert len(part) == max(1, round(share * 200))
         assert part == sorted(part, key=int)
     ordered = sorted(shares)
-    assert all(set(parts[low]) <= set(parts[high]) for low, high in zip(ordered, ordered[1:], strict=False))
+    assert all(set(parts[low]) <= set(parts[high]) for low, high in itertools.pairwise(ordered))
 
 
 def test_seeds_draw_different_shares():
