@@ -7,8 +7,10 @@ and their warning is ignored.
 
 from __future__ import annotations
 
+import os
 import pkgutil
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -31,8 +33,12 @@ def main(folder: str) -> None:
     found = pkgutil.walk_packages(mimic_pl.__path__, "mimic_pl.")
     modules = ["mimic_pl", *(module.name for module in found if not module.name.endswith("__main__"))]
     pdoc.render.configure(docformat="google")
-    pdoc.pdoc(*modules, output_directory=Path(folder))
-    pages = list(Path(folder).rglob("*.html"))
+    pages_folder = Path(folder).resolve()
+    with tempfile.TemporaryDirectory() as elsewhere:
+        os.chdir(elsewhere)  # pdoc warns of a checkout in the current folder, beside the package that is installed
+        pdoc.pdoc(*modules, output_directory=pages_folder)
+        os.chdir(pages_folder)
+    pages = list(pages_folder.rglob("*.html"))
     if len(pages) <= len(modules):  # an index as well
         sys.exit(f"{len(modules)} modules, and only {len(pages)} pages in {folder}.")
     print(f"{len(pages)} API pages in {folder}.")

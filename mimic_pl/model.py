@@ -32,9 +32,9 @@ from mimic_pl.losses import UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
-from mimic_pl.published import load_weights, published_sizes, read_published
+from mimic_pl.published_checkpoint import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
-from mimic_pl.ranking.states import joined
+from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention
 from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
 from mimic_pl.unused import unused_parameters

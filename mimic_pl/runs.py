@@ -13,7 +13,7 @@ from filelock import FileLock
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
-from mimic_pl.checkpoint import read_checkpoint, require_numbers
+from mimic_pl.checkpoint_reader import read_checkpoint, require_numbers
 from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import CheckpointError, ConfigError, UsageError

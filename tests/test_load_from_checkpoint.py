@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from mimic_pl import MIMIC, MELDataModule, Processor
-from mimic_pl.checkpoint import read_checkpoint
+from mimic_pl.checkpoint_reader import read_checkpoint
 from mimic_pl.construction import build, describe
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import CheckpointError, ConfigError

@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file
 
 from mimic_pl.model import MIMIC
-from mimic_pl.published import read_published
+from mimic_pl.published_checkpoint import read_published
 from mimic_pl.ranking import MemoryIndex, Ranker
 from tests.ranking.tables import add
 from tests.shared import SHARED, needs_shared

@@ -11,7 +11,7 @@ from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking.engine import in_float32
-from mimic_pl.ranking.states import of_every_process, pick
+from mimic_pl.ranking.stored_states import of_every_process, pick
 from mimic_pl.units import States, WeightedMatcher
 
 

@@ -20,6 +20,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
+from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO, remove_unfinished
 from mimic_pl.callbacks import (
     ExactResume,
     FailureMonitor,
@@ -28,7 +29,6 @@ from mimic_pl.callbacks import (
     ResultTable,
     SamplePanels,
 )
-from mimic_pl.checkpoint_io import AtomicCheckpointIO, remove_unfinished
 from mimic_pl.cli.additions import with_additions
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
 from mimic_pl.cli.help import ALL

@@ -9,7 +9,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimic_pl.checkpoint import read_checkpoint, require_numbers
+from mimic_pl.checkpoint_reader import read_checkpoint, require_numbers
 from mimic_pl.errors import ConfigError
 from mimic_pl.runs import RUNS, Run, newest_run, open_run, read_yaml, run_of_checkpoint, runs_below
 

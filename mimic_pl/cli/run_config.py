@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from mimic_pl.checkpoint_io import write_whole
+from mimic_pl.atomic_checkpoint_io import write_whole
 
 # Lightning's enumerations of strings (the interval of Timer) are default values that YAML does not know.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)

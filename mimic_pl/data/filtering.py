@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 
 from mimic_pl.batch import ImageFailure
-from mimic_pl.data.scan import failures, scan
+from mimic_pl.data.image_scan import failures, scan
 from mimic_pl.processor.images import ImageFolder
 
 

@@ -16,7 +16,7 @@ from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
 from mimic_pl.ranking.search import Search
-from mimic_pl.ranking.states import joined, of_every_process
+from mimic_pl.ranking.stored_states import joined, of_every_process
 from mimic_pl.units import Matcher, States
 
 _PAIRS_ON_CPU = 1 << 19

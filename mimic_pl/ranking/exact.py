@@ -7,7 +7,7 @@ import copy
 import torch
 from torch import Tensor
 
-from mimic_pl.ranking.states import pick
+from mimic_pl.ranking.stored_states import pick
 from mimic_pl.units import Matcher, States
 
 _NUMBERS_ON_CPU = 1 << 20

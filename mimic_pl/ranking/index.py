@@ -12,7 +12,7 @@ from torch import Tensor
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import DataError
 from mimic_pl.ranking.columns import FINITE, STATE_HASH
-from mimic_pl.ranking.states import StoredState
+from mimic_pl.ranking.stored_states import StoredState
 from mimic_pl.units import States, flat, nested
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.ranking.index import EntityIndex
-from mimic_pl.ranking.states import pick
+from mimic_pl.ranking.stored_states import pick
 from mimic_pl.units import Matcher, States
 
 

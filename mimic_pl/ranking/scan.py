@@ -10,7 +10,7 @@ from torch import Tensor
 from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import Block
-from mimic_pl.ranking.states import pick
+from mimic_pl.ranking.stored_states import pick
 from mimic_pl.ranking.top import TopEntities, first_of_each_hash
 from mimic_pl.units import Bounds, Matcher, States
 

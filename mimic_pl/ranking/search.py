@@ -10,7 +10,7 @@ from torch import Tensor
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.scan import Golds, Query, Scan, require_finite_states, with_overall
-from mimic_pl.ranking.states import pick
+from mimic_pl.ranking.stored_states import pick
 from mimic_pl.ranking.top import TopEntities
 from mimic_pl.units import Matcher, States
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mimic_pl.data.scan import failures, scan
+from mimic_pl.data.image_scan import failures, scan
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor.images import ImageError, ImageFolder, open_image
 

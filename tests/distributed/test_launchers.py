@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.checkpoint import read_checkpoint
+from mimic_pl.checkpoint_reader import read_checkpoint
 from tests import tiny
 from tests.faults.catalogue import told_by_command
 from tests.launch import Started, environment, in_an_interpreter, needs_fork, run

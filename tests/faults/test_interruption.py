@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.checkpoint import read_checkpoint
+from mimic_pl.checkpoint_reader import read_checkpoint
 from mimic_pl.runs import open_run
 from tests import tiny
 from tests.faults.catalogue import told_by_command

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from mimic_pl.checkpoint import DAMAGE, damaged, load_tensors, require_checksums, require_numbers
+from mimic_pl.checkpoint_reader import DAMAGE, damaged, load_tensors, require_checksums, require_numbers
 from mimic_pl.errors import CheckpointError
 
 _RENAMES = [
