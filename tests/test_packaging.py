@@ -1,4 +1,4 @@
-"""What a newcomer meets first: metadata, the README's commands, the console script."""
+"""Package metadata, the commands in the README, the console script."""
 
 import re
 from importlib import import_module
@@ -17,7 +17,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def command(name):
-    """The command line that stands in the README below a marker, as .ci/run reads it."""
+    """The command line below a marker in the README, as .ci/run reads it."""
     found = re.search(rf"<!-- {name} -->\n```\n(.+)\n```", README)
     assert found, name
     return found.group(1)
@@ -30,16 +30,16 @@ def test_one_version_everywhere():
     assert PROJECT["version"] == citation["version"] == changelog.group(1) == mimic_pl.__version__
 
 
-def test_every_dependency_has_a_floor_with_its_reason():
+def test_every_dependency_has_a_lower_bound_with_a_reason():
     lines = [line.strip() for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()]
     for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
-        name, floor = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+).*", requirement).groups()
+        name, lower_bound = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+).*", requirement).groups()
         place = lines.index(f'"{requirement}",')
         comment = []
         while lines[place - 1].startswith("#"):
             place -= 1
             comment.insert(0, lines[place])
-        assert f"{name} {floor}+" in " ".join(comment), f"{requirement} has no reason above it"
+        assert f"{name} {lower_bound}+" in " ".join(comment), f"{requirement} has no reason above it"
 
 
 def test_the_readme_commands_are_one_line_each_and_run_what_they_say():
@@ -47,7 +47,7 @@ def test_the_readme_commands_are_one_line_each_and_run_what_they_say():
     assert command("test command") == 'pip install ".[test]" && python -m pytest -n auto'
 
 
-def test_every_file_and_class_the_readme_names_is_there():
+def test_every_file_and_class_named_in_the_readme_exists():
     for path in re.findall(r"(?:cli_configs|tests)/[\w/]+\.\w+", README):
         assert (ROOT / path).is_file(), path
     for path in re.findall(r"\]\(([\w./]+\.\w+)\)", README):
@@ -56,7 +56,7 @@ def test_every_file_and_class_the_readme_names_is_there():
         assert hasattr(import_module(module), name), f"{module}.{name}"
 
 
-def test_the_example_of_the_readme_is_a_model(monkeypatch, tmp_path):
+def test_the_example_of_the_readme_is_a_model():
     code = re.search(r"```python\n# theirs\.py\n(.+?)```", README, re.DOTALL).group(1)
     namespace: dict = {}
     exec(code, namespace)
@@ -64,6 +64,6 @@ def test_the_example_of_the_readme_is_a_model(monkeypatch, tmp_path):
     assert len([line for line in code.splitlines() if line.strip()]) <= 10
 
 
-def test_the_console_script_is_the_module():
+def test_the_console_script_exists():
     module, _, function = PROJECT["scripts"]["mimic-pl"].partition(":")
     assert callable(getattr(import_module(module), function))

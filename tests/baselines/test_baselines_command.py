@@ -95,7 +95,7 @@ def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
         assert [line["rank"]["overall"] for line in lines] == by_position
 
 
-def test_without_images_those_cosines_are_left_out(config, tmp_path, capsys):
+def test_image_cosines_are_skipped_without_images(config, tmp_path, capsys):
     root = tiny.write_set(tmp_path / "Tiny")
     for image in (root / "kb_image").iterdir():
         image.unlink()
@@ -107,7 +107,7 @@ def test_without_images_those_cosines_are_left_out(config, tmp_path, capsys):
     assert code == 3 and "no image" in err
 
 
-def test_a_later_configuration_and_option_win(config, tiny_set, tmp_path, capsys):
+def test_later_configurations_and_options_take_precedence(config, tiny_set, tmp_path, capsys):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(
         yaml.safe_dump(
@@ -150,7 +150,7 @@ def test_a_mention_without_gold_in_the_knowledge_base_is_a_miss(tmp_path, capsys
         (["--data.root", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_options_are_refused_with_a_word(tiny_set, tmp_path, capsys, options, word):
+def test_invalid_options_are_rejected_with_a_message(tiny_set, tmp_path, capsys, options, word):
     data = ["--data", "MELDataModule", "--data.root", tiny_set, "--output", tmp_path / "out"]
     code, _, err = run(capsys, *data, *options)
     assert code == 3 and word in err

@@ -44,7 +44,7 @@ def test_ranks_and_top_entities_are_those_of_the_sorted_list(table, block_size, 
     assert kept == [row[top].tolist() for row, top in zip(scores, tops, strict=True)]
 
 
-def test_a_score_that_is_no_number_is_an_error_that_says_where():
+def test_a_nan_score_is_an_error_that_names_mention_and_entity():
     scores = np.zeros((6, ENTITIES), np.float32)
     scores[4, 9] = np.nan
     with pytest.raises(NonFiniteScoreError, match="mention 4 .* entity 9 "):

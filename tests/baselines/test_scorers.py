@@ -42,7 +42,7 @@ def literal_bm25(query, documents, k1, b):
 
 
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (1.2, 0.0)])
-def test_bm25_is_the_literal_sum(k1, b):
+def test_bm25_equals_the_literal_sum(k1, b):
     rng = np.random.default_rng(0)
     vocabulary = [f"w{i}" for i in range(30)]
     documents = [" ".join(rng.choice(vocabulary, rng.integers(0, 25))) for _ in range(40)]
@@ -63,7 +63,7 @@ def test_a_repeated_word_of_the_query_counts_twice_and_stop_words_not_at_all():
     np.testing.assert_allclose(once, expected, rtol=1e-6)
 
 
-def test_texts_without_words_score_nothing():
+def test_texts_without_words_score_zero():
     assert not BM25(["", "?!", "jaguar"], ["jaguar", ""])(slice(0, 2)).any()
     assert BM25(["jaguar"], ["...", ""])(slice(0, 1)).tolist() == [[0, 0]]
 
@@ -89,13 +89,13 @@ names = st.lists(st.text(alphabet="abcéЖ東 B", max_size=9), min_size=1, max_s
 
 
 @given(names, names)
-def test_name_similarity_is_the_slow_one(left, right):
+def test_name_similarity_equals_the_slow_reference(left, right):
     found = NameSimilarity(mentions(*left), entities(*right), workers=1)(slice(0, len(left)))
     expected = [[indel(a.lower(), b.lower()) for b in right] for a in left]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_an_exact_name_is_one_by_every_character():
+def test_exact_name_compares_every_character():
     scorer = ExactName(mentions("Jaguar", "jaguar", "Amazon", "Mercury"), entities("Jaguar", "Mercury", "Jaguar"))
     assert scorer(slice(0, 4)).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert scorer(slice(3, 9)).tolist() == [[0, 1, 0]]
@@ -118,14 +118,14 @@ def read(name):
 
 
 @needs_shared("data", "RichpediaMEL")
-def test_name_similarity_of_richpedia_is_the_known_figure():
+def test_name_similarity_of_richpedia_gives_the_known_metrics():
     known, found, golds = read("RichpediaMEL")
     hits, mrr = known_figures(NameSimilarity(found, known), golds)
     assert (round(hits, 1), round(mrr, 1)) == (52.8, 62.4)
 
 
 @needs_shared("data", "EmojiMEL")
-def test_figures_of_emojimel():
+def test_baselines_of_emojimel_give_the_known_metrics():
     known, found, golds = read("EmojiMEL")
     hits, mrr = known_figures(NameSimilarity(found, known), golds)
     assert (round(hits, 1), round(mrr, 1)) == (1.9, 5.6)

@@ -15,7 +15,7 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
-from tests.launch import in_an_interpreter, needs_fork
+from tests.launch import needs_fork, run_python
 from tests.launch import run as run_to_its_end
 
 
@@ -38,13 +38,13 @@ def measured(run, tmp_path_factory):
     output = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
     command = ["-m", "mimic_pl", "benchmark", "--quick", "--run", str(run), "--threads", "1"]
     sizes = ["--inflate", "60", "--batches", "[16,24]"]
-    done = in_an_interpreter([*command, *sizes, "--output", str(output)], output.parent)
+    done = run_python([*command, *sizes, "--output", str(output)], output.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(output.read_text()), done.stdout
 
 
 @needs_fork
-def test_rows_that_are_asked_for(tmp_path):
+def test_only_the_requested_rows_are_measured(tmp_path):
     """In a fork, which has imported everything; the whole benchmark is slow."""
     options = ["--quick", "--rows", "ranking,bytes", "--threads", "1", "--output", "benchmark.json"]
     run_to_its_end(["benchmark", *options], tmp_path)
@@ -80,7 +80,7 @@ def test_ranks_are_those_of_the_literal_scores(measured, row, compared):
 
 
 @pytest.mark.slow
-def test_a_knowledge_base_is_filled_up_and_the_output_says_so(measured):
+def test_a_small_knowledge_base_is_inflated_and_the_output_says_so(measured):
     row = measured[0]["rows"]["trained"]
     assert row["setting"]["entities"] == 60
     assert "12 entities and 48 disturbed copies" in row["title"]
@@ -125,7 +125,7 @@ def test_gradients_of_both_orders_agree(measured):
 
 
 @pytest.mark.slow
-def test_the_processor_compared_with_makes_the_same_images(measured):
+def test_the_reference_processor_gives_the_same_images(measured):
     assert all(difference < 1e-5 for difference in measured[0]["rows"]["images"]["checks"].values())
 
 
@@ -139,7 +139,7 @@ def test_the_processor_compared_with_makes_the_same_images(measured):
         (["--run", "nowhere", "--rows", "trained", "--quick"], "nowhere"),
     ],
 )
-def test_wrong_options_are_refused_with_a_word(capsys, arguments, word):
+def test_invalid_options_are_rejected_with_a_message(capsys, arguments, word):
     with pytest.raises(SystemExit) as exit_:
         main(["benchmark", *arguments])
     assert exit_.value.code == 3

@@ -12,7 +12,7 @@ from mimic_pl.benchmark.timing import Timing, Work, in_turn, ratio
 from mimic_pl.ranking import Ranker
 
 
-def test_works_take_turns():
+def test_workloads_take_turns():
     calls = []
     works = {name: Work(lambda name=name: calls.append(name), 10) for name in "ab"}
     times = in_turn(works, rounds=3)
@@ -20,7 +20,7 @@ def test_works_take_turns():
     assert all(len(timing.rounds) == 3 and min(timing.rounds) > 0 for timing in times.values())
 
 
-def test_a_ratio_is_of_the_medians_and_its_spread_of_single_rounds():
+def test_a_ratio_is_of_medians_and_its_range_of_single_rounds():
     found = ratio(Timing([2.0, 4.0, 9.0]), Timing([1.0, 2.0, 1.0]))
     assert found == (4.0, 2.0, 9.0)
 
@@ -34,7 +34,7 @@ def prepare(before, during):
     return run
 
 
-def test_memory_is_that_of_the_work_and_not_of_its_preparation():
+def test_peak_memory_excludes_the_preparation():
     mega = 1 << 20
     peak = peak_memory(prepare, "cpu", 1, 300 * mega, 100 * mega)
     assert peak.result == 2
@@ -50,7 +50,7 @@ def test_the_arithmetic_of_a_pair_at_published_sizes():
     assert pair.products == 2 * (96 * 40 * 40 + 40 * 96 + 96 + 512 + 10 * 96 + 96)
 
 
-def test_counting_changes_no_rank_and_counts_what_bounds_leave_open():
+def test_counting_changes_no_rank_and_counts_the_pairs_that_bounds_do_not_decide():
     problem = random_problem(6, 80, 80, seed=1, device="cpu")
     matcher, count = counting(problem.matcher)
     mine = Ranker(unit_ranks="cheap", top_k=3)(matcher, problem.states, problem.gold, problem.index)

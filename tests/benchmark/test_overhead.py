@@ -36,7 +36,7 @@ def test_products_and_attention():
 
 @pytest.mark.parametrize("name", list(BY_HAND))
 @pytest.mark.parametrize(("mentions", "entities"), [(2, 2), (4, 6)])
-def test_operations_of_the_units(name, mentions, entities):
+def test_flops_of_the_units(name, mentions, entities):
     factory = {
         "TGLU": lambda dims: TGLU(dims, D),
         "VDLU": lambda dims: VDLU(dims, D),
@@ -47,7 +47,7 @@ def test_operations_of_the_units(name, mentions, entities):
     assert matcher_flops(Matcher(DIMS, {"unit": factory}), *sides) == pytest.approx(BY_HAND[name])
 
 
-def test_operations_of_an_encoder():
+def test_flops_of_an_encoder():
     encoder = CLIPEncoder(**tiny.ENCODER)
     hidden, inside, projected, width = 16, 32, 16, 8
 
@@ -63,14 +63,14 @@ def test_operations_of_an_encoder():
     assert counted == text + image + reduced
 
 
-def test_parameters_are_those_that_are_trained():
+def test_only_trainable_parameters_are_counted():
     module = torch.nn.Linear(3, 4)
     assert parameters(module) == 16
     module.weight.requires_grad_(False)
     assert parameters(module) == 4
 
 
-def test_variants_are_what_they_are_called():
+def test_variants_have_the_units_their_names_say():
     found = {name: set(units) for name, units in variants().items()}
     whole = {"text", "vision", "cross_modal"}
     assert found["MIMIC"] == found["padding masked"] == found["concatenation in vision's place"] == whole

@@ -31,7 +31,7 @@ def negative_log_likelihood(weights, scores, gold):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_the_fit_is_the_minimum_over_weights_that_are_not_negative(scale):
+def test_the_fit_is_the_minimum_over_nonnegative_weights(scale):
     """The conditions of Karush, Kuhn and Tucker: sufficient, as the problem is convex."""
     scores, gold = problem(scale)
     weights = fit_weights(scores, gold).requires_grad_()
@@ -62,7 +62,7 @@ def parts(tmp_path, **options):
     return MIMIC(CLIPEncoder(**tiny.ENCODER), processor, UNITS, **options), data
 
 
-def test_validation_ranks_with_the_fitted_weights_and_checkpoints_keep_them(tmp_path):
+def test_validation_ranks_with_the_fitted_weights_and_checkpoints_store_them(tmp_path):
     model, data = parts(tmp_path, matcher=WeightedMatcher)
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints")
     runner = trainer(tmp_path, WeightCalibration(), checkpoint)
@@ -81,13 +81,13 @@ def test_validation_ranks_with_the_fitted_weights_and_checkpoints_keep_them(tmp_
     assert alone.callback_metrics["val/mrr"].item() == pytest.approx(reported)
 
 
-def test_a_model_that_takes_the_mean_has_nothing_to_fit(tmp_path):
+def test_a_model_that_averages_its_units_has_nothing_to_fit(tmp_path):
     model, data = parts(tmp_path)
     with pytest.raises(ConfigError, match="--model.matcher mimic_pl.units.WeightedMatcher"):
         trainer(tmp_path, WeightCalibration()).fit(model, data)
 
 
-def test_set_weights_are_the_weights():
+def test_set_weights_sets_the_weights():
     matcher = WeightedMatcher(CLIPEncoder(**tiny.ENCODER).dims, UNITS)
     for wanted in ([0.3, 1e-4, 250.0], [1e-6, 2.0, 30.0]):
         matcher.set_weights(torch.tensor(wanted))

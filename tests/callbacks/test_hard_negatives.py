@@ -72,7 +72,7 @@ def trained(tmp_path, callbacks, epochs, resume=None, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_hold_what_the_model_of_the_epoch_mistakes(tmp_path, num_workers):
+def test_batches_hold_entities_that_the_current_model_ranks_too_high(tmp_path, num_workers):
     watch, depth = Watch(), 3
     _trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
     golds = [data.entities.positions[mention.golds[0]] for mention in data.mentions["train"]]
@@ -100,7 +100,7 @@ def test_no_batch_of_the_first_epoch_is_loaded_before_it_is_mined(tmp_path, num_
     assert all(len(batch["columns"]) == 2 * len(batch["gold"]) for batch in batches)
 
 
-def test_the_loss_counts_hard_negatives_unless_they_are_right():
+def test_the_loss_counts_hard_negatives_unless_they_are_golds():
     scores = {"overall": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))}
     right = same_gold(torch.tensor([[5], [6]]), torch.tensor([5, 6, 6, 9]))
     sides = random_features(2, FeatureDims(3, 3)), random_features(4, FeatureDims(3, 3))
@@ -112,7 +112,7 @@ def test_the_loss_counts_hard_negatives_unless_they_are_right():
     torch.testing.assert_close(masked, torch.nn.functional.cross_entropy(left, torch.tensor([0, 1])))
 
 
-def test_a_resumed_run_goes_on_with_what_was_mined(tmp_path):
+def test_a_resumed_run_continues_with_the_mined_negatives(tmp_path):
     whole = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 4)[1]
     trainer, _, _ = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
@@ -121,7 +121,7 @@ def test_a_resumed_run_goes_on_with_what_was_mined(tmp_path):
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_several_knowledge_bases_have_none_to_mine(tmp_path):
+def test_mining_several_knowledge_bases_is_rejected(tmp_path):
     model, data = parts(tmp_path)
     tiny.write_set(tmp_path / "other")
     cross = CrossDataModule([data], MELDataModule(str(tmp_path / "other"), name="Tiny"))
@@ -130,7 +130,7 @@ def test_several_knowledge_bases_have_none_to_mine(tmp_path):
         trainer.fit(model, cross)
 
 
-def test_resuming_with_another_depth_is_refused(tmp_path):
+def test_resuming_with_another_depth_is_rejected(tmp_path):
     trainer, _, _ = trained(tmp_path, [HardNegatives(3)], 1)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ConfigError, match="Resume with the data and the depth"):
@@ -138,6 +138,6 @@ def test_resuming_with_another_depth_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"depth": 0}, {"first_epoch": -1}, {"every_n_epochs": 0}])
-def test_numbers_that_make_no_sense(options):
+def test_invalid_arguments_are_rejected(options):
     with pytest.raises(ConfigError, match="HardNegatives takes"):
         HardNegatives(**options)

@@ -144,20 +144,20 @@ def test_units_at_chance(fit):
     assert found["mrr_to_chance/text"][-1] > 1.5
 
 
-def test_an_overall_ranking_that_is_one_units(fit):
+def test_an_overall_ranking_equal_to_that_of_one_unit(fit):
     said, found = fit({"text": text, "faint": faint}, FailureMonitor(vanishing_share=0, chance_margin=0))
     lines = [line for line in said if "The overall ranking is" in line]
     assert lines and all("is text's: 100% of the mentions" in line for line in lines)
     assert set(found["agreement/text"]) == {1} and max(found["agreement/faint"]) < 0.9
 
 
-def test_units_that_agree_are_no_collapse(fit):
+def test_units_that_agree_are_not_a_collapse(fit):
     said, found = fit({"text": GlobalCosine, "again": GlobalCosine})
     assert not any("The overall ranking is" in line for line in said)
     assert min(found["agreement/text"]) >= 0.9
 
 
-def test_a_model_of_one_unit_has_nothing_to_collapse_to(fit):
+def test_a_model_of_one_unit_cannot_collapse(fit):
     said, _ = fit({"text": text})
     assert said == []
 
@@ -202,7 +202,7 @@ def test_a_diverging_loss(fit):
     assert 1 <= len(lines) <= 2 and "times the" in lines[0]
 
 
-def test_the_loss_is_that_of_a_batch_whatever_is_accumulated(fit):
+def test_the_loss_does_not_depend_on_gradient_accumulation(fit):
     starts = []
     for accumulated in (1, 2):
         monitor = FailureMonitor()
@@ -211,7 +211,7 @@ def test_the_loss_is_that_of_a_batch_whatever_is_accumulated(fit):
     assert starts[0] == pytest.approx(starts[1], rel=0.3), "not half of it"
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_its_term(fit):
+def test_a_non_finite_loss_stops_the_run_and_names_its_term(fit):
     with pytest.raises(NonFiniteLossError, match=r"at step 2 \(epoch 0, batch 2\): first in its terms broken\."):
         fit({"text": text, "broken": Breaking}, log_every_n_steps=50)
     said, _ = fit({"text": text, "broken": Breaking}, FailureMonitor(stop_on_non_finite=False), limit_val_batches=0)
@@ -219,7 +219,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_names_its_term(fit):
     assert any("The gradient of" in line and "is not finite" in line for line in said)
 
 
-def test_another_process_s_loss_stops_all(fit):
+def test_a_non_finite_loss_in_one_process_stops_all(fit):
     with pytest.raises(Exception, match=r"at step 2 \(epoch 1, batch 0\): first in its terms broken\."):
         fit({**PUBLISHED, "broken": BreakingElsewhere}, devices=2, strategy="ddp_fork", max_epochs=2, logger=False)
 
@@ -249,7 +249,7 @@ def test_a_vanishing_gradient(fit):
     assert set(found) & {"gradient_share/faint", "gradient_share/encoder"} == set()
 
 
-def test_a_resumed_run_remembers(fit, tmp_path):
+def test_the_state_survives_a_resume(fit, tmp_path):
     first = FailureMonitor()
     fit(monitor=first, enable_checkpointing=True, max_epochs=2)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
@@ -260,7 +260,7 @@ def test_a_resumed_run_remembers(fit, tmp_path):
     assert saved["start"] == first.state_dict()["start"] and len(saved["history"]) >= 1
 
 
-def test_models_that_are_not_mimic_and_a_monitor_that_is_off(make_trainer, given_scores, records, fit):
+def test_other_models_and_a_disabled_monitor(make_trainer, given_scores, records, fit):
     make_trainer(FailureMonitor(), max_epochs=2).fit(given_scores(), records)
     said, found = fit({"text": text, "blind": Constant}, FailureMonitor(enabled=False), max_epochs=1)
     assert (said, found) == ([], {})

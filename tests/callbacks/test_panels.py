@@ -56,7 +56,7 @@ def test_all_samples_with_ranks_and_missing_gold(make_trainer, given_scores, rec
             assert f"{gold} {model.rank('overall', index)}\n" in text
 
 
-def test_metric_names_pass_tensorboard(make_trainer, given_scores, records, tmp_path):
+def test_tensorboard_accepts_the_metric_names(make_trainer, given_scores, records, tmp_path):
     make_trainer(logger=TensorBoardLogger(tmp_path, "runs"), max_epochs=1).fit(given_scores(), records)
     assert {"val/hits@1", "val/mrr", "val/text/hits@20"} <= set(
         events(tmp_path / "runs").Tags()["scalars"] or ()

@@ -18,7 +18,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_predictions_are_the_ranking(make_trainer, given_scores, records, tmp_path):
+def test_predictions_equal_the_ranking(make_trainer, given_scores, records, tmp_path):
     model = given_scores()
     make_trainer(PredictionWriter(top_k=3)).test(model, records, verbose=False)
     lines = read(tmp_path / "predictions.jsonl")
@@ -70,7 +70,7 @@ def test_two_processes_write_every_mention_once(make_trainer, given_scores, reco
     assert sorted(path.name for path in two.iterdir()) == ["metrics.json", "predictions.jsonl"]
 
 
-def test_a_failure_keeps_the_former_file_and_leaves_no_parts(make_trainer, given_scores, records, tmp_path):
+def test_a_failure_keeps_the_previous_file_and_leaves_no_partial_files(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(top_k=2)).test(given_scores(), records, verbose=False)
     former = (tmp_path / "predictions.jsonl").read_bytes()
     with pytest.raises(RuntimeError, match="interrupted"):
@@ -89,6 +89,6 @@ def test_a_knowledge_base_smaller_than_top_k(make_trainer, given_scores, records
     assert {len(line["candidates"]) for line in read(tmp_path / "predictions.jsonl")} == {8}
 
 
-def test_trial_run_writes_nothing(make_trainer, given_scores, records, tmp_path):
+def test_fast_dev_run_writes_nothing(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(), fast_dev_run=True).test(given_scores(kept=8), records, verbose=False)
     assert list(tmp_path.rglob("*.json*")) == []

@@ -20,7 +20,7 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_test_prints_scores_and_published_figures(make_trainer, given_scores, published_records, capsys):
+def test_test_prints_scores_and_published_results(make_trainer, given_scores, published_records, capsys):
     model = given_scores()
     make_trainer(ResultTable()).test(model, published_records, verbose=False)
     output = capsys.readouterr().out

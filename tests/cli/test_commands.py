@@ -17,7 +17,7 @@ import mimic_pl
 from mimic_pl.cli import main
 from mimic_pl.cli.program import COMMANDS, STAGES
 from mimic_pl.runs import load_run, open_run
-from tests.launch import in_an_interpreter
+from tests.launch import run_python
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_fit_leaves_a_run_behind(trained):
     assert saved["seed_everything"] == 43
 
 
-def test_test_without_arguments_takes_the_newest_run(command, home):
+def test_test_without_arguments_uses_the_newest_run(command, home):
     run = home / "lightning_logs" / "version_0"
     config = (run / "config.yaml").read_bytes()
     code, out, _ = command("test", folder=home)
@@ -71,7 +71,7 @@ def test_test_without_arguments_takes_the_newest_run(command, home):
     assert metrics(run)["overall"]["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 9, abs=1e-6)
 
 
-def test_two_processes_give_the_figures_of_one(command, home):
+def test_two_processes_give_the_metrics_of_one(command, home):
     run = home / "lightning_logs" / "version_0"
     assert command("test", folder=home)[0] == 0
     alone = metrics(run), (run / "predictions.jsonl").read_text()
@@ -115,7 +115,7 @@ def test_the_run_of_a_named_checkpoint(command, home):
     assert not (home / "lightning_logs" / "version_7" / "metrics.json").exists()
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(command, trained, tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one(command, trained, tmp_path):
     """Two epochs and two more, against four at once: the same weights to the last bit."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for home, epochs in ((whole, "4"), (parts, "2")):
@@ -139,7 +139,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(command, trained, tmp_path):
     )
 
 
-def test_resuming_on_other_data_is_refused(command, home, tmp_path):
+def test_resuming_on_other_data_is_rejected(command, home, tmp_path):
     options = ["--config", "tiny.yaml", "--data.root", str(tmp_path), "--ckpt_path", "last"]
     other = tmp_path / "other"
     shutil.copytree(yaml.safe_load((home / "tiny.yaml").read_text())["data"]["init_args"]["root"], other)
@@ -192,8 +192,8 @@ assert not heavy, heavy
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
 )
-def test_help_answers_without_torch(arguments, tmp_path):
-    result = in_an_interpreter(["-c", LIGHT, *arguments], tmp_path)
+def test_help_does_not_import_torch(arguments, tmp_path):
+    result = run_python(["-c", LIGHT, *arguments], tmp_path)
     assert result.returncode == 0, result.stderr
     if arguments == ["--version"]:
         assert result.stdout.split() == ["mimic-pl", mimic_pl.__version__]
@@ -214,7 +214,7 @@ def test_help_of_a_class_needs_no_run(asked, command, tmp_path):
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_help_of_a_stage_names_options_that_there_are(name, command):
+def test_help_of_a_stage_lists_existing_options(name, command):
     code, every, _ = command(name, "--help", "--all")
     assert code == 0 and "--trainer.barebones" in every
     _, short, _ = command(name, "--help")
@@ -241,14 +241,14 @@ def test_completion_script(command):
 
 def test_console_entry(tmp_path):
     """As a process of its own: one paragraph on stderr, the error's exit code, nothing else."""
-    result = in_an_interpreter(["-m", "mimic_pl", "test"], tmp_path)
+    result = run_python(["-m", "mimic_pl", "test"], tmp_path)
     assert result.returncode == 3
     assert result.stderr.startswith("error: There is no training run in ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
 
 
-def test_main_takes_the_command_line_by_default(monkeypatch, capsys):
+def test_main_reads_sys_argv_by_default(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mimic-pl", "--help"])
     main()
     assert "doctor" in capsys.readouterr().out

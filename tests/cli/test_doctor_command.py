@@ -27,7 +27,7 @@ def test_a_sound_folder(command, trained):
     assert "12" in by_config[1]  # entities
 
 
-def test_options_go_over_the_configuration(command, trained, broken):
+def test_options_override_the_configuration(command, trained, broken):
     code, _, _ = command("doctor", "--config", str(trained.config), "--data.root", str(broken))
     assert code != 0
 

@@ -106,7 +106,7 @@ def test_weights_that_do_not_fit(command, trained, tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, None])
-def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch, place):
+def test_debug_shows_the_traceback(command, tmp_path, monkeypatch, place):
     """By an option anywhere on the command line, or by the environment; the exit code stays."""
     for args, kind, code in ((["fit", "--bogus"], "ArgumentError", 2), (["report", "nowhere"], "ConfigError", 3)):
         if place is None:
@@ -119,7 +119,7 @@ def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch, place):
         assert traceback[0].startswith("Traceback") and any(f"{kind}: " in line for line in traceback)
 
 
-def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, monkeypatch):
+def test_a_bug_in_user_code_is_reported_with_its_location(command, trained, tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
         "from mimic_pl import MIMIC\n\n\nclass Model(MIMIC):\n    def training_step(self, batch, batch_idx):\n"
         "        return batch['nowhere']\n"
@@ -134,17 +134,17 @@ def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, mon
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
-def test_what_the_trainer_refuses(command, trained, tmp_path):
+def test_errors_of_the_trainer(command, trained, tmp_path):
     code, _, err = command("fit", "--config", str(trained.config), "--trainer.accelerator", "cuda", folder=tmp_path)
     assert code == 3 and "can not run on your system" in err and "Traceback" not in err
 
 
-def test_messages_without_a_tree_stay_as_they_are():
+def test_flat_parser_messages_are_unchanged():
     assert short_message("argument --x: expected one argument") == "argument --x: expected one argument"
     assert short_message("") == ""
 
 
-def test_a_problem_that_is_not_known_keeps_its_words():
+def test_an_unknown_parser_problem_keeps_its_message():
     tree = (
         'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Subtypes: [A, B]\n  Errors:\n'
         "    - Problem with given class_path 'no.such.Class':\n        Parser key \"size\":\n"

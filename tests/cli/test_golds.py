@@ -28,7 +28,7 @@ def results(home):
     return json.loads((run / "metrics.json").read_text()), lines
 
 
-def test_seen_and_unseen_golds_are_reported_apart(command, home, monkeypatch):
+def test_seen_and_unseen_golds_are_reported_separately(command, home, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     options = ["--data.root", str(home / "set"), "--model.ranker.top_k", "12", "--predictions.top_k", "12"]
     code, out, _ = command("test", *options, folder=home)
@@ -62,7 +62,7 @@ def test_seen_and_unseen_golds_are_reported_apart(command, home, monkeypatch):
     assert results(home) == (summary, lines)
 
 
-def test_a_set_with_single_golds_all_of_them_seen_has_neither(command, trained, tmp_path):
+def test_no_subsets_or_recall_with_single_seen_golds(command, trained, tmp_path):
     shutil.copytree(trained.home, tmp_path / "home")
     shutil.copytree(trained.root, tmp_path / "set")
     rows = json.loads((tmp_path / "set" / "Tiny_test.json").read_text())

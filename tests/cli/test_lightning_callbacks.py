@@ -56,7 +56,7 @@ def trainer(tmp_path, *callbacks, **options):
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-def test_a_run_with_it_is_trained_and_tested(command, trained, tmp_path, monkeypatch, name):
+def test_a_run_with_the_callback_trains_and_tests(command, trained, tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "watch.py").write_text(WATCH)
     callback = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": CALLBACKS[name]}
@@ -74,13 +74,13 @@ def test_a_run_with_it_is_trained_and_tested(command, trained, tmp_path, monkeyp
     assert json.loads((run.folder / "metrics.json").read_text())["metrics"]["overall"]["mrr"] > 0
 
 
-def test_the_batch_size_that_was_found_is_used(model_and_data, tmp_path):
+def test_the_batch_size_found_is_used(model_and_data, tmp_path):
     model, data = model_and_data
     trainer(tmp_path, BatchSizeFinder(init_val=2, steps_per_trial=1, max_trials=2)).fit(model, data)
     assert data.batch_size == 4 and model.trainer.global_step == 5
 
 
-def test_the_learning_rate_that_was_found_is_used(model_and_data, tmp_path):
+def test_the_learning_rate_found_is_used(model_and_data, tmp_path):
     """Its suggestion, in every parameter group, and where a scheduler begins."""
     model, data = model_and_data
     model.lr_scheduler = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)

@@ -20,7 +20,7 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_measures_what_test_measures(command, home):
+def test_metrics_equal_those_of_test(command, home):
     run = home / "lightning_logs" / "version_0"
     assert command("test", folder=home)[0] == 0
     undisturbed = json.loads((run / "metrics.json").read_text())

@@ -44,7 +44,7 @@ def test_no_run(tmp_path):
         open_run(tmp_path)
 
 
-def test_best_is_what_the_last_checkpoint_remembers(tmp_path):
+def test_best_is_the_one_recorded_in_the_last_checkpoint(tmp_path):
     """It is the earlier of two with the same figure; and the folder has moved since."""
     names = ["epoch=1-mrr=0.5000.ckpt", "epoch=3-mrr=0.5000.ckpt", "last.ckpt"]
     run = open_run(make_run(tmp_path / "run", *names, best=names[0]))
@@ -52,7 +52,7 @@ def test_best_is_what_the_last_checkpoint_remembers(tmp_path):
     assert run.checkpoint("last").name == "last.ckpt"
 
 
-def test_best_by_name_if_nothing_is_remembered(tmp_path):
+def test_best_by_name_if_none_is_recorded(tmp_path):
     names = ["epoch=1-mrr=0.0900.ckpt", "epoch=3-mrr=0.6000.ckpt", "epoch=5-mrr=0.1000.ckpt", "last.ckpt"]
     assert open_run(make_run(tmp_path / "a", *names)).best_checkpoint.name == names[1]
     assert open_run(make_run(tmp_path / "b", *names, best="deleted.ckpt")).best_checkpoint.name == names[1]
@@ -71,7 +71,7 @@ def test_newest_of_several_last_checkpoints(tmp_path):
     assert open_run(make_run(tmp_path / "run", "last.ckpt", "last-v1.ckpt")).last_checkpoint.name == "last-v1.ckpt"
 
 
-def test_unclear_checkpoints_are_errors(tmp_path):
+def test_an_ambiguous_best_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"tells which checkpoint was best.*--ckpt_path"):
         _ = open_run(make_run(tmp_path / "a", "last.ckpt")).best_checkpoint
     assert open_run(make_run(tmp_path / "b", "one.ckpt")).best_checkpoint.name == "one.ckpt"
@@ -87,7 +87,7 @@ def test_unclear_checkpoints_are_errors(tmp_path):
         (["step=7.ckpt", "step=9.ckpt", "step=8.ckpt"], [7, 9, 8], "step=9.ckpt"),
     ],
 )
-def test_last_is_the_furthest(tmp_path, names, steps, last):
+def test_last_is_the_checkpoint_with_the_most_steps(tmp_path, names, steps, last):
     folder = make_run(tmp_path / "run", *names, steps=steps)
     (folder / "checkpoints" / "last.ckpt.tmp").write_bytes(b"half of one")
     assert open_run(folder).last_checkpoint.name == last
@@ -127,7 +127,7 @@ def test_model_and_data_of_a_run_are_connected(trained):
     assert explanation.scores["vision"].score == pytest.approx(float(expected["vision"][0, 0]), abs=1e-5)
 
 
-def test_the_best_checkpoint_has_the_best_figure_that_was_logged(trained):
+def test_the_best_checkpoint_has_the_best_logged_metric(trained):
     checkpoints = [p for p in open_run(trained.run).checkpoints if p.name != "last.ckpt"]
     best = open_run(trained.run).best_checkpoint
     assert best in checkpoints

@@ -94,7 +94,7 @@ def test_image_policies(folder, policy, caplog):
     assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training leaves'}" in report
 
 
-def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
+def test_drop_keeps_mentions_without_an_image_name_and_all_evaluation_mentions(folder):
     folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no image either
     for path in (folder.root / "mention_images").glob("test*.jpg"):
         path.unlink()
@@ -106,7 +106,7 @@ def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
     assert sum(len(batch["index"]) for batch in module.entity_dataloader()) == 6
 
 
-def test_dropping_everything_is_an_error(folder):
+def test_dropping_every_mention_is_an_error(folder):
     for path in (folder.root / "mention_images").iterdir():
         path.unlink()
     module = folder.module(image_policy="drop")
@@ -130,7 +130,7 @@ def test_workers_report_each_failure_once(folder, caplog):
     assert "2 images could not be used (1 missing, 1 unreadable)" in record.message
 
 
-def test_the_trainer_drives_it(folder):
+def test_the_trainer_shuffles_every_epoch(folder):
     class Seen(LightningModule):
         def __init__(self):
             super().__init__()
@@ -164,7 +164,7 @@ def test_texts():
         TextTemplate("text")
 
 
-def test_a_tokenizer_that_pads_on_the_left():
+def test_left_padding_is_rejected():
     tokenizer = WordTokenizer()
     tokenizer.side = "left"
     with pytest.raises(ConfigError, match="padding_side"):
@@ -180,7 +180,7 @@ def test_a_knowledge_base_and_batches_of_one(folder):
     assert batch["gold"].tolist() == [[0]] and batch["mentions"]["pixels"].shape == (1, 3, 4, 4)
 
 
-def test_what_is_not_there(folder, tmp_path):
+def test_missing_files_and_empty_splits(folder, tmp_path):
     with pytest.raises(ConfigError, match="--data.root"):
         MELDataModule.check_root(str(tmp_path / "nowhere"))
     module = folder.module()
@@ -195,7 +195,7 @@ def test_what_is_not_there(folder, tmp_path):
         folder.module().setup("test")
 
 
-def test_an_absent_image_folder_is_told_once(folder, caplog):
+def test_a_missing_image_folder_is_reported_once(folder, caplog):
     for name in ("mention_images", "kb_image"):
         (folder.root / name).rename(folder.root / f"other_{name}")
     module = folder.module()
@@ -225,7 +225,7 @@ def test_nil_and_unknown_golds_are_counted(folder, caplog):
     assert torch.cat([batch["gold"] for batch in module.val_dataloader()]).flatten().tolist() == [-1, -1, -1, 3, 4]
 
 
-def test_evaluation_takes_the_first_image_and_the_next_if_it_fails(folder):
+def test_evaluation_uses_the_first_readable_image(folder):
     (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
     module = folder.module(entity_batch_size=6)
     module.setup("test")

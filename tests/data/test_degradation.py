@@ -68,7 +68,7 @@ def test_strength_0_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strengths_that_a_kind_does_not_have(kind):
+def test_strengths_out_of_range_are_rejected(kind):
     for strength in (-0.1, kind.largest * 1.01, float("nan")):
         with pytest.raises(ConfigError, match=f"{kind.__name__} has strengths from 0 .* to {kind.largest:g}"):
             kind(strength)
@@ -111,7 +111,7 @@ def test_blur_spreads_a_point_as_a_gaussian_does():
     assert np.abs(blurred - expected).max() < 1.5
 
 
-def test_the_worst_jpeg_leaves_blocks_of_one_shade():
+def test_the_strongest_jpeg_compression_leaves_uniform_blocks():
     grain = np.random.default_rng(0).integers(118, 139, (64, 96, 1), np.uint8).repeat(3, axis=2)
     worst = array(Jpeg(99).image(Image.fromarray(grain), Random()))
     blocks = worst.reshape(8, 8, 12, 8, 3).swapaxes(1, 2).reshape(96, 64, 3)
@@ -132,13 +132,13 @@ def test_downscaling_counts_pixels():
 
 
 @pytest.mark.parametrize("size", [(640, 256), (48, 64)])
-def test_noise_has_its_deviation(size):
+def test_noise_has_the_given_standard_deviation(size):
     noisy = array(NoiseKind(8).image(Image.new("RGB", size, (128, 128, 128)), Random(1))) - 128
     assert noisy.std() == pytest.approx(0.08 * 255, rel=0.03)
     assert abs(noisy.mean()) < 0.6
 
 
-def test_occlusion_hides_its_share_and_nothing_else():
+def test_occlusion_covers_its_share_and_nothing_else():
     image = textured(120, 80)
     image = Image.fromarray(np.where(array(image) == 128, 127, array(image)).astype(np.uint8))
     before = None
@@ -157,7 +157,7 @@ def test_occlusion_hides_its_share_and_nothing_else():
 
 
 @pytest.mark.parametrize("kind", [OtherImage, NoImage, MissingSentence])
-def test_shares_of_mentions(kind):
+def test_strength_is_the_share_of_degraded_mentions(kind):
     split = split_of(1000)
     expected = {
         OtherImage: lambda old, new: (
@@ -194,7 +194,7 @@ def test_truncation_keeps_the_beginning(strength, left):
     assert worse.sentence == "twenty characters ok"[:left] and worse.mention == "name"
 
 
-def test_typos_are_as_many_as_their_share_says():
+def test_the_share_of_typos_equals_the_strength():
     """One edit each (a swap of neighbours, a character left out or doubled), counted by an edit distance."""
     rng = Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -212,7 +212,7 @@ def test_typos_are_as_many_as_their_share_says():
     assert OSA.distance(text, all_touched.sentence) <= len(text)
 
 
-def test_typos_leave_what_is_no_letter_and_touch_the_name():
+def test_typos_change_letters_only_in_sentence_and_name():
     (worse,) = Typos(1).mentions([Mention("1", "a name", "... - , !", image="p.jpg")])
     assert worse.sentence == "... - , !" and worse.mention != "a name" and worse.image == "p.jpg"
     assert Typos(1).mentions([Mention("1", "", "")])[0].mention == ""
@@ -261,7 +261,7 @@ def test_items_are_degraded_whatever_the_batches_and_workers(seen, kind):
         assert torch.equal(worse["pixels"][3], expected)
 
 
-def test_training_and_the_knowledge_base_stay_as_they_are(folder):
+def test_training_and_the_knowledge_base_are_not_degraded(folder):
     sides = []
     for degradation in (None, OtherImage(1), Occlusion(1)):
         module = folder.module(degradation=degradation)
@@ -297,7 +297,7 @@ def test_the_cache_never_holds_degraded_pixels(seen, tmp_path, kind):
     assert files() == filled
 
 
-def test_images_that_fail_stay_under_the_policy(seen):
+def test_the_image_policy_applies_to_degraded_images(seen):
     folder, items = seen
     (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no image")
     _, worse = items(degradation=Blur(4))
@@ -307,7 +307,7 @@ def test_images_that_fail_stay_under_the_policy(seen):
         items(degradation=Blur(4), image_policy="error")
 
 
-def test_failures_are_told_once_over_all_evaluations(seen, caplog):
+def test_failures_are_reported_once_over_all_evaluations(seen, caplog):
     folder, items = seen
     (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no image")
     module, _ = items()

@@ -62,7 +62,7 @@ def test_everything_at_once(folder):
     assert {subject: (found[subject].value, found[subject].verdict) for subject in expected} == expected
 
 
-def test_bad_images_are_errors_under_the_policy_error(folder):
+def test_unusable_images_are_errors_under_policy_error(folder):
     (folder.root / "kb_image" / "Q1_0.png").unlink()
     assert findings(folder, image_policy="error")["entity images, missing"].verdict == "ERROR"
 
@@ -78,7 +78,7 @@ def errors_of(module):
     return [(finding.subject, finding.value) for finding in examine(module).findings if finding.verdict == "ERROR"]
 
 
-def test_one_broken_file_hides_nothing_of_the_others(folder):
+def test_one_malformed_file_does_not_hide_findings_in_others(folder):
     folder.splits["test"][3]["answer"] = "Q77"
     module = folder.module()
     (folder.root / "Set_dev.json").write_bytes(b'[{"id": 1},\n {"id": "\xff"}]')
@@ -89,14 +89,14 @@ def test_one_broken_file_hides_nothing_of_the_others(folder):
     assert found["test golds not in the knowledge base"].value.startswith("1 of 7")
 
 
-def test_a_broken_knowledge_base_is_one_error_and_no_unknown_golds(folder):
+def test_a_malformed_knowledge_base_is_one_error_without_unknown_golds(folder):
     module = folder.module()
     (folder.root / "kb_entity.json").write_text("[")
     assert [subject for subject, _ in errors_of(module)] == ["knowledge base"]
     assert "train golds not in the knowledge base" not in findings_of(module)
 
 
-def test_a_broken_list_of_ids_leaves_the_knowledge_base_readable(folder):
+def test_a_malformed_qid2id_leaves_the_knowledge_base_readable(folder):
     module = folder.module()
     (folder.root / "qid2id.json").write_text("[")
     ((subject, value),) = errors_of(module)
@@ -115,7 +115,7 @@ def test_a_duplicate_qid_and_an_empty_split(folder, capsys):
     assert "'Q2' is record 2 too" in duplicate[1] and empty == ("val file", "empty")
 
 
-def test_no_image_folder_and_two_of_them(folder):
+def test_missing_and_ambiguous_image_folders(folder):
     module = folder.module()
     (folder.root / "mention_images").rename(folder.root / "elsewhere")
     assert findings_of(module)["mention images, missing"].value == "23 of 23 (100.0%)"
@@ -141,7 +141,7 @@ def test_richpedia():
 
 
 @pytest.mark.parametrize(("golds", "batch_size"), [("aab", 2), ("aaabbcdefg", 4), ("abc", 128), ("aa", 128), ("", 4)])
-def test_batch_mates_against_drawing(golds, batch_size):
+def test_batch_mates_against_simulation(golds, batch_size):
     rng, draws, met = random.Random(0), 4000, 0
     for _ in range(draws if golds else 0):
         mine = rng.randrange(len(golds))

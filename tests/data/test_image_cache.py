@@ -151,7 +151,7 @@ def test_an_image_that_changed(tmp_path):
     check(again, [tmp_path / "images" / name for name in names])
 
 
-def test_content_is_kept_once(tmp_path):
+def test_equal_files_are_stored_once(tmp_path):
     names = images(tmp_path / "images", 4)
     shutil.copytree(tmp_path / "images", tmp_path / "moved")
     shutil.copy(tmp_path / "images" / names[0], tmp_path / "images" / "twin.jpg")
@@ -162,14 +162,14 @@ def test_content_is_kept_once(tmp_path):
     check(cache, [tmp_path / folder / name for folder in ("images", "moved") for name in names])
 
 
-def test_a_file_that_may_be_changing_is_not_remembered(tmp_path):
+def test_a_file_that_may_still_change_is_not_cached_by_its_times(tmp_path):
     path = draw(tmp_path / "x.jpg")
     os.utime(path, ns=(0, time.time_ns() + 10**12))
     cache = filled(tmp_path / "cache", tmp_path, ["x.jpg"])
     assert cache.load(path, MAX_PIXELS) is None and stored(cache) == 1
 
 
-def test_reduced_decoding_is_kept_apart(tmp_path):
+def test_reduced_decoding_has_a_cache_of_its_own(tmp_path):
     large = draw(tmp_path / "large.jpg", size=(200, 120))
     drawn = draw(tmp_path / "large.png", size=(200, 120))
     settle()
@@ -183,7 +183,7 @@ def test_reduced_decoding_is_kept_apart(tmp_path):
     assert (pixels[0].float() - pixels[2].float()).abs().mean() < 20  # the same image all the same
 
 
-def test_the_key_knows_what_changes_pixels(tmp_path):
+def test_the_cache_key_depends_on_the_preprocessing(tmp_path):
     class Mirrored(Square):
         def pixels(self, image):
             return super().pixels(image).flip(-1)
@@ -192,7 +192,7 @@ def test_the_key_knows_what_changes_pixels(tmp_path):
     assert ImageCache(tmp_path, Square()).folder == ImageCache(tmp_path, Square()).folder
 
 
-def test_the_largest_size_is_asked_for_each_time(tmp_path):
+def test_max_pixels_is_checked_on_every_load(tmp_path):
     path = draw(tmp_path / "x.png", size=(40, 30))
     settle()
     for bound, found in ((1200, None), (1199, "oversized"), (10**6, None)):
@@ -204,7 +204,7 @@ def test_the_largest_size_is_asked_for_each_time(tmp_path):
 
 
 def fill_slowly(root: Path, folder: Path, names: list[str], begin) -> None:
-    torch.set_num_threads(1)  # the threads of the forked process are not there
+    torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
     begin.wait()
     filled(root, folder, names)
 
@@ -240,7 +240,7 @@ def fill_until_stopped(root: Path, folder: Path, names: list[str], permits) -> N
 
 
 @needs_fork
-def test_killed_while_filling(tmp_path, monkeypatch):
+def test_a_fill_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "_AT_ONCE", 8)
     names = images(tmp_path / "images", 120)
     rng = random.Random(0)
@@ -280,7 +280,7 @@ def bend(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("policy", ["blank", "drop"])
-def test_policies_and_reports(folder, tmp_path, caplog, policy):
+def test_policies_and_reports_are_the_same_with_and_without_a_cache(folder, tmp_path, caplog, policy):
     bend(folder)
     settle()
     seen, said = [], []
@@ -300,7 +300,7 @@ def test_policies_and_reports(folder, tmp_path, caplog, policy):
     assert "5 images could not be used (2 missing, 1 oversized, 2 unreadable)" in said[0][-1]
 
 
-def test_the_policy_error(folder, tmp_path):
+def test_policy_error_fails_alike_with_and_without_a_cache(folder, tmp_path):
     bend(folder)
     settle()
     errors = []
@@ -314,7 +314,7 @@ def test_the_policy_error(folder, tmp_path):
     assert errors[0] == errors[1] == errors[2] and "Q2_0.png is unreadable" in errors[0]
 
 
-def test_a_mended_image_is_tried_again(folder, tmp_path):
+def test_a_repaired_image_is_read_again(folder, tmp_path):
     bend(folder)
     settle()
     options = {"image_cache": str(tmp_path / "cache"), "entity_batch_size": 6}
@@ -328,7 +328,7 @@ def test_a_mended_image_is_tried_again(folder, tmp_path):
         assert tuple(changed["entities"]["pixels"][2, :, 1, 1].tolist()) == (9, 9, 9)
 
 
-def test_stand_ins_are_cached_too(folder, tmp_path):
+def test_fallback_images_are_cached(folder, tmp_path):
     bend(folder)
     settle()
     module = folder.module(image_cache=str(tmp_path / "cache"))
@@ -338,7 +338,7 @@ def test_stand_ins_are_cached_too(folder, tmp_path):
     assert module._cache.load(folder.root / "kb_image" / "Q5_1.png", MAX_PIXELS) is None  # nobody needs it
 
 
-def test_the_trainer_sees_the_same_bits(folder, tmp_path):
+def test_the_trainer_gets_identical_batches(folder, tmp_path):
     class Seen(LightningModule):
         def __init__(self):
             super().__init__()
@@ -380,7 +380,7 @@ def test_the_size_is_announced(tmp_path, caplog):
     assert 3 * 8 * 8 * 3 < (cache.folder / "data.mdb").stat().st_size <= told + 2**16
 
 
-def test_no_room_and_no_folder(tmp_path, caplog):
+def test_a_full_disk_or_an_unwritable_folder_disables_the_cache(tmp_path, caplog):
     names = images(tmp_path / "images", 2)
     cramped = filled(tmp_path / "cache", tmp_path / "images", names, disk_fraction=0.0)
     (tmp_path / "file").write_text("")
@@ -394,7 +394,7 @@ def test_no_room_and_no_folder(tmp_path, caplog):
         assert torch.equal(pixels, torch.stack([decode(tmp_path / "images" / name, Square()) for name in names]))
 
 
-def test_a_file_that_was_cut_off(tmp_path):
+def test_a_truncated_cache_file(tmp_path):
     names = images(tmp_path / "images", 20)
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
     data = cache.folder / "data.mdb"
@@ -407,7 +407,7 @@ def test_a_file_that_was_cut_off(tmp_path):
             ImageCache(copy.parent, Square()).fill(lambda: [(ImageFolder(tmp_path / "images", "blank"), (names[0],))])
 
 
-def test_a_flipped_byte_in_pixels_is_noticed_and_the_image_decoded(tmp_path):
+def test_a_flipped_byte_in_cached_pixels_is_detected_and_the_image_decoded(tmp_path):
     """Never another image's pixels, and never zeros."""
     names = images(tmp_path / "images", 3)
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
@@ -436,7 +436,7 @@ def test_an_open_store_survives_forks_and_pickling(tmp_path):
     check(cache, [tmp_path / "images" / name for name in names])
 
 
-def test_where_it_lies(folder, tmp_path, monkeypatch):
+def test_the_default_cache_folder(folder, tmp_path, monkeypatch):
     settle()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     folder.module(image_cache=None).setup("test")

@@ -38,7 +38,7 @@ def stand_in(root, stem, mention_folder):
 
 
 @pytest.mark.parametrize(("data", "folder", "stem", "mention_folder"), LAYOUTS)
-def test_the_root_is_all_that_a_user_says(tmp_path, data, folder, stem, mention_folder):
+def test_only_the_root_has_to_be_given(tmp_path, data, folder, stem, mention_folder):
     module = data(str(stand_in(tmp_path / folder, stem, mention_folder)), num_workers=0)
     module.processor = word_processor()
     module.setup("test")
@@ -51,7 +51,7 @@ def test_the_root_is_all_that_a_user_says(tmp_path, data, folder, stem, mention_
 
 
 @pytest.mark.parametrize("data", [WikiMEL, RichpediaMEL, WikiDiverse])
-def test_the_doctor_puts_counts_beside_the_published_ones(tmp_path, data):
+def test_the_doctor_compares_counts_with_the_published_ones(tmp_path, data):
     module = data(str(stand_in(tmp_path / "set", data.file_stems[0], "mention_images")))
     module.processor = word_processor()
     report = examine(module)

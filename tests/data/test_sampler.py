@@ -45,7 +45,7 @@ def test_evaluation_has_the_same_batches_however_many_processes_share_them(size,
 
 
 @given(sizes, batch_sizes, seeds, st.integers(0, 1000))
-def test_training_takes_every_item_once_an_epoch(size, batch_size, seed, epoch):
+def test_training_draws_every_item_once_an_epoch(size, batch_size, seed, epoch):
     drawn = batches(size, seed, epoch, batch_size)
     assert sorted(chain(*drawn)) == list(range(size))
     assert all(len(batch) == batch_size for batch in drawn[:-1]) and len(drawn[-1]) <= batch_size
@@ -69,7 +69,7 @@ def test_more_processes_than_items():
 
 
 @given(sizes, batch_sizes, processes, st.booleans(), seeds)
-def test_entities_are_shared_out_in_the_batches_of_one_process(size, batch_size, count, by_length, seed):
+def test_processes_partition_the_entity_batches_of_one_process(size, batch_size, count, by_length, seed):
     lengths = np.random.default_rng(seed).integers(0, 40, size).astype(np.uint16) if by_length else None
     one = list(EntitySampler(size, batch_size, lengths=lengths))
     samplers = [EntitySampler(size, batch_size, count, rank, lengths) for rank in range(count)]
@@ -86,7 +86,7 @@ def test_entities_are_shared_out_in_the_batches_of_one_process(size, batch_size,
 
 
 @given(sizes, batch_sizes, processes, st.integers(0, 60))
-def test_encoding_goes_on_with_the_batch_that_holds_an_entity(size, batch_size, count, first):
+def test_encoding_resumes_with_the_batch_that_holds_an_entity(size, batch_size, count, first):
     for rank in range(count):
         own = list(EntitySampler(size, batch_size, count, rank))
         rest = list(EntitySampler(size, batch_size, count, rank, first=first))
@@ -148,12 +148,12 @@ class Training:
         (Training((3, 2, 2, 2), (5, 5, 5, 5), last=True), (2, 0)),  # before the first one
     ],
 )
-def test_where_training_begins(trainer, point):
+def test_the_resume_point(trainer, point):
     assert resume_point(trainer) == point
 
 
 @given(st.integers(1, 60), batch_sizes, seeds, st.integers(0, 5), st.data())
-def test_an_epoch_that_was_begun_is_finished(size, batch_size, seed, epoch, data):
+def test_a_partial_epoch_is_completed(size, batch_size, seed, epoch, data):
     whole = batches(size, seed, epoch, batch_size)
     taken = data.draw(st.integers(0, len(whole)))
     sampler = TrainSampler(range(size), batch_size, seed=seed)
@@ -165,7 +165,7 @@ def test_an_epoch_that_was_begun_is_finished(size, batch_size, seed, epoch, data
     assert [[address % size for address in batch] for batch in sampler] == batches(size, seed, epoch + 1, batch_size)
 
 
-def test_a_begun_epoch_needs_the_same_batches():
+def test_a_partial_epoch_needs_the_same_batches():
     loaders = [TrainLoader(range(20), batch_size=None, sampler=TrainSampler(range(20), size)) for size in (4, 5)]
     loaders[0].sampler.begin(1, 2)
     loaders[0].load_state_dict(loaders[0].state_dict())

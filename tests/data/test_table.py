@@ -29,7 +29,7 @@ slices = st.builds(slice, places, places, st.sampled_from([None, 1, 2, -1, -3]))
 
 
 @given(records)
-def test_the_entities_come_back(entities):
+def test_entities_round_trip(entities):
     table = EntityTable(iter(entities))
     assert isinstance(table, Sequence) and len(table) == len(entities)
     assert list(table) == entities and table == entities and list(reversed(table)) == entities[::-1]
@@ -89,21 +89,21 @@ def test_equality(entities):
 
 
 @given(records)
-def test_it_travels_to_another_process(entities):
+def test_it_can_be_pickled(entities):
     table = EntityTable(entities)
     assert pickle.loads(pickle.dumps(table)) == entities
     dict(table.positions)  # made, and sent along
     assert pickle.loads(pickle.dumps(table)).positions == table.positions
 
 
-def test_an_entity_is_a_few_bytes_more_than_its_texts():
+def test_an_entity_takes_little_more_memory_than_its_texts():
     table = EntityTable(Entity(f"Q{i:05}", "name", {"attr": "a" * 80}, (f"Q{i:05}.jpg",)) for i in range(10_000))
     assert table.nbytes < 10_000 * (6 + 4 + 80 + 10 + 30)
     assert len(pickle.dumps(table)) < table.nbytes + 2_000
 
 
 @pytest.mark.parametrize("bad", [{"name": None}, {"fields": {"attr": 3}}, {"images": (Path("x.jpg"),)}])
-def test_what_is_no_text_is_told(bad):
+def test_values_that_are_not_text_are_rejected(bad):
     with pytest.raises(DataError, match="'Q7' holds "):
         EntityTable([Entity("Q1", "fine"), replace(Entity("Q7", "name"), **bad)])
 

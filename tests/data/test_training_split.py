@@ -32,7 +32,7 @@ def test_seeds_draw_different_shares():
     assert seeded_fraction(MENTIONS, 1.0, 1) == MENTIONS
 
 
-def test_training_goes_over_the_share_alone(folder):
+def test_training_uses_only_the_share(folder):
     module = folder.module(train_fraction=0.4)
     module.setup("fit")
     assert [mention.id for mention in module.mentions["train"]] == [
@@ -43,7 +43,7 @@ def test_training_goes_over_the_share_alone(folder):
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_what_is_no_share(folder, share):
+def test_invalid_shares_are_rejected(folder, share):
     with pytest.raises(ConfigError, match="train_fraction"):
         folder.module(train_fraction=share)
 
@@ -54,7 +54,7 @@ def seen(module):
     return [number for batch in batches for number in batch["seen"].tolist()] if "seen" in batches[0] else None
 
 
-def test_golds_of_training_are_told_from_others(folder):
+def test_seen_golds_are_flagged(folder):
     for row in folder.splits["train"]:
         row["answer"] = ["Q1", "Q98"] if row["answer"] == "Q1" else "Q2"
     rows = folder.splits["test"]  # golds Q0 .. Q5, Q0
@@ -63,7 +63,7 @@ def test_golds_of_training_are_told_from_others(folder):
     assert seen(folder.module(train_fraction=0.01)) == [0, 0, 1, -1, 1, 0, 0]  # trained on Q2 alone
 
 
-def test_nothing_is_told_without_a_training_file_or_of_validation(folder):
+def test_seen_flags_need_a_training_file_and_a_test_split(folder):
     module = folder.module()
     module.setup("validate")
     assert all("seen" not in batch for batch in module.val_dataloader())

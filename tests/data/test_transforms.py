@@ -52,7 +52,7 @@ def test_images_are_drawn_by_seed_epoch_and_item(folder):
     )
 
 
-def test_evaluation_sees_images_as_they_are(folder):
+def test_evaluation_images_are_not_augmented(folder):
     changed, plain = loaded(folder, augmentation=JITTER, modality_dropout=1.0), loaded(folder)
     for one, other in zip(changed.val_dataloader(), plain.val_dataloader(), strict=True):
         assert torch.equal(one["mentions"]["pixels"], other["mentions"]["pixels"])
@@ -65,7 +65,7 @@ def test_a_transform_must_keep_the_size(folder):
         next(iter(module.train_dataloader()))
 
 
-def test_the_generator_outside_is_left_alone(folder):
+def test_the_global_random_state_is_not_changed(folder):
     module = loaded(folder, augmentation=JITTER)
     batches = iter(module.train_dataloader())
     state = torch.random.get_rng_state()

@@ -106,7 +106,7 @@ RECORDS = [{"mention": "jaguar", "sentence": "the jaguar runs"}, {"mention": "am
 RECORDS.append(RECORDS[0])
 
 
-def test_a_missing_image_is_not_a_black_one(tmp_path):
+def test_a_missing_image_differs_from_a_black_one(tmp_path):
     model = make_model("clip", str(tmp_path))
     black = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
     records = [{**RECORDS[0], "image": black}, RECORDS[0]]
@@ -117,7 +117,7 @@ def test_a_missing_image_is_not_a_black_one(tmp_path):
     assert not all(torch.equal(tensor[0], tensor[1]) for tensor in found.values())
 
 
-def test_other_weights_and_other_precisions_have_features_of_their_own(tmp_path):
+def test_other_weights_and_precisions_have_their_own_cached_features(tmp_path):
     model, plain = make_model("clip", str(tmp_path)), make_model("clip", None)
     rows = Rows(model.encoder)
 
@@ -144,7 +144,7 @@ def test_other_weights_and_other_precisions_have_features_of_their_own(tmp_path)
     assert encode() >= 5, "all rows, since these weights may change"
 
 
-def test_a_damaged_value_is_computed_again(tmp_path):
+def test_a_corrupted_value_is_computed_again(tmp_path):
     model = make_model("clip", str(tmp_path))
     expected = model.encode_mentions(RECORDS)["text"]
     (file,) = tmp_path.rglob("data.mdb")
@@ -162,7 +162,7 @@ def test_a_damaged_value_is_computed_again(tmp_path):
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_images_that_change_every_epoch_are_not_kept(root, tmp_path):
+def test_images_that_change_every_epoch_are_not_cached(root, tmp_path):
     model = make_model("clip", str(tmp_path / "kept"))
     rows = Rows(model.encoder)
     fit(model, root, tmp_path, modality_dropout=0.5)
@@ -172,7 +172,7 @@ def test_images_that_change_every_epoch_are_not_kept(root, tmp_path):
     assert images < 3 * (mentions + 20), "those of entities are kept"
 
 
-def test_without_a_place_to_keep_them_they_are_computed(tmp_path, caplog):
+def test_features_are_computed_if_they_cannot_be_cached(tmp_path, caplog):
     """A file where the folder should be."""
     (tmp_path / "taken").write_text("")
     model = make_model("clip", str(tmp_path / "taken"))
@@ -186,7 +186,7 @@ def test_without_a_place_to_keep_them_they_are_computed(tmp_path, caplog):
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_nothing_is_kept_of_towers_that_train(root, tmp_path):
+def test_features_of_trained_towers_are_not_cached(root, tmp_path):
     model = make_model("clip", str(tmp_path / "kept"), freeze=False)
     model.encode_mentions(RECORDS)
     assert not os.path.exists(tmp_path / "kept")

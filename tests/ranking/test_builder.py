@@ -17,7 +17,7 @@ from tests.launch import FORK, needs_fork
 pytestmark = pytest.mark.own_process
 
 
-def test_a_folder_is_for_an_index_on_disk():
+def test_a_folder_needs_an_index_on_disk():
     with pytest.raises(ConfigError, match="on disk"):
         IndexBuilder(folder="somewhere")
 
@@ -60,7 +60,7 @@ def test_every_storage_gives_the_same_metrics_and_disk_encodes_once(tiny_set, tm
     assert encoded == [5, 5, 2], "validation never takes the index of another moment"
 
 
-def test_test_refuses_the_index_of_other_weights_or_data(tiny_set, tmp_path):
+def test_test_rejects_the_index_of_other_weights_or_data(tiny_set, tmp_path):
     on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index"))}
     evaluate(tiny_set, tmp_path, **on_disk)
     with pytest.raises(StoreError, match="another model"):
@@ -94,7 +94,7 @@ def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path,
 
 @needs_fork
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_a_compiled_encoder_keeps_its_names_and_its_numbers():
+def test_a_compiled_encoder_keeps_its_parameter_names_and_outputs():
     """In a process of its own: after torch.compile and a backward pass no fork of a process can train."""
     assert FORK is not None
     process = FORK.Process(target=compare_a_compiled_encoder)
@@ -104,7 +104,7 @@ def test_a_compiled_encoder_keeps_its_names_and_its_numbers():
 
 
 def compare_a_compiled_encoder():
-    torch.set_num_threads(1)  # the threads of the forked process are not there
+    torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
     plain, compiled = make_model().eval(), make_model(compile_encoder=True).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     side = {

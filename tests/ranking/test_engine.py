@@ -51,7 +51,7 @@ def test_ranks_and_top_k_equal_one_sorted_list(data):
         torch.testing.assert_close(ranking.top_scores[name], table.gather(1, torch.tensor(order)))
 
 
-def test_differences_that_float32_can_not_see_are_ordered_by_position():
+def test_differences_below_float32_precision_are_ordered_by_position():
     """A float32 block rounds these scores as it likes; the order is that of float64, rounded once."""
     torch.manual_seed(0)
     vectors = torch.randn(3, 64)
@@ -100,7 +100,7 @@ def test_the_first_of_each_hash_are_found(data):
 
 
 @pytest.mark.parametrize("prune", [True, False])
-def test_equal_entities_stand_in_order_and_are_scored_but_once_a_kind(prune, monkeypatch):
+def test_entities_with_equal_states_are_ranked_in_order_and_scored_once(prune, monkeypatch):
     """A knowledge base without images, ranked by images alone: four state_hashes, most of them ties."""
     scored = []
     exact = ExactScores.__call__
@@ -181,7 +181,7 @@ def reference_scores(matcher, mentions, entities):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_smaller_forms_rank_exactly_what_they_keep(dtype):
+def test_quantized_indexes_rank_their_stored_states_exactly(dtype):
     """Pruned or not, in any blocks: the same ranks; and close to those of float32."""
     matcher, mentions, entities, golds = trained_like(5)
     results = [
@@ -197,7 +197,7 @@ def test_smaller_forms_rank_exactly_what_they_keep(dtype):
     assert max(differences) <= 1
 
 
-def test_precision_that_training_allows_itself_changes_no_rank():
+def test_reduced_precision_settings_of_training_change_no_rank():
     matcher, mentions, entities, golds = trained_like(3)
     expected, _ = rank_in_batches(Ranker(), matcher, mentions, entities, golds)
     torch.set_float32_matmul_precision("medium")
@@ -231,7 +231,7 @@ def test_a_matcher_that_is_not_monotone_is_not_pruned():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity(value):
+def test_a_non_finite_score_is_an_error_that_names_mention_and_entity(value):
     class Broken(TableUnit):
         def score(self, mentions, entities):
             scores = super().score(mentions, entities).clone()
@@ -245,7 +245,7 @@ def test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity(value)
     assert (caught.value.mention, caught.value.entity) == (2, 13)
 
 
-def test_a_non_finite_entity_is_an_error_even_where_no_pair_would_be_scored():
+def test_a_non_finite_entity_is_an_error_even_if_no_pair_is_scored():
     scores = torch.zeros(3, 20)
     scores[2, 13] = float("nan")
     index, mentions = table_states({"text": scores})
@@ -266,7 +266,7 @@ class Hungry(TableUnit):
         return super().score(mentions, entities)
 
 
-def test_out_of_memory_shrinks_the_blocks_once_and_then_says_so():
+def test_out_of_memory_shrinks_the_blocks_once_and_then_is_an_error():
     scores = torch.randn(4, 64, generator=torch.Generator().manual_seed(3))
     index, mentions = table_states({"text": scores})
     golds = [[3], [4], [5], [63]]
@@ -280,6 +280,6 @@ def test_out_of_memory_shrinks_the_blocks_once_and_then_says_so():
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"pairs_per_block": 0}])
-def test_sizes_below_one_are_refused(options):
+def test_sizes_below_one_are_rejected(options):
     with pytest.raises(ConfigError, match="positive"):
         Ranker(**options)

@@ -20,7 +20,7 @@ def states(count):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("on_host", [False, True])
-def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
+def test_blocks_and_selections_return_what_was_added(dtype, on_host):
     torch.manual_seed(0)
     whole = states(23)
     index = MemoryIndex(dtype=dtype, on_host=on_host)
@@ -44,7 +44,7 @@ def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
                 assert ((joined - tensor).abs() <= step / 2 + 1e-7).all()
 
 
-def test_vectors_of_zeros_and_of_huge_and_tiny_numbers_survive_8_bits():
+def test_zero_huge_and_tiny_vectors_survive_int8_quantization():
     values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -1e37, 0.0], [1e-30, 2e-30, -1e-30]]).repeat(1, 50)
     index = MemoryIndex(dtype="int8")
     add(index, {"unit": {"values": values}})
@@ -64,7 +64,7 @@ def test_bytes_of_an_entity_at_published_sizes(dtype, most):
     assert index.bytes_per_entity <= most + 25
 
 
-def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits():
+def test_a_unit_with_small_states_is_stored_as_bfloat16_in_an_int8_index():
     few, many = torch.randn(5, 96), torch.randn(5, 3, 96)
     index = MemoryIndex(dtype="int8")
     add(index, {"few": {"x": few}, "many": {"x": many}})
@@ -73,7 +73,7 @@ def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits()
     assert not torch.equal(kept["many"]["x"], many.bfloat16().float())
 
 
-def test_equal_entities_are_of_one_kind_and_others_are_not():
+def test_entities_share_a_state_hash_if_and_only_if_their_states_are_equal():
     torch.manual_seed(1)
     table = torch.randn(4, 6)
     index = MemoryIndex()
@@ -123,7 +123,7 @@ def test_an_entity_is_added_once():
 
 
 @pytest.mark.parametrize(("capacity", "most"), [(0, 20), (500, 1)])
-def test_adding_one_by_one_seldom_moves_what_is_there(capacity, most):
+def test_adding_one_by_one_rarely_reallocates(capacity, most):
     """And with a capacity, never: the states are never held twice."""
     index, memory = MemoryIndex(capacity=capacity), set()
     for number in range(500):

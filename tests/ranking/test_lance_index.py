@@ -17,7 +17,7 @@ from mimic_pl.ranking import IndexBuilder, LanceIndex, Ranker, Shard
 from mimic_pl.ranking.columns import to_columns
 from mimic_pl.ranking.lance_rows import lance
 from mimic_pl.ranking.lance_writer import PartWriter, publish
-from tests.faults.catalogue import told
+from tests.faults.catalogue import expect_fault
 from tests.launch import FORK, needs_fork
 from tests.ranking.lance_parts import CPU, DESCRIPTION, batches, build, content, data_files, records, states
 from tests.ranking.tables import pad, table_matcher, table_states
@@ -28,7 +28,7 @@ LIMIT = "mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_it_holds_what_the_one_in_memory_holds(tmp_path, monkeypatch, dtype):
+def test_the_index_on_disk_equals_the_one_in_memory(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(LIMIT, 30)
     in_memory = IndexBuilder(dtype).in_memory(records(95), batches(95), CPU)
     on_disk = build(tmp_path / "index", dtype=dtype)
@@ -51,7 +51,7 @@ def test_it_holds_what_the_one_in_memory_holds(tmp_path, monkeypatch, dtype):
         on_disk.order_of(["Q95"])
 
 
-def test_every_type_of_number(tmp_path):
+def test_every_dtype_round_trips(tmp_path):
     generator, made = torch.Generator().manual_seed(0), {}
     for dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16):
         made[str(dtype).partition(".")[2]] = torch.randint(0, 100, (20, 3, 2), generator=generator).to(dtype)
@@ -92,7 +92,7 @@ def test_rows_may_be_stored_in_any_order(tmp_path):
     assert {id: content(expected)[id] for id in part.ids} == content(part)
 
 
-def test_ranking_from_disk_is_that_from_memory(tmp_path):
+def test_ranking_from_disk_equals_ranking_from_memory(tmp_path):
     tables = {"text": torch.randint(0, 4, (5, 60), generator=torch.Generator().manual_seed(0)).float()}
     in_memory, mentions = table_states(tables)
     _, block = next(in_memory.blocks(60))
@@ -105,7 +105,7 @@ def test_ranking_from_disk_is_that_from_memory(tmp_path):
         assert torch.equal(ranking.top_entities, best)
 
 
-def test_a_build_that_was_interrupted_goes_on(tmp_path, monkeypatch):
+def test_an_interrupted_build_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(LIMIT, 20)
     for broken_at in (30, 40, 90):
         with pytest.raises(KeyboardInterrupt):
@@ -127,7 +127,7 @@ def test_a_build_that_was_interrupted_goes_on(tmp_path, monkeypatch):
     assert not (tmp_path / "_unfinished").exists()
 
 
-def test_a_fragment_damaged_before_the_build_went_on_is_written_again(tmp_path, monkeypatch):
+def test_a_fragment_corrupted_before_the_build_resumes_is_rewritten(tmp_path, monkeypatch):
     monkeypatch.setattr(LIMIT, 20)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, encode=batches(95, broken_at=90))
@@ -144,7 +144,7 @@ def test_a_fragment_damaged_before_the_build_went_on_is_written_again(tmp_path, 
     assert encoded == [40] and len(data_files(tmp_path)) == 5
 
 
-def test_another_models_index_is_refused(tmp_path):
+def test_an_index_of_another_model_is_rejected(tmp_path):
     build(tmp_path, 20)
     for other, words in [
         ({"model": "b"}, "built for another model \\('a', and now it is 'b'\\)"),
@@ -161,7 +161,7 @@ def test_another_models_index_is_refused(tmp_path):
     assert len(LanceIndex(tmp_path, {"model": "b"})) == 21
 
 
-def test_an_unfinished_index_of_another_model_is_refused(tmp_path, monkeypatch):
+def test_an_unfinished_index_of_another_model_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(LIMIT, 20)
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, encode=batches(95, broken_at=50))
@@ -173,13 +173,13 @@ def test_an_unfinished_index_of_another_model_is_refused(tmp_path, monkeypatch):
     assert not {*before} & {*data_files(tmp_path)}
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(StoreError, match="nowhere does not exist"):
         LanceIndex(tmp_path / "nowhere")
 
 
 def slow_build(folder: Path, pause: float) -> None:
-    torch.set_num_threads(1)  # the threads of the forked process are not there
+    torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
 
     def encode(first):
         for batch in batches(95, 5)(first):
@@ -197,7 +197,7 @@ def started(folder, pause):
 
 
 @needs_fork
-def test_a_killed_build_goes_on(tmp_path, monkeypatch):
+def test_a_killed_build_resumes(tmp_path, monkeypatch):
     """Killed at any moment: what a journal names is there, and the same command ends as if nothing had happened."""
     monkeypatch.setattr(LIMIT, 5)
     rng, seen, built = random.Random(0), set(), []
@@ -229,12 +229,12 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch):
 
 
 @needs_fork
-def test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten(tmp_path, monkeypatch):
+def test_a_second_writer_is_rejected_unless_the_first_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(LIMIT, 5)
     process = started(tmp_path, 0.05)
     while not data_files(tmp_path):
         time.sleep(0.001)
-    with told("test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten"):
+    with expect_fault("test_a_second_writer_is_rejected_unless_the_first_was_killed"):
         build(tmp_path, anew=True)
     process.kill()
     process.join()
@@ -242,7 +242,7 @@ def test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten(tmp_p
 
 
 @needs_fork
-def test_a_fork_of_a_process_that_has_used_lance_is_told(tmp_path):
+def test_using_lance_in_a_fork_of_a_process_that_used_it_is_an_error(tmp_path):
     build(tmp_path)
     assert FORK is not None
     receiver, sender = FORK.Pipe(duplex=False)
@@ -289,13 +289,13 @@ def test_one_flipped_byte_of_an_index(tmp_path, monkeypatch):
     assert read_everything(tmp_path) == whole
 
 
-def test_a_damaged_row_is_named(tmp_path):
+def test_a_corrupted_row_is_named(tmp_path):
     index = build(tmp_path)
     (path,) = data_files(tmp_path)
     bits = states(33, 34)[1]["text"]["query"].numpy().tobytes()
     damage(path, path.read_bytes().index(bits) + 5)
     index.select(torch.arange(20))
-    with told("test_a_damaged_row_is_named"):
+    with expect_fault("test_a_corrupted_row_is_named"):
         index.select(torch.tensor([3, 33]))
     with pytest.raises(StoreError, match="the entity 'Q33' with the order number 33"):
         list(LanceIndex(tmp_path).blocks(50))
@@ -305,7 +305,7 @@ def test_a_damaged_row_is_named(tmp_path):
         LanceIndex(tmp_path).entities(torch.arange(95))
 
 
-def test_a_data_file_that_is_missing_or_cut_off(tmp_path, monkeypatch):
+def test_a_missing_or_truncated_data_file(tmp_path, monkeypatch):
     monkeypatch.setattr(LIMIT, 50)
     index = build(tmp_path)
     path = data_files(tmp_path)[0]
@@ -319,7 +319,7 @@ def test_a_data_file_that_is_missing_or_cut_off(tmp_path, monkeypatch):
             LanceIndex(tmp_path)
         path.write_bytes(before)
     os.truncate(path, 2000)
-    with told("test_a_data_file_that_is_missing_or_cut_off"):
+    with expect_fault("test_a_missing_or_truncated_data_file"):
         list(index.blocks(95))
     path.unlink()
     with pytest.raises(StoreError, match=f"{path.name} is missing, a part of the entity index"):
@@ -338,7 +338,7 @@ def test_a_disk_that_fills_up_under_an_index(small_disk, monkeypatch):
                 taken.write_bytes(bytes(free - 8_000))
             yield positions, made
 
-    with told("test_a_disk_that_fills_up_under_an_index"):
+    with expect_fault("test_a_disk_that_fills_up_under_an_index"):
         build(folder, 300, encode)
     taken.unlink()
     encoded = []
@@ -351,19 +351,19 @@ def test_a_disk_that_fills_up_under_an_index(small_disk, monkeypatch):
     assert encoded == [150]
 
 
-def test_no_room_for_an_index_is_told_before(small_disk):
+def test_missing_disk_space_is_reported_before_the_build(small_disk):
     with pytest.raises(StoreError, match="entity index needs 4.[0-9] MB in .*, and .* are free"):
         build(small_disk / "index", 10_000)
     assert not data_files(small_disk / "index")
 
 
-def test_a_number_in_the_index_that_is_none(tmp_path):
+def test_nan_in_the_index(tmp_path):
     scores = torch.zeros(3, 20)
     scores[2, 13] = float("nan")
     index, mentions = table_states({"text": scores})
     made = {name: dict(state.items()) for name, state in index.select(torch.arange(20)).states.items()}
     stored = build(tmp_path, 20, lambda _: [(torch.arange(20), made)])
-    with told("test_a_number_in_the_index_that_is_none"):
+    with expect_fault("test_nan_in_the_index"):
         Ranker()(table_matcher({"text": 1.0}), mentions, pad([[0], [1], [2]]), stored)
 
 

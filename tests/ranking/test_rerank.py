@@ -32,7 +32,7 @@ def reordered(row, top_k):
 # Quarters, and lists of a power of two: means are exact, so that ties are ties.
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_golds_in_the_list_get_their_new_place_and_others_keep_their_rank(data):
+def test_golds_in_the_candidate_list_get_new_ranks_and_others_keep_theirs(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(8, 30))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
     table = torch.tensor([data.draw(values) for _ in range(num_mentions)])
@@ -54,7 +54,7 @@ def test_golds_in_the_list_get_their_new_place_and_others_keep_their_rank(data):
     assert ranking.top_scores["overall"].diff(dim=1).le(0).all(), "the new scores, in their order"
 
 
-def test_a_list_is_as_long_as_the_knowledge_base_at_most():
+def test_the_candidate_list_is_at_most_as_long_as_the_knowledge_base():
     table = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
     index, mentions = table_states({"one": table})
     ranking = Ranker(10)(table_matcher({"one": None}, MiddleFirst), mentions, torch.tensor([[0]]), index)
@@ -67,7 +67,7 @@ def test_a_matcher_that_does_not_rerank_reads_no_states_of_top_entities(monkeypa
     Ranker(3)(table_matcher({"one": None}), mentions, torch.tensor([[0], [1]]), index)
 
 
-def test_new_scores_that_no_order_is_in_are_refused():
+def test_invalid_reranked_scores_are_rejected():
     class Broken(Matcher):
         def rerank(self, mentions, entities, scores):
             return scores["overall"].masked_fill(scores["overall"] == 13, float("nan"))

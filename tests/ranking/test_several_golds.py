@@ -25,7 +25,7 @@ def every_rank(scores, gold):
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_every_gold_has_its_place_in_one_sorted_list(data):
+def test_every_gold_has_its_rank_in_one_sorted_list(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
     tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("expensive", "cheap")}

@@ -36,7 +36,7 @@ def indexed(draw, tables, numbers):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_history_gives_the_same_bits(data):
+def test_ranking_does_not_depend_on_how_the_index_was_built(data):
     tables, numbers = data.draw(knowledge_bases())
     num_mentions = len(tables["exact"])
     places = st.lists(st.integers(0, len(numbers) - 1), max_size=3, unique=True)
@@ -61,7 +61,7 @@ def test_any_history_gives_the_same_bits(data):
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("storage", ["ascending", "descending", "any"])
-def test_many_equals_are_listed_by_order_number(prune, storage):
+def test_ties_are_listed_by_order_number(prune, storage):
     """Far more equal entities than the lists hold, in many blocks."""
     kinds = torch.randint(0, 3, (3000,), generator=torch.Generator().manual_seed(0))
     table = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))[:, kinds]

@@ -73,7 +73,7 @@ def records(run):
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_nothing_on_the_page_can_run_or_be_fetched(page):
+def test_the_page_runs_and_fetches_nothing(page):
     assert not page.all("script")
     for tag, attributes in page.elements:
         assert tag in PLAIN, tag
@@ -97,7 +97,7 @@ def test_wrong_mentions_are_shown_with_images_gold_candidates_and_attention(page
     assert len(page.all("div", "words")) == 2 * len(wrong)
 
 
-def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(loaded, harmful_run):
+def test_worst_mentions_come_first_and_golds_have_their_ranking_scores(loaded, harmful_run):
     by_id = {record["id"]: record for record in records(harmful_run)}
     cases = worst_cases(loaded, 4)
     kept = 0
@@ -121,7 +121,7 @@ def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(load
     assert [case.mention.id for case in cases] == [case.mention.id for case in worst_cases(loaded, 99)[:4]]
 
 
-def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
+def test_gates_equal_those_of_the_units_for_every_gold(loaded, reported):
     found = gates_of(loaded)
     gates = {"vision": ("entity to mention", "mention to entity"), "cross_modal": ("mention", "entity")}
     assert set(found) == {f"{unit}, {gate}" for unit, own in gates.items() for gate in own}
@@ -139,7 +139,7 @@ def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
     assert [path.name for path in reported.glob("gates_*.png")]
 
 
-def test_data_that_changed_since_the_test_is_refused(harmful_run, tmp_path):
+def test_data_that_changed_since_the_test_is_rejected(harmful_run, tmp_path):
     run = tmp_path / "version_0"
     shutil.copytree(harmful_run, run)
     text = (run / "predictions.jsonl").read_text()
@@ -157,19 +157,19 @@ def test_data_that_changed_since_the_test_is_refused(harmful_run, tmp_path):
         ("İ is longer in lower case: x", "x", ("İ is longer in lower case: x", "", "")),
     ],
 )
-def test_the_mention_is_marked_where_it_stands(sentence, mention, expected):
+def test_the_mention_is_marked_in_its_sentence(sentence, mention, expected):
     assert marked(Mention("1", mention, sentence)) == expected
 
 
 @pytest.mark.parametrize(("tokens", "rows", "others"), [(50, 7, 1), (49, 7, 0), (197, 14, 1), (261, 16, 5)])
-def test_patches_are_told_from_other_tokens(tokens, rows, others):
+def test_patches_are_separated_from_other_tokens(tokens, rows, others):
     weights = torch.arange(tokens, dtype=torch.float64)
     found = split_patches(weights)
     assert found.grid.shape == (rows, rows)
     assert found.rest == sum(range(others)) and found.grid[0, 1] == others + 1 and found.grid[-1, -1] == tokens - 1
 
 
-def test_heat_lies_where_the_weight_is():
+def test_the_heat_map_is_hot_where_the_weight_is():
     drawn = heat_map(Image.new("RGB", (100, 50), "white"), torch.tensor([[0.0, 0.0], [0.2, 0.0]]))
     assert drawn.size == (100, 50)
     assert drawn.getpixel((75, 10)) == drawn.getpixel((75, 40)) == (255, 255, 255)
@@ -196,7 +196,7 @@ def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
         (["{run}", "--bogus"], 2, "--bogus"),
     ],
 )
-def test_wrong_options_are_refused_with_a_word(harmful_run, tmp_path, monkeypatch, capsys, arguments, code, word):
+def test_invalid_options_are_rejected_with_a_message(harmful_run, tmp_path, monkeypatch, capsys, arguments, code, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
         main(["report", *(argument.format(run=harmful_run) for argument in arguments)])

@@ -28,7 +28,7 @@ def experiments_of(*folders):
     return group_runs([open_finished(folder) for folder in folders])
 
 
-def test_seeds_places_and_logging_do_not_tell_experiments_apart(tmp_path):
+def test_seeds_paths_and_logging_do_not_distinguish_experiments(tmp_path):
     first = write_run(tmp_path / "base" / "version_0", [1, 2])
     beside = {
         "trainer.default_root_dir": "/elsewhere",
@@ -50,7 +50,7 @@ def test_seeds_places_and_logging_do_not_tell_experiments_apart(tmp_path):
         {"data.init_args.root": "/x/Y"},
     ],
 )
-def test_what_decides_the_result_tells_them_apart_and_is_named(tmp_path, change):
+def test_settings_that_affect_results_distinguish_experiments_and_are_named(tmp_path, change):
     first = write_run(tmp_path / "lightning_logs" / "version_0", [1, 2])
     other = write_run(tmp_path / "lightning_logs" / "version_1", [1, 1], changes=change)
     one, two = experiments_of(first, other)
@@ -61,7 +61,7 @@ def test_what_decides_the_result_tells_them_apart_and_is_named(tmp_path, change)
     assert after == str(change[name]).rpartition("/")[2]
 
 
-def test_baselines_of_one_configuration_are_told_apart_by_their_names(tmp_path):
+def test_baselines_of_one_configuration_are_distinguished_by_name(tmp_path):
     folders = [write_run(tmp_path / "baselines" / name, [1, 2]) for name in ("one", "two")]
     for folder in folders:
         summary = json.loads((folder / "metrics.json").read_text())
@@ -70,7 +70,7 @@ def test_baselines_of_one_configuration_are_told_apart_by_their_names(tmp_path):
     assert [experiment.name for experiment in experiments_of(*folders)] == ["baseline one", "baseline two"]
 
 
-def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
+def test_rows_hold_mean_deviation_inputs_and_published_results(tmp_path):
     data = {"class_path": "mimic_pl.WikiMEL", "init_args": {"root": "/data/WikiMEL", "entity_template": "{name} | {x}"}}
     ranks = [[1, 2, 1, 12], [1, 1, 1, None], [3, 2, 1, 1]]
     runs = [write_run(tmp_path / "it" / f"version_{i}", r, seed=i, data=data) for i, r in enumerate(ranks)]
@@ -91,7 +91,7 @@ def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
     assert "87.98" in table[3] and "109,976" in table[3]
 
 
-def test_dev_and_golds_not_seen_in_training_stand_beside_the_test_results(tmp_path):
+def test_dev_and_unseen_golds_are_reported_next_to_the_test_results(tmp_path):
     """Of dev the figures of the tested checkpoint (epoch=3 in its name), and nothing of a run that has none."""
     runs = [write_run(tmp_path / "it" / f"version_{i}", [1, 2], seed=i) for i in range(2)]
     for run, hits in zip(runs, (0.5, 0.25), strict=True):
@@ -177,7 +177,7 @@ def test_curves_are_those_of_the_event_files(tmp_path):
     assert curves_figure(experiments_of(without)) is None
 
 
-def test_bars_and_robustness_show_the_figures(tmp_path):
+def test_bars_and_robustness_curves_show_the_metrics(tmp_path):
     run = write_run(tmp_path / "base" / "version_0", [1, 1, 2, 3])
     records = [
         {"kind": "blur", "side": "image", "strength": s, "metrics": {"overall": {"hits@1": h}}}
@@ -205,7 +205,7 @@ def test_saved_figures_are_small_and_keep_their_colours(tmp_path):
         assert np.abs(kept - 255 * np.array(to_rgb(wanted))).max(axis=1).min() <= 4  # of 255
 
 
-def test_calibration_counts_one_by_one(tmp_path):
+def test_calibration_equals_counting_one_by_one(tmp_path):
     generator = np.random.default_rng(0)
     scores = [sorted(generator.normal(0, 2, generator.integers(2, 5)), reverse=True) for _ in range(200)]
     ranks = [int(rank) for rank in generator.integers(1, 3, 200)]
@@ -231,14 +231,14 @@ def test_calibration_counts_one_by_one(tmp_path):
         (lambda run: (run / "robustness.json").write_text("[{}]"), DataError, "robustness.json is not a list"),
     ],
 )
-def test_what_is_missing_or_damaged_is_named(tmp_path, break_it, error, message):
+def test_missing_or_malformed_files_are_named(tmp_path, break_it, error, message):
     run = write_run(tmp_path / "base" / "version_0", [1, 2])
     break_it(run)
     with pytest.raises(error, match=message):
         write_report([open_finished(run)], tmp_path / "out")
 
 
-def test_a_folder_of_runs_is_no_run_and_the_runs_are_named(tmp_path):
+def test_a_folder_of_runs_is_not_a_run_and_the_runs_are_named(tmp_path):
     write_run(tmp_path / "base" / "version_0", [1, 2])
     with pytest.raises(ConfigError, match=r"Did you mean .*base/version_0\?"):
         open_finished(tmp_path / "base")

@@ -155,7 +155,7 @@ def test_logits_of_hundreds_neither_overflow_nor_vanish(offset, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_other_devices_operations_give_the_same(masked, monkeypatch):
+def test_the_operations_of_other_devices_give_the_same_result(masked, monkeypatch):
     """Off the CPU softmax is torch's own; here the same operations run on the CPU."""
     torch.manual_seed(8)
     shape = (5, 6, 3, 4, 8)
@@ -215,7 +215,7 @@ def test_bfloat16_rounds_the_large_product_alone(reached):
         assert (gradient - wanted).abs().max() < 0.02 * (wanted.abs().max())
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_does_not_change_float64():
     tensors = random_tensors(2, 3, 4, 5, 6)
     with torch.autocast("cpu", torch.bfloat16):
         scores = global_to_local(*tensors, EPS)
@@ -241,7 +241,7 @@ def test_it_is_the_local_half_of_the_units_score(mask_padding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("logits", [1, 40, 1 << 20])
-def test_selected_pairs_are_those_of_the_whole(dtype, masked, logits, monkeypatch):
+def test_selected_pairs_equal_those_of_the_score_matrix(dtype, masked, logits, monkeypatch):
     torch.manual_seed(7)
     shape = (5, 6, 3, 4, 8)
     query, context, key, value, weight, bias = tensors = random_tensors(*shape, dtype)
@@ -301,18 +301,18 @@ def test_memory_of_a_training_step_does_not_grow_with_the_pairs():
     assert int(done.stdout) < 100
 
 
-def test_triton_on_the_cpu_is_refused_with_what_to_do(monkeypatch):
+def test_triton_on_the_cpu_is_rejected_with_advice(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r'kernel = "triton" cannot run: .*Use kernel = "auto" or "torch"'):
         global_to_local(*random_tensors(1, 1, 1, 1, 2, torch.float32), EPS, kernel="triton")
 
 
-def test_triton_in_float64_is_refused():
+def test_triton_in_float64_is_rejected():
     with pytest.raises(ConfigError, match="triton"):
         global_to_local(*random_tensors(1, 1, 1, 1, 2), EPS, kernel="triton")
 
 
-def test_an_unknown_kernel_is_refused():
+def test_an_unknown_kernel_is_rejected():
     with pytest.raises(ConfigError, match="'cuda' is unknown"):
         global_to_local(*random_tensors(1, 1, 1, 1, 2), EPS, kernel="cuda")
 

@@ -39,13 +39,13 @@ class Product(Unit):
     ],
     ids=lambda unit: type(unit).__name__,
 )
-def test_units_of_ours_keep_their_promises(unit):
+def test_built_in_units_pass(unit):
     before = {name: weight.clone() for name, weight in unit.state_dict().items()}
     check_unit(unit)
     assert all(torch.equal(weight, before[name]) for name, weight in unit.state_dict().items())
 
 
-def test_a_unit_with_tensors_of_its_own():
+def test_a_unit_with_extra_tensors():
     class Typed(Product):
         def mention(self, features):
             return {"image": self.down(features.image_global) * features.extra["kind"].sum(dim=1, keepdim=True)}
@@ -58,7 +58,7 @@ def test_a_unit_with_tensors_of_its_own():
     check_unit(Lexical(DIMS), extra={f"lexical.{name}": make for name, make in terms.items()})
 
 
-def test_a_parameter_that_only_the_loss_reads_is_no_fault():
+def test_a_parameter_used_only_by_the_loss_is_allowed():
     class Auxiliary(Product):
         def __init__(self, dims):
             super().__init__(dims)
@@ -185,6 +185,6 @@ class Unused(Product):
         (Unused, r"no gradient reaches idle\.weight, idle\.bias"),
     ],
 )
-def test_a_broken_promise_is_named(unit, message):
+def test_a_violated_requirement_is_named(unit, message):
     with pytest.raises(ConfigError, match=f"The unit {unit.__name__} cannot be used: .*{message}"):
         check_unit(unit(DIMS))

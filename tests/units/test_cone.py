@@ -66,7 +66,7 @@ def test_bounds_are_tight_where_they_can_be():
     assert ((lower - exact).abs() < slack).all()
 
 
-def test_values_in_all_directions_are_bounded_by_the_length_alone():
+def test_values_in_all_directions_are_bounded_by_their_norm():
     value = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]], [[1.0, -1.0, 0.0], [1.0, -1.0, 0.1]], [[0.0] * 3] * 2])
     cone = Cone.of(value, None, EPS)
     assert cone.wide.tolist() == [True, False, True]
@@ -75,7 +75,7 @@ def test_values_in_all_directions_are_bounded_by_the_length_alone():
     torch.testing.assert_close(lower[::2], -upper[::2])
 
 
-def test_masked_tokens_have_no_part():
+def test_masked_tokens_do_not_affect_the_bounds():
     torch.manual_seed(1)
     value, direction = torch.randn(3, 1, 16) + 0.2 * torch.randn(3, 6, 16), centred(4, 16)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -88,7 +88,7 @@ def test_masked_tokens_have_no_part():
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize(("num_mentions", "num_entities"), [(1, 1), (40, 300), (33, 257)])
-def test_bounds_of_tglu_hold_its_scores(mask_padding, num_mentions, num_entities):
+def test_bounds_of_tglu_contain_its_scores(mask_padding, num_mentions, num_entities):
     torch.manual_seed(num_mentions)
     dims = FeatureDims(12, 4)
     unit = TGLU(dims, 16, mask_padding).eval()

@@ -40,7 +40,7 @@ def test_cmfu_attention():
 
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
-def test_tglu_attention_is_what_its_score_is_made_of(masked):
+def test_tglu_attention_reproduces_its_score(masked):
     unit = perturb(TGLU(DIMS, 8, mask_padding=masked))
     mentions, entities = sides()
     found = unit.attention(unit.mention(mentions), unit.entity(entities))

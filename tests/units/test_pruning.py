@@ -23,7 +23,7 @@ def features(count, seed):
     return Features(draw(12), draw(5, 12), draw(8), draw(4, 8), torch.ones(count, 5))
 
 
-def test_pruned_weights_are_those_that_score():
+def test_scores_use_the_pruned_weights():
     """After a step, in another dtype and with gradients: as a matcher without pruning that holds these weights."""
     torch.manual_seed(0)
     pruned, plain = Matcher(DIMS, published_units()), Matcher(DIMS, published_units())

@@ -95,7 +95,7 @@ def test_attention_equals_float64(shape, masked, dtype):
 
 
 @runs_kernels
-def test_every_program_takes_its_own_mentions(monkeypatch):
+def test_every_program_handles_its_own_mentions(monkeypatch):
     from mimic_pl.units import triton_attention
 
     takes(torch.float32)
@@ -144,7 +144,7 @@ def test_a_query_that_is_not_finite_stays_with_its_entity():
 
 
 @runs_kernels
-def test_nothing_but_padding_is_not_a_number():
+def test_a_text_of_padding_alone_scores_nan():
     takes(torch.float32)
     torch.manual_seed(6)
     tensors, padding = attention_tensors(3, 4, 2, 5, 8), masks(3, 4, 2, 5)
@@ -162,7 +162,7 @@ def test_no_pairs_are_no_scores():
 
 
 @runs_kernels
-def test_what_fits_no_tile_is_computed_by_torch_with_a_warning():
+def test_inputs_that_fit_no_tile_fall_back_to_torch_with_a_warning():
     takes(torch.float32)
     tensors = attention_tensors(2, 3, 2, 300, 8)
     with pytest.warns(UserWarning, match=r"no tile for 2 x 300 tokens of 8 .* torch computes it"):
@@ -234,7 +234,7 @@ def by(kernel, sides):
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 70, 96), (65, 5, 33)], ids=str)
-def test_the_gates_algebra_is_the_units(shape):
+def test_the_algebra_of_the_gates_equals_the_unit(shape):
     torch.manual_seed(sum(shape))
     expected, sides = dual_gate_tensors(*shape)
     torch.testing.assert_close(by("torch", sides), expected, rtol=1e-6, atol=1e-5)
@@ -257,7 +257,7 @@ def test_gate_and_gradients_equal_the_algebra(shape):
 
 
 @runs_kernels
-def test_the_gate_takes_vectors_of_several_types():
+def test_the_gate_accepts_vectors_of_several_dtypes():
     """Under autocast a linear layer's vectors are bfloat16 and a norm's float32."""
     takes(torch.bfloat16)
     torch.manual_seed(4)
@@ -294,7 +294,7 @@ def test_a_unit_computed_by_both_kernels_equals_the_literal_formula():
 
 
 @pytest.mark.skipif(not NATIVE, reason="needs a GPU")
-def test_auto_takes_the_kernel_on_a_gpu_and_the_blocks_of_the_torch_path_there():
+def test_auto_uses_the_kernel_on_a_gpu_and_the_torch_path_its_gpu_blocks():
     takes(torch.bfloat16)
     tensors = attention_tensors(3, 4, 5, 6, 16, torch.bfloat16)
     fused = global_to_local(*tensors, EPS, kernel="triton")

@@ -62,7 +62,7 @@ def test_scores_and_gradients_equal_the_literal_formula(unit, literal, num_menti
         torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-7, atol=1e-8, msg=name)
 
 
-def test_vdlu_in_float32_is_as_exact_as_the_literal_order():
+def test_vdlu_in_float32_is_as_accurate_as_the_literal_order():
     """The algebra without pair vectors loses no accuracy at published sizes."""
     torch.manual_seed(0)
     dims = FeatureDims(text=8, image=96)
@@ -132,12 +132,12 @@ def test_an_entity_of_the_published_model_is_4832_numbers():
 
 
 @pytest.mark.parametrize("units", [{}, {"overall": GlobalCosine}])
-def test_a_model_without_units_or_with_a_clashing_name_is_refused(units):
+def test_a_model_without_units_or_with_a_reserved_name_is_rejected(units):
     with pytest.raises(ConfigError, match="overall"):
         Matcher(DIMS, units)
 
 
-def test_vdlu_without_gates_adds_the_whole_of_c():
+def test_vdlu_without_gates_adds_c_unscaled():
     """o = LN2(c + k) for every pair, and nothing of the gates trains."""
     torch.manual_seed(3)
     unit = perturb_all_but_gates(VDLU(DIMS, 6, gated=False))
@@ -169,7 +169,7 @@ def perturb_all_but_gates(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("modality", ["both", "text", "image"])
-def test_the_cosine_compares_the_modality_that_is_named(modality):
+def test_the_cosine_compares_the_chosen_modality(modality):
     torch.manual_seed(4)
     unit = GlobalCosine(DIMS, scale=3.0, modality=modality)
     mentions, entities = (reference.random_features(n, DIMS) for n in (3, 5))
