@@ -1,4 +1,4 @@
-"""The explanation of a rank, against scores and places computed for all entities."""
+"""The explanation of a rank, against scores and ranks computed for all entities."""
 
 import pytest
 import torch
