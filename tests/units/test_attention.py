@@ -1,4 +1,4 @@
-"""TGLU's global-to-local term against the formula written out pair by pair."""
+"""TGLU's global-to-local term against the literal formula, pair by pair."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ EPS = 1e-5
 
 
 def random_tensors(num_mentions, num_entities, entity_tokens, mention_tokens, width, dtype=torch.float64, scale=1.0):
-    """Query, context, key, value, weight and bias of the norm, that all ask for gradients."""
+    """Query, context, key, value, and weight and bias of the norm, all of which require gradients."""
     shapes = [
         (num_entities, entity_tokens, width),
         (num_entities, width),
@@ -36,7 +36,7 @@ def random_tensors(num_mentions, num_entities, entity_tokens, mention_tokens, wi
 
 
 def random_masks(num_mentions, num_entities, entity_tokens, mention_tokens):
-    """Ragged masks; one token at least is real."""
+    """Ragged masks with at least one real token."""
     return {
         "query_mask": (torch.arange(entity_tokens) < torch.randint(1, entity_tokens + 1, (num_entities, 1))).long(),
         "key_mask": (torch.arange(mention_tokens) < torch.randint(1, mention_tokens + 1, (num_mentions, 1))).long(),
@@ -44,14 +44,14 @@ def random_masks(num_mentions, num_entities, entity_tokens, mention_tokens):
 
 
 def literal(query, context, key, value, weight, bias, eps, query_mask=None, key_mask=None):
-    """The published order of operations, one pair at a time, padding cut off."""
+    """The published order of operations, one pair at a time, without padding tokens."""
     rows = []
     for m in range(len(key)):
-        seen = slice(None) if key_mask is None else key_mask[m].bool()
+        real_keys = slice(None) if key_mask is None else key_mask[m].bool()
         row = []
         for e in range(len(query)):
-            real = slice(None) if query_mask is None else query_mask[e].bool()
-            q, k, v = query[e][real], key[m][seen], value[m][seen]
+            real_queries = slice(None) if query_mask is None else query_mask[e].bool()
+            q, k, v = query[e][real_queries], key[m][real_keys], value[m][real_keys]
             contexts = torch.softmax(q @ k.T / k.shape[-1] ** 0.5, dim=-1) @ v
             row.append(context[e] @ layer_norm(contexts.mean(dim=0), bias.shape, weight, bias, eps))
         rows.append(torch.stack(row))
@@ -127,7 +127,7 @@ def test_float32_is_as_close_as_float32_allows(mentions, entities, s, t, width, 
     plain = literal(*tensors, EPS, **masks)
     scores, got = gradients(global_to_local, tensors, upstream, **masks)
     assert scores.dtype == torch.float32
-    # The literal order in float32 is the measure: narrow norms divide by small deviations.
+    # The tolerance is the error of the literal order in float32: narrow norms divide by small deviations.
     allowed = 20 * (plain - expected).abs().max() + 2e-5 * expected.abs().max()
     assert (scores - expected).abs().max() <= allowed
     for gradient, wanted in zip(got, torch.autograd.grad(expected, doubled, upstream.double()), strict=True):
@@ -156,7 +156,7 @@ def test_logits_of_hundreds_neither_overflow_nor_vanish(offset, masked):
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_the_operations_of_other_devices_give_the_same_result(masked, monkeypatch):
-    """Off the CPU softmax is torch's own; here the same operations run on the CPU."""
+    """On other devices softmax is that of torch; here those operations run on the CPU."""
     torch.manual_seed(8)
     shape = (5, 6, 3, 4, 8)
     tensors, masks = random_tensors(*shape), random_masks(*shape[:4]) if masked else {}
@@ -192,15 +192,15 @@ def test_a_value_that_is_not_finite_stays_with_its_entity():
     assert global_to_local(*tensors, EPS).isnan().any(dim=0).tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize("reached", ["autocast", "arguments"])
-def test_bfloat16_rounds_the_large_product_alone(reached):
+@pytest.mark.parametrize("path", ["autocast", "arguments"])
+def test_bfloat16_rounds_the_large_product_alone(path):
     """Products of bfloat16 carry 8 bits: scores agree to a hundredth of their spread, gradients to a fiftieth."""
     torch.manual_seed(5)
     tensors = random_tensors(8, 9, 12, 10, 32, torch.float32)
     upstream = torch.randn(8, 9)
     doubled = [tensor.detach().double().requires_grad_() for tensor in tensors]
     expected, expected_gradients = gradients(literal, doubled, upstream)
-    if reached == "autocast":
+    if path == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
             scores = global_to_local(*tensors, EPS)
         got = torch.autograd.grad(scores, tensors, upstream)

@@ -1,4 +1,4 @@
-"""The lexical unit and the weighted sum, against sums written out."""
+"""The lexical unit and the weighted matcher, against literal sums."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Units against literal references, pair by pair."""
+"""Units against literal reference implementations, pair by pair."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ DIMS = FeatureDims(text=12, image=10)
 
 
 class Product(Unit):
-    """A unit as somebody writes it who knows three functions only."""
+    """A minimal unit that implements only the three required functions."""
 
     def mention(self, features):
         return {"image": features.image_global}
@@ -24,7 +24,7 @@ class Product(Unit):
 
 
 def perturb(module: torch.nn.Module) -> torch.nn.Module:
-    """Move norms and biases away from their identity start, so that each of them counts."""
+    """Move norms and biases away from their identity initialization, so that each of them has an effect."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -138,15 +138,15 @@ def test_a_model_without_units_or_with_a_reserved_name_is_rejected(units):
 
 
 def test_vdlu_without_gates_adds_c_unscaled():
-    """o = LN2(c + k) for every pair, and nothing of the gates trains."""
+    """o = LN2(c + k) for every pair, and the parameters of the gates get no gradient."""
     torch.manual_seed(3)
     unit = perturb_all_but_gates(VDLU(DIMS, 6, gated=False))
     mentions = reference.random_features(4, DIMS, dtype=torch.float64)
     entities = reference.random_features(5, DIMS, dtype=torch.float64)
 
-    def direction(part, asks, answers):
-        q, k = part.global_(asks.image_global), part.global_(answers.image_global)
-        c = part.mix(part.norm_sum(part.local(answers.image_local).mean(dim=-2) + q))
+    def direction(part, query_side, key_side):
+        q, k = part.global_(query_side.image_global), part.global_(key_side.image_global)
+        c = part.mix(part.norm_sum(part.local(key_side.image_local).mean(dim=-2) + q))
         return part.norm(c + k) @ part.norm(q)
 
     def literal(mention, entity):
