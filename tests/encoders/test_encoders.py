@@ -1,4 +1,4 @@
-"""Encoders on small checkpoints that the tests make, against the towers called by hand."""
+"""Encoders on small checkpoints created by the tests, against calling the towers directly."""
 
 import shutil
 
@@ -83,7 +83,7 @@ def test_preprocessing_comes_from_the_checkpoint(clip_checkpoint):
     expected = processor(square, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
     normalized = images.normalize(pixels[None].repeat(2, 1, 1, 1), torch.tensor([True, False]))
     torch.testing.assert_close(normalized[:1], expected, rtol=1e-5, atol=1e-5)
-    assert normalized[1].abs().max() == 0, "no image is zeros after normalisation"
+    assert normalized[1].abs().max() == 0, "a missing image is zeros after normalisation"
 
 
 def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):
@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
 
 
 def test_a_new_encoder_is_in_training_mode(clip_checkpoint):
-    """transformers hands models out in evaluation mode, which would keep dropout off in fit."""
+    """transformers returns models in evaluation mode, which would disable dropout in fit."""
     assert all(module.training for module in CLIPEncoder(clip_checkpoint, text_length=12).modules())
 
 
