@@ -1,4 +1,4 @@
-"""Names and BM25 against their formulas written down literally, and against figures known from elsewhere."""
+"""Name similarity and BM25 against literal formulas, and against known metrics of two data sets."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_words_are_runs_of_word_characters_of_any_script():
 
 
 def indel(left, right):
-    """Similarity by the longest common subsequence, cell by cell."""
+    """Indel similarity in percent, from the longest common subsequence by dynamic programming."""
     table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
     for i, x in enumerate(left):
         for j, y in enumerate(right):
@@ -101,8 +101,8 @@ def test_exact_name_compares_every_character():
     assert scorer(slice(3, 9)).tolist() == [[0, 1, 0]]
 
 
-def known_figures(scorer, golds):
-    """H@1 with all ties ahead of the gold, and MRR with the gold in the middle of its ties, in percent."""
+def tie_aware_metrics(scorer, golds):
+    """H@1 with ties ranked before the gold, and MRR with the gold in the middle of its ties, in percent."""
     first, reciprocal = 0, 0.0
     for row, gold in zip(scorer(slice(0, len(golds))), golds, strict=True):
         better, tied = int((row > row[gold]).sum()), int((row == row[gold]).sum())
@@ -120,18 +120,18 @@ def read(name):
 @needs_shared("data", "RichpediaMEL")
 def test_name_similarity_of_richpedia_gives_the_known_metrics():
     known, found, golds = read("RichpediaMEL")
-    hits, mrr = known_figures(NameSimilarity(found, known), golds)
+    hits, mrr = tie_aware_metrics(NameSimilarity(found, known), golds)
     assert (round(hits, 1), round(mrr, 1)) == (52.8, 62.4)
 
 
 @needs_shared("data", "EmojiMEL")
 def test_baselines_of_emojimel_give_the_known_metrics():
     known, found, golds = read("EmojiMEL")
-    hits, mrr = known_figures(NameSimilarity(found, known), golds)
+    hits, mrr = tie_aware_metrics(NameSimilarity(found, known), golds)
     assert (round(hits, 1), round(mrr, 1)) == (1.9, 5.6)
     queries = [f"{mention.mention} {mention.sentence}" for mention in found]
     documents = [f"{entity.name} {entity.fields['attr']}" for entity in known]
-    # The known figure leaves out words of one character, too.
+    # The known metrics ignore words of one character.
     queries, documents = ([re.sub(r"\b\w\b", " ", text) for text in texts] for texts in (queries, documents))
-    hits, mrr = known_figures(BM25(queries, documents), golds)
+    hits, mrr = tie_aware_metrics(BM25(queries, documents), golds)
     assert (round(hits, 1), round(mrr, 1)) == (37.0, 55.8)

@@ -1,4 +1,4 @@
-"""Zero-shot cosines against the towers asked directly."""
+"""Zero-shot cosines against calling the towers directly."""
 
 from __future__ import annotations
 

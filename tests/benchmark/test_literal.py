@@ -1,4 +1,4 @@
-"""The published order of operations, written for the benchmark, gives the scores that the matcher gives."""
+"""The benchmark's implementation of the published order of operations gives the scores of the matcher."""
 
 from __future__ import annotations
 

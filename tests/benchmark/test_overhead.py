@@ -1,4 +1,4 @@
-"""Counted operations against those counted by hand."""
+"""Counted operations against counts by hand."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mimic_pl.features import FeatureDims
 from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher
 from tests import reference, tiny
 
-T, V, D = 12, 6, 8  # widths of text, images and what is inside
+T, V, D = 12, 6, 8  # widths of text, images and hidden layers
 WORDS, PATCHES = 5, 4
 DIMS = FeatureDims(text=T, image=V)
 
 BY_HAND = {
-    # Key and value of each word; query of each word, and the context; Q K^T, w V and the product of the globals.
+    # Key and value of each word; query of each word and the context; Q K^T, w V and the product of the global features.
     "TGLU": (2 * WORDS * 2 * T * D, WORDS * 2 * T * D + 2 * T * D, WORDS * WORDS * 2 * D + WORDS * 2 * D + 2 * T),
-    # Query, key and each patch on either side, and W_f of a query and of a pooled vector; five products a direction.
+    # On both sides query, key, each patch, and W_f of a query and of a pooled vector; five products per direction.
     "VDLU": (*[(2 + PATCHES) * 2 * V * D + 2 * 2 * D * D] * 2, 2 * 5 * 2 * D),
-    # Text, each patch, the gate, the attention's two products; one product.
+    # On both sides text, each patch, the gate, two products of the attention; one product.
     "CMFU": (*[2 * T * D + PATCHES * 2 * V * D + 2 * D + 2 * PATCHES * 2 * D] * 2, 2 * D),
     "GlobalCosine": (0, 0, 2 * (T + V)),
 }
@@ -49,10 +49,10 @@ def test_flops_of_the_units(name, mentions, entities):
 
 def test_flops_of_an_encoder():
     encoder = CLIPEncoder(**tiny.ENCODER)
-    hidden, inside, projected, width = 16, 32, 16, 8
+    hidden, intermediate, projected, width = 16, 32, 16, 8
 
     def tower(tokens):
-        return 4 * 2 * tokens * hidden**2 + 2 * 2 * tokens**2 * hidden + 2 * 2 * tokens * hidden * inside
+        return 4 * 2 * tokens * hidden**2 + 2 * 2 * tokens**2 * hidden + 2 * 2 * tokens * hidden * intermediate
 
     words, patches = 16, (16 // 8) ** 2
     text = tower(words) + 2 * hidden * projected
