@@ -1,4 +1,4 @@
-"""Hard negatives are what the model ranks high and wrong, and every batch holds them behind its golds."""
+"""Hard negatives are wrong entities that the model ranks high; every batch holds them after its golds."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ from tests.reference import random_features
 UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8)}
 
 
-class Watch(Callback):
-    """Keeps the batches, and before each epoch the scores of the whole knowledge base, written out."""
+class Recorder(Callback):
+    """Records the batches, and before each epoch the scores of the whole knowledge base."""
 
     def __init__(self):
         self.batches, self.scores = {}, {}
@@ -73,29 +73,31 @@ def trained(tmp_path, callbacks, epochs, resume=None, **options):
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_hold_entities_that_the_current_model_ranks_too_high(tmp_path, num_workers):
-    watch, depth = Watch(), 3
-    _trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
+    recorder, depth = Recorder(), 3
+    _trainer, _, data = trained(tmp_path, [recorder, HardNegatives(depth)], 3, num_workers=num_workers)
     golds = [data.entities.positions[mention.golds[0]] for mention in data.mentions["train"]]
-    assert all(len(batch["columns"]) == len(batch["gold"]) for batch in watch.batches[0]), "the first epoch has none"
+    assert all(len(batch["columns"]) == len(batch["gold"]) for batch in recorder.batches[0]), "the first epoch has none"
     for epoch in (1, 2):
-        for batch in watch.batches[epoch]:
+        for batch in recorder.batches[epoch]:
             size = len(batch["gold"])
             assert torch.equal(batch["columns"][:size], batch["gold"][:, 0])
             assert len(batch["columns"]) == batch["entities"] == 2 * size
             for index, hard in zip(batch["index"].tolist(), batch["columns"][size:].tolist(), strict=True):
-                order = watch.scores[epoch][index].argsort(descending=True).tolist()
+                order = recorder.scores[epoch][index].argsort(descending=True).tolist()
                 order.remove(golds[index])
                 assert hard in order[:depth], (epoch, index)
-    drawn = [[c for batch in watch.batches[e] for c in batch["columns"][len(batch["gold"]) :].tolist()] for e in (1, 2)]
+    drawn = [
+        [c for batch in recorder.batches[e] for c in batch["columns"][len(batch["gold"]) :].tolist()] for e in (1, 2)
+    ]
     assert drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_no_batch_of_the_first_epoch_is_loaded_before_it_is_mined(tmp_path, num_workers):
-    """Lightning begins to load before the epoch does."""
-    watch = Watch()
-    trained(tmp_path, [watch, HardNegatives(first_epoch=0)], 1, num_workers=num_workers)
-    batches = watch.batches[0]
+    """Lightning starts to load batches before the epoch starts."""
+    recorder = Recorder()
+    trained(tmp_path, [recorder, HardNegatives(first_epoch=0)], 1, num_workers=num_workers)
+    batches = recorder.batches[0]
     assert sorted(index for batch in batches for index in batch["index"].tolist()) == list(range(20))
     assert all(len(batch["columns"]) == 2 * len(batch["gold"]) for batch in batches)
 

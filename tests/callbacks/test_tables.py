@@ -1,4 +1,4 @@
-"""The printed table."""
+"""The printed table of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimic_pl.callbacks import ResultTable
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    """First cell -> other cells."""
+    """First cell of each row -> its other cells."""
     cells = [[cell.strip() for cell in re.split("[│┃|]", line)[1:-1]] for line in output.splitlines()]
     return {line[0]: line[1:] for line in cells if line}
 
