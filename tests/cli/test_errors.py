@@ -1,4 +1,4 @@
-"""What a user sees who got something wrong: one short paragraph, an exit code, no traceback."""
+"""User errors: one short paragraph, an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ WRONG = {
     "no value": (["--trainer.max_epochs"], 2, "--trainer.max_epochs: expected one argument"),
     "no such configuration": (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
     "no such data": (["--data.root", "nowhere/at/all"], 3, "nowhere/at/all"),
-    "a name for which there is no field": (
+    "template without a field": (
         ["--model.processor.entity_template", "no field"],
         3,
         "The text template 'no field' names no field.",
     ),
-    "impossible loss": (
+    "invalid loss": (
         [
             "--model.losses.contrastive",
             '{"class_path": "mimic_pl.losses.UnitConsistentLoss", "init_args": {"temperature": 0}}',
@@ -46,7 +46,11 @@ WRONG = {
         "temperature",
     ),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 3, "The checkpoint 'nowhere.ckpt' does not exist."),
-    "best of no run": (["--ckpt_path", "best", "--trainer.default_root_dir", "."], 3, "There is no training run in"),
+    "best without run": (
+        ["--ckpt_path", "best", "--trainer.default_root_dir", "."],
+        3,
+        "There is no training run in",
+    ),
 }
 
 
@@ -59,7 +63,7 @@ def test_wrong_options(command, trained, tmp_path, options, code, text):
     assert "Traceback" not in err
     assert "usage:" not in err
     assert len(message) < 500
-    assert not (tmp_path / "lightning_logs").exists()  # it failed before anything began
+    assert not (tmp_path / "lightning_logs").exists()  # it failed before the run started
 
 
 def test_no_such_encoder_checkpoint(command, trained, tmp_path):
@@ -107,7 +111,7 @@ def test_weights_that_do_not_fit(command, trained, tmp_path):
 
 @pytest.mark.parametrize("place", [0, 1, 2, None])
 def test_debug_shows_the_traceback(command, tmp_path, monkeypatch, place):
-    """By an option anywhere on the command line, or by the environment; the exit code stays."""
+    """By an option anywhere on the command line or by the environment; the exit code is unchanged."""
     for args, kind, code in ((["fit", "--bogus"], "ArgumentError", 2), (["report", "nowhere"], "ConfigError", 3)):
         if place is None:
             monkeypatch.setenv("MIMIC_PL_DEBUG", "1")
@@ -133,7 +137,7 @@ def test_a_bug_in_user_code_is_reported_with_its_location(command, trained, tmp_
     assert "Traceback" in command("--debug", *args, folder=tmp_path)[2]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
 def test_errors_of_the_trainer(command, trained, tmp_path):
     code, _, err = command("fit", "--config", str(trained.config), "--trainer.accelerator", "cuda", folder=tmp_path)
     assert code == 3 and "can not run on your system" in err and "Traceback" not in err

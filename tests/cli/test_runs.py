@@ -1,4 +1,4 @@
-"""Runs on disk: finding them, their best and last checkpoint, and loading them."""
+"""Finding runs on disk and their best and last checkpoints, and loading them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mimic_pl.runs import load_run, newest_run, open_run, run_of_checkpoint
 
 
 def make_run(folder, *checkpoints, best=None, time=None, steps=()):
-    """A run's folder with checkpoints that hold no weights."""
+    """A run folder with checkpoints that hold no weights."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("model: {}\n")
     state = {"monitor": "val/mrr", "best_model_path": f"/moved/elsewhere/checkpoints/{best}"} if best else {}
@@ -45,7 +45,7 @@ def test_no_run(tmp_path):
 
 
 def test_best_is_the_one_recorded_in_the_last_checkpoint(tmp_path):
-    """It is the earlier of two with the same figure; and the folder has moved since."""
+    """The earlier of two with the same metric, although the folder was moved."""
     names = ["epoch=1-mrr=0.5000.ckpt", "epoch=3-mrr=0.5000.ckpt", "last.ckpt"]
     run = open_run(make_run(tmp_path / "run", *names, best=names[0]))
     assert run.best_checkpoint.name == names[0]
@@ -111,7 +111,7 @@ def test_a_trained_run_is_loaded_with_its_best_weights(trained):
 
 
 def test_model_and_data_of_a_run_are_connected(trained):
-    """The file names of the data's records are found in the folders of the data, not in the working directory."""
+    """Image names of records are looked up in the folders of the data, not in the working directory."""
     model, data = load_run(trained.run)
     mentions, entities = data.read_mentions("test"), data.entities
     found = model.score(model.encode_mentions(mentions), model.encode_entities(entities))
@@ -131,10 +131,8 @@ def test_the_best_checkpoint_has_the_best_logged_metric(trained):
     checkpoints = [p for p in open_run(trained.run).checkpoints if p.name != "last.ckpt"]
     best = open_run(trained.run).best_checkpoint
     assert best in checkpoints
-    remembered = torch.load(trained.run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
-    (state,) = [
-        state for state in remembered.values() if state.get("monitor") == "val/mrr" and "best_k_models" in state
-    ]
+    callbacks = torch.load(trained.run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = [state for state in callbacks.values() if state.get("monitor") == "val/mrr" and "best_k_models" in state]
     assert f"mrr={float(state['best_model_score']):.4f}" in best.name
 
 

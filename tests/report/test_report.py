@@ -1,4 +1,4 @@
-"""Reports of runs that were written by hand: what stands in a row, and what the plots show."""
+"""Reports of hand-made runs: the rows of the table and the contents of the plots."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def experiments_of(*folders):
 
 def test_seeds_paths_and_logging_do_not_distinguish_experiments(tmp_path):
     first = write_run(tmp_path / "base" / "version_0", [1, 2])
-    beside = {
+    ignored = {
         "trainer.default_root_dir": "/elsewhere",
         "trainer.log_every_n_steps": 7,
         "data.init_args.root": "../moved/Tiny",
         "data.init_args.num_workers": 3,
     }
-    seed = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=beside)
-    (found,) = experiments_of(first, seed, first)  # the first given twice
+    seed = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=ignored)
+    (found,) = experiments_of(first, seed, first)  # the first is given twice
     assert (found.name, found.dataset, found.seeds) == ("base", "Tiny", ["43", "44"])
 
 
@@ -85,14 +85,14 @@ def test_rows_hold_mean_deviation_inputs_and_published_results(tmp_path):
     assert published["hits@1_mean"] == "0.8798" and published["entities"] == "109976"
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
     table = [line.replace("\\|", "¦") for line in lines if line.startswith("|")][:4]
-    assert len({line.count("|") for line in table}) == 1  # a bar in a template breaks no row
+    assert len({line.count("|") for line in table}) == 1  # a bar in a template is escaped
     assert "`{name} ¦ {x}`" in table[2]
     assert f"{100 * statistics.mean(hits):.2f} ± {100 * statistics.stdev(hits):.2f}" in table[2]
     assert "87.98" in table[3] and "109,976" in table[3]
 
 
 def test_dev_and_unseen_golds_are_reported_next_to_the_test_results(tmp_path):
-    """Of dev the figures of the tested checkpoint (epoch=3 in its name), and nothing of a run that has none."""
+    """Dev metrics are those of the tested checkpoint (epoch=3 in its name), and empty for a run without any."""
     runs = [write_run(tmp_path / "it" / f"version_{i}", [1, 2], seed=i) for i in range(2)]
     for run, hits in zip(runs, (0.5, 0.25), strict=True):
         write_curve(run, {1: 0.125, 3: hits, 5: 0.0625}, "val/hits@1")
@@ -126,8 +126,8 @@ def test_runs_below_the_working_directory_are_named_from_there(tmp_path, monkeyp
     assert "| runs/it/version_0 |" in text and f"| {outside} |" in text
 
 
-def test_a_whole_report(tmp_path):
-    """Files, sections, warnings, and no trace in matplotlib's global state."""
+def test_a_complete_report(tmp_path):
+    """Files, sections, warnings, and no change to the global state of matplotlib."""
     before = dict(matplotlib.rcParams)
     base = write_run(tmp_path / "base" / "version_0", [1] * 30 + [2] * 10, curve={1: 0.4, 3: 0.5})
     again = write_run(tmp_path / "base" / "version_1", [1] * 31 + [2] * 9)
@@ -164,7 +164,7 @@ def test_a_whole_report(tmp_path):
 
 
 def test_curves_are_those_of_the_event_files(tmp_path):
-    """By epochs trained; a resumed run's later values count."""
+    """By number of trained epochs; the later values of a resumed run take precedence."""
     run = write_run(tmp_path / "base" / "version_0", [1, 2], curve={1: 0.25, 3: 0.75})
     write_curve(run, {3: 0.5, 5: 0.375})
     (experiment,) = experiments_of(run)
@@ -172,7 +172,7 @@ def test_curves_are_those_of_the_event_files(tmp_path):
     (axis,) = curves_figure([experiment]).axes
     line, dot = axis.get_lines()
     np.testing.assert_allclose(line.get_xydata(), [(2, 25), (4, 50), (6, 37.5)])
-    np.testing.assert_allclose(dot.get_xydata(), [(4, 50)])  # epoch=3 of the tested checkpoint's name
+    np.testing.assert_allclose(dot.get_xydata(), [(4, 50)])  # epoch=3 in the name of the tested checkpoint
     without = write_run(tmp_path / "none" / "version_0", [1, 2])
     assert curves_figure(experiments_of(without)) is None
 
@@ -221,7 +221,7 @@ def test_calibration_equals_counting_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "error", "message"),
+    ("damage", "error", "message"),
     [
         (lambda run: (run / "config.yaml").unlink(), ConfigError, "is no run: it has no config.yaml"),
         (lambda run: (run / "metrics.json").unlink(), ConfigError, "was never tested: mimic-pl test --run"),
@@ -231,9 +231,9 @@ def test_calibration_equals_counting_one_by_one(tmp_path):
         (lambda run: (run / "robustness.json").write_text("[{}]"), DataError, "robustness.json is not a list"),
     ],
 )
-def test_missing_or_malformed_files_are_named(tmp_path, break_it, error, message):
+def test_missing_or_malformed_files_are_named(tmp_path, damage, error, message):
     run = write_run(tmp_path / "base" / "version_0", [1, 2])
-    break_it(run)
+    damage(run)
     with pytest.raises(error, match=message):
         write_report([open_finished(run)], tmp_path / "out")
 

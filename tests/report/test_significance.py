@@ -1,4 +1,4 @@
-"""The paired bootstrap against scipy, against all draws there are, and against the normal distribution."""
+"""The paired bootstrap against scipy, against all possible resamples, and against the normal distribution."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.report.conftest import write_run
 def test_the_interval_equals_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     generator = np.random.default_rng(1)
-    differences = generator.normal(0.1, 1.0, 200) ** 3  # skewed: percentiles are no symmetric interval
+    differences = generator.normal(0.1, 1.0, 200) ** 3  # skewed, so that the percentile interval is not symmetric
     found = paired_bootstrap({"x": differences})["x"]
     theirs = stats.bootstrap(
         (differences,), np.mean, n_resamples=10_000, method="percentile", random_state=np.random.default_rng(2)
@@ -34,7 +34,7 @@ def test_p_equals_that_of_all_resamples(differences):
     exact = np.mean(np.abs(draws - mean) >= abs(mean) - 1e-12)
     found = paired_bootstrap({"x": np.array(differences)}, resamples=40_000)["x"]
     assert found.p == pytest.approx(exact, abs=0.01)
-    # The ends may fall on either side of a step.
+    # The ends may be on either side of a step of the distribution.
     step = np.percentile(draws, [1.5, 3.5, 96.5, 98.5])
     assert step[0] <= found.low <= step[1] and step[2] <= found.high <= step[3]
 
