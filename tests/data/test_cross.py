@@ -1,4 +1,4 @@
-"""Training on two sets, testing on a third: whose mentions, whose knowledge base, and when."""
+"""Training on two sets and testing on a third: which mentions and which knowledge base each stage uses."""
 
 from itertools import chain
 
@@ -20,7 +20,7 @@ from tests.data.conftest import Folder, word_processor
 
 @pytest.fixture
 def cross(tmp_path):
-    """Three sets whose texts and positions tell them apart: set number n has the entities Qn0, Qn1, ... backwards."""
+    """Three sets with distinguishable texts and positions: set n has entities Qn0, Qn1, ..., in reverse if n > 0."""
 
     built = []
 
@@ -122,7 +122,7 @@ def test_each_stage_ranks_over_the_knowledge_base_of_its_set(cross, validate_on)
         golds = torch.cat([batch["gold"] for batch in loader])[:, 0].tolist()
         assert [data.ranked.entities[gold].id for gold in golds] == [m.golds[0] for m in data.ranked.mentions[split]]
     assert "test" not in data.training_sets[validate_on].mentions
-    assert "val" not in data.target.mentions, "the target has no say in the choice of a checkpoint"
+    assert "val" not in data.target.mentions, "the target is not used to choose a checkpoint"
 
 
 def test_golds_count_as_seen_if_a_training_set_has_them(cross):

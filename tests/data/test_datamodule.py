@@ -1,4 +1,4 @@
-"""From a folder to batches: golds, images, workers, processes, epochs."""
+"""From a folder to batches: golds, images, workers, epochs."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_evaluation_keeps_every_mention(folder):
 def test_images_depend_on_epoch_and_not_on_workers(folder):
     alone = folder.module(batch_size=3)
     alone.setup("fit")
-    helped = folder.module(batch_size=3, num_workers=2)
-    helped.setup("fit")
-    loader = helped.train_dataloader()  # one loader with lasting workers over all epochs
+    with_workers = folder.module(batch_size=3, num_workers=2)
+    with_workers.setup("fit")
+    loader = with_workers.train_dataloader()  # one loader with persistent workers for all epochs
     epochs = []
     for epoch in (0, 1, 2):
         loader.sampler.set_epoch(epoch)
@@ -77,7 +77,7 @@ def test_images_depend_on_epoch_and_not_on_workers(folder):
 @pytest.mark.parametrize("policy", ["blank", "drop", "error"])
 def test_image_policies(folder, policy, caplog):
     (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
-    for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another one, Q4 has not
+    for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another image, Q4 does not
         (folder.root / "kb_image" / name).unlink()
     module = folder.module(image_policy=policy)
     module.setup("fit")
@@ -95,7 +95,7 @@ def test_image_policies(folder, policy, caplog):
 
 
 def test_drop_keeps_mentions_without_an_image_name_and_all_evaluation_mentions(folder):
-    folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no image either
+    folder.splits["train"][0]["imgPath"] = ""  # Q0 has no image either
     for path in (folder.root / "mention_images").glob("test*.jpg"):
         path.unlink()
     module = folder.module(image_policy="drop")
@@ -201,8 +201,8 @@ def test_a_missing_image_folder_is_reported_once(folder, caplog):
     module = folder.module()
     module.setup("fit")
     module.setup("test")
-    said = [record.message.split(" (nor")[0] for record in caplog.records]
-    assert said == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
+    messages = [record.message.split(" (nor")[0] for record in caplog.records]
+    assert messages == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
     batches = [*epoch_of(module, 0), *module.test_dataloader()]
     assert not any(batch["mentions"]["has_image"].any() for batch in batches)
     failed = {failure for batch in batches for failure in batch["failures"]}

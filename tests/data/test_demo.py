@@ -1,4 +1,4 @@
-"""The demo's promises, checked on the drawn files: what text, image and both together leave open."""
+"""Properties of the generated demo: what text, image, and both together determine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def words_of(text: str) -> list[str]:
 
 
 def strong_hues(content: bytes) -> np.ndarray:
-    """Hues (0 to 255) of the pixels that have much colour."""
+    """Hues (0 to 255) of saturated pixels."""
     with Image.open(BytesIO(content)) as image:
         hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV")), -1, 0)
     return hue[saturation > 120].astype(int)
@@ -125,7 +125,7 @@ def test_the_shipped_configuration_lists_these_words() -> None:
     assert config["model"]["init_args"]["encoder"]["init_args"]["vocabulary"] == demo_words()
 
 
-# ---- what text, image and both decide -------------------------------------------------------------------------
+# ---- what text, image and both determine ----------------------------------------------------------------------
 
 
 def test_text_alone_leaves_two_equally_likely_candidates(entities: Rows, mentions: dict[str, Rows]) -> None:
@@ -137,7 +137,7 @@ def test_text_alone_leaves_two_equally_likely_candidates(entities: Rows, mention
         assert len(left) == 2
         assert row["answer"] in {e["qid"] for e in left}
         assert left[0]["attr"] == left[1]["attr"]
-    # Equally many test mentions of each entity: whoever sees only the text is right for half of them.
+    # Each entity has equally many test mentions: text alone is right for half of them.
     assert set(Counter(row["answer"] for row in mentions["test"]).values()) == {2}
 
 
@@ -167,7 +167,7 @@ def test_images_are_there_for_nearly_all_test_mentions(root: Path, entities: Row
         )
         for row in mentions["test"]
     )
-    # Half of these are right by guessing, so that H@1 of 0.9 stays well within reach.
+    # Guessing is right for half of these, so that H@1 of 0.9 stays possible.
     assert 0 < open_cases <= 0.07 * len(mentions["test"])
 
 
@@ -179,18 +179,18 @@ def test_a_badge_in_a_mention_image_keeps_its_colour() -> None:
     for badge in badges:
         published = np.median(strong_hues(draw_published(badge, 0)))
         for number in range(4):
-            met = strong_hues(draw_met(badge, Random(f"{badge} {number}")))
-            # Hues lie on a circle of 256 steps, on which the badges' colours are at least 30 apart.
-            away = np.abs((met - published + 128) % 256 - 128)
-            assert np.median(away) < 12, badge
+            hues = strong_hues(draw_met(badge, Random(f"{badge} {number}")))
+            # Hues are on a circle of 256 steps, on which the colours of badges are at least 30 apart.
+            distance = np.abs((hues - published + 128) % 256 - 128)
+            assert np.median(distance) < 12, badge
 
 
 def test_no_two_mention_images_are_alike() -> None:
     badge = design_demo(0).clubs[0].badge
-    photographs = [draw_met(badge, Random(number)) for number in range(20)]
-    assert len({*photographs, draw_published(badge, 0), draw_published(badge, 1)}) == 22
+    images = [draw_met(badge, Random(number)) for number in range(20)]
+    assert len({*images, draw_published(badge, 0), draw_published(badge, 1)}) == 22
     # Filled, outlined and hatched badges cover different shares of the image.
-    shares = sorted(len(strong_hues(photograph)) for photograph in photographs)
+    shares = sorted(len(strong_hues(image)) for image in images)
     assert shares[-1] > 2 * shares[0]
 
 
@@ -208,10 +208,10 @@ def test_it_is_generated_once(tmp_path: Path, root: Path, monkeypatch: pytest.Mo
     assert contents(folder) == contents(root)
     assert [file.name for file in folder.parent.iterdir()] == ["Demo"]
 
-    def must_not_draw(root: Path, seed: int) -> None:
-        raise AssertionError("drawn twice")
+    def fail_if_called(root: Path, seed: int) -> None:
+        raise AssertionError("generated twice")
 
-    monkeypatch.setattr(demo, "draw_demo", must_not_draw)
+    monkeypatch.setattr(demo, "draw_demo", fail_if_called)
     DemoMEL(str(folder)).prepare_data()
 
 

@@ -1,4 +1,4 @@
-"""The doctor finds what was planted, all of it, and nothing in a sound folder."""
+"""The doctor reports all planted problems, and none in a valid folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def findings(folder, **options):
     return findings_of(folder.module(**options))
 
 
-def test_a_sound_folder(folder, capsys):
+def test_a_valid_folder(folder, capsys):
     assert run_doctor(folder.module()) == 0
     assert "ERROR" not in capsys.readouterr().out
 
@@ -133,7 +133,7 @@ def test_richpedia():
     found = findings_of(RichpediaMEL(str(SHARED / "data" / "RichpediaMEL")))
     assert found["entities"].value == "17,805 (published 160,933)" and found["entities"].verdict == "note"
     assert found["test mentions"].value == "3,560 (published 3,562)"
-    # Counted apart from the package, with a set of the training sentences.
+    # Counted independently, with a set of the training sentences.
     read = {split: json.loads((SHARED / f"data/RichpediaMEL/RichpediaMEL_{split}.json").read_text()) for split in FILES}
     sentences = {row["sentence"] for row in read["train"]}
     shared = sum(row["sentence"] in sentences for row in read["test"])
@@ -142,9 +142,9 @@ def test_richpedia():
 
 @pytest.mark.parametrize(("golds", "batch_size"), [("aab", 2), ("aaabbcdefg", 4), ("abc", 128), ("aa", 128), ("", 4)])
 def test_batch_mates_against_simulation(golds, batch_size):
-    rng, draws, met = random.Random(0), 4000, 0
+    rng, draws, hits = random.Random(0), 4000, 0
     for _ in range(draws if golds else 0):
-        mine = rng.randrange(len(golds))
-        others = [gold for i, gold in enumerate(golds) if i != mine]
-        met += golds[mine] in rng.sample(others, min(batch_size - 1, len(others)))
-    assert batch_mates_with_same_gold(golds, batch_size) == pytest.approx(met / draws, abs=0.03)
+        own = rng.randrange(len(golds))
+        others = [gold for i, gold in enumerate(golds) if i != own]
+        hits += golds[own] in rng.sample(others, min(batch_size - 1, len(others)))
+    assert batch_mates_with_same_gold(golds, batch_size) == pytest.approx(hits / draws, abs=0.03)

@@ -1,4 +1,4 @@
-"""Images of every kind become the RGB that a person sees, and the others have a name for what is wrong."""
+"""Images of every format are converted to RGB, and unusable ones are classified by failure."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("RGB", (4, 2), "white")
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     image.save(tmp_path / "x.png", exif=exif)
     assert open_image(tmp_path / "x.png").size == (2, 4)
     assert pixel(tmp_path / "x.png", (1, 0)) == (255, 0, 0)
@@ -82,7 +82,7 @@ def test_failures_by_kind(tmp_path):
     assert [image.failure for image in seen.values()] == [
         None,
         *("unreadable", "unreadable", "unreadable", "oversized", "missing"),
-        "unreadable",  # no file can have so long a name
+        "unreadable",  # too long for a file name
     ]
     assert len(failures(seen)) == 6
     assert seen["whole.jpg"].digest and not seen["none.jpg"].digest
@@ -125,7 +125,7 @@ def test_mention_images_are_found_as_jpg(tmp_path):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
     folder = ImageFolder(tmp_path, "blank", renamed=True)
     assert folder.path("http://site/a.svg.png").name == "a.jpg"
-    assert folder.path("b.png").name == "b.png"  # the name as it is comes first
+    assert folder.path("b.png").name == "b.png"  # the literal name takes precedence
 
 
 def test_unknown_policy(tmp_path):

@@ -1,4 +1,4 @@
-"""A stream of values is what json reads of the whole file, wherever the file is cut; and so are its errors."""
+"""Streamed values and errors equal those of json on the whole file, for any chunk size."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_any_array(tmp_path_factory, array, chunk, indent, ascii_only, encoding)
     path = tmp_path_factory.getbasetemp() / "array.json"
     text = json.dumps(array, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(f" {text}\r\n".encode(encoding, "replace"))
-    assert repr(stream(path, chunk)) == repr(json.loads(path.read_text("utf-8-sig")))  # nan is not nan, but "nan"
+    assert repr(stream(path, chunk)) == repr(json.loads(path.read_text("utf-8-sig")))  # repr, since nan != nan
 
 
 @given(st.lists(values, max_size=5), chunks, layouts, st.data())
@@ -51,7 +51,7 @@ def test_errors_have_the_position_that_json_reports(tmp_path_factory, array, chu
     except json.JSONDecodeError as error:
         with pytest.raises(DataError) as caught:
             stream(path, chunk)
-        if "trailing comma" not in error.msg:  # since Python 3.13 json points to the comma, and not behind it
+        if "trailing comma" not in error.msg:  # since Python 3.13 json points to the comma instead of behind it
             assert str(caught.value).startswith(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.")
     else:
         if isinstance(whole, list):

@@ -1,4 +1,4 @@
-"""The lexicon's products are BM25 as its authors wrote it down."""
+"""Products of the lexicon's sparse vectors are BM25 scores."""
 
 import math
 from collections import Counter
@@ -63,7 +63,7 @@ def test_only_the_heaviest_terms_are_kept(caplog):
 
 
 def test_products_equal_those_of_bm25s():
-    """A second library, whose index of the whole corpus is independent of our vectors of single texts."""
+    """Against a second library, which indexes the whole corpus rather than single texts."""
     lexicon = BM25Lexicon().fit(TEXTS)
     scores = dense(lexicon.sparse_mentions(QUERIES)) @ dense(lexicon.sparse_entities(TEXTS)).T
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)

@@ -1,4 +1,4 @@
-"""Every trap of the published layout is read, and everything else is a DataError that says where."""
+"""Every variant of the published layout is read; everything else is a DataError with its location."""
 
 from __future__ import annotations
 

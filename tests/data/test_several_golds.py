@@ -1,4 +1,4 @@
-"""Training on mentions with several golds: one is drawn an epoch, all are known."""
+"""Training on mentions with several golds: one is drawn per epoch, all are in the batch."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""Texts are tokenized once into small arrays, and loaded by length where a caller asks for it."""
+"""Texts are tokenized once into compact arrays, and loaded by length on request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.data.conftest import word_processor
 
 
 class Numbers:
-    """Texts of numbers, which are their own ids; padded to a width of one's choice."""
+    """A tokenizer of numbers, which are their own ids, with padding to a given width."""
 
     def __init__(self, width=3):
         self.width = width
@@ -59,7 +59,7 @@ def test_a_tokenizer_that_pads_to_the_longest_of_a_chunk():
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_sorted_by_length(folder, workers):
-    words = [3, 0, 5, 3, 9, 1]  # the last but one is cut to 8 tokens
+    words = [3, 0, 5, 3, 9, 1]  # nine words are truncated to 8 tokens
     for entity, count in zip(folder.entities, words, strict=True):
         entity["attr"] = " ".join(f"w{i}" for i in range(count))
     module = folder.module(entity_template="{attr}", entity_batch_size=2, num_workers=workers)

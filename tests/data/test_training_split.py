@@ -16,7 +16,7 @@ MENTIONS = [Mention(str(i), "m", "s", (f"Q{i % 9}",)) for i in range(200)]
 
 @given(st.integers(0, 2**31), st.lists(st.floats(0.001, 1.0), min_size=2, max_size=5))
 def test_shares_are_nested_and_depend_on_nothing_else(seed, shares):
-    random.random()  # nobody else's draws matter
+    random.random()  # the global random state has no effect
     parts = {share: [mention.id for mention in seeded_fraction(MENTIONS, share, seed)] for share in shares}
     for share in reversed(shares):
         part = [mention.id for mention in seeded_fraction(MENTIONS, share, seed)]
@@ -39,7 +39,7 @@ def test_training_uses_only_the_share(folder):
         mention.id for mention in seeded_fraction(folder.module().read_mentions("train"), 0.4, 43)
     ]
     assert sorted(i for batch in module.train_dataloader() for i in batch["index"].tolist()) == [0, 1, 2, 3]
-    assert len(module.mentions["val"]) == 5  # the other splits are whole
+    assert len(module.mentions["val"]) == 5  # the other splits are complete
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
