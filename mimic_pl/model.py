@@ -148,13 +148,24 @@ class MIMIC(Recorded, LightningModule):
         extra = {name: tensor for name, tensor in inputs.items() if name not in (*INPUTS, "has_image", "image_key")}
         return features._replace(extra={**features.extra, **extra}) if extra else features
 
+    @torch.no_grad()
     def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
-        """Score every pair of states: ``overall`` and each unit by name, each ``[mentions, entities]``."""
+        """Score every pair of encoded mentions and entities, without gradients.
+
+        Args:
+            mentions: Of :meth:`encode_mentions`.
+            entities: Of :meth:`encode_entities`.
+
+        Returns:
+            ``overall`` and each unit by name, each ``[mentions, entities]``.
+        """
         return self.matcher.score(mentions, entities)
 
     def forward(self, mentions: Inputs, entities: Inputs) -> dict[str, Tensor]:
-        """Score every pair from the inputs of both sides; see :meth:`score`."""
-        return self.score(self.matcher.mention(self.encode(mentions)), self.matcher.entity(self.encode(entities)))
+        """Score every pair from the inputs of both sides, with gradients: scores by name, ``[mentions, entities]``."""
+        return self.matcher.score(
+            self.matcher.mention(self.encode(mentions)), self.matcher.entity(self.encode(entities))
+        )
 
     # ---- records -> states --------------------------------------------------------------------------------------
 
@@ -487,7 +498,7 @@ class MIMIC(Recorded, LightningModule):
         assert self.index is not None, "the index is filled at the start of the epoch"
         states = self.mention_states(batch["mentions"])
         try:
-            return self.ranker(self.matcher, states, batch["gold"], self.index)
+            return self.ranker(self.matcher, states, self.index, batch["gold"])
         except NonFiniteScoreError as error:
             mentions = [index for own in self.index.processes.objects(batch["index"].tolist()) for index in own]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error

@@ -66,7 +66,7 @@ def test_ranks_through_the_index(model, inputs, expected, pairs_per_block, prune
         add(index, model.matcher.entity(model.encoder(**side(inputs, "entity"))))
         mentions = model.matcher.mention(model.encoder(**side(inputs, "mention")))
         ranking = Ranker(pairs_per_block=pairs_per_block, prune=prune)(
-            model.matcher, mentions, expected["gold"][:, None], index
+            model.matcher, mentions, index, expected["gold"][:, None]
         )
     assert ranking.ranks["overall"].tolist() == expected["rank"].tolist()
 

@@ -105,13 +105,13 @@ def prepare_pass(
         add(small, matcher.entity(random_features(64, generator, device)))
     gold = torch.arange(mentions, device=device)[:, None] % min(64, entities)
     ranker = Ranker(prune=prune)
-    ranker(matcher, rows(states, slice(0, 2)), gold[:2], small)
+    ranker(matcher, rows(states, slice(0, 2)), small, gold[:2])
     del small
 
     def run() -> float:
         start = time.perf_counter()
         opened = LanceIndex(folder, {**_DESCRIPTION, "dtype": dtype, "number of entities": entities}, device)
-        ranking = ranker(matcher, states, gold, opened)
+        ranking = ranker(matcher, states, opened, gold)
         ranking.top_entities.cpu()
         return time.perf_counter() - start
 

@@ -58,7 +58,7 @@ def overhead(settings: Settings) -> Row:
         matcher.to(settings.device)
         index = MemoryIndex(settings.device)
         add(index, matcher.entity(known))
-        works[name] = Work(partial(ranker, matcher, matcher.mention(asked), gold, index), mentions)
+        works[name] = Work(partial(ranker, matcher, matcher.mention(asked), index, gold), mentions)
         table.append(
             {
                 "model": name,

@@ -140,8 +140,7 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
     # Golds come from the sample, whose ranking the literal scores check.
     best = min(_GOLDS_FROM, sample)
     small = in_dtype(index, "float32", torch.arange(sample))
-    unknown = torch.full((mentions, 1), -1, device=device)
-    top = Ranker(best, "cheap", prune=False)(matcher, states, unknown, small).top_entities
+    top = Ranker(best, "cheap", prune=False)(matcher, states, small).top_entities
     place = torch.arange(mentions, device=device)[:, None] % best
     return Problem(
         "random",

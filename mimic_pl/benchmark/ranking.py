@@ -84,7 +84,7 @@ def _speed(
     head_gold = torch.where(gold < len(few), gold, -1)
 
     def ours(index: EntityIndex, golds: Tensor, ranker: Ranker, asked: States = states, by: Matcher = matcher) -> Work:
-        return Work(lambda: ranker(by, asked, golds, index), len(golds) * len(index))
+        return Work(lambda: ranker(by, asked, index, golds), len(golds) * len(index))
 
     works = machine_works(device, settings.quick)
     asked = _head(problem.mentions, literal.MENTIONS_AT_ONCE)
@@ -146,7 +146,7 @@ def _attended(problem: Problem, mentions: slice, unit_ranks: Any) -> tuple[float
     """Shares of the pairs whose attention was computed in float32, and of those scored in float64."""
     matcher, count = counting(problem.matcher)
     gold = problem.gold[mentions]
-    Ranker(unit_ranks=unit_ranks)(matcher, rows(problem.states, mentions), gold, problem.index)
+    Ranker(unit_ranks=unit_ranks)(matcher, rows(problem.states, mentions), problem.index, gold)
     pairs = len(gold) * len(problem.index)
     return count.pairs / pairs, count.exact / pairs
 
@@ -166,7 +166,7 @@ def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
         "of the float32 literal differ": _differing({n: _ranks(s, gold) for n, s in published.items()}, expected),
     }
     for prune in (False, True):
-        ranks = Ranker(prune=prune)(problem.matcher, rows(problem.states, slice(0, count)), gold, index).ranks
+        ranks = Ranker(prune=prune)(problem.matcher, rows(problem.states, slice(0, count)), index, gold).ranks
         found[f"of ours {'pruned' if prune else 'with every pair scored'} differ"] = _differing(ranks, expected)
     return found
 
@@ -175,7 +175,7 @@ def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
     """Ranks and top entities over the whole knowledge base, with every pair scored and with pruning."""
     count = max(1, min(len(problem.gold), settings.size(1 << 20, 1 << 16) // len(problem.index)))
     states, gold = rows(problem.states, slice(0, count)), problem.gold[:count]
-    full, pruned = (Ranker(prune=prune)(problem.matcher, states, gold, problem.index) for prune in (False, True))
+    full, pruned = (Ranker(prune=prune)(problem.matcher, states, problem.index, gold) for prune in (False, True))
     return {
         "ranks compared over the whole knowledge base": count * len(full.ranks),
         "of pruned ones differ from those with every pair scored": _differing(pruned.ranks, full.ranks),
@@ -207,7 +207,7 @@ def _overall_ranks(problem: Problem, index: EntityIndex, mentions: int) -> Tenso
     ranker, parts = Ranker(unit_ranks="cheap"), []
     for start in range(0, mentions, MENTIONS_AT_ONCE):
         part = slice(start, min(start + MENTIONS_AT_ONCE, mentions))
-        parts.append(ranker(problem.matcher, rows(problem.states, part), problem.gold[part], index).ranks[OVERALL])
+        parts.append(ranker(problem.matcher, rows(problem.states, part), index, problem.gold[part]).ranks[OVERALL])
     return torch.cat(parts)
 
 

@@ -103,13 +103,13 @@ def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], 
     def alone() -> None:
         for start in range(0, mentions, size):
             block = slice(start, start + size)
-            ranker(problem.matcher, rows(problem.states, block), problem.gold[block], problem.index)
+            ranker(problem.matcher, rows(problem.states, block), problem.index, problem.gold[block])
 
     def shared() -> None:
         # As many mentions at once as the one process has.
         for start in range(own.start, own.stop, size // together.world_size):
             block = slice(start, min(start + size // together.world_size, own.stop))
-            ranker(problem.matcher, rows(problem.states, block), problem.gold[block], part)
+            ranker(problem.matcher, rows(problem.states, block), part, problem.gold[block])
 
     return mentions * entities, alone, shared
 

@@ -98,7 +98,7 @@ class HardNegatives(Callback):
         ranker = Ranker(self.depth + widest, unit_ranks="cheap")
         indices, mined = [], []
         for batch, states in model.batch_encoder()(data.mining_dataloader(), "mentions", model.mention_states):
-            top = ranker(model.matcher, states, batch["gold"], index).top_entities
+            top = ranker(model.matcher, states, index, batch["gold"]).top_entities
             wrong = ~(top[:, :, None] == batch["gold"][:, None, :]).any(dim=2)
             # Stable: the wrong ones first, in the order of their ranks.
             first = wrong.int().argsort(dim=1, descending=True, stable=True)[:, : self.depth]

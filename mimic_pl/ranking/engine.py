@@ -17,7 +17,7 @@ from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
 from mimic_pl.ranking.search import Search
 from mimic_pl.ranking.stored_states import joined, of_every_process
-from mimic_pl.units import Matcher, States
+from mimic_pl.units import Matcher, States, flat
 
 _PAIRS_ON_CPU = 1 << 19
 """Pairs in a block on a CPU: what is kept of each pair, some dozens of numbers, stays near the caches."""
@@ -126,28 +126,30 @@ class Ranker(Recorded):
         return matcher.score_names if self.unit_ranks == "all" else matcher.cheap_score_names
 
     @torch.no_grad()
-    def __call__(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
+    def __call__(self, matcher: Matcher, mentions: States, index: EntityIndex, gold: Tensor | None = None) -> Ranking:
         """Rank the golds and find the top entities.
 
         Args:
             matcher: Scores mentions against entities.
             mentions: States of the mentions, float32.
-            gold: Order numbers of each mention's golds, int64 ``[mentions, golds]``, padded with -1; each is ranked.
             index: All entities.
+            gold: Order numbers of each mention's golds, int64 ``[mentions, golds]``, padded with -1; each is ranked.
+                Without golds the top entities are found, and all ranks are 0.
 
         Raises:
+            ValueError: ``gold`` has another type or shape.
             NonFiniteScoreError: A score is NaN or infinite; the error carries the row of the mention in this block and
                 the order number of the entity.
             DeviceMemoryError: Not even a small block fits the device's memory.
         """
-        ranking = self._rank(matcher, mentions, gold, index)
+        ranking = self._rank(matcher, mentions, index, _checked_gold(gold, mentions, index.device))
         if not matcher.reranks:
             return ranking
         with _full_precision(index.device):
             matcher = in_float32(matcher)
             return ranking.reranked(rerank(matcher, mentions, ranking.top_entities, ranking.top_scores, index))
 
-    def _rank(self, matcher: Matcher, mentions: States, gold: Tensor, index: EntityIndex) -> Ranking:
+    def _rank(self, matcher: Matcher, mentions: States, index: EntityIndex, gold: Tensor) -> Ranking:
         processes = index.processes
         parts = of_every_process(processes, mentions, gold)
         sizes = [len(golds) for _, golds in parts]
@@ -185,6 +187,18 @@ class Ranker(Recorded):
                 f"and so are {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index in the "
                 "host's memory (--model.index.storage host)."
             ) from error
+
+
+def _checked_gold(gold: Tensor | None, mentions: States, device: torch.device) -> Tensor:
+    size = len(next(iter(flat(mentions).values())))
+    if gold is None:
+        return torch.full((size, 1), -1, device=device)
+    if gold.dtype != torch.int64 or gold.dim() != 2 or len(gold) != size:
+        raise ValueError(
+            f"gold is {gold.dtype} {list(gold.shape)}, but must be int64 [{size}, golds]: order numbers of the golds "
+            f"of {size} mentions, padded with -1."
+        )
+    return gold
 
 
 def in_float32(matcher: Matcher) -> Matcher:

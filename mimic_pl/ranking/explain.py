@@ -38,7 +38,8 @@ class Explanation:
         entity: The entity's id.
         num_entities: Entities in the index.
         scores: ``overall`` and each unit.
-        competitors: Ids of the entities on top of the list, best first, with their scores by name.
+        competitors: Ids of the other entities at the top of the list, best first, with their scores by name. At equal
+            scores the lower order number comes first.
     """
 
     entity: str
@@ -53,11 +54,14 @@ class Explanation:
         rows = [["score", "rank", "value", "lower bound", "upper bound"]]
         for name, own in self.scores.items():
             rows.append([name, f"{own.rank:,}", *(f"{value:.4f}" for value in (own.score, own.lower, own.upper))])
-        lines += [*_aligned(rows), "", f"On top, and by how much each leads {self.entity}:", ""]
+        lines += [*_aligned(rows), "", f"Top of the others, and how far each is ahead of {self.entity}:", ""]
         rows = [["entity", *self.scores]]
         for entity, scores in self.competitors.items():
             rows.append([entity, *(f"{scores[name] - own.score:+.4f}" for name, own in self.scores.items())])
-        return "\n".join([*lines, *_aligned(rows)])
+        lines += _aligned(rows)
+        if any(scores["overall"] == overall.score for scores in self.competitors.values()):
+            lines += ["", "Entities of equal score are in the order of their order numbers."]
+        return "\n".join(lines)
 
 
 @torch.no_grad()
@@ -77,7 +81,9 @@ def explain(matcher: Matcher, mention: States, entity: str, index: EntityIndex, 
         DataError: The index has no such entity.
     """
     order = index.order_of([entity])
-    ranking = Ranker(top_k)(matcher, mention, order[None], index)
+    ranking = Ranker(top_k + 1)(matcher, mention, index, order[None])
+    top = ranking.top_entities[0]
+    top = top[top != order][:top_k]
     matcher = in_float32(matcher)
     exact = ExactScores(matcher, mention)
 
@@ -86,7 +92,7 @@ def explain(matcher: Matcher, mention: States, entity: str, index: EntityIndex, 
         scores = exact(rows, index.select(numbers).states)
         return {name: score.tolist() for name, score in scores.items()}
 
-    own, others = scores_of(order), scores_of(ranking.top_entities[0])
+    own, others = scores_of(order), scores_of(top)
     bounds = matcher.bounds(matcher.prepare(mention), index.select(order).states)
     explained = {
         name: ExplainedScore(
@@ -94,8 +100,9 @@ def explain(matcher: Matcher, mention: States, entity: str, index: EntityIndex, 
         )
         for name in matcher.score_names
     }
-    top = index.ids_of(ranking.top_entities[0])
-    competitors = {id: {name: own[place] for name, own in others.items()} for place, id in enumerate(top)}
+    competitors = {
+        id: {name: scores[place] for name, scores in others.items()} for place, id in enumerate(index.ids_of(top))
+    }
     return Explanation(entity, len(index), explained, competitors)
 
 

@@ -53,11 +53,11 @@ def test_the_arithmetic_of_a_pair_at_published_sizes():
 def test_counting_changes_no_rank_and_counts_the_pairs_that_bounds_do_not_decide():
     problem = random_problem(6, 80, 80, seed=1, device="cpu")
     matcher, count = counting(problem.matcher)
-    counted = Ranker(unit_ranks="cheap", top_k=3)(matcher, problem.states, problem.gold, problem.index)
-    expected = Ranker(unit_ranks="cheap", top_k=3)(problem.matcher, problem.states, problem.gold, problem.index)
+    counted = Ranker(unit_ranks="cheap", top_k=3)(matcher, problem.states, problem.index, problem.gold)
+    expected = Ranker(unit_ranks="cheap", top_k=3)(problem.matcher, problem.states, problem.index, problem.gold)
     assert all(torch.equal(counted.ranks[name], expected.ranks[name]) for name in expected.ranks)
     assert 0 < count.pairs <= 6 * 80
     assert count.exact >= 6  # at least the gold of each mention
     before = count.pairs
-    Ranker(prune=False)(matcher, problem.states, problem.gold, problem.index)
+    Ranker(prune=False)(matcher, problem.states, problem.index, problem.gold)
     assert count.pairs == before + 6 * 80, "without pruning every pair is scored"

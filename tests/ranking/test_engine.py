@@ -39,7 +39,7 @@ def test_ranks_and_top_k_equal_one_sorted_list(data):
     )
     matcher = table_matcher({"expensive": data.draw(st.sampled_from([0.0, 0.3, 3.0])), "cheap": None})
     index, mentions = table_states(tables)
-    ranking = ranker(matcher, mentions, pad(golds), index)
+    ranking = ranker(matcher, mentions, index, pad(golds))
 
     scores = {"overall": (tables["expensive"] + tables["cheap"]) / 2, **tables}
     assert set(ranking.ranks) == set(scores) - ({"expensive"} if ranker.unit_ranks == "cheap" else set())
@@ -65,7 +65,7 @@ def test_differences_below_float32_precision_are_ordered_by_position():
     state_hashes = (repeated[None] == repeated[golds[:, 0]][:, None]).all(dim=-1)
     same_before = torch.stack([state_hashes[m, : golds[m, 0]].sum() for m in range(5)])
     for pairs_per_block in (5, 100, 1000, 10_000):
-        ranks = Ranker(pairs_per_block=pairs_per_block)(matcher, mentions, golds, index).ranks["vision"]
+        ranks = Ranker(pairs_per_block=pairs_per_block)(matcher, mentions, index, golds).ranks["vision"]
         # Before the gold are complete groups of equal entities, and those of its own group at smaller positions.
         sizes = {int(state_hashes[m].sum()) for m in range(5)}
         groups = [int(r) - 1 - int(s) for r, s in zip(ranks, same_before, strict=True)]
@@ -79,7 +79,7 @@ def test_a_constant_scorer_gains_nothing():
     index, mentions = table_states({"text": torch.zeros(100, 50)})
     golds = torch.randint(0, 50, (100, 1), generator=torch.Generator().manual_seed(0))
     for slack in (None, 1.0):
-        ranking = Ranker(pairs_per_block=700)(table_matcher({"text": slack}), mentions, golds, index)
+        ranking = Ranker(pairs_per_block=700)(table_matcher({"text": slack}), mentions, index, golds)
         assert ranking.ranks["overall"].tolist() == (golds[:, 0] + 1).tolist()
         assert ranking.top_entities.tolist() == [list(range(10))] * 100
 
@@ -111,7 +111,7 @@ def test_entities_with_equal_states_are_ranked_in_order_and_scored_once(prune, m
     scores = torch.randn(6, 4, generator=torch.Generator().manual_seed(1))[:, state_hashes]
     index, mentions = table_states({"vision": scores})
     golds = [[0], [1], [1999], [700], [701], [702]]
-    ranking = Ranker(prune=prune, pairs_per_block=6000)(table_matcher({"vision": None}), mentions, pad(golds), index)
+    ranking = Ranker(prune=prune, pairs_per_block=6000)(table_matcher({"vision": None}), mentions, index, pad(golds))
     assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(scores, golds)
     assert ranking.top_entities.tolist() == top_by_sorting(scores, 10)
     assert sum(scored) < 6 * 4 * 10 * 3
@@ -140,7 +140,7 @@ def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, dtype="
         for order in storage.split(10):
             add(index, matcher.entity(entities.rows(order)), order)
         parts = [
-            ranker(matcher, matcher.mention(mentions.rows(slice(s, s + batch))), golds[s : s + batch], index)
+            ranker(matcher, matcher.mention(mentions.rows(slice(s, s + batch))), index, golds[s : s + batch])
             for s in range(0, len(golds), batch)
         ]
     ranks = {name: [r for part in parts for r in part.ranks[name].tolist()] for name in parts[0].ranks}
@@ -207,9 +207,9 @@ def test_reduced_precision_settings_of_training_change_no_rank():
         states = tuple({u: {n: t.float() for n, t in s.items()} for u, s in side.items()} for side in states)
         index = MemoryIndex()
         add(index, {u: {n: t.detach() for n, t in s.items()} for u, s in states[1].items()})
-        plain = Ranker()(matcher, states[0], golds, index)
+        plain = Ranker()(matcher, states[0], index, golds)
         with torch.autocast("cpu", torch.bfloat16):
-            ranking = Ranker()(matcher, states[0], golds, index)
+            ranking = Ranker()(matcher, states[0], index, golds)
         assert torch.get_float32_matmul_precision() == "medium", "the setting is restored"
     finally:
         torch.set_float32_matmul_precision("highest")
@@ -225,7 +225,7 @@ def test_a_matcher_that_is_not_monotone_is_not_pruned():
     scores = torch.randn(4, 30, generator=torch.Generator().manual_seed(0))
     index, mentions = table_states({"text": scores})
     golds = [[3], [4], [5], [29]]
-    ranking = Ranker(pairs_per_block=20)(table_matcher({"text": 5.0}, Opposed), mentions, pad(golds), index)
+    ranking = Ranker(pairs_per_block=20)(table_matcher({"text": 5.0}, Opposed), mentions, index, pad(golds))
     assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(-scores, golds)
     assert ranking.ranks["text"].tolist() == reference.ranks_by_sorting(scores, golds)
 
@@ -241,7 +241,7 @@ def test_a_non_finite_score_is_an_error_that_names_mention_and_entity(value):
     scores[2, 13] = 13
     index, mentions = table_states({"text": scores})
     with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 13") as caught:
-        Ranker(pairs_per_block=15)(Matcher(DIMS, {"text": Broken}), mentions, torch.tensor([[0], [1], [2]]), index)
+        Ranker(pairs_per_block=15)(Matcher(DIMS, {"text": Broken}), mentions, index, torch.tensor([[0], [1], [2]]))
     assert (caught.value.mention, caught.value.entity) == (2, 13)
 
 
@@ -251,7 +251,7 @@ def test_a_non_finite_entity_is_an_error_even_if_no_pair_is_scored():
     index, mentions = table_states({"text": scores})
     for golds in ([[0], [1], [2]], [[], [], []]):
         with pytest.raises(NonFiniteScoreError, match="entity 13") as caught:
-            Ranker(pairs_per_block=15)(table_matcher({"text": 1.0}), mentions, pad(golds), index)
+            Ranker(pairs_per_block=15)(table_matcher({"text": 1.0}), mentions, index, pad(golds))
         assert caught.value.entity == 13
 
 
@@ -272,14 +272,32 @@ def test_out_of_memory_shrinks_the_blocks_once_and_then_is_an_error():
     golds = [[3], [4], [5], [63]]
     matcher = Matcher(DIMS, {"text": MemoryLimited})
     matcher.units["text"].max_pairs = 40
-    ranking = Ranker(pairs_per_block=160)(matcher, mentions, pad(golds), index)
+    ranking = Ranker(pairs_per_block=160)(matcher, mentions, index, pad(golds))
     assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(scores, golds)
     matcher.units["text"].max_pairs = 3
     with pytest.raises(DeviceMemoryError, match="eval_batch_size"):
-        Ranker(pairs_per_block=160)(matcher, mentions, pad(golds), index)
+        Ranker(pairs_per_block=160)(matcher, mentions, index, pad(golds))
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"pairs_per_block": 0}])
 def test_sizes_below_one_are_rejected(options):
     with pytest.raises(ConfigError, match="positive"):
         Ranker(**options)
+
+
+def test_golds_change_no_top_entity_and_may_be_left_out():
+    index, mentions = table_states({"one": torch.randn(4, 30)})
+    matcher = table_matcher({"one": 0.3})
+    ranking, without = (
+        Ranker()(matcher, mentions, index, pad([[3], [], [1, 2], [9]])),
+        Ranker()(matcher, mentions, index),
+    )
+    assert torch.equal(ranking.top_entities, without.top_entities)
+    assert without.ranks["overall"].tolist() == [0, 0, 0, 0]
+
+
+@pytest.mark.parametrize("gold", [torch.empty(4, 0), torch.zeros(4, dtype=torch.int64), torch.full((3, 1), -1)])
+def test_golds_of_another_type_or_shape_are_rejected(gold):
+    index, mentions = table_states({"one": torch.randn(4, 30)})
+    with pytest.raises(ValueError, match=r"must be int64 \[4, golds\]"):
+        Ranker()(table_matcher({"one": None}), mentions, index, gold)

@@ -40,7 +40,7 @@ def test_scores_bounds_ranks_and_competitors(matcher, index, entity):
         assert found.score == pytest.approx(float(own[entity]), abs=1e-5)
         assert found.rank == 1 + int((own > own[entity]).sum())
         assert found.lower - 1e-5 <= found.score <= found.upper + 1e-5
-    top = scores["overall"][0].topk(4).indices.tolist()
+    top = [n for n in scores["overall"][0].argsort(descending=True).tolist() if n != entity][:4]
     assert list(explanation.competitors) == [f"Q{n}" for n in top]
     for n, competitor in zip(top, explanation.competitors.values(), strict=True):
         assert competitor == pytest.approx({name: float(own[0, n]) for name, own in scores.items()}, abs=1e-5)
@@ -56,6 +56,18 @@ def test_it_prints_as_two_tables(matcher, index):
     first = next(iter(explanation.competitors))
     lead = explanation.competitors[first]["overall"] - explanation.scores["overall"].score
     assert printed[-2].split()[:2] == [first, f"{lead:+.4f}"]
+
+
+@torch.no_grad()
+def test_ties_are_explained(matcher):
+    states = matcher.entity(ENTITIES.rows(torch.tensor([3, 3, 3, 7])))
+    index = MemoryIndex("cpu", capacity=4)
+    index.add(["a", "b", "c", "d"], states)
+    explanation = explain(matcher, matcher.mention(MENTIONS), "b", index)
+    ahead = list(explanation.competitors)
+    assert [id for id in ahead if id != "d"] == ["a", "c"]
+    assert explanation.scores["overall"].rank == 2 + (ahead[0] == "d")
+    assert str(explanation).endswith("Entities of equal score are in the order of their order numbers.")
 
 
 @torch.no_grad()

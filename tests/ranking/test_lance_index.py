@@ -100,7 +100,7 @@ def test_ranking_from_disk_equals_ranking_from_memory(tmp_path):
     on_disk = build(tmp_path / "index", 60, lambda first: [(torch.arange(60), made)])
     golds = pad([[3], [4, 59], [], [0], [31]])
     for index in (in_memory, on_disk):
-        ranking = Ranker(pairs_per_block=40)(table_matcher({"text": 1.0}), mentions, golds, index)
+        ranking = Ranker(pairs_per_block=40)(table_matcher({"text": 1.0}), mentions, index, golds)
         best = tables["text"].argsort(dim=1, descending=True, stable=True)[:, :10]
         assert torch.equal(ranking.top_entities, best)
 
@@ -364,7 +364,7 @@ def test_nan_in_the_index(tmp_path):
     made = {name: dict(state.items()) for name, state in index.select(torch.arange(20)).states.items()}
     stored = build(tmp_path, 20, lambda _: [(torch.arange(20), made)])
     with expect_fault("test_nan_in_the_index"):
-        Ranker()(table_matcher({"text": 1.0}), mentions, pad([[0], [1], [2]]), stored)
+        Ranker()(table_matcher({"text": 1.0}), mentions, stored, pad([[0], [1], [2]]))
 
 
 def resident_memory() -> float:

@@ -41,8 +41,8 @@ def test_golds_in_the_candidate_list_get_new_ranks_and_others_keep_theirs(data):
     top_k, slack = data.draw(st.sampled_from([1, 2, 4, 8])), data.draw(st.sampled_from([None, 0.3]))
     index, mentions = table_states({"one": table})
     ranker = Ranker(top_k, pairs_per_block=data.draw(st.integers(1, 200)))
-    ranking = ranker(table_matcher({"one": slack}, MiddleFirst), mentions, pad(golds), index)
-    plain = ranker(table_matcher({"one": slack}), mentions, pad(golds), index)
+    ranking = ranker(table_matcher({"one": slack}, MiddleFirst), mentions, index, pad(golds))
+    plain = ranker(table_matcher({"one": slack}), mentions, index, pad(golds))
 
     expected = [reordered(row, top_k) for row in table.tolist()]
     assert ranking.top_entities.tolist() == [order[:top_k] for order in expected]
@@ -57,14 +57,14 @@ def test_golds_in_the_candidate_list_get_new_ranks_and_others_keep_theirs(data):
 def test_the_candidate_list_is_at_most_as_long_as_the_knowledge_base():
     table = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
     index, mentions = table_states({"one": table})
-    ranking = Ranker(10)(table_matcher({"one": None}, MiddleFirst), mentions, torch.tensor([[0]]), index)
+    ranking = Ranker(10)(table_matcher({"one": None}, MiddleFirst), mentions, index, torch.tensor([[0]]))
     assert ranking.top_entities.tolist() == [reordered(table[0].tolist(), 4)]
 
 
 def test_a_matcher_that_does_not_rerank_reads_no_states_of_top_entities(monkeypatch):
     index, mentions = table_states({"one": torch.zeros(2, 20)})
     monkeypatch.setattr(index, "gather", lambda _: pytest.fail("unused states are gathered"))
-    Ranker(3)(table_matcher({"one": None}), mentions, torch.tensor([[0], [1]]), index)
+    Ranker(3)(table_matcher({"one": None}), mentions, index, torch.tensor([[0], [1]]))
 
 
 def test_invalid_reranked_scores_are_rejected():
@@ -81,7 +81,7 @@ def test_invalid_reranked_scores_are_rejected():
     index, mentions = table_states({"one": table})
     golds = torch.zeros(3, 1, dtype=torch.int64)
     with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 17") as caught:
-        Ranker()(table_matcher({"one": None}, Broken), mentions, golds, index)
+        Ranker()(table_matcher({"one": None}, Broken), mentions, index, golds)
     assert (caught.value.mention, caught.value.entity) == (2, 17)
     with pytest.raises(ConfigError, match=r"Short.rerank returns \[3\] for 3 mentions with 10 entities each"):
-        Ranker()(table_matcher({"one": None}, Short), mentions, golds, index)
+        Ranker()(table_matcher({"one": None}, Short), mentions, index, golds)

@@ -35,7 +35,7 @@ def test_every_gold_has_its_rank_in_one_sorted_list(data):
     gold = gold[:, order]  # padding may be in any column
     ranker = Ranker(3, prune=data.draw(st.booleans()), pairs_per_block=data.draw(st.integers(1, 200)))
     index, mentions = table_states(tables)
-    ranking = ranker(table_matcher({"expensive": 0.3, "cheap": None}), mentions, gold, index)
+    ranking = ranker(table_matcher({"expensive": 0.3, "cheap": None}), mentions, index, gold)
     for name, scores in {"overall": (tables["expensive"] + tables["cheap"]) / 2, **tables}.items():
         expected = rank_every_gold(scores, gold)
         if gold.shape[1]:
@@ -58,7 +58,7 @@ def test_ranks_of_a_real_matcher_equal_those_of_float64(prune):
     with torch.no_grad():
         index = MemoryIndex()
         add(index, matcher.entity(entities))
-        ranking = Ranker(prune=prune, pairs_per_block=300)(matcher, matcher.mention(mentions), gold, index)
+        ranking = Ranker(prune=prune, pairs_per_block=300)(matcher, matcher.mention(mentions), index, gold)
     for name, table in scores.items():
         assert ranking.gold_ranks[name].tolist() == rank_every_gold(table, gold), name
     for row in range(13):
@@ -76,5 +76,5 @@ def test_a_non_finite_score_names_the_mention_and_not_the_row_of_its_gold():
     scores[2, 13] = 13
     index, mentions = table_states({"text": scores})
     with pytest.raises(NonFiniteScoreError, match="mention 2 .* entity 13") as caught:
-        Ranker(pairs_per_block=15)(Matcher(DIMS, {"text": Broken}), mentions, pad([[0, 4, 5], [1], [2, 3]]), index)
+        Ranker(pairs_per_block=15)(Matcher(DIMS, {"text": Broken}), mentions, index, pad([[0, 4, 5], [1], [2, 3]]))
     assert (caught.value.mention, caught.value.entity) == (2, 13)

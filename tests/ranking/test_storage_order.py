@@ -53,7 +53,7 @@ def test_ranking_does_not_depend_on_how_the_index_was_built(data):
     for _ in range(2):
         index = indexed(data.draw, tables, numbers)
         ranker = Ranker(top_k, prune=data.draw(st.booleans()), pairs_per_block=data.draw(st.integers(1, 250)))
-        ranking = ranker(matcher, mentions, gold, index)
+        ranking = ranker(matcher, mentions, index, gold)
         for name, table in scores.items():
             assert ranking.ranks[name].tolist() == reference.ranks_by_sorting(table, golds), name
             assert torch.equal(ranking.top_scores[name], table.gather(1, by_sorting)), name
@@ -75,6 +75,6 @@ def test_ties_are_listed_by_order_number(prune, storage):
         add(index, {"vision": {"column": table[:, batch].T.contiguous()}}, 10 * batch)
     golds, mentions = [[0], [2999], [1500], [7]], {"vision": {"row": torch.arange(4)}}
     ranker = Ranker(prune=prune, pairs_per_block=4 * 250)
-    ranking = ranker(table_matcher({"vision": None}), mentions, torch.tensor(golds) * 10, index)
+    ranking = ranker(table_matcher({"vision": None}), mentions, index, torch.tensor(golds) * 10)
     assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(table, golds)
     assert torch.equal(ranking.top_entities, table.argsort(dim=1, descending=True, stable=True)[:, :10] * 10)

@@ -82,7 +82,7 @@ def test_ranking_equals_sorting_the_score_matrix(dtype):
     with torch.no_grad():
         add(index, matcher.entity(features(60, 3)))
         mentions = matcher.mention(features(8, 2))
-        found = [Ranker(60, prune=prune)(matcher, mentions, gold, index) for prune in (True, False)]
+        found = [Ranker(60, prune=prune)(matcher, mentions, index, gold) for prune in (True, False)]
         sides = mentions, index.select(torch.arange(60)).states
         double = [
             {
