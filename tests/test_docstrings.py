@@ -36,7 +36,12 @@ def test_the_github_files_are_valid():
     import yaml
 
     root = __file__.rpartition("tests")[0]
-    for name in ("workflows/ci.yml", "ISSUE_TEMPLATE/bug.yml", "ISSUE_TEMPLATE/idea.yml", "ISSUE_TEMPLATE/config.yml"):
+    for name in (
+        "workflows/ci.yml",
+        "ISSUE_TEMPLATE/bug.yml",
+        "ISSUE_TEMPLATE/feature.yml",
+        "ISSUE_TEMPLATE/config.yml",
+    ):
         with open(f"{root}.github/{name}") as file:
             content = yaml.safe_load(file)
         assert isinstance(content, dict)
