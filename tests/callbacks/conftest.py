@@ -15,6 +15,7 @@ from mimic_pl.data import PublishedStatistics
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
+from tests import training
 
 NUM_ENTITIES = 8
 NUM_MENTIONS = 11
@@ -138,16 +139,8 @@ def make_trainer(tmp_path):
     """Make a Trainer in one process with some callbacks, which writes below tmp_path."""
 
     def make(*callbacks: Any, **kwargs: Any) -> Trainer:
-        settings = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "default_root_dir": tmp_path,
-            "callbacks": list(callbacks),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "logger": False,
-        }
-        return Trainer(**(settings | kwargs))
+        return training.make_trainer(
+            kwargs.pop("default_root_dir", tmp_path), *callbacks, **{"num_sanity_val_steps": 2, **kwargs}
+        )
 
     return make
