@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 import mimic_pl
+from tests.readme import readme_block
 
 tomllib = pytest.importorskip("tomllib", reason="reads TOML since Python 3.11")
 
@@ -57,7 +58,7 @@ def test_every_file_and_class_named_in_the_readme_exists():
 
 
 def test_the_example_of_the_readme_is_a_model():
-    code = re.search(r"```python\n# theirs\.py\n(.+?)```", README, re.DOTALL).group(1)
+    code = readme_block("# theirs.py")
     namespace: dict = {}
     exec(code, namespace)
     assert issubclass(namespace["Model"], mimic_pl.MIMIC)
