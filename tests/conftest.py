@@ -1,4 +1,4 @@
-"""Fixtures that more than one room of the tests uses."""
+"""Fixtures shared by several test folders."""
 
 import os
 import subprocess
@@ -11,26 +11,28 @@ import torch
 from tests import tiny
 from tests.launch import FORK
 
-# Nothing in the tests may reach for the network.
+# No test may use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"
 
-# Some tests fork processes, and a child of a process that has used OpenMP's threads waits for threads that it lacks.
+# Some tests fork processes, and a child of a process that has used OpenMP threads deadlocks waiting for them.
 torch.set_num_threads(1)
 
-# Nor keep anything of the images that they draw.
+# Image caches of the tests are discarded.
 _caches = tempfile.TemporaryDirectory()
 os.environ["XDG_CACHE_HOME"] = _caches.name
 
 
 def pytest_addoption(parser):
-    parser.addoption("--fuzz-inputs", type=int, default=1000, help="Inputs of tests/faults/test_fuzz.py, all together.")
+    parser.addoption(
+        "--fuzz-inputs", type=int, default=1000, help="Total number of inputs in tests/faults/test_fuzz.py."
+    )
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """A test with the mark ``own_process`` runs in a fork of its own.
+    """Run a test marked ``own_process`` in a forked process.
 
-    A process that has used Lance cannot be forked into one that uses it, and other tests fork whole commands.
+    Once a process has used Lance, its forks cannot use it, and other tests fork whole commands.
     """
     if FORK is None or pyfuncitem.get_closest_marker("own_process") is None:
         return None
@@ -38,7 +40,7 @@ def pytest_pyfunc_call(pyfuncitem):
     receiver, sender = FORK.Pipe(duplex=False)
 
     def work():
-        torch.set_num_threads(1)  # the threads of the forked process are not there
+        torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
         try:
             pyfuncitem.obj(**arguments)
             sender.send(None)
@@ -51,7 +53,7 @@ def pytest_pyfunc_call(pyfuncitem):
     try:
         failure = receiver.recv()
     except EOFError:
-        failure = "it ended without a word"
+        failure = "the process exited without a result"
     process.join()
     assert failure is None, failure
     return True
@@ -59,21 +61,21 @@ def pytest_pyfunc_call(pyfuncitem):
 
 @pytest.fixture(scope="session")
 def tiny_set(tmp_path_factory):
-    """The folder of a tiny data set in the published layout; not to be changed."""
+    """Folder of a tiny data set in the published layout. Read-only: the session shares it."""
     return tiny.write_set(tmp_path_factory.mktemp("sets") / "Tiny")
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of four megabytes."""
+    """A file system of four megabytes."""
     disk = tmp_path / "disk"
     disk.mkdir()
     try:
         mount = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(disk)]
         mounted = subprocess.run(mount, capture_output=True, text=True)
     except FileNotFoundError:
-        pytest.skip("this system has no mount")
+        pytest.skip("this system has no mount command")
     if mounted.returncode:
-        pytest.skip(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
     yield disk
     subprocess.run(["umount", "-l", str(disk)], check=True)

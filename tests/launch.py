@@ -1,4 +1,4 @@
-"""Commands in processes of their own, forked from the one that runs the tests, where all imports are done."""
+"""Run commands in processes forked from the test process, which has already imported everything."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from mimic_pl.cli import main
 FORK = multiprocessing.get_context("fork") if "fork" in multiprocessing.get_all_start_methods() else None
 needs_fork = pytest.mark.skipif(FORK is None or sys.platform == "win32", reason="this system cannot fork")
 
-PATIENCE = 150
-"""Seconds after which a command hangs, on a machine that has other things to do as well."""
+TIMEOUT = 150
+"""Seconds after which a command counts as hanging; generous, since the machine may be busy."""
 
 
-class Started:
-    """A command in as many processes as it computes with; what they say goes to ``log0`` and so on.
+class RunningCommand:
+    """A command running in one or several processes, whose output goes to ``log0``, ``log1`` and so on.
 
     Args:
         arguments: The command line.
-        folder: Where it is run.
-        processes: How many, which ``--trainer.devices`` has to say as well; several meet as those of Lightning's own
+        folder: Its working directory.
+        processes: How many, which has to equal ``--trainer.devices``; several rendezvous as those of Lightning's own
             launcher do.
-        before: Called in each of them, before anything else.
-        name: What the files begin with.
+        before: Called in each process before anything else.
+        name: Prefix of the log files.
     """
 
     def __init__(
@@ -48,59 +48,59 @@ class Started:
         name: str = "log",
     ) -> None:
         folder.mkdir(exist_ok=True)
-        self.folder, self.begun = folder, time.time_ns()
+        self.folder, self.started_at = folder, time.time_ns()
         self.logs = [folder / f"{name}{rank}" for rank in range(processes)]
         port = _free_port()
 
-        def meet(rank: int) -> None:
+        def set_up(rank: int) -> None:
             if processes > 1:
-                place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
-                os.environ.update(place, LOCAL_RANK=str(rank))
+                rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}
+                os.environ.update(rendezvous, LOCAL_RANK=str(rank))
             if before is not None:
                 before()
 
-        self.processes = [_forked(arguments, folder, log, meet, rank) for rank, log in enumerate(self.logs)]
+        self.processes = [_fork(arguments, folder, log, set_up, rank) for rank, log in enumerate(self.logs)]
 
-    def wait_for(self, happened: Callable[[], bool]) -> None:
-        """Until something has happened, or the command has ended."""
-        end = time.monotonic() + PATIENCE
-        while not happened() and all(process.is_alive() for process in self.processes):
-            assert time.monotonic() < end, self.said()
+    def wait_for(self, condition: Callable[[], bool]) -> None:
+        """Wait until a condition holds or one of the processes has exited."""
+        deadline = time.monotonic() + TIMEOUT
+        while not condition() and all(process.is_alive() for process in self.processes):
+            assert time.monotonic() < deadline, self.output()
             time.sleep(0.001)
 
-    def send(self, number: signal.Signals, ranks: Iterable[int]) -> None:
+    def send(self, signal_: signal.Signals, ranks: Iterable[int]) -> None:
         """Send a signal to some of its processes."""
         for rank in ranks:
-            os.kill(self.processes[rank].pid, number)
+            os.kill(self.processes[rank].pid, signal_)
 
-    def codes(self) -> list[int]:
-        """How its processes have ended, which is waited for."""
+    def exit_codes(self) -> list[int]:
+        """Wait for the processes and return their exit codes."""
         for process in self.processes:
-            process.join(PATIENCE)
+            process.join(TIMEOUT)
         hanging = [process for process in self.processes if process.is_alive()]
         for process in hanging:
             process.kill()
-        assert not hanging, f"they hang:\n{self.said()}"
+        assert not hanging, f"processes hang:\n{self.output()}"
         return [process.exitcode for process in self.processes]
 
-    def said(self) -> str:
-        """What its processes have said so far."""
+    def output(self) -> str:
+        """What the processes have printed so far."""
         return "\n".join(log.read_text() for log in self.logs)
 
 
 def run(arguments: Sequence[str], folder: Path, processes: int = 1) -> None:
-    """Run a command to its good end."""
-    started = Started(arguments, folder, processes)
-    assert started.codes() == [0] * processes, started.said()
+    """Run a command, which has to succeed."""
+    command = RunningCommand(arguments, folder, processes)
+    assert command.exit_codes() == [0] * processes, command.output()
 
 
 def environment() -> dict[str, str]:
-    """That of an interpreter of its own, which finds this checkout and takes one core."""
+    """Environment of a new interpreter that imports this checkout and uses one core."""
     return {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
 
 
-def in_an_interpreter(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
-    """Run ``python ARGUMENTS`` to its end, whatever that is."""
+def run_python(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run ``python ARGUMENTS`` in a new interpreter, whether or not it succeeds."""
     return subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -112,17 +112,17 @@ def in_an_interpreter(arguments: Sequence[str], folder: Path) -> subprocess.Comp
     )
 
 
-def _forked(arguments: Sequence[str], folder: Path, log: Path, before: Callable[[int], None], rank: int):  # type: ignore[no-untyped-def]
+def _fork(arguments: Sequence[str], folder: Path, log: Path, before: Callable[[int], None], rank: int):  # type: ignore[no-untyped-def]
     assert FORK is not None
 
     def work() -> None:
-        torch.set_num_threads(1)  # the threads of the forked process are not there
+        torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
         tqdm.set_lock(threading.RLock())
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
         for stream in (1, 2):
             os.dup2(file, stream)
         sys.stdout, sys.stderr = os.fdopen(os.dup(1), "w", 1), os.fdopen(os.dup(2), "w", 1)
-        # Not to where pytest, and Lightning when it was imported, would have it.
+        # Log to the file, not to the streams that pytest and Lightning captured on import.
         logging.basicConfig(format="%(message)s", force=True)
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).handlers[:] = logging.getLogger().handlers
@@ -136,6 +136,6 @@ def _forked(arguments: Sequence[str], folder: Path, log: Path, before: Callable[
 
 
 def _free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

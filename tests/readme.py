@@ -1,4 +1,4 @@
-"""The README's examples, which are tests."""
+"""The code examples of the README, which the tests run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ README = Path(__file__).parents[1] / "README.md"
 
 
 def readme_block(first_line: str) -> str:
-    """The code block that begins with a line."""
+    """The code block whose first line is given."""
     blocks = README.read_text().split("```")[1::2]
     (found,) = [block.partition("\n")[2] for block in blocks if block.partition("\n")[2].startswith(first_line)]
     return found

@@ -1,4 +1,4 @@
-"""Slow, literal references: every formula as the paper writes it, one pair at a time."""
+"""Slow, literal reference implementations: every formula as in the paper, one pair at a time."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def pairwise(mentions: Features, entities: Features, score_pair) -> Tensor:
 
 
 def tglu(unit: TGLU, m: Features, e: Features) -> Tensor:
-    """S_T of one pair, the context of every entity token written out."""
+    """S_T of one pair, with the context of every entity token computed explicitly."""
     m_tokens, e_tokens = m.text_local, e.text_local
     if unit.mask_padding:
         m_tokens, e_tokens = m_tokens[m.text_mask.bool()], e_tokens[e.text_mask.bool()]
@@ -47,7 +47,7 @@ def tglu(unit: TGLU, m: Features, e: Features) -> Tensor:
 
 
 def dual_gate(gate: DualGate, query_side: Features, key_side: Features) -> Tensor:
-    """One direction of VDLU for one pair, with its vectors."""
+    """One direction of VDLU for one pair, with explicit pair vectors."""
     q, k = gate.global_(query_side.image_global), gate.global_(key_side.image_global)
     p = gate.local(key_side.image_local).mean(dim=0)
     c = gate.mix(gate.norm_sum(p + q))

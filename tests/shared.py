@@ -1,4 +1,4 @@
-"""Where the optional shared material lies; tests that use it skip where it is absent."""
+"""Location of optional shared files; tests that need them are skipped without them."""
 
 from pathlib import Path
 
@@ -8,6 +8,6 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def needs_shared(*parts: str) -> pytest.MarkDecorator:
-    """Skip unless this part of the shared material is there."""
+    """Skip a test unless these shared files exist."""
     path = SHARED.joinpath(*parts)
-    return pytest.mark.skipif(not path.exists(), reason=f"no shared material ({'/'.join(parts)}) beside the checkout")
+    return pytest.mark.skipif(not path.exists(), reason=f"no shared/{'/'.join(parts)} next to the checkout")

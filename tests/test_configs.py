@@ -1,4 +1,4 @@
-"""Every shipped configuration builds its model and takes a real step, on a stand-in of its data and its checkpoint."""
+"""Every shipped configuration builds its model and trains a step, on small stand-ins for its data and checkpoint."""
 
 import json
 from pathlib import Path
@@ -19,7 +19,7 @@ PUBLISHED = ("wikimel", "richpedia", "wikidiverse")
 
 @pytest.fixture(scope="module")
 def clip_checkpoint(tmp_path_factory):
-    """A small CLIP where the configurations name one that would have to be downloaded."""
+    """A small CLIP in place of the one that the configurations would download."""
     folder = tmp_path_factory.mktemp("clip")
     tokenizer = build_tokenizer(tiny.WORDS)
     tokenizer.save_pretrained(folder)
@@ -31,7 +31,7 @@ def clip_checkpoint(tmp_path_factory):
     return str(folder)
 
 
-def test_this_test_knows_every_configuration():
+def test_every_configuration_is_tested():
     assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILE_STEMS, "demo"}
 
 
@@ -74,21 +74,21 @@ OVERLAYS = sorted(
     path
     for folder in ("experiments", "recipes")
     for path in (CONFIGS / folder).glob("*.yaml")
-    if not path.stem.startswith(("cross_to_", "low_resource_"))  # which have tests of their own
+    if not path.stem.startswith(("cross_to_", "low_resource_"))  # these have their own tests
 )
 
 
-def stand_in(overlay, clip_checkpoint):
-    """Options that put the small CLIP in the place of the pretrained weights that an overlay leaves in force."""
+def small_weights(overlay, clip_checkpoint):
+    """Options that replace the pretrained weights of an overlay by small ones."""
     if overlay.stem != "sentence_encoder":
         return ["--model.encoder.pretrained", clip_checkpoint]
-    # The small CLIP's tokenizer with a BERT of random weights, as that encoder's text tower is one.
+    # That encoder's text tower is a BERT: a random one with the tokenizer of the small CLIP.
     folder = Path(clip_checkpoint).parent / "bert"
     if not folder.is_dir():
         AutoTokenizer.from_pretrained(clip_checkpoint).save_pretrained(folder)
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         BertModel(BertConfig(vocab_size=len(AutoTokenizer.from_pretrained(folder)), **sizes)).save_pretrained(folder)
-    # One layer of its image tower, too: bfloat16 is slow on most CPUs.
+    # And one layer in its image tower: bfloat16 is slow on most CPUs.
     return ["--model.encoder.text", str(folder), "--model.encoder.vision_args", '{"img_size": 112, "depth": 1}']
 
 
@@ -96,7 +96,7 @@ def stand_in(overlay, clip_checkpoint):
 def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "set", "RichpediaMEL")
-    options = ["--data.root", str(tmp_path / "set"), *stand_in(overlay, clip_checkpoint)]
+    options = ["--data.root", str(tmp_path / "set"), *small_weights(overlay, clip_checkpoint)]
     options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
     short = [
         "--trainer.max_epochs",
@@ -106,7 +106,7 @@ def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypat
         "--trainer.check_val_every_n_epoch",
         "1",
     ]
-    # A fast run leaves callbacks out, and some recipes are callbacks.
+    # fast_dev_run disables callbacks, and some recipes are callbacks.
     options += short if overlay.parent.name == "recipes" else ["--trainer.fast_dev_run", "true"]
     before = torch.random.get_rng_state()
     main(["fit", "--config", str(CONFIGS / "richpedia.yaml"), "--config", str(overlay), *options])
@@ -114,7 +114,7 @@ def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_every_overlay_says_first_what_it_changes(overlay):
+def test_every_overlay_starts_with_what_it_changes(overlay):
     first, *rest = overlay.read_text().splitlines()
     assert first.startswith("# ") and first.endswith("."), "the first line is a sentence"
     assert set(yaml.safe_load("\n".join(rest))) <= {"trainer", "model", "data"}
@@ -122,7 +122,7 @@ def test_every_overlay_says_first_what_it_changes(overlay):
 
 @pytest.mark.parametrize("target", PUBLISHED)
 def test_a_step_across_data_sets(target, clip_checkpoint, tmp_path, monkeypatch):
-    """Trained on the two others, with a model of any published configuration."""
+    """Training on the other two sets, with the model of any published configuration."""
     monkeypatch.chdir(tmp_path)
     folders = {"wikimel": "WikiMEL", "richpedia": "RichpediaMEL", "wikidiverse": "WikiDiverse"}
     for name, folder in folders.items():
@@ -142,7 +142,7 @@ def test_a_step_across_data_sets(target, clip_checkpoint, tmp_path, monkeypatch)
 
 
 @pytest.mark.parametrize(("percent", "mentions"), [(10, 2), (20, 4)])
-def test_a_run_of_low_resource(percent, mentions, clip_checkpoint, tmp_path, monkeypatch):
+def test_a_low_resource_run(percent, mentions, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "set", FILE_STEMS["wikimel"])
     overlay = CONFIGS / "experiments" / f"low_resource_{percent}.yaml"
@@ -153,7 +153,7 @@ def test_a_run_of_low_resource(percent, mentions, clip_checkpoint, tmp_path, mon
     main(["fit", "--config", str(CONFIGS / "wikimel.yaml"), "--config", str(overlay), *options])
     torch.random.set_rng_state(before)
     last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
-    assert torch.load(last, weights_only=True)["global_step"] == mentions  # of 20, one a batch
+    assert torch.load(last, weights_only=True)["global_step"] == mentions  # of 20 mentions, one per batch
 
 
 def test_a_run_of_the_best_recipe_is_tested_from_its_folder(clip_checkpoint, tmp_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Records in, states out: without a Trainer as with one, whatever the batches, and whatever an image comes as."""
+"""Encoding records: the same states with and without a Trainer, for any batch size and any form of an image."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ def test_two_sentences_against_three_entities_in_three_lines():
     scores = model.score(mentions, entities)
     assert set(scores) == {"overall", "text", "vision", "cross_modal"}
     assert all(score.shape == (2, 3) for score in scores.values())
-    assert model.training, "the mode is as it was"
-    # The same as from the inputs in one batch.
+    assert model.training, "the training mode is restored"
+    # The same as from all inputs in one batch.
     sides = model.processor.mentions(SENTENCES), model.processor.entities(ENTITIES)
     model.eval()
     with torch.no_grad():
@@ -59,7 +59,7 @@ def test_two_sentences_against_three_entities_in_three_lines():
         torch.testing.assert_close(scores[name], score, rtol=1e-5, atol=1e-5)
 
 
-def test_records_and_dictionaries_are_one():
+def test_records_and_dictionaries_are_equivalent():
     model = make_model()
     records = [Entity(e["id"], e["name"], {"attr": e["attr"]}) for e in ENTITIES]
     for one, other in zip(
@@ -101,12 +101,12 @@ def test_an_image_may_be_a_path_bytes_an_image_or_an_array(tmp_path):
         ({"mention": "x", "sentence": "s", "image": "a.jpg", "images": ["b.jpg"]}, "'image' and 'images'"),
     ],
 )
-def test_a_malformed_record_is_told(record, message):
+def test_a_malformed_record_is_an_error(record, message):
     with pytest.raises(DataError, match=message):
         make_model().encode_mentions([record])
 
 
-def test_the_image_policy_holds_for_records_too(tmp_path, caplog):
+def test_the_image_policy_applies_to_records(tmp_path, caplog):
     record = {**SENTENCES[0], "image": tmp_path / "nowhere.jpg"}
     make_model().encode_mentions([record])
     assert "1 images could not be used (1 missing)" in caplog.text
@@ -114,8 +114,8 @@ def test_the_image_policy_holds_for_records_too(tmp_path, caplog):
         make_model(Processor(image_policy="error")).encode_mentions([record])
 
 
-def test_states_are_those_of_the_trainer_whatever_the_batch_size(root, tmp_path):
-    """The data module's loaders read the same files in batches of their own; the Trainer ranks what they give."""
+def test_states_equal_those_of_the_trainer_for_any_batch_size(root, tmp_path):
+    """The Trainer ranks the batches of the data module, which read the same files."""
     model = make_model()
     data = MELDataModule(str(root), name="Tiny", num_workers=0, entity_batch_size=7, image_cache=None)
     trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
@@ -132,7 +132,7 @@ def test_states_are_those_of_the_trainer_whatever_the_batch_size(root, tmp_path)
     gold = torch.tensor([[data.entities.positions[m.golds[0]]] for m in mentions])
     expected = {name: torch.cat([ranking.ranks[name] for ranking in found]) for name in found[0].ranks}
     for batch_size in (1, 3, 64, None):
-        if batch_size is None:  # or the folders are known, as they are of a run that was loaded
+        if batch_size is None:  # or with known image folders, as in a loaded run
             model.processor.mention_images, model.processor.entity_images = data.mention_images, data.entity_images
             entities, mentions, batch_size = data.entities, data.mentions["test"], 64
         index = model.build_index(entities, batch_size)
@@ -142,7 +142,7 @@ def test_states_are_those_of_the_trainer_whatever_the_batch_size(root, tmp_path)
 
 
 class TypeMatch(Unit):
-    """A unit of another project: the product of a type embedding of both sides."""
+    """A third-party unit: the product of the type embeddings of both sides."""
 
     def mention(self, features: Features) -> State:
         return {"type": features.extra["type.values"]}
@@ -155,7 +155,7 @@ class TypeMatch(Unit):
 
 
 def with_types(root, to, dims=3):
-    """The data set with an array in every record: the one-hot kind of an entity."""
+    """Copy the data set and add an array to every record: the one-hot type of the entity."""
     shutil.copytree(root, to)
     records = json.loads((to / "kb_entity.json").read_text())
     of = {}
@@ -171,8 +171,8 @@ def with_types(root, to, dims=3):
     return to
 
 
-def test_arrays_travel_from_a_file_to_a_unit_of_ones_own(root, tmp_path):
-    """Through processor, batch, features, training, index on disk and ranking, without another file being touched."""
+def test_arrays_reach_a_custom_unit(root, tmp_path):
+    """Through processor, batch, features, training and ranking, without changes to any other file."""
     processor = Processor(features={"type": RecordArrays(entity="kind_vector", mention="kind_vector")})
     model = make_model(processor, {"kind": TypeMatch, "cosine": GlobalCosine})
     data = MELDataModule(str(with_types(root, tmp_path / "set")), name="Tiny", num_workers=0, image_cache=None)
@@ -186,9 +186,9 @@ def test_arrays_travel_from_a_file_to_a_unit_of_ones_own(root, tmp_path):
     trainer.test(model, data, verbose=False)
     for ranking in found:
         assert set(ranking.top_scores["kind"].flatten().tolist()) <= {0.0, 1.0}
-        # A third of the entities has the mention's type and stands before all others by this score.
+        # A third of the entities have the mention's type and are ranked before all others by this score.
         assert (ranking.ranks["kind"] <= -(-len(data.entities) // 3)).all()
-    # And without a Trainer: arrays are given with the record.
+    # Without a Trainer, arrays are given with the record.
     entity = {"id": "Q", "name": "jaguar", "attr": "", "arrays": {"kind_vector": [0.5, 0.0, 2.0]}}
     states = model.encode_entities([entity])
     assert states["kind"]["type"].tolist() == [[0.5, 0.0, 2.0]]
@@ -209,7 +209,7 @@ def test_a_lexicon_is_fitted_to_a_knowledge_base():
     assert scores[0].argmax() == 0 and (scores[1, 1:] > scores[1, 0]).all()
 
 
-def test_extra_tensors_reach_the_features_of_an_encoder_of_ones_own():
+def test_a_custom_encoder_may_add_extra_features():
     class Wider(CLIPEncoder):
         def forward(self, input_ids, attention_mask, pixel_values):
             features = super().forward(input_ids, attention_mask, pixel_values)

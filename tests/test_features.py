@@ -1,4 +1,4 @@
-"""Features as one value: mapped, cut and joined with all that they hold."""
+"""Features are mapped, selected and joined with all tensors that they hold."""
 
 import torch
 
@@ -17,7 +17,7 @@ def leaves(features):
     return [*features[:5], *features.extra.values()]
 
 
-def test_rows_of_all_that_there_is():
+def test_rows_select_from_every_tensor():
     for with_extra in (True, False):
         features = sample(with_extra)
         assert len(leaves(features)) == (7 if with_extra else 5)
@@ -26,7 +26,7 @@ def test_rows_of_all_that_there_is():
                 assert torch.equal(part, whole[chosen])
 
 
-def test_parts_joined_are_the_whole():
+def test_joined_parts_equal_the_whole():
     for with_extra in (True, False):
         features = sample(with_extra)
         joined = features.joined(features.rows(slice(start, start + 2)) for start in (0, 2, 4))

@@ -1,4 +1,4 @@
-"""Recall over several golds, and golds seen in training apart from others, against their definitions."""
+"""Recall over several golds, and metrics of golds seen and not seen in training, against their definitions."""
 
 import pytest
 import torch
@@ -40,39 +40,39 @@ def test_recall_over_single_golds_is_hits(ranks):
         assert torch.equal(RecallAtK(k)(ranks[:, None], torch.ones_like(ranks)), HitsAtK(k)(ranks, ENTITIES))
 
 
-def test_more_ranks_than_golds_are_refused():
+def test_more_ranks_than_golds_are_rejected():
     with pytest.raises(ValueError, match="more ranks than golds"):
         RecallAtK(1).update(torch.tensor([[1, 2]]), torch.tensor([1]))
     with pytest.raises(ValueError, match="at least 1"):
         RecallAtK(0)
 
 
-def test_the_two_groups_are_the_metrics_of_their_mentions():
+def test_seen_and_unseen_metrics_are_those_of_their_mentions():
     ranks = torch.tensor([1, 7, 0, 3, 12, 1])
     seen = torch.tensor([1, 0, -1, 1, 0, 0])
     metrics = GoldMetrics("test", ["overall", "text"])
     for part in (slice(0, 4), slice(4, 6)):
         metrics.update({"overall": ranks[part], "text": ranks[part]}, {}, None, seen[part], ENTITIES)
-    told = metrics.compute()
+    reported = metrics.compute()
     for group, number in (("seen", 1), ("unseen", 0)):
         alone = rank_metrics(f"test/{group}/")
         alone.update(ranks[seen == number], num_entities=ENTITIES)
         for name, value in alone.compute().items():
-            assert torch.equal(told.pop(name), value)
-    assert told == {"test/seen/mentions": 2, "test/unseen/mentions": 3}
+            assert torch.equal(reported.pop(name), value)
+    assert reported == {"test/seen/mentions": 2, "test/unseen/mentions": 3}
     metrics.reset()
     assert metrics.compute() == {}
 
 
 @pytest.mark.parametrize("seen", [[1, 1, 1], [0, 0, 0], [-1, 0, -1]])
-def test_one_group_alone_is_no_report(seen):
+def test_one_group_alone_is_not_reported(seen):
     metrics = GoldMetrics("test", ["overall"])
     metrics.update({"overall": torch.tensor([1, 2, 3])}, {}, None, torch.tensor(seen), ENTITIES)
     assert metrics.compute() == {}
 
 
 @pytest.mark.filterwarnings("error")
-def test_where_there_is_nothing_to_say_nothing_is_said():
+def test_nothing_is_reported_for_single_golds_without_seen_flags():
     metrics = GoldMetrics("val", ["overall"])
     metrics.update({"overall": torch.tensor([1, 2])}, {"overall": torch.tensor([[1], [2]])}, None, None, ENTITIES)
     assert metrics.compute() == {}

@@ -1,4 +1,4 @@
-"""What was written reads back, or counts as missing: under kills, damage, full disks, and many processes."""
+"""Written values read back or count as missing: after kills, corruption, full disks, and with several processes."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def batch(first: int, count: int = 10):
 
 
 def found(store: KeyValueStore, count: int) -> list[int]:
-    """Keys that are there in both tables; every value is the one that was written."""
+    """Keys present in both tables, whose values have to be those that were written."""
     there = []
     for key in range(count):
         values = [store.get(table, b"%08d" % key) for table in TABLES]
@@ -36,10 +36,10 @@ def found(store: KeyValueStore, count: int) -> list[int]:
     return there
 
 
-def test_nothing_yet(tmp_path):
+def test_reading_an_absent_store_creates_nothing(tmp_path):
     store = KeyValueStore(tmp_path / "store", TABLES)
     assert store.get("small", b"x") is None and store.count("large") == 0
-    assert not (tmp_path / "store").exists(), "reading makes nothing"
+    assert not (tmp_path / "store").exists(), "reading creates nothing"
 
 
 def test_values_by_table_and_key(tmp_path):
@@ -62,7 +62,7 @@ def test_a_folder_that_is_deleted_is_filled_again(tmp_path):
     assert (tmp_path / "store" / "data.mdb").is_file()
 
 
-def write_and_tell(folder, acknowledged) -> None:
+def write_and_acknowledge(folder, acknowledged) -> None:
     store = KeyValueStore(folder, TABLES)
     for first in range(0, 10_000, 10):
         store.put(batch(first))
@@ -73,23 +73,23 @@ def write_and_tell(folder, acknowledged) -> None:
 @pytest.mark.parametrize("trial", range(8))
 def test_what_was_acknowledged_survives_a_kill(tmp_path, trial):
     reader, writer = os.pipe()
-    process = FORK.Process(target=write_and_tell, args=(tmp_path / "store", writer))
+    process = FORK.Process(target=write_and_acknowledge, args=(tmp_path / "store", writer))
     process.start()
     os.close(writer)
     os.read(reader, 8)
     time.sleep(random.Random(trial).uniform(0, 0.1))
     process.kill()
     process.join()
-    told = 10
+    last = 10
     while text := os.read(reader, 8):
-        told = int(text)
+        last = int(text)
     os.close(reader)
     store = KeyValueStore(tmp_path / "store", TABLES)
-    there = found(store, told + 10)
-    assert there[:told] == list(range(told)), "nothing that was acknowledged is lost"
-    assert len(there) in (told, told + 10), "a transaction is there as a whole, or not at all"
-    store.put(batch(told))
-    assert found(store, told + 10) == list(range(told + 10))
+    there = found(store, last + 10)
+    assert there[:last] == list(range(last)), "nothing that was acknowledged is lost"
+    assert len(there) in (last, last + 10), "a transaction is written completely or not at all"
+    store.put(batch(last))
+    assert found(store, last + 10) == list(range(last + 10))
 
 
 @needs_fork
@@ -109,7 +109,7 @@ def test_many_processes_write_and_read(tmp_path):
     assert found(KeyValueStore(tmp_path / "store", TABLES), 300) == list(range(300))
 
 
-def test_a_flipped_bit_in_a_value_is_a_missing_value(tmp_path):
+def test_a_value_with_a_flipped_bit_counts_as_missing(tmp_path):
     KeyValueStore(tmp_path / "store", TABLES).put(batch(0, 60))
     whole = (tmp_path / "store" / "data.mdb").read_bytes()
     rng = random.Random(0)
@@ -123,7 +123,7 @@ def test_a_flipped_bit_in_a_value_is_a_missing_value(tmp_path):
         assert found(KeyValueStore(folder, TABLES), 60) == [key for key in range(60) if key != trial]
 
 
-def test_a_file_that_is_cut_off_or_no_store(tmp_path):
+def test_a_truncated_or_foreign_file(tmp_path):
     KeyValueStore(tmp_path / "store", TABLES).put(batch(0, 60))
     whole = (tmp_path / "store" / "data.mdb").read_bytes()
     contents = [whole[:size] for size in (100, 5000, len(whole) // 2, len(whole) - 1)] + [b"\0" * len(whole)]

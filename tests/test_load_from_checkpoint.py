@@ -1,4 +1,4 @@
-"""A checkpoint is enough to have its model again, and builds nothing that was not agreed to."""
+"""A checkpoint is enough to restore its model, and builds no class that is not trusted."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tests import tiny
 
 
 class Theirs(GlobalCosine):
-    """A unit of another project."""
+    """A third-party unit."""
 
 
 def make_model(units=None, kind=MIMIC, **options):
@@ -51,7 +51,7 @@ def saved(model, data_root, folder):
     return folder / "model.ckpt"
 
 
-def test_a_checkpoint_alone_gives_the_model(data_root, tmp_path):
+def test_a_checkpoint_alone_restores_the_model(data_root, tmp_path):
     model = make_model()
     path = saved(model, data_root, tmp_path)
     again = MIMIC.load_from_checkpoint(path)
@@ -66,7 +66,7 @@ def test_a_checkpoint_alone_gives_the_model(data_root, tmp_path):
     assert MIMIC.load_from_checkpoint(path, ranker=Ranker(top_k=7)).ranker.top_k == 7
 
 
-def test_what_is_written_is_plain(data_root, tmp_path):
+def test_the_description_holds_plain_values(data_root, tmp_path):
     described = read_checkpoint(saved(make_model(), data_root, tmp_path))["mimic_pl"]
 
     def plain(value):
@@ -78,14 +78,14 @@ def test_what_is_written_is_plain(data_root, tmp_path):
     assert described["init_args"]["units"]["text"]["init_args"] == {"hidden_dim": 8, "mask_padding": True}
 
 
-def test_a_class_of_another_package_is_built_only_if_it_is_trusted(data_root, tmp_path):
+def test_a_class_of_another_package_needs_trust_remote_code(data_root, tmp_path):
     path = saved(make_model({"cosine": Theirs}), data_root, tmp_path)
     with pytest.raises(ConfigError, match=r"names tests\.test_load_from_checkpoint\.Theirs.*trust_remote_code=True"):
         MIMIC.load_from_checkpoint(path)
     assert type(MIMIC.load_from_checkpoint(path, trust_remote_code=True).matcher.units["cosine"]) is Theirs
 
 
-def test_nothing_is_imported_before_it_is_trusted(data_root, tmp_path):
+def test_nothing_is_imported_without_trust_remote_code(data_root, tmp_path):
     path = saved(make_model(), data_root, tmp_path)
     (tmp_path / "evil_module.py").write_text("print('executed')\nclass Unit: pass\n")
     checkpoint = torch.load(path, weights_only=True)
@@ -97,7 +97,7 @@ def test_nothing_is_imported_before_it_is_trusted(data_root, tmp_path):
 
 
 class Wider(MIMIC):
-    """A model of another project, with arguments of its own."""
+    """A third-party model with additional arguments."""
 
     def __init__(self, *args, bonus=0.0, callback=None, **kwargs):
         super().__init__(*args, **kwargs)

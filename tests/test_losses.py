@@ -1,4 +1,4 @@
-"""The contrastive losses against their formula written out."""
+"""The contrastive losses against literal implementations of their formulas."""
 
 import math
 
@@ -26,7 +26,7 @@ GOLD = torch.tensor([7, 3, 7, 9])
 
 
 def inputs(scores=None, gold=None, columns=None, sides=None):
-    """A batch of one process; by default that of SCORES and GOLD."""
+    """Loss inputs of one process, by default from SCORES and GOLD."""
     gold = GOLD if gold is None else gold
     columns = gold if columns is None else columns
     golds = gold[:, None] if gold.ndim == 1 else gold
@@ -56,7 +56,7 @@ def test_masked_false_negatives_leave_their_columns_out():
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_scores_of_half_precision_are_widened_before_they_are_divided(learned):
+def test_half_precision_scores_are_widened_before_they_are_divided(learned):
     loss = UnitConsistentLoss(temperature=0.07, learn_temperature=learned)
     half = {name: score.bfloat16() for name, score in SCORES.items()}
     wide = {name: score.float() for name, score in half.items()}
@@ -72,21 +72,21 @@ def test_a_batch_of_one_has_nothing_to_contrast():
     ("arguments", "message"),
     [({"temperature": 0.0}, "temperature"), ({"weights": {"a": -1.0}}, "negative")],
 )
-def test_impossible_settings_are_refused(arguments, message):
+def test_invalid_settings_are_rejected(arguments, message):
     with pytest.raises(ConfigError, match=message):
         UnitConsistentLoss(**arguments)
 
 
 @pytest.mark.parametrize("weights", [{"d": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.0}])
-def test_weights_that_name_no_score_or_leave_none_are_refused(weights):
+def test_weights_that_name_no_score_or_are_all_zero_are_rejected(weights):
     with pytest.raises(ConfigError):
         UnitConsistentLoss(weights=weights)(inputs())
 
 
 def test_columns_of_any_gold_of_a_row_are_masked():
-    golds = torch.tensor([[9, 7, -1], [3, -1, -1], [7, 3, -1], [9, -1, -1]])  # those of GOLD are drawn from them
+    golds = torch.tensor([[9, 7, -1], [3, -1, -1], [7, 3, -1], [9, -1, -1]])  # GOLD is drawn from these
     _, terms = UnitConsistentLoss(mask_false_negatives=True)(inputs(gold=golds, columns=GOLD))
-    # Column 2 holds row 0's own gold, column 3 its other one; and so on.
+    # Column 2 holds the drawn gold of row 0, column 3 its other gold, and so on.
     left_out = {(0, 2), (0, 3), (2, 0), (2, 1)}
     assert terms["a"].item() == pytest.approx(literal_cross_entropy(SCORES["a"], left_out=left_out), rel=1e-5)
 
@@ -124,7 +124,7 @@ def test_the_symmetric_term_is_the_loss_of_the_columns():
     assert term.item() == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
-def test_the_symmetric_term_names_scores_of_the_model():
+def test_the_symmetric_term_needs_scores_of_the_model():
     with pytest.raises(ConfigError, match="scores are"):
         SymmetricLoss()(inputs())
 
@@ -141,8 +141,8 @@ def test_the_intra_modal_term_contrasts_cosines(modalities):
     assert term.item() == pytest.approx(sum(expected) / len(expected), rel=1e-5)
 
 
-def test_the_assignment_shares_every_entity_out():
-    """Against the plan as plain products, which Sinkhorn's iteration makes doubly stochastic."""
+def test_the_assignment_is_doubly_stochastic():
+    """Against Sinkhorn's iteration in plain (not log) space, which makes the plan doubly stochastic."""
     scores = {"overall": 2 * torch.randn(5, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(1))}
     gold = torch.arange(5)
     term = AssignmentLoss(temperature=0.7, iterations=200)(inputs(scores, gold))
@@ -152,14 +152,14 @@ def test_the_assignment_shares_every_entity_out():
         plan = plan / plan.sum(dim=1, keepdim=True)
     assert torch.allclose(plan.sum(dim=0), torch.ones(5, dtype=torch.float64))
     assert term.item() == pytest.approx(-plan.diagonal().log().mean().item(), rel=1e-4)
-    # An entity that all mentions like alike is no longer anybody's best.
-    loved = scores["overall"] + torch.tensor([9.0, 0, 0, 0, 0], dtype=torch.float64)
-    shared = AssignmentLoss(temperature=0.7, iterations=200)(inputs({"overall": loved}, gold))
+    # Raising the scores of one entity for all mentions alike does not change the plan.
+    raised = scores["overall"] + torch.tensor([9.0, 0, 0, 0, 0], dtype=torch.float64)
+    shared = AssignmentLoss(temperature=0.7, iterations=200)(inputs({"overall": raised}, gold))
     assert shared.item() == pytest.approx(term.item(), rel=1e-3)
 
 
 @pytest.mark.parametrize("term", [SymmetricLoss, IntraModalLoss, AssignmentLoss])
-def test_further_terms_refuse_what_they_can_not_use(term):
+def test_auxiliary_losses_reject_invalid_arguments(term):
     for options in ({"weight": 0.0}, {"temperature": -1.0}):
         with pytest.raises(ConfigError):
             term(**options)

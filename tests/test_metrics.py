@@ -17,13 +17,13 @@ from tests.launch import FORK, needs_fork
 
 
 def sorted_position(scores: np.ndarray, golds: list[int]) -> int:
-    """Rank by writing the whole ranking down: score descending, then position ascending."""
+    """Rank in the sorted list of all entities: score descending, then position ascending."""
     order = sorted(range(len(scores)), key=lambda entity: (-scores[entity], entity))
     return min((order.index(gold) + 1 for gold in golds), default=0)
 
 
 def reference(ranks: list[int], num_entities: int) -> dict[str, float]:
-    """The metrics' definitions, word for word."""
+    """The definitions of the metrics, literally."""
     mentions = len(ranks)
     result = {f"hits@{k}": len([r for r in ranks if r in range(1, k + 1)]) / mentions for k in HITS}
     result["mrr"] = sum(1 / r for r in ranks if r) / mentions

@@ -58,7 +58,7 @@ def test_training_lowers_the_loss_and_raises_mrr(tiny_set, tmp_path):
     assert after["val/mrr"] > before["val/mrr"] + 0.1
 
 
-def test_a_batch_is_overfitted(tiny_set, tmp_path):
+def test_overfit_batches_repeats_one_batch(tiny_set, tmp_path):
     class Seen(Callback):
         batches: ClassVar[list] = []
 
@@ -71,8 +71,8 @@ def test_a_batch_is_overfitted(tiny_set, tmp_path):
 
 
 @pytest.mark.parametrize("pairs_per_block", [3, 10_000])
-def test_the_trainer_tests_over_the_whole_knowledge_base(tiny_set, tmp_path, pairs_per_block):
-    """Metrics, ranks and top entities equal those of sorting the whole score matrix."""
+def test_test_ranks_over_the_whole_knowledge_base(tiny_set, tmp_path, pairs_per_block):
+    """Metrics, ranks and top entities equal those from sorting the full score matrix."""
     model, data = make_model(ranker=Ranker(top_k=4, pairs_per_block=pairs_per_block)), make_data(tiny_set)
     outputs = []
     model.on_test_batch_end = lambda output, *_: outputs.append(output)
@@ -90,11 +90,11 @@ def test_the_trainer_tests_over_the_whole_knowledge_base(tiny_set, tmp_path, pai
         assert metrics[f"{prefix}mr"] == pytest.approx(sum(ranks) / len(ranks))
     top = torch.cat([o["ranking"].top_entities for o in outputs])
     torch.testing.assert_close(scores["overall"].gather(1, top), scores["overall"].topk(4).values)
-    assert model.index is None, "the index is let go"
+    assert model.index is None, "the index is released"
 
 
-def test_a_resumed_run_ends_in_the_weights_of_the_undisturbed_one(tiny_set, tmp_path):
-    """Shuffling, random images, dropout and optimizer state continue; loader workers play no part."""
+def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_set, tmp_path):
+    """Shuffling, random images, dropout and optimizer state resume, with any number of loader workers."""
 
     def fit(folder, epochs, ckpt_path=None, seed=7, num_workers=0):
         seed_everything(seed)
@@ -115,7 +115,7 @@ def test_a_resumed_run_ends_in_the_weights_of_the_undisturbed_one(tiny_set, tmp_
     resumed = fit(tmp_path / "part", 4, ckpt_path=tmp_path / "part" / "last.ckpt", num_workers=2)
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     other = fit(tmp_path / "other", 4, seed=8)
-    assert not all(torch.equal(whole[name], other[name]) for name in whole), "dropout and seeds do matter here"
+    assert not all(torch.equal(whole[name], other[name]) for name in whole), "the seed matters here"
 
 
 def test_another_matcher_changes_training_and_ranking_alike(tiny_set, tmp_path):
@@ -136,7 +136,7 @@ def test_another_matcher_changes_training_and_ranking_alike(tiny_set, tmp_path):
     assert metrics["test/mrr"] == metrics["test/vision/mrr"] != metrics["test/text/mrr"]
 
 
-def test_weight_decay_spares_what_the_published_rule_names():
+def test_weight_decay_exempts_what_the_published_rule_names():
     model = make_model()
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decayed, exempt = ({names[id(p)] for p in group["params"]} for group in model.parameter_groups())
@@ -162,8 +162,8 @@ def test_a_scheduler_is_stepped_each_epoch(tiny_set, tmp_path):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
 
 
-def test_every_parameter_of_the_default_model_trains(tiny_set, tmp_path):
-    """DDP needs a gradient for every parameter that asks for one."""
+def test_every_parameter_of_the_default_model_gets_a_gradient(tiny_set, tmp_path):
+    """DDP needs a gradient for every parameter that requires one."""
     model, data = MIMIC(CLIPEncoder(**tiny.ENCODER)), make_data(tiny_set)
     data.processor = model.processor
     data.setup("fit")
@@ -173,7 +173,7 @@ def test_every_parameter_of_the_default_model_trains(tiny_set, tmp_path):
     assert [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None] == []
 
 
-def test_a_diverged_model_names_the_mention(tiny_set, tmp_path):
+def test_nan_scores_of_a_diverged_model_name_the_mention(tiny_set, tmp_path):
     model, data = make_model(), make_data(tiny_set)
     with torch.no_grad():
         model.matcher.units["vision"].mention_to_entity.norm.bias.fill_(float("nan"))
@@ -181,7 +181,7 @@ def test_a_diverged_model_names_the_mention(tiny_set, tmp_path):
         make_trainer(tmp_path).test(model, data, verbose=False)
 
 
-def test_bare_loaders_are_refused_with_a_word(tiny_set, tmp_path):
+def test_loaders_without_a_data_module_are_rejected(tiny_set, tmp_path):
     model, data = make_model(), make_data(tiny_set)
     data.processor = model.processor
     data.setup("test")
@@ -189,7 +189,7 @@ def test_bare_loaders_are_refused_with_a_word(tiny_set, tmp_path):
         make_trainer(tmp_path).test(model, dataloaders=data.test_dataloader(), verbose=False)
 
 
-def test_evaluation_in_half_precision_still_orders_float32_scores(tiny_set, tmp_path):
+def test_evaluation_in_half_precision_still_ranks_float32_scores(tiny_set, tmp_path):
     model, data = make_model(), make_data(tiny_set)
     outputs = []
     model.on_test_batch_end = lambda output, *_: outputs.append(output)
@@ -199,7 +199,7 @@ def test_evaluation_in_half_precision_still_orders_float32_scores(tiny_set, tmp_
     assert not torch.equal(scores, scores.bfloat16().float()), "not rounded to bfloat16"
 
 
-def test_a_unit_brings_a_loss_of_its_own(tiny_set, tmp_path):
+def test_a_unit_may_have_its_own_loss(tiny_set, tmp_path):
     model = make_model()
     model.matcher = Matcher(model.encoder.dims, {**UNITS, "auxiliary": Auxiliary})
     before = model.matcher.units["auxiliary"].head.weight.clone()
@@ -213,7 +213,7 @@ def test_a_unit_brings_a_loss_of_its_own(tiny_set, tmp_path):
 
 
 def test_loss_options_reach_training(tiny_set, tmp_path):
-    """A weight of zero takes a unit's own loss out; the overall loss still trains it."""
+    """A weight of zero removes the loss of a unit, which the overall loss still trains."""
     model = make_model(losses={"contrastive": UnitConsistentLoss(weights={"text": 0.0})})
     trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
     trainer.fit(model, make_data(tiny_set))

@@ -1,4 +1,4 @@
-"""The notebooks: each runs top to bottom in a kernel of its own, and what is committed shows what it would show."""
+"""The notebooks run top to bottom, each in its own kernel, and the committed outputs are those of such a run."""
 
 import os
 import re
@@ -11,11 +11,11 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
 IMAGES = {"ablations": 2, "error_analysis": 5, "quickstart": 2, "robustness": 2, "subclassing": 1}
-"""How many each shows."""
+"""Number of images in the outputs of each notebook."""
 
 QUICKSTART = "quickstart"
-SHARE_A_RUN = ("error_analysis", "robustness")
-"""They train what the quickstart trains."""
+SHARE_QUICKSTART_RUN = ("error_analysis", "robustness")
+"""Notebooks that train the model of the quickstart."""
 TRAINS = re.compile(
     r'terminal\("mimic-pl fit (?P<configuration>(?:--config \S+ ?)+?)'
     r'(?: --trainer\.default_root_dir (?P<root>\S+))?"\)'
@@ -36,23 +36,23 @@ def code_cells(notebook):
 
 
 def outputs_of(notebook, kind):
-    """Contents of all outputs of a MIME type."""
+    """All outputs of a MIME type."""
     outputs = [output for cell in code_cells(notebook) for output in cell.outputs]
     return [output.data[kind] for output in outputs if kind in output.get("data", {})]
 
 
 def texts_of(notebook):
-    """Everything that a notebook printed or showed as text."""
+    """All text in the outputs of a notebook."""
     streams = [o.text for cell in code_cells(notebook) for o in cell.outputs if o.output_type == "stream"]
     shown = [text for kind in ("text/plain", "text/html", "text/markdown") for text in outputs_of(notebook, kind)]
     return "\n".join([*streams, *shown])
 
 
 class Executed:
-    """Notebooks, each run in a copy of the folders that it knows of when it is first asked for.
+    """Executed notebooks; each runs on first access, in a copy of the folders that it uses.
 
-    Some of them train the model of the quickstart, by the same command line and configuration. Only the quickstart does
-    so here: the others get a copy of its run where they would train it again.
+    Some of them train the model of the quickstart with the same command line and configuration. Here only the
+    quickstart trains it, and the others get a copy of its run.
     """
 
     def __init__(self, checkout: Path, work: Path) -> None:
@@ -70,23 +70,23 @@ class Executed:
             if name == QUICKSTART:
                 (fit,) = (cell for cell in code_cells(notebook) if TRAINS.search(cell.source))
                 fit.source += f"\nshutil.copytree('lightning_logs', {str(self.work / 'quickstart')!r})"
-            elif name in SHARE_A_RUN:
+            elif name in SHARE_QUICKSTART_RUN:
                 self[QUICKSTART]
                 for cell in code_cells(notebook):
-                    cell.source = TRAINS.sub(self.copy_the_run, cell.source)
+                    cell.source = TRAINS.sub(self.copy_run, cell.source)
             self.execute(notebook)
             for cell, source in zip(code_cells(notebook), sources, strict=True):
                 cell.source = source
             self.notebooks[name] = notebook
         return self.notebooks[name]
 
-    def copy_the_run(self, fit: re.Match[str]) -> str:
-        """Code that puts the quickstart's run where a line of another notebook would train it."""
+    def copy_run(self, fit: re.Match[str]) -> str:
+        """Code that copies the run of the quickstart to where a command of another notebook would train it."""
         copy = (str(self.work / "quickstart"), f"{fit['root'] or '.'}/lightning_logs")
         return f"shutil.copytree{copy!r}"
 
     def execute(self, notebook: nbformat.NotebookNode) -> None:
-        """In a kernel of its own, with one core, and with the demo and all else that it writes below one folder."""
+        """Run a notebook in its own kernel on one core, with all files that it writes below one folder."""
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "TMPDIR": str(self.work)}
         environment |= {"HF_HUB_OFFLINE": "1", "XDG_CACHE_HOME": str(self.work / "cache")}
         place = {"metadata": {"path": str(self.checkout / "notebooks")}}
@@ -99,9 +99,9 @@ def executed(tmp_path_factory):
     return Executed(tmp_path_factory.mktemp("checkout"), tmp_path_factory.mktemp("work"))
 
 
-@pytest.mark.parametrize("name", SHARE_A_RUN)
+@pytest.mark.parametrize("name", SHARE_QUICKSTART_RUN)
 def test_notebooks_that_share_a_run_train_it_the_same_way(name):
-    """Same command line up to the folder, same configuration."""
+    """The same command line except for the folder, and the same configuration."""
 
     def training(notebook):
         sources = [cell.source for cell in code_cells(committed(notebook))]
@@ -112,7 +112,7 @@ def test_notebooks_that_share_a_run_train_it_the_same_way(name):
     assert training(name) == training(QUICKSTART)
 
 
-def test_this_test_knows_every_notebook():
+def test_every_notebook_is_tested():
     assert {path.stem for path in (ROOT / "notebooks").glob("*.ipynb")} == set(IMAGES)
 
 
@@ -125,7 +125,7 @@ def test_no_cell_fails_and_every_image_is_there(name, executed):
 
 
 @pytest.mark.parametrize("name", NOTEBOOKS)
-def test_what_is_committed_was_run_top_to_bottom_and_shows_what_a_run_shows(name, executed):
+def test_committed_notebooks_were_run_top_to_bottom_and_show_the_outputs_of_a_run(name, executed):
     cells, again = code_cells(committed(name)), code_cells(executed[name])
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     for cell, other in zip(cells, again, strict=True):
@@ -142,11 +142,11 @@ def test_committed_outputs_are_small_and_quiet(name):
     for image in outputs_of(notebook, "image/png"):
         assert len(image) * 3 / 4 < LARGEST_IMAGE  # base64
     kinds = {(o.output_type, o.get("name")) for cell in code_cells(notebook) for o in cell.outputs}
-    assert ("stream", "stderr") not in kinds, "warnings, logs, progress bars"
+    assert ("stream", "stderr") not in kinds, "no warnings, logs or progress bars"
     assert "error" not in {kind for kind, _ in kinds}
 
 
 @pytest.mark.parametrize("name", IMAGES)
-def test_no_path_of_a_machine_is_committed(name):
+def test_no_local_path_is_committed(name):
     folders = r"(?<![\w.<])/(?:home|Users|root|tmp|work|opt|var|mnt|private)/\S*|[A-Z]:\\\S+"
     assert not re.findall(folders, texts_of(committed(name)))

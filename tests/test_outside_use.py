@@ -1,4 +1,4 @@
-"""Another project builds on this one: its own loss, unit and data, run by the installed command line."""
+"""A third-party project with its own loss, unit and data, run through the command line."""
 
 import json
 
@@ -14,7 +14,7 @@ from mimic_pl.units import Unit
 
 
 class NameOverlap(Unit):
-    """A unit with a parameter and a state of its own."""
+    """A unit with its own parameter and state."""
 
     def __init__(self, dims, width: int = 4):
         super().__init__(dims)
@@ -31,7 +31,7 @@ class NameOverlap(Unit):
 
 
 class Model(MIMIC):
-    """Adds a symmetric loss: entities must find their mentions, too."""
+    """Adds a symmetric loss, from entities to mentions."""
 
     def __init__(self, *args, symmetric: float = 0.5, **kwargs):
         super().__init__(*args, **kwargs)
@@ -39,7 +39,7 @@ class Model(MIMIC):
 
     def compute_loss(self, inputs):
         total, terms = super().compute_loss(inputs)
-        scores = inputs.square("overall")  # [mentions, mentions]: hard negatives are nobody's gold
+        scores = inputs.square("overall")  # [mentions, mentions]: no column of a hard negative
         target = torch.arange(len(scores), device=scores.device)
         terms["symmetric"] = torch.nn.functional.cross_entropy(scores.T, target)
         return total + self.symmetric * terms["symmetric"], terms
@@ -53,7 +53,7 @@ from mimic_pl.data import Entity, Mention
 
 
 class Data(MELDataModule):
-    """Entities come from a table of their own."""
+    """Entities are read from a CSV file."""
 
     def read_entities(self):
         with open(Path(self.root) / "entities.csv", newline="") as file:
@@ -90,6 +90,6 @@ def test_subclasses_run_from_the_command_line(tmp_path):
     results = project / "lightning_logs" / "version_0"
     assert yaml.safe_load((results / "config.yaml").read_text())["model"]["init_args"]["symmetric"] == 0.25
     metrics = json.loads((results / "metrics.json").read_text())
-    assert "names" in json.dumps(metrics), "their unit is reported beside ours"
+    assert "names" in json.dumps(metrics), "the third-party unit is reported, too"
     predictions = [json.loads(line) for line in (results / "predictions.jsonl").read_text().splitlines()]
     assert len(predictions) == tiny.SPLITS["test"]

@@ -1,4 +1,4 @@
-"""What a newcomer meets first: metadata, the README's commands, the console script."""
+"""Package metadata, the commands in the README, the console script."""
 
 import re
 from importlib import import_module
@@ -18,7 +18,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def command(name):
-    """The command line that stands in the README below a marker, as .ci/run reads it."""
+    """The command line below a marker in the README, as .ci/run reads it."""
     found = re.search(rf"<!-- {name} -->\n```\n(.+)\n```", README)
     assert found, name
     return found.group(1)
@@ -31,16 +31,16 @@ def test_one_version_everywhere():
     assert PROJECT["version"] == citation["version"] == changelog.group(1) == mimic_pl.__version__
 
 
-def test_every_dependency_has_a_floor_with_its_reason():
+def test_every_dependency_has_a_lower_bound_with_a_reason():
     lines = [line.strip() for line in (ROOT / "pyproject.toml").read_text(encoding="utf-8").splitlines()]
     for requirement in [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["test"]]:
-        name, floor = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+).*", requirement).groups()
+        name, lower_bound = re.fullmatch(r"([\w-]+)(?:\[\w+\])?>=([\d.]+).*", requirement).groups()
         place = lines.index(f'"{requirement}",')
         comment = []
         while lines[place - 1].startswith("#"):
             place -= 1
             comment.insert(0, lines[place])
-        assert f"{name} {floor}+" in " ".join(comment), f"{requirement} has no reason above it"
+        assert f"{name} {lower_bound}+" in " ".join(comment), f"{requirement} has no reason above it"
 
 
 def test_the_readme_commands_are_one_line_each_and_run_what_they_say():
@@ -84,6 +84,6 @@ def test_the_example_of_the_readme_is_a_model():
     assert len([line for line in code.splitlines() if line.strip()]) <= 11
 
 
-def test_the_console_script_is_the_module():
+def test_the_console_script_exists():
     module, _, function = PROJECT["scripts"]["mimic-pl"].partition(":")
     assert callable(getattr(import_module(module), function))

@@ -1,4 +1,4 @@
-"""What the published implementation computes on given weights and inputs, to 1e-5 in float32."""
+"""Parity with the published implementation on given weights and inputs, to 1e-5 in float32."""
 
 import pytest
 import torch
@@ -17,7 +17,7 @@ pytestmark = needs_shared("parity", "official_tiny")
 
 
 def close(actual, expected, message="", scale=0.0):
-    """Relative to the largest number of the tensor (or to a given scale), as float32 sums of many terms are."""
+    """Compare relative to the largest element (or a given scale), the accuracy of float32 sums of many terms."""
     atol = 1e-5 * max(expected.abs().max().item(), scale)
     torch.testing.assert_close(actual, expected, rtol=1e-5, atol=atol, msg=lambda m: f"{message}: {m}")
 
@@ -85,7 +85,7 @@ def test_loss_gradients_and_optimizer_step(model, inputs, expected, tmp_path):
     loss.backward()
     close(loss, expected["train.loss"], "loss")
 
-    # Numbers travel through the renaming in place of weights: whose name became whose.
+    # Numbers in place of weights go through the renaming, which shows which name became which.
     theirs = {name: torch.tensor(i) for i, name in enumerate(load_file(FIXTURES / "official_state_dict.safetensors"))}
     torch.save(theirs, tmp_path / "numbers.pt")
     ours_by_theirs = {number.item(): name for name, number in read_published(tmp_path / "numbers.pt").items()}

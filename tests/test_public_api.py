@@ -1,4 +1,4 @@
-"""What `import mimic_pl` gives: all names, none of them before it is asked for."""
+"""The public names of `import mimic_pl`, which are loaded lazily."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ def test_importing_is_lazy():
 
 
 @pytest.mark.parametrize("name", mimic_pl.__all__)
-def test_every_name_is_there(name):
+def test_every_public_name_exists(name):
     found = getattr(mimic_pl, name)
     assert found.__module__.startswith("mimic_pl.") and found.__doc__
 
 
-def test_names_of_type_checkers_are_the_names():
+def test_type_checkers_see_the_public_names():
     source = Path(mimic_pl.__file__).read_text()
     block = source.split("if TYPE_CHECKING:")[1].split("__version__")[0]
     named = {word.strip(" ,()") for line in block.splitlines() for word in line.split("import")[-1].split(",")}

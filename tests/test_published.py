@@ -1,4 +1,4 @@
-"""Loading checkpoints of the published implementation, whole or not at all."""
+"""Loading checkpoints of the published implementation, completely or not at all."""
 
 import pickle
 import sys
@@ -23,7 +23,7 @@ def official():
 
 
 class Config:
-    """Stands for the configuration objects that the published code pickles beside its weights."""
+    """Stand-in for the configuration objects that the published code pickles with its weights."""
 
     def __init__(self, **content):
         self._content = content
@@ -56,7 +56,7 @@ def test_lightning_checkpoint_state_dict_and_safetensors_are_the_same_model(offi
 @needs_shared("parity", "official_tiny")
 def test_sizes_come_from_the_tensors_and_subclasses_load_too(official):
     class Mine(MIMIC):
-        """A user's own model."""
+        """A user-defined model."""
 
     model = Mine.from_published(FIXTURES / "official_state_dict.safetensors", CLIP)
     assert isinstance(model, Mine)
@@ -82,7 +82,7 @@ def test_all_unknown_and_missing_names_and_shapes_are_listed(official, tmp_path)
 
 
 class Bomb:
-    """Creates a file when it is unpickled by an unguarded loader."""
+    """Creates a file when it is unpickled by an unsafe loader."""
 
     def __init__(self, path):
         self.path = path
@@ -97,21 +97,21 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path):
     assert read_published(tmp_path / "bomb.ckpt") == {}
     assert not fuse.exists()
     torch.load(tmp_path / "bomb.ckpt", weights_only=False)
-    assert fuse.exists(), "the bomb is a real one"
+    assert fuse.exists(), "an unsafe loader does run the code"
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"not a checkpoint", pickle.dumps([1, 2, 3])], ids=["empty", "text", "another pickle"]
 )
 @pytest.mark.parametrize("suffix", [".ckpt", ".safetensors"])
-def test_other_files_are_refused(tmp_path, content, suffix):
+def test_other_files_are_rejected(tmp_path, content, suffix):
     path = tmp_path / f"file{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match="file"):
         read_published(path)
 
 
-def test_truncated_files_are_refused(tmp_path):
+def test_truncated_files_are_rejected(tmp_path):
     torch.save({"a": torch.randn(1000)}, tmp_path / "whole.pt")
     data = (tmp_path / "whole.pt").read_bytes()
     (tmp_path / "half.pt").write_bytes(data[: len(data) // 2])

@@ -1,6 +1,6 @@
-"""A run that was ended at any moment goes on to the weights of the undisturbed one, to the last bit.
+"""A run that is interrupted at any point resumes to exactly the weights of an uninterrupted one.
 
-`RESUME_MOMENTS=all` tries every moment, and not a sample of them.
+`RESUME_POINTS=all` tries every point, not just a sample.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def decay(optimizer):
 
 
 class StepwiseMIMIC(MIMIC):
-    """Its learning rate falls with each step."""
+    """Its learning rate decays with every step."""
 
     def configure_optimizers(self):
         optimizer = self.optimizer(self.parameter_groups())
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": decay(optimizer), "interval": "step"}}
 
 
-# Five batches of training and three of validation an epoch.
+# Five training batches and three validation batches per epoch.
 SCENARIOS = {
     "plain": {},
     "hard negatives, average": {"callbacks": lambda: [HardNegatives(3), EMAWeightAveraging(decay=0.8)]},
@@ -59,41 +59,41 @@ SCENARIOS = {
 }
 
 
-class Moments(Callback):
-    """Counts what happens, and sends the process a signal when it has counted so far."""
+class InterruptionPoints(Callback):
+    """Counts hook calls as possible interruption points, and raises a signal at one of them."""
 
     def __init__(self, at=None, number=signal.SIGTERM):
         self.at, self.number, self.count = at, number, 0
 
-    def _pass(self):
+    def _count(self):
         self.count += 1
         if self.count == self.at:
             signal.raise_signal(self.number)
 
     def on_train_epoch_start(self, *args):
-        self._pass()
+        self._count()
 
     def on_train_batch_start(self, *args):
-        self._pass()
+        self._count()
 
     def on_train_batch_end(self, *args):
-        self._pass()
+        self._count()
 
     def on_validation_start(self, *args):
-        self._pass()
+        self._count()
 
     def on_validation_batch_end(self, *args):
-        self._pass()
+        self._count()
 
     def on_validation_end(self, *args):
-        self._pass()
+        self._count()
 
     def on_train_epoch_end(self, *args):
-        self._pass()
+        self._count()
 
 
-def fit(folder, root, scenario, resume=None, moments=None, workers=0, every=None):
-    """Train two epochs; what is left in the end, and the checkpoints."""
+def fit(folder, root, scenario, resume=None, points=None, workers=0, every=None):
+    """Train two epochs. Returns the final state and the number of interruption points."""
     seed_everything(7, verbose=False)
     encoder = copy.deepcopy(tiny.ENCODER)
     encoder["config"]["text_config"]["attention_dropout"] = 0.2
@@ -107,10 +107,10 @@ def fit(folder, root, scenario, resume=None, moments=None, workers=0, every=None
         others = [shutil.copytree(root, folder / f"other{i}", dirs_exist_ok=True) for i in range(2)]
         parts = [MELDataModule(str(other), name="Tiny", **loading) for other in others]
         data = CrossDataModule(parts, data)
-    moments = moments or Moments()
+    points = points or InterruptionPoints()
     callbacks = [
         *scenario.get("callbacks", list)(),
-        moments,
+        points,
         ExactResume(),
         Interruption(),
         ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=every, save_top_k=-1),
@@ -126,71 +126,73 @@ def fit(folder, root, scenario, resume=None, moments=None, workers=0, every=None
         plugins=[AtomicCheckpointIO()],
     )
     trainer.fit(model, data, ckpt_path=resume, weights_only=True)
-    left = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
-    state = trainer.optimizers[0].state_dict()["state"]
-    left |= {f"optimizer {i} {name}": tensor for i, values in state.items() for name, tensor in values.items()}
-    left["schedule"] = torch.tensor(trainer.lr_scheduler_configs[0].scheduler.get_last_lr())
+    state = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
+    optimizer_state = trainer.optimizers[0].state_dict()["state"]
+    state |= {
+        f"optimizer {i} {name}": tensor for i, values in optimizer_state.items() for name, tensor in values.items()
+    }
+    state["schedule"] = torch.tensor(trainer.lr_scheduler_configs[0].scheduler.get_last_lr())
     loop = trainer.fit_loop
-    left["counts"] = torch.tensor(
+    state["counts"] = torch.tensor(
         [trainer.global_step, trainer.current_epoch, loop.epoch_loop._batches_that_stepped, loop.total_batch_idx]
     )
-    return left, moments.count
+    return state, points.count
 
 
-def counts_on(checkpoint, scenario):
-    """Whether there is a step left: Lightning leaves the end of the epoch out if there is none."""
+def counters_match(checkpoint, scenario):
+    """Whether steps remain: Lightning skips the end of the epoch if none do, which changes the counters."""
     steps = torch.load(checkpoint, weights_only=True)["global_step"]
     return steps != scenario.get("trainer", {}).get("max_steps")
 
 
-def same(one, other, counted=True):
+def assert_same_state(one, other, compare_counts=True):
     assert one.keys() == other.keys()
-    one = {name: tensor for name, tensor in one.items() if counted or name != "counts"}
+    one = {name: tensor for name, tensor in one.items() if compare_counts or name != "counts"}
     assert {name: (tensor, other[name]) for name, tensor in one.items() if not torch.equal(tensor, other[name])} == {}
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tiny_set, tmp_path_factory):
-    """What an undisturbed run of a scenario leaves, and how many moments it has."""
-    known = {}
+def uninterrupted(tiny_set, tmp_path_factory):
+    """Final state of an uninterrupted run of a scenario, and its number of interruption points."""
+    results = {}
 
     def run(name):
-        if name not in known:
-            known[name] = fit(tmp_path_factory.mktemp("whole"), tiny_set, SCENARIOS[name])
-        return known[name]
+        if name not in results:
+            results[name] = fit(tmp_path_factory.mktemp("expected"), tiny_set, SCENARIOS[name])
+        return results[name]
 
     return run
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_signal_at_any_moment(tiny_set, tmp_path, undisturbed, name):
-    whole, count = undisturbed(name)
+def test_a_signal_at_any_point(tiny_set, tmp_path, uninterrupted, name):
+    expected, count = uninterrupted(name)
     rng = random.Random(name)
-    moments = range(1, count + 1) if os.environ.get("RESUME_MOMENTS") == "all" else rng.sample(range(1, count + 1), 3)
-    for at in moments:
+    points = range(1, count + 1) if os.environ.get("RESUME_POINTS") == "all" else rng.sample(range(1, count + 1), 3)
+    for at in points:
         folder, number = tmp_path / str(at), rng.choice([signal.SIGTERM, signal.SIGINT])
-        before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)]
+        before = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
         try:
-            left, _ = fit(folder, tiny_set, SCENARIOS[name], moments=Moments(at, number))
+            state, _ = fit(folder, tiny_set, SCENARIOS[name], points=InterruptionPoints(at, number))
         except Interrupted as end:
             assert end.code == 128 + number
             last = folder / "checkpoints" / "last.ckpt"
-            counted = counts_on(last, SCENARIOS[name])
-            left, _ = fit(folder, tiny_set, SCENARIOS[name], resume=last)
+            compare_counts = counters_match(last, SCENARIOS[name])
+            state, _ = fit(folder, tiny_set, SCENARIOS[name], resume=last)
         else:
-            counted = True
-            assert at > count - 3  # it was as good as done
-        same(whole, left, counted)
-        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)] == before
+            compare_counts = True
+            assert at > count - 3  # training had practically finished
+        assert_same_state(expected, state, compare_counts)
+        assert [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)] == before
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_checkpoint_of_any_step(tiny_set, tmp_path, undisturbed, name):
-    whole, _ = undisturbed(name)
-    left, _ = fit(tmp_path, tiny_set, SCENARIOS[name], every=1)
-    same(whole, left)
+def test_a_checkpoint_of_any_step(tiny_set, tmp_path, uninterrupted, name):
+    expected, _ = uninterrupted(name)
+    state, _ = fit(tmp_path, tiny_set, SCENARIOS[name], every=1)
+    assert_same_state(expected, state)
     steps = sorted(path for path in (tmp_path / "checkpoints").glob("*.ckpt") if path.name != "last.ckpt")
-    taken = steps if os.environ.get("RESUME_MOMENTS") == "all" else random.Random(name).sample(steps, 1)
+    taken = steps if os.environ.get("RESUME_POINTS") == "all" else random.Random(name).sample(steps, 1)
     for number, checkpoint in enumerate(taken):
-        left, _ = fit(tmp_path / str(number), tiny_set, SCENARIOS[name], resume=checkpoint, workers=number % 3)
-        same(whole, left, counts_on(checkpoint, SCENARIOS[name]))
+        state, _ = fit(tmp_path / str(number), tiny_set, SCENARIOS[name], resume=checkpoint, workers=number % 3)
+        assert_same_state(expected, state, counters_match(checkpoint, SCENARIOS[name]))

@@ -1,4 +1,4 @@
-"""Robustness: each grade is an evaluation like any other, on one index, and what was not touched does not move."""
+"""Robustness: each grade equals a normal evaluation, shares one index, and leaves other modalities alone."""
 
 from __future__ import annotations
 
@@ -21,44 +21,44 @@ from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
 
 
-class Watched(MIMIC):
-    """A subclass with a ``rank`` of its own, which keeps what it finds."""
+class RankRecorder(MIMIC):
+    """A subclass that overrides ``rank`` and records the ranks."""
 
     def __init__(self, *args, **options):
         super().__init__(*args, **options)
-        self.found: list[dict[str, torch.Tensor]] = []
+        self.recorded: list[dict[str, torch.Tensor]] = []
 
     def on_test_epoch_start(self):
         super().on_test_epoch_start()
-        self.found = []
+        self.recorded = []
 
     def rank(self, batch, split):
         ranking = super().rank(batch, split)
-        self.found.append(ranking.ranks)
+        self.recorded.append(ranking.ranks)
         return ranking
 
     def ranks(self) -> dict[str, list[int]]:
-        return {name: torch.cat([ranks[name] for ranks in self.found]).tolist() for name in self.found[0]}
+        return {name: torch.cat([ranks[name] for ranks in self.recorded]).tolist() for name in self.recorded[0]}
 
 
-class Counting(IndexBuilder):
+class CountingBuilder(IndexBuilder):
     """Counts how often the knowledge base is encoded."""
 
-    made = 0
+    builds = 0
 
     def in_memory(self, *args):
-        self.made += 1
+        self.builds += 1
         return super().in_memory(*args)
 
 
-def make_model(**options) -> Watched:
+def make_model(**options) -> RankRecorder:
     torch.manual_seed(0)
     units = {
         "text": lambda dims: TGLU(dims, 8),
         "vision": lambda dims: VDLU(dims, 8),
         "cross_modal": lambda dims: CMFU(dims, 8),
     }
-    return Watched(CLIPEncoder(**tiny.ENCODER), units=units, **options)
+    return RankRecorder(CLIPEncoder(**tiny.ENCODER), units=units, **options)
 
 
 def make_data(root: Path, **options) -> MELDataModule:
@@ -70,17 +70,17 @@ def make_trainer(folder: Path) -> Trainer:
     return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, enable_model_summary=False, **quiet)
 
 
-def test_a_grade_is_what_test_gives_with_that_degradation(tiny_set, tmp_path):
+def test_a_grade_equals_a_test_with_that_degradation(tiny_set, tmp_path):
     strengths = (Occlusion, (0, 0.5)), (Typos, (0, 0.4)), (OtherImage, (1,))
     degradations = [kind(strength, seed=1) for kind, grades in strengths for strength in grades]
-    model = make_model(index=(builder := Counting()))
+    model = make_model(index=(builder := CountingBuilder()))
     data = make_data(tiny_set, eval_batch_size=4, degradation=(own := Typos(0.1)))
     grades = list(measure(make_trainer(tmp_path), model, data, degradations))
-    assert builder.made == 1 and model.index_builder is builder and data.degradation is own
+    assert builder.builds == 1 and model.index_builder is builder and data.degradation is own
     assert [(grade.kind, grade.strength) for grade in grades] == [(d.kind, d.strength) for d in degradations]
     assert len({json.dumps(grade.metrics) for grade in grades}) == 4
     for grade, degradation in zip(grades, degradations, strict=True):
-        # By itself: another model of these weights, another index, another size of batches, one worker.
+        # On its own: a new model with the same weights, a new index, another batch size, one worker.
         trainer = make_trainer(tmp_path)
         alone = make_data(tiny_set, eval_batch_size=9, num_workers=1 if degradation.strength == 1 else 0)
         alone.degradation = degradation
@@ -92,15 +92,15 @@ def test_a_grade_is_what_test_gives_with_that_degradation(tiny_set, tmp_path):
     ("degradation", "untouched"),
     [(OtherImage(1), "text"), (Occlusion(1), "text"), (MissingSentence(1), "vision"), (Typos(0.4), "vision")],
 )
-def test_what_is_not_touched_keeps_its_ranks(tiny_set, tmp_path, degradation, untouched):
+def test_an_undegraded_modality_keeps_its_ranks(tiny_set, tmp_path, degradation, untouched):
     model, data, trainer = make_model(), make_data(tiny_set), make_trainer(tmp_path)
     ranks = []
     for _ in measure(trainer, model, data, [type(degradation)(0), degradation]):
-        ranks.append(model.ranks())  # of the subclass's own rank, in the order of the split
-    undisturbed, disturbed = ranks
-    assert disturbed[untouched] == undisturbed[untouched]
-    assert disturbed["cross_modal"] != undisturbed["cross_modal"]
-    assert any(disturbed[name] != undisturbed[name] for name in {"text", "vision"} - {untouched})
+        ranks.append(model.ranks())  # from the overridden rank, in the order of the split
+    clean, degraded = ranks
+    assert degraded[untouched] == clean[untouched]
+    assert degraded["cross_modal"] != clean["cross_modal"]
+    assert any(degraded[name] != clean[name] for name in {"text", "vision"} - {untouched})
 
 
 def test_the_validation_split(tiny_set, tmp_path):
@@ -111,8 +111,8 @@ def test_the_validation_split(tiny_set, tmp_path):
 
 
 @pytest.mark.own_process
-def test_an_index_on_disk_is_used_as_it_is(tiny_set, tmp_path):
-    def model() -> Watched:
+def test_an_index_on_disk_is_reused_unchanged(tiny_set, tmp_path):
+    def model() -> RankRecorder:
         return make_model(index=IndexBuilder(storage="disk", folder=str(tmp_path / "index")))
 
     trainer = make_trainer(tmp_path)
@@ -128,7 +128,7 @@ def test_an_index_on_disk_is_used_as_it_is(tiny_set, tmp_path):
     assert grades[0].metrics == expected and files() == before and len(before) > 1
 
 
-def test_after_a_failure_model_and_data_are_as_they_were(tiny_set, tmp_path):
+def test_a_failure_restores_model_and_data(tiny_set, tmp_path):
     class Broken(Degradation):
         kind, side = "broken", "text"
 
@@ -142,7 +142,7 @@ def test_after_a_failure_model_and_data_are_as_they_were(tiny_set, tmp_path):
     assert model.index_builder is builder and data.degradation is None
 
 
-def test_every_kind_begins_undisturbed():
+def test_every_kind_starts_at_strength_zero():
     grades = grades_of(",".join(kind.kind for kind in KINDS), seed=3)
     for kind in KINDS:
         strengths = [d.strength for d in grades if type(d) is kind]

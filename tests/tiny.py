@@ -41,7 +41,7 @@ ENCODER: dict[str, Any] = {
 
 
 def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = None, entities: int = 12) -> Path:
-    """Write a data set: 12 entities (four names, each of three kinds; then again), every third without an image."""
+    """Write a data set: by default 12 entities (four names of three kinds each), every third without an image."""
     rng = random.Random(0)
     for folder in ("kb_image", "mention_images"):
         (root / folder).mkdir(parents=True)
@@ -88,7 +88,7 @@ def write_set(root: Path, name: str = "Tiny", splits: dict[str, int] | None = No
 
 
 def config(root: Path, runs: Path) -> dict[str, Any]:
-    """A configuration of `mimic-pl fit` on such a data set: two epochs in a few seconds."""
+    """Configuration for `mimic-pl fit` on such a data set: two epochs in a few seconds."""
     return {
         "seed_everything": 43,
         "trainer": {

@@ -1,9 +1,8 @@
-"""``mimic-pl baselines`` on a tiny set: what it prints and leaves behind."""
+"""``mimic-pl baselines`` on a tiny set: what it prints and writes."""
 
 from __future__ import annotations
 
 import json
-from typing import NamedTuple
 
 import pytest
 import yaml
@@ -14,12 +13,6 @@ from tests import tiny
 
 def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-class Done(NamedTuple):
-    folder: object
-    printed: str
-    told: dict
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +39,16 @@ def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsy
     code, out, err = run(capsys, "--config", config, "--top_k", "3", "--device", "cpu")
     assert code == 0, err
     folder = tmp_path / "baselines" / "Tiny"
-    told = json.loads((folder / "baselines.json").read_text())
+    results = json.loads((folder / "baselines.json").read_text())
     names = ["exact_name", "name_similarity", "bm25", "text_cosine", "image_cosine", "both_cosines"]
-    assert list(told["baselines"]) == names and all(name in out for name in names)
-    # Every mention of the tiny set is its gold's name, which three entities share: guessing by position.
-    assert told["mentions_that_are_the_golds_name"] == 1.0
+    assert list(results["baselines"]) == names and all(name in out for name in names)
+    # Every mention of the tiny set is the name of its gold, which three entities share: ranks are by position.
+    assert results["mentions_that_are_the_golds_name"] == 1.0
     assert "100.0 % of the mentions equal the gold's name" in " ".join(out.split())
-    assert told["baselines"]["exact_name"]["hits@3"] == 1.0
-    assert (told["mentions_with_image"], told["entities_with_image"]) == (9, 8)
+    assert results["baselines"]["exact_name"]["hits@3"] == 1.0
+    assert (results["mentions_with_image"], results["entities_with_image"]) == (9, 8)
 
-    # What a test of a model leaves behind has the same fields, and is told of the same mentions.
+    # The predictions of a tested model have the same fields and mentions.
     main(["test", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)])
     written = read(next(tmp_path.glob("lightning_logs/*/predictions.jsonl")))
     summary = json.loads(next(tmp_path.glob("lightning_logs/*/metrics.json")).read_text())
@@ -73,29 +66,30 @@ def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsy
             assert (place.index(gold) + 1 if gold in place else rank) == rank
             assert (gold in place) == (rank <= 3)
         metrics = json.loads((folder / name / "metrics.json").read_text())
-        assert set(summary) - {"subsets"} <= set(metrics)  # what training has seen is no matter here
+        assert set(summary) - {"subsets"} <= set(metrics)  # seen and unseen golds need training
         assert metrics["metrics"]["overall"].keys() == summary["metrics"]["overall"].keys()
         assert metrics["metrics"]["overall"]["mrr"] == pytest.approx(sum(1 / r for r in ranks) / len(ranks), abs=1e-6)
-        assert {"what": told["baselines"][name]["what"], **metrics["metrics"]["overall"]} == told["baselines"][name]
+        what = results["baselines"][name]["what"]
+        assert {"what": what, **metrics["metrics"]["overall"]} == results["baselines"][name]
 
 
 def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
     data = ["--data", "MELDataModule", "--data.root", tiny_set, "--split", "val"]
     code, out, _ = run(capsys, *data, "--output", tmp_path / "here", "--processor.entity_template", "{name}")
     assert code == 0 and "Left out: text_cosine, image_cosine, both_cosines, which need an encoder" in out
-    told = json.loads((tmp_path / "here" / "baselines.json").read_text())
-    assert list(told["baselines"]) == ["exact_name", "name_similarity", "bm25"]
-    assert (told["split"], told["mentions"], told["entities"]) == ("val", 7, 12)
-    # With names alone all three owners of a name are equal by every baseline: ranks by position.
+    results = json.loads((tmp_path / "here" / "baselines.json").read_text())
+    assert list(results["baselines"]) == ["exact_name", "name_similarity", "bm25"]
+    assert (results["split"], results["mentions"], results["entities"]) == ("val", 7, 12)
+    # With names alone, the three entities of a name tie in every baseline: ranks are by position.
     by_position = [
         (int(line["golds"][0]["qid"][1:]) % 3) + 1 for line in read(tmp_path / "here/bm25/predictions.jsonl")
     ]
-    for name in told["baselines"]:
+    for name in results["baselines"]:
         lines = read(tmp_path / "here" / name / "predictions.jsonl")
         assert [line["rank"]["overall"] for line in lines] == by_position
 
 
-def test_without_images_those_cosines_are_left_out(config, tmp_path, capsys):
+def test_image_cosines_are_skipped_without_images(config, tmp_path, capsys):
     root = tiny.write_set(tmp_path / "Tiny")
     for image in (root / "kb_image").iterdir():
         image.unlink()
@@ -107,7 +101,7 @@ def test_without_images_those_cosines_are_left_out(config, tmp_path, capsys):
     assert code == 3 and "no image" in err
 
 
-def test_a_later_configuration_and_option_win(config, tiny_set, tmp_path, capsys):
+def test_later_configurations_and_options_take_precedence(config, tiny_set, tmp_path, capsys):
     overlay = tmp_path / "overlay.yaml"
     overlay.write_text(
         yaml.safe_dump(
@@ -120,9 +114,9 @@ def test_a_later_configuration_and_option_win(config, tiny_set, tmp_path, capsys
     options = ["--data.name", "Tiny", "--output", tmp_path, "--only", "bm25"]
     code, _, err = run(capsys, "--config", config, "--config", overlay, *options)
     assert code == 0, err
-    told = json.loads((tmp_path / "baselines.json").read_text())
-    assert list(told["baselines"]) == ["bm25"] and told["text"]["entity"] == "{name}"
-    assert told["root"] == str(tiny_set)
+    results = json.loads((tmp_path / "baselines.json").read_text())
+    assert list(results["baselines"]) == ["bm25"] and results["text"]["entity"] == "{name}"
+    assert results["root"] == str(tiny_set)
 
 
 def test_a_mention_without_gold_in_the_knowledge_base_is_a_miss(tmp_path, capsys):
@@ -150,7 +144,7 @@ def test_a_mention_without_gold_in_the_knowledge_base_is_a_miss(tmp_path, capsys
         (["--data.root", "nowhere"], "nowhere"),
     ],
 )
-def test_wrong_options_are_refused_with_a_word(tiny_set, tmp_path, capsys, options, word):
+def test_invalid_options_are_rejected(tiny_set, tmp_path, capsys, options, word):
     data = ["--data", "MELDataModule", "--data.root", tiny_set, "--output", tmp_path / "out"]
     code, _, err = run(capsys, *data, *options)
     assert code == 3 and word in err

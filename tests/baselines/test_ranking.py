@@ -37,14 +37,14 @@ def test_ranks_and_top_entities_are_those_of_the_sorted_list(table, block_size, 
         min((in_order(row).index(gold) + 1 for gold in own), default=0) for row, own in zip(scores, golds, strict=True)
     ]
     assert ranks == expected
-    assert ranks[3] == 8 and ranks[4] == 0  # by position; without gold
+    assert ranks[3] == 8 and ranks[4] == 0  # a tie, ranked by position; no gold
     tops = [top for block in blocks for top in block.top_entities.tolist()]
     assert tops == [in_order(row)[:top_k] for row in scores]
     kept = [line for block in blocks for line in block.top_scores["overall"].tolist()]
     assert kept == [row[top].tolist() for row, top in zip(scores, tops, strict=True)]
 
 
-def test_a_score_that_is_no_number_is_an_error_that_says_where():
+def test_a_nan_score_is_an_error_that_names_mention_and_entity():
     scores = np.zeros((6, ENTITIES), np.float32)
     scores[4, 9] = np.nan
     with pytest.raises(NonFiniteScoreError, match="mention 4 .* entity 9 "):

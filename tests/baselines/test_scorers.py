@@ -1,4 +1,4 @@
-"""Names and BM25 against their formulas written down literally, and against figures known from elsewhere."""
+"""Name similarity and BM25 against literal formulas, and against known metrics of two data sets."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def literal_bm25(query, documents, k1, b):
 
 
 @pytest.mark.parametrize(("k1", "b"), [(1.5, 0.75), (0.9, 0.4), (1.2, 0.0)])
-def test_bm25_is_the_literal_sum(k1, b):
+def test_bm25_equals_the_literal_sum(k1, b):
     rng = np.random.default_rng(0)
     vocabulary = [f"w{i}" for i in range(30)]
     documents = [" ".join(rng.choice(vocabulary, rng.integers(0, 25))) for _ in range(40)]
@@ -63,7 +63,7 @@ def test_a_repeated_word_of_the_query_counts_twice_and_stop_words_not_at_all():
     np.testing.assert_allclose(once, expected, rtol=1e-6)
 
 
-def test_texts_without_words_score_nothing():
+def test_texts_without_words_score_zero():
     assert not BM25(["", "?!", "jaguar"], ["jaguar", ""])(slice(0, 2)).any()
     assert BM25(["jaguar"], ["...", ""])(slice(0, 1)).tolist() == [[0, 0]]
 
@@ -76,7 +76,7 @@ def test_words_are_runs_of_word_characters_of_any_script():
 
 
 def indel(left, right):
-    """Similarity by the longest common subsequence, cell by cell."""
+    """Indel similarity in percent, from the longest common subsequence by dynamic programming."""
     table = [[0] * (len(right) + 1) for _ in range(len(left) + 1)]
     for i, x in enumerate(left):
         for j, y in enumerate(right):
@@ -89,20 +89,20 @@ names = st.lists(st.text(alphabet="abcéЖ東 B", max_size=9), min_size=1, max_s
 
 
 @given(names, names)
-def test_name_similarity_is_the_slow_one(left, right):
+def test_name_similarity_equals_the_slow_reference(left, right):
     found = NameSimilarity(mentions(*left), entities(*right), workers=1)(slice(0, len(left)))
     expected = [[indel(a.lower(), b.lower()) for b in right] for a in left]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
 
 
-def test_an_exact_name_is_one_by_every_character():
+def test_exact_name_compares_every_character():
     scorer = ExactName(mentions("Jaguar", "jaguar", "Amazon", "Mercury"), entities("Jaguar", "Mercury", "Jaguar"))
     assert scorer(slice(0, 4)).tolist() == [[1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 1, 0]]
     assert scorer(slice(3, 9)).tolist() == [[0, 1, 0]]
 
 
-def known_figures(scorer, golds):
-    """H@1 with all ties ahead of the gold, and MRR with the gold in the middle of its ties, in percent."""
+def tie_aware_metrics(scorer, golds):
+    """H@1 with ties ranked before the gold, and MRR with the gold in the middle of its ties, in percent."""
     first, reciprocal = 0, 0.0
     for row, gold in zip(scorer(slice(0, len(golds))), golds, strict=True):
         better, tied = int((row > row[gold]).sum()), int((row == row[gold]).sum())
@@ -118,20 +118,20 @@ def read(name):
 
 
 @needs_shared("data", "RichpediaMEL")
-def test_name_similarity_of_richpedia_is_the_known_figure():
+def test_name_similarity_of_richpedia_gives_the_known_metrics():
     known, found, golds = read("RichpediaMEL")
-    hits, mrr = known_figures(NameSimilarity(found, known), golds)
+    hits, mrr = tie_aware_metrics(NameSimilarity(found, known), golds)
     assert (round(hits, 1), round(mrr, 1)) == (52.8, 62.4)
 
 
 @needs_shared("data", "EmojiMEL")
-def test_figures_of_emojimel():
+def test_baselines_of_emojimel_give_the_known_metrics():
     known, found, golds = read("EmojiMEL")
-    hits, mrr = known_figures(NameSimilarity(found, known), golds)
+    hits, mrr = tie_aware_metrics(NameSimilarity(found, known), golds)
     assert (round(hits, 1), round(mrr, 1)) == (1.9, 5.6)
     queries = [f"{mention.mention} {mention.sentence}" for mention in found]
     documents = [f"{entity.name} {entity.fields['attr']}" for entity in known]
-    # The known figure leaves out words of one character, too.
+    # The known metrics ignore words of one character.
     queries, documents = ([re.sub(r"\b\w\b", " ", text) for text in texts] for texts in (queries, documents))
-    hits, mrr = known_figures(BM25(queries, documents), golds)
+    hits, mrr = tie_aware_metrics(BM25(queries, documents), golds)
     assert (round(hits, 1), round(mrr, 1)) == (37.0, 55.8)

@@ -1,4 +1,4 @@
-"""Zero-shot cosines against the towers asked directly."""
+"""Zero-shot cosines against calling the towers directly."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_embeddings_are_those_of_the_towers(data):
     assert not torch.equal(entities.image[0], entities.image[2])
 
 
-def test_a_text_projection_is_stepped_over(data):
+def test_embeddings_bypass_the_text_projection(data):
     config = {"model_type": "bert", "hidden_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision = {"vision": "test_vit", "vision_pretrained": False, "vision_args": {"img_size": 32}}
     sizes = {"text_length": 16, "image_dim": 4, "text_pooling": "mean"}
@@ -57,7 +57,7 @@ def test_a_text_projection_is_stepped_over(data):
     assert found[1].text.shape == (9, 12)
 
 
-def test_cosine_is_the_mean_over_kinds_and_equal_entities_are_equal():
+def test_cosine_is_the_mean_over_modalities_and_equal_entities_tie():
     rng = np.random.default_rng(0)
     unit = [rng.normal(size=(n, width)) for width in (48, 5) for n in (7, 20_000)]
     unit = [side / np.linalg.norm(side, axis=1, keepdims=True) for side in unit]

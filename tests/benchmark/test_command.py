@@ -1,4 +1,4 @@
-"""``mimic-pl benchmark --quick`` in a process of its own: every row is measured, and what it ranks is right."""
+"""``mimic-pl benchmark --quick`` in its own process: every row is measured, and the ranks are correct."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
 from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
-from tests.launch import in_an_interpreter, needs_fork
-from tests.launch import run as run_to_its_end
+from tests.launch import needs_fork, run_python
+from tests.launch import run as run_command
 
 
 @pytest.fixture(scope="module")
 def run(tiny_set, tmp_path_factory):
-    """The folder of a run whose model nobody trained."""
+    """Run folder of an untrained model."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "checkpoints").mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(tiny.config(tiny_set, folder)))
@@ -34,20 +34,20 @@ def run(tiny_set, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(run, tmp_path_factory):
-    """What one run of the whole quick benchmark wrote, and what it printed."""
+    """The JSON and the output of the complete quick benchmark."""
     output = tmp_path_factory.mktemp("benchmark") / "benchmark.json"
     command = ["-m", "mimic_pl", "benchmark", "--quick", "--run", str(run), "--threads", "1"]
     sizes = ["--inflate", "60", "--batches", "[16,24]"]
-    done = in_an_interpreter([*command, *sizes, "--output", str(output)], output.parent)
+    done = run_python([*command, *sizes, "--output", str(output)], output.parent)
     assert done.returncode == 0, done.stdout + done.stderr
     return json.loads(output.read_text()), done.stdout
 
 
 @needs_fork
-def test_rows_that_are_asked_for(tmp_path):
-    """In a fork, which has imported everything; the whole benchmark is slow."""
+def test_only_the_requested_rows_are_measured(tmp_path):
+    """In a fork, where everything is imported; the complete benchmark is slow."""
     options = ["--quick", "--rows", "ranking,bytes", "--threads", "1", "--output", "benchmark.json"]
-    run_to_its_end(["benchmark", *options], tmp_path)
+    run_command(["benchmark", *options], tmp_path)
     rows = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert set(rows) == {"ranking", "bytes"}
     checks = rows["ranking"]["checks"]
@@ -80,7 +80,7 @@ def test_ranks_are_those_of_the_literal_scores(measured, row, compared):
 
 
 @pytest.mark.slow
-def test_a_knowledge_base_is_filled_up_and_the_output_says_so(measured):
+def test_a_small_knowledge_base_is_inflated_and_the_output_says_so(measured):
     row = measured[0]["rows"]["trained"]
     assert row["setting"]["entities"] == 60
     assert "12 entities and 48 disturbed copies" in row["title"]
@@ -89,13 +89,13 @@ def test_a_knowledge_base_is_filled_up_and_the_output_says_so(measured):
 @pytest.mark.slow
 def test_bytes_per_entity(measured):
     row = measured[0]["rows"]["bytes"]
-    # 4,832 numbers, a kind for each of three units, and whether all are finite; 8-bit vectors have a bfloat16 scale.
+    # 4,832 values, a state hash for each of three units, and a finiteness flag; int8 vectors have a bfloat16 scale.
     rest = 3 * 8 + 1
     vectors = 1 + 40 + 1 + 3  # TGLU: global, query of 40 tokens, context; VDLU
     assert row["bytes per entity"] == {
         "float32": 4 * 4832 + rest,
         "bfloat16": 2 * 4832 + rest,
-        "int8": 4832 + 2 * vectors + rest + 96,  # CMFU has few numbers and keeps them in bfloat16
+        "int8": 4832 + 2 * vectors + rest + 96,  # CMFU has small states, stored as bfloat16
     }
     assert all(line["other"] == 4 * 25_888 for line in row["lines"])
 
@@ -125,7 +125,7 @@ def test_gradients_of_both_orders_agree(measured):
 
 
 @pytest.mark.slow
-def test_the_processor_compared_with_makes_the_same_images(measured):
+def test_the_reference_processor_gives_the_same_images(measured):
     assert all(difference < 1e-5 for difference in measured[0]["rows"]["images"]["checks"].values())
 
 
@@ -139,7 +139,7 @@ def test_the_processor_compared_with_makes_the_same_images(measured):
         (["--run", "nowhere", "--rows", "trained", "--quick"], "nowhere"),
     ],
 )
-def test_wrong_options_are_refused_with_a_word(capsys, arguments, word):
+def test_invalid_options_are_rejected(capsys, arguments, word):
     with pytest.raises(SystemExit) as exit_:
         main(["benchmark", *arguments])
     assert exit_.value.code == 3

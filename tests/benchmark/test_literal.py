@@ -1,4 +1,4 @@
-"""The published order of operations, written for the benchmark, gives the scores that the matcher gives."""
+"""The benchmark's implementation of the published order of operations gives the scores of the matcher."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def sides(mentions=7, entities=9):
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize(("mentions_at_once", "entities_at_once"), [(100, 100), (3, 4), (1, 1)])
-def test_the_literal_scores_are_the_matcher_s(monkeypatch, mask_padding, mentions_at_once, entities_at_once):
+def test_literal_scores_equal_the_scores_of_the_matcher(monkeypatch, mask_padding, mentions_at_once, entities_at_once):
     monkeypatch.setattr(literal, "MENTIONS_AT_ONCE", mentions_at_once)
     monkeypatch.setattr(literal, "ENTITIES_AT_ONCE", entities_at_once)
     matcher, (mentions, entities) = make_matcher(mask_padding), sides()
@@ -39,7 +39,7 @@ def test_the_literal_scores_are_the_matcher_s(monkeypatch, mask_padding, mention
 
 
 @pytest.mark.parametrize("mask_padding", [False, True])
-def test_each_unit_is_that_of_one_pair_at_a_time(mask_padding):
+def test_each_unit_equals_the_reference_pair_by_pair(mask_padding):
     matcher, (mentions, entities) = make_matcher(mask_padding), sides(3, 4)
     normed = [literal.normed(matcher, side) for side in (mentions, entities)]
     for name, pair in (("text", reference.tglu), ("vision", reference.vdlu), ("cross_modal", reference.cmfu)):

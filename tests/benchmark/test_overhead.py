@@ -1,4 +1,4 @@
-"""Counted operations against those counted by hand."""
+"""Counted operations against counts by hand."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mimic_pl.features import FeatureDims
 from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher
 from tests import reference, tiny
 
-T, V, D = 12, 6, 8  # widths of text, images and what is inside
+T, V, D = 12, 6, 8  # widths of text, images and hidden layers
 WORDS, PATCHES = 5, 4
 DIMS = FeatureDims(text=T, image=V)
 
 BY_HAND = {
-    # Key and value of each word; query of each word, and the context; Q K^T, w V and the product of the globals.
+    # Key and value of each word; query of each word and the context; Q K^T, w V and the product of the global features.
     "TGLU": (2 * WORDS * 2 * T * D, WORDS * 2 * T * D + 2 * T * D, WORDS * WORDS * 2 * D + WORDS * 2 * D + 2 * T),
-    # Query, key and each patch on either side, and W_f of a query and of a pooled vector; five products a direction.
+    # On both sides query, key, each patch, and W_f of a query and of a pooled vector; five products per direction.
     "VDLU": (*[(2 + PATCHES) * 2 * V * D + 2 * 2 * D * D] * 2, 2 * 5 * 2 * D),
-    # Text, each patch, the gate, the attention's two products; one product.
+    # On both sides text, each patch, the gate, two products of the attention; one product.
     "CMFU": (*[2 * T * D + PATCHES * 2 * V * D + 2 * D + 2 * PATCHES * 2 * D] * 2, 2 * D),
     "GlobalCosine": (0, 0, 2 * (T + V)),
 }
@@ -36,7 +36,7 @@ def test_products_and_attention():
 
 @pytest.mark.parametrize("name", list(BY_HAND))
 @pytest.mark.parametrize(("mentions", "entities"), [(2, 2), (4, 6)])
-def test_operations_of_the_units(name, mentions, entities):
+def test_flops_of_the_units(name, mentions, entities):
     factory = {
         "TGLU": lambda dims: TGLU(dims, D),
         "VDLU": lambda dims: VDLU(dims, D),
@@ -47,12 +47,12 @@ def test_operations_of_the_units(name, mentions, entities):
     assert matcher_flops(Matcher(DIMS, {"unit": factory}), *sides) == pytest.approx(BY_HAND[name])
 
 
-def test_operations_of_an_encoder():
+def test_flops_of_an_encoder():
     encoder = CLIPEncoder(**tiny.ENCODER)
-    hidden, inside, projected, width = 16, 32, 16, 8
+    hidden, intermediate, projected, width = 16, 32, 16, 8
 
     def tower(tokens):
-        return 4 * 2 * tokens * hidden**2 + 2 * 2 * tokens**2 * hidden + 2 * 2 * tokens * hidden * inside
+        return 4 * 2 * tokens * hidden**2 + 2 * 2 * tokens**2 * hidden + 2 * 2 * tokens * hidden * intermediate
 
     words, patches = 16, (16 // 8) ** 2
     text = tower(words) + 2 * hidden * projected
@@ -63,14 +63,14 @@ def test_operations_of_an_encoder():
     assert counted == text + image + reduced
 
 
-def test_parameters_are_those_that_are_trained():
+def test_only_trainable_parameters_are_counted():
     module = torch.nn.Linear(3, 4)
     assert parameters(module) == 16
     module.weight.requires_grad_(False)
     assert parameters(module) == 4
 
 
-def test_variants_are_what_they_are_called():
+def test_variants_have_the_units_their_names_say():
     found = {name: set(units) for name, units in variants().items()}
     whole = {"text", "vision", "cross_modal"}
     assert found["MIMIC"] == found["padding masked"] == found["concatenation in vision's place"] == whole

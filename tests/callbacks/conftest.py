@@ -1,4 +1,4 @@
-"""A model whose scores are given and a data module of plain records: what the callbacks see of the real ones."""
+"""A model with given scores and a data module of plain records, in place of the real ones."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class PublishedRecords(Records):
 
 
 class GivenScores(LightningModule):
-    """Yields rankings of fixed random scores, with many ties."""
+    """A model that ranks by fixed random scores with many ties."""
 
     def __init__(self, kept: int = 5, fail_at: int | None = None) -> None:
         super().__init__()
@@ -135,7 +135,7 @@ def given_scores():
 
 @pytest.fixture
 def make_trainer(tmp_path):
-    """A real Trainer on one process, with these callbacks, that works below the test's folder."""
+    """Make a Trainer in one process with some callbacks, which writes below tmp_path."""
 
     def make(*callbacks: Any, **kwargs: Any) -> Trainer:
         settings = {

@@ -1,4 +1,4 @@
-"""Weights of the units that are fitted on the validation split."""
+"""Unit weights fitted on the validation split."""
 
 import pytest
 import torch
@@ -18,7 +18,7 @@ UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8), 
 
 
 def problem(scale=1.0, seed=0):
-    """A helpful unit, one that is noise, and one that is wrong on purpose."""
+    """A useful unit, a unit of noise, and one that prefers wrong entities."""
     generator = torch.Generator().manual_seed(seed)
     noise = torch.randn(3, 60, 25, generator=generator, dtype=torch.float64)
     gold = torch.randint(25, (60,), generator=generator)
@@ -31,8 +31,8 @@ def negative_log_likelihood(weights, scores, gold):
 
 
 @pytest.mark.parametrize("scale", [1.0, 1000.0])
-def test_the_fit_is_the_minimum_over_weights_that_are_not_negative(scale):
-    """The conditions of Karush, Kuhn and Tucker: sufficient, as the problem is convex."""
+def test_the_fit_is_the_minimum_over_nonnegative_weights(scale):
+    """The Karush-Kuhn-Tucker conditions, which are sufficient for a convex problem."""
     scores, gold = problem(scale)
     weights = fit_weights(scores, gold).requires_grad_()
     negative_log_likelihood(weights, scores, gold).backward()
@@ -62,7 +62,7 @@ def parts(tmp_path, **options):
     return MIMIC(CLIPEncoder(**tiny.ENCODER), processor, UNITS, **options), data
 
 
-def test_validation_ranks_with_the_fitted_weights_and_checkpoints_keep_them(tmp_path):
+def test_validation_ranks_with_the_fitted_weights_and_checkpoints_store_them(tmp_path):
     model, data = parts(tmp_path, matcher=WeightedMatcher)
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints")
     runner = trainer(tmp_path, WeightCalibration(), checkpoint)
@@ -70,9 +70,9 @@ def test_validation_ranks_with_the_fitted_weights_and_checkpoints_keep_them(tmp_
     logged = {name: runner.callback_metrics[f"weight/{name}"].item() for name in UNITS}
     kept = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]["matcher.raw_weights"]
     assert torch.nn.functional.softplus(kept).tolist() == pytest.approx(list(logged.values()), rel=1e-5)
-    assert logged != pytest.approx(dict.fromkeys(UNITS, 1 / 3)), "they are no longer the mean"
+    assert logged != pytest.approx(dict.fromkeys(UNITS, 1 / 3)), "the weights are no longer equal"
 
-    # The same weights, ranked without the callback: what validation reported belongs to them.
+    # Without the callback, the same weights give the metrics that validation reported.
     reported = runner.callback_metrics["val/mrr"].item()
     again, data = parts(tmp_path / "again", matcher=WeightedMatcher)
     again.load_state_dict(model.state_dict())
@@ -81,13 +81,13 @@ def test_validation_ranks_with_the_fitted_weights_and_checkpoints_keep_them(tmp_
     assert alone.callback_metrics["val/mrr"].item() == pytest.approx(reported)
 
 
-def test_a_model_that_takes_the_mean_has_nothing_to_fit(tmp_path):
+def test_a_model_that_averages_its_units_has_nothing_to_fit(tmp_path):
     model, data = parts(tmp_path)
     with pytest.raises(ConfigError, match="--model.matcher mimic_pl.units.WeightedMatcher"):
         trainer(tmp_path, WeightCalibration()).fit(model, data)
 
 
-def test_set_weights_are_the_weights():
+def test_set_weights_sets_the_weights():
     matcher = WeightedMatcher(CLIPEncoder(**tiny.ENCODER).dims, UNITS)
     for wanted in ([0.3, 1e-4, 250.0], [1e-6, 2.0, 30.0]):
         matcher.set_weights(torch.tensor(wanted))

@@ -1,4 +1,4 @@
-"""Hard negatives are what the model ranks high and wrong, and every batch holds them behind its golds."""
+"""Hard negatives are wrong entities that the model ranks high; every batch holds them after its golds."""
 
 import pytest
 import torch
@@ -18,8 +18,8 @@ from tests.reference import random_features
 UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8)}
 
 
-class Watch(Callback):
-    """Keeps the batches, and before each epoch the scores of the whole knowledge base, written out."""
+class Recorder(Callback):
+    """Records the batches, and before each epoch the scores of the whole knowledge base."""
 
     def __init__(self):
         self.batches, self.scores = {}, {}
@@ -72,35 +72,37 @@ def trained(tmp_path, callbacks, epochs, resume=None, **options):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_batches_hold_what_the_model_of_the_epoch_mistakes(tmp_path, num_workers):
-    watch, depth = Watch(), 3
-    _trainer, _, data = trained(tmp_path, [watch, HardNegatives(depth)], 3, num_workers=num_workers)
+def test_batches_hold_entities_that_the_current_model_ranks_too_high(tmp_path, num_workers):
+    recorder, depth = Recorder(), 3
+    _trainer, _, data = trained(tmp_path, [recorder, HardNegatives(depth)], 3, num_workers=num_workers)
     golds = [data.entities.positions[mention.golds[0]] for mention in data.mentions["train"]]
-    assert all(len(batch["columns"]) == len(batch["gold"]) for batch in watch.batches[0]), "the first epoch has none"
+    assert all(len(batch["columns"]) == len(batch["gold"]) for batch in recorder.batches[0]), "the first epoch has none"
     for epoch in (1, 2):
-        for batch in watch.batches[epoch]:
+        for batch in recorder.batches[epoch]:
             size = len(batch["gold"])
             assert torch.equal(batch["columns"][:size], batch["gold"][:, 0])
             assert len(batch["columns"]) == batch["entities"] == 2 * size
             for index, hard in zip(batch["index"].tolist(), batch["columns"][size:].tolist(), strict=True):
-                order = watch.scores[epoch][index].argsort(descending=True).tolist()
+                order = recorder.scores[epoch][index].argsort(descending=True).tolist()
                 order.remove(golds[index])
                 assert hard in order[:depth], (epoch, index)
-    drawn = [[c for batch in watch.batches[e] for c in batch["columns"][len(batch["gold"]) :].tolist()] for e in (1, 2)]
+    drawn = [
+        [c for batch in recorder.batches[e] for c in batch["columns"][len(batch["gold"]) :].tolist()] for e in (1, 2)
+    ]
     assert drawn[0] != drawn[1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_no_batch_of_the_first_epoch_is_loaded_before_it_is_mined(tmp_path, num_workers):
-    """Lightning begins to load before the epoch does."""
-    watch = Watch()
-    trained(tmp_path, [watch, HardNegatives(first_epoch=0)], 1, num_workers=num_workers)
-    batches = watch.batches[0]
+    """Lightning starts to load batches before the epoch starts."""
+    recorder = Recorder()
+    trained(tmp_path, [recorder, HardNegatives(first_epoch=0)], 1, num_workers=num_workers)
+    batches = recorder.batches[0]
     assert sorted(index for batch in batches for index in batch["index"].tolist()) == list(range(20))
     assert all(len(batch["columns"]) == 2 * len(batch["gold"]) for batch in batches)
 
 
-def test_the_loss_counts_hard_negatives_unless_they_are_right():
+def test_the_loss_counts_hard_negatives_unless_they_are_golds():
     scores = {"overall": torch.randn(2, 4, generator=torch.Generator().manual_seed(0))}
     right = same_gold(torch.tensor([[5], [6]]), torch.tensor([5, 6, 6, 9]))
     sides = random_features(2, FeatureDims(3, 3)), random_features(4, FeatureDims(3, 3))
@@ -112,7 +114,7 @@ def test_the_loss_counts_hard_negatives_unless_they_are_right():
     torch.testing.assert_close(masked, torch.nn.functional.cross_entropy(left, torch.tensor([0, 1])))
 
 
-def test_a_resumed_run_goes_on_with_what_was_mined(tmp_path):
+def test_a_resumed_run_continues_with_the_mined_negatives(tmp_path):
     whole = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 4)[1]
     trainer, _, _ = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 2)
     trainer.save_checkpoint(tmp_path / "two.ckpt")
@@ -121,7 +123,7 @@ def test_a_resumed_run_goes_on_with_what_was_mined(tmp_path):
         assert torch.equal(weight, resumed.state_dict()[name]), name
 
 
-def test_several_knowledge_bases_have_none_to_mine(tmp_path):
+def test_mining_several_knowledge_bases_is_rejected(tmp_path):
     model, data = parts(tmp_path)
     tiny.write_set(tmp_path / "other")
     cross = CrossDataModule([data], MELDataModule(str(tmp_path / "other"), name="Tiny"))
@@ -130,7 +132,7 @@ def test_several_knowledge_bases_have_none_to_mine(tmp_path):
         trainer.fit(model, cross)
 
 
-def test_resuming_with_another_depth_is_refused(tmp_path):
+def test_resuming_with_another_depth_is_rejected(tmp_path):
     trainer, _, _ = trained(tmp_path, [HardNegatives(3)], 1)
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ConfigError, match="Resume with the data and the depth"):
@@ -138,6 +140,6 @@ def test_resuming_with_another_depth_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize("options", [{"depth": 0}, {"first_epoch": -1}, {"every_n_epochs": 0}])
-def test_numbers_that_make_no_sense(options):
+def test_invalid_arguments_are_rejected(options):
     with pytest.raises(ConfigError, match="HardNegatives takes"):
         HardNegatives(**options)

@@ -1,4 +1,4 @@
-"""Each failure signature is provoked in a real run of a tiny model, and a healthy run stays silent."""
+"""Each failure is provoked in a real run of a tiny model, and a healthy run causes no warnings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from tests import tiny
 
 
 class Constant(GlobalCosine):
-    """A unit at chance: it sees nothing."""
+    """A unit at chance, with constant scores."""
 
     def score(self, mentions, entities):
         return super().score(mentions, entities) * 0
@@ -30,8 +30,8 @@ class Constant(GlobalCosine):
         return super().pairs(mentions, entities) * 0
 
 
-class Faint(VDLU):
-    """A unit that may know something, and says it too quietly."""
+class Negligible(VDLU):
+    """A unit whose scores are too small to matter."""
 
     def score(self, mentions, entities):
         return super().score(mentions, entities) * 1e-6
@@ -41,20 +41,20 @@ class Faint(VDLU):
 
 
 class Breaking(GlobalCosine):
-    """Its score is no number in the third training batch, on the given process."""
+    """A unit whose score is NaN from the third training batch on, in one process."""
 
     process = 0
     calls = 0
 
     def score(self, mentions, entities):
         score = super().score(mentions, entities)
-        self.calls += self.training and len(score) > 2  # not the small batch that DDP is made ready with
+        self.calls += self.training and len(score) > 2  # not the small batch that initializes DDP
         distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
-        mine = torch.distributed.get_rank() if distributed else 0
-        return score * math.nan if self.training and self.calls >= 3 and mine == self.process else score
+        rank = torch.distributed.get_rank() if distributed else 0
+        return score * math.nan if self.training and self.calls >= 3 and rank == self.process else score
 
 
-class BreakingElsewhere(Breaking):
+class BreakingInRankOne(Breaking):
     process = 1
 
 
@@ -71,7 +71,7 @@ def cross_modal(dims):
 
 
 def faint(dims):
-    return Faint(dims, 8)
+    return Negligible(dims, 8)
 
 
 PUBLISHED = {"text": text, "vision": vision, "cross_modal": cross_modal}
@@ -79,14 +79,14 @@ PUBLISHED = {"text": text, "vision": vision, "cross_modal": cross_modal}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """60 mentions to validate by, so that shares say something."""
+    """A validation split of 60 mentions, so that shares are meaningful."""
     root = tiny.write_set(tmp_path_factory.mktemp("monitored") / "Tiny", splits={"train": 24, "dev": 60, "test": 1})
     return lambda: MELDataModule(str(root), name="Tiny", batch_size=8, eval_batch_size=60, num_workers=0)
 
 
 @pytest.fixture
 def fit(make_trainer, data, tmp_path, caplog):
-    """Train, and return what was said, by epoch, and the curves."""
+    """Train, and return the warnings and the logged curves."""
 
     def run(units=None, monitor=None, model=MIMIC, change=None, lr=3e-3, loss=None, optimizer=None, **kwargs):
         torch.manual_seed(5)
@@ -104,8 +104,8 @@ def fit(make_trainer, data, tmp_path, caplog):
         with caplog.at_level(logging.WARNING, logger="mimic_pl"):
             trainer = make_trainer(monitor or FailureMonitor(), **(settings | kwargs))
             trainer.fit(trained, data())
-        said = [record.getMessage() for record in caplog.records if record.name.startswith("mimic_pl")]
-        return said, curves(trainer.log_dir) if settings["logger"] else {}
+        warnings = [record.getMessage() for record in caplog.records if record.name.startswith("mimic_pl")]
+        return warnings, curves(trainer.log_dir) if settings["logger"] else {}
 
     return run
 
@@ -121,8 +121,8 @@ def curves(folder):
     "kwargs", [{}, {"precision": "bf16-mixed", "accumulate_grad_batches": 2}], ids=["plain", "bf16"]
 )
 def test_a_healthy_run_is_silent_and_leaves_its_curves(fit, kwargs):
-    said, found = fit(**kwargs)
-    assert said == []
+    warnings, found = fit(**kwargs)
+    assert warnings == []
     assert set(found) == {
         *(f"gates_near_zero/{gate}" for gate in ("vision/entity_to_mention", "vision/mention_to_entity")),
         *(f"gates_near_zero/{gate}" for gate in ("cross_modal/mention", "cross_modal/entity")),
@@ -130,13 +130,13 @@ def test_a_healthy_run_is_silent_and_leaves_its_curves(fit, kwargs):
         *(f"{name}/{unit}" for name in ("agreement", "mrr_to_chance") for unit in PUBLISHED),
         *("loss_to_start", "hits@1_rise", "mrr_rise"),
     }
-    assert len(found["gates_near_zero/cross_modal/entity"]) == len(found["mrr_rise"]) == 3, "once a validation"
+    assert len(found["gates_near_zero/cross_modal/entity"]) == len(found["mrr_rise"]) == 3, "once per validation"
     assert all(math.isfinite(value) for curve in found.values() for value in curve)
 
 
 def test_units_at_chance(fit):
-    said, found = fit({"text": text, "blind": Constant})
-    at_chance = [line for line in said if "no better than chance" in line]
+    warnings, found = fit({"text": text, "blind": Constant})
+    at_chance = [line for line in warnings if "no better than chance" in line]
     assert [line.partition(":")[0] for line in at_chance] == ["Epoch 1", "Epoch 2"]
     assert "The overall score has collapsed to text alone: blind ranks no better than chance" in at_chance[0]
     random = sum(1 / rank for rank in range(1, 13)) / 12
@@ -144,22 +144,22 @@ def test_units_at_chance(fit):
     assert found["mrr_to_chance/text"][-1] > 1.5
 
 
-def test_an_overall_ranking_that_is_one_units(fit):
-    said, found = fit({"text": text, "faint": faint}, FailureMonitor(vanishing_share=0, chance_margin=0))
-    lines = [line for line in said if "The overall ranking is" in line]
+def test_an_overall_ranking_equal_to_that_of_one_unit(fit):
+    warnings, found = fit({"text": text, "faint": faint}, FailureMonitor(vanishing_share=0, chance_margin=0))
+    lines = [line for line in warnings if "The overall ranking is" in line]
     assert lines and all("is text's: 100% of the mentions" in line for line in lines)
     assert set(found["agreement/text"]) == {1} and max(found["agreement/faint"]) < 0.9
 
 
-def test_units_that_agree_are_no_collapse(fit):
-    said, found = fit({"text": GlobalCosine, "again": GlobalCosine})
-    assert not any("The overall ranking is" in line for line in said)
+def test_units_that_agree_are_not_a_collapse(fit):
+    warnings, found = fit({"text": GlobalCosine, "again": GlobalCosine})
+    assert not any("The overall ranking is" in line for line in warnings)
     assert min(found["agreement/text"]) >= 0.9
 
 
-def test_a_model_of_one_unit_has_nothing_to_collapse_to(fit):
-    said, _ = fit({"text": text})
-    assert said == []
+def test_a_model_of_one_unit_cannot_collapse(fit):
+    warnings, _ = fit({"text": text})
+    assert warnings == []
 
 
 def test_closed_gates(fit):
@@ -169,9 +169,9 @@ def test_closed_gates(fit):
         torch.nn.init.zeros_(model.matcher.units["cross_modal"].gate.weight)
         torch.nn.init.constant_(model.matcher.units["cross_modal"].gate.bias, 0.06)
 
-    said, found = fit(change=close, lr=1e-6, max_epochs=2)
-    lines = [line for line in said if "The gate" in line]
-    assert len(lines) == 2, "once an epoch"
+    warnings, found = fit(change=close, lr=1e-6, max_epochs=2)
+    lines = [line for line in warnings if "The gate" in line]
+    assert len(lines) == 2, "once per epoch"
     assert all("The gate vision/entity_to_mention is closed: 100% of its values lie within 0.05" in x for x in lines)
     assert found["gates_near_zero/vision/entity_to_mention"] == [1, 1]
     assert found["gates_near_zero/cross_modal/mention"] == [0, 0]
@@ -179,49 +179,49 @@ def test_closed_gates(fit):
 
 def test_hits_that_stall_while_mrr_rises(fit):
     class Approaching(MIMIC):
-        """Golds come nearer and nearer, and never to the top."""
+        """Golds rise in rank but never reach the top."""
 
         def rank(self, batch, split):
             ranking = super().rank(batch, split)
             rank = torch.full_like(ranking.ranks["overall"], max(2, 5 - self.current_epoch))
             return ranking._replace(ranks={**ranking.ranks, "overall": rank})
 
-    said, found = fit(monitor=FailureMonitor(stall_validations=3), model=Approaching)
-    (line,) = [line for line in said if "H@1 stalls" in line]
+    warnings, found = fit(monitor=FailureMonitor(stall_validations=3), model=Approaching)
+    (line,) = [line for line in warnings if "H@1 stalls" in line]
     assert line.startswith("Epoch 2") and "MRR went from 0.2000 to 0.3333, H@1 from 0.0000 to 0.0000" in line
     assert found["mrr_rise"] == pytest.approx([0, 0.05, 1 / 3 - 0.2], abs=1e-6)
 
 
 def test_a_diverging_loss(fit):
     ascend = {"optimizer": lambda parameters: torch.optim.SGD(parameters, lr=0.05, maximize=True)}
-    said, found = fit(monitor=FailureMonitor(divergence_batches=4, explosion=1e9), max_epochs=2, **ascend)
-    assert any("has been above its start for" in line for line in said)
+    warnings, found = fit(monitor=FailureMonitor(divergence_batches=4, explosion=1e9), max_epochs=2, **ascend)
+    assert any("has been above its start for" in line for line in warnings)
     assert found["loss_to_start"][-1] > 1.2
-    said, _ = fit(monitor=FailureMonitor(divergence_batches=10**6, explosion=1.5), max_epochs=2, **ascend)
-    lines = [line for line in said if "The loss explodes" in line]
+    warnings, _ = fit(monitor=FailureMonitor(divergence_batches=10**6, explosion=1.5), max_epochs=2, **ascend)
+    lines = [line for line in warnings if "The loss explodes" in line]
     assert 1 <= len(lines) <= 2 and "times the" in lines[0]
 
 
-def test_the_loss_is_that_of_a_batch_whatever_is_accumulated(fit):
+def test_the_loss_does_not_depend_on_gradient_accumulation(fit):
     starts = []
     for accumulated in (1, 2):
         monitor = FailureMonitor()
         fit(monitor=monitor, accumulate_grad_batches=accumulated, lr=0.0, max_epochs=1, logger=False)
         starts.append(monitor.state_dict()["start"])
-    assert starts[0] == pytest.approx(starts[1], rel=0.3), "not half of it"
+    assert starts[0] == pytest.approx(starts[1], rel=0.3), "not divided by the number of accumulated batches"
 
 
-def test_a_loss_that_is_no_number_stops_the_run_and_names_its_term(fit):
+def test_a_non_finite_loss_stops_the_run_and_names_its_term(fit):
     with pytest.raises(NonFiniteLossError, match=r"at step 2 \(epoch 0, batch 2\): first in its terms broken\."):
         fit({"text": text, "broken": Breaking}, log_every_n_steps=50)
-    said, _ = fit({"text": text, "broken": Breaking}, FailureMonitor(stop_on_non_finite=False), limit_val_batches=0)
-    assert any("The loss is not finite at step 2 (epoch 0, batch 2)" in line for line in said)
-    assert any("The gradient of" in line and "is not finite" in line for line in said)
+    warnings, _ = fit({"text": text, "broken": Breaking}, FailureMonitor(stop_on_non_finite=False), limit_val_batches=0)
+    assert any("The loss is not finite at step 2 (epoch 0, batch 2)" in line for line in warnings)
+    assert any("The gradient of" in line and "is not finite" in line for line in warnings)
 
 
-def test_another_process_s_loss_stops_all(fit):
+def test_a_non_finite_loss_in_one_process_stops_all(fit):
     with pytest.raises(Exception, match=r"at step 2 \(epoch 1, batch 0\): first in its terms broken\."):
-        fit({**PUBLISHED, "broken": BreakingElsewhere}, devices=2, strategy="ddp_fork", max_epochs=2, logger=False)
+        fit({**PUBLISHED, "broken": BreakingInRankOne}, devices=2, strategy="ddp_fork", max_epochs=2, logger=False)
 
 
 def test_a_unit_without_gradient(fit):
@@ -229,27 +229,27 @@ def test_a_unit_without_gradient(fit):
         def score(self, mentions, entities):
             return super().score(mentions, entities).detach()
 
-    said, found = fit({"text": text, "cut": Detached}, max_epochs=2)
-    lines = [line for line in said if "The weights of cut have got no gradient at all" in line]
+    warnings, found = fit({"text": text, "cut": Detached}, max_epochs=2)
+    lines = [line for line in warnings if "The weights of cut have got no gradient at all" in line]
     assert [line.partition(":")[0] for line in lines] == ["Epoch 0", "Epoch 1"]
     assert found["gradient_share/cut"] == [0] * 6
 
 
 def test_a_vanishing_gradient(fit):
     units = {"text": text, "faint": faint}
-    said, _ = fit(units, max_epochs=1, log_every_n_steps=1)
-    assert any("The gradient of faint has vanished" in line for line in said)
+    warnings, _ = fit(units, max_epochs=1, log_every_n_steps=1)
+    assert any("The gradient of faint has vanished" in line for line in warnings)
 
     def freeze(model):
         model.matcher.units["faint"].requires_grad_(False)
         model.encoder.requires_grad_(False)
 
-    said, found = fit(units, change=freeze, max_epochs=1)
-    assert not any("gradient" in line for line in said), "what is frozen is meant to be"
+    warnings, found = fit(units, change=freeze, max_epochs=1)
+    assert not any("gradient" in line for line in warnings), "frozen parameters are intentional"
     assert set(found) & {"gradient_share/faint", "gradient_share/encoder"} == set()
 
 
-def test_a_resumed_run_remembers(fit, tmp_path):
+def test_the_state_survives_a_resume(fit, tmp_path):
     first = FailureMonitor()
     fit(monitor=first, enable_checkpointing=True, max_epochs=2)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
@@ -260,10 +260,10 @@ def test_a_resumed_run_remembers(fit, tmp_path):
     assert saved["start"] == first.state_dict()["start"] and len(saved["history"]) >= 1
 
 
-def test_models_that_are_not_mimic_and_a_monitor_that_is_off(make_trainer, given_scores, records, fit):
+def test_other_models_and_a_disabled_monitor(make_trainer, given_scores, records, fit):
     make_trainer(FailureMonitor(), max_epochs=2).fit(given_scores(), records)
-    said, found = fit({"text": text, "blind": Constant}, FailureMonitor(enabled=False), max_epochs=1)
-    assert (said, found) == ([], {})
+    warnings, found = fit({"text": text, "blind": Constant}, FailureMonitor(enabled=False), max_epochs=1)
+    assert (warnings, found) == ([], {})
 
 
 def test_wrong_thresholds():

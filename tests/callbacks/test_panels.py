@@ -1,4 +1,4 @@
-"""What TensorBoard shows of sample mentions, read back from its event files."""
+"""Panels of sample mentions, read back from TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_the_same_samples_each_epoch(make_trainer, given_scores, records, tmp_pa
     accumulator = events(tmp_path / "runs" / "version_0")
     shown = texts(accumulator)
     assert len(shown) == 3  # after each epoch, and not in the sanity check
-    assert len(set(shown)) == 1  # the scores are given, so the panels must not differ
+    assert len(set(shown)) == 1  # the scores are fixed, so the panels must not differ
     assert set(accumulator.Tags()["images"]) == {"sample/0", "sample/1"}
     image = Image.open(io.BytesIO(accumulator.Images("sample/0")[0].encoded_image_string))
     assert image.width == 5 * TILE  # mention, gold, three candidates
@@ -41,7 +41,7 @@ def test_the_same_samples_each_epoch(make_trainer, given_scores, records, tmp_pa
     best = sorted(range(8), key=lambda entity: (-model.scores["overall"][sample][entity], entity))[:3]
     for place, entity in enumerate(best, start=1):
         assert f"| {place} | entity {entity} Q{entity}" in shown[0]
-    assert f"a \\| sentence {sample}" in shown[0]  # no broken table
+    assert f"a \\| sentence {sample}" in shown[0]  # the bar is escaped in the table
 
 
 def test_all_samples_with_ranks_and_missing_gold(make_trainer, given_scores, records, tmp_path):
@@ -56,7 +56,7 @@ def test_all_samples_with_ranks_and_missing_gold(make_trainer, given_scores, rec
             assert f"{gold} {model.rank('overall', index)}\n" in text
 
 
-def test_metric_names_pass_tensorboard(make_trainer, given_scores, records, tmp_path):
+def test_tensorboard_accepts_the_metric_names(make_trainer, given_scores, records, tmp_path):
     make_trainer(logger=TensorBoardLogger(tmp_path, "runs"), max_epochs=1).fit(given_scores(), records)
     assert {"val/hits@1", "val/mrr", "val/text/hits@20"} <= set(
         events(tmp_path / "runs").Tags()["scalars"] or ()

@@ -1,4 +1,4 @@
-"""The files that test and predict leave behind, against rankings written down by brute force."""
+"""The files that test and predict write, against brute-force rankings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def read(path):
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def test_predictions_are_the_ranking(make_trainer, given_scores, records, tmp_path):
+def test_predictions_equal_the_ranking(make_trainer, given_scores, records, tmp_path):
     model = given_scores()
     make_trainer(PredictionWriter(top_k=3)).test(model, records, verbose=False)
     lines = read(tmp_path / "predictions.jsonl")
@@ -60,22 +60,22 @@ def test_predict_writes_links_without_golds(make_trainer, given_scores, records,
 
 
 def test_two_processes_write_every_mention_once(make_trainer, given_scores, records, tmp_path):
-    """Eleven mentions on two processes: the sampler hands one out twice."""
+    """Eleven mentions on two processes: the sampler repeats one."""
     make_trainer(PredictionWriter()).test(given_scores(kept=8), records, verbose=False)
-    alone = read(tmp_path / "predictions.jsonl")
-    two = tmp_path / "two"
-    trainer = make_trainer(PredictionWriter(), default_root_dir=two, devices=2, strategy="ddp_fork")
+    expected = read(tmp_path / "predictions.jsonl")
+    folder = tmp_path / "two"
+    trainer = make_trainer(PredictionWriter(), default_root_dir=folder, devices=2, strategy="ddp_fork")
     trainer.test(given_scores(kept=8), records, verbose=False)
-    assert read(two / "predictions.jsonl") == alone
-    assert sorted(path.name for path in two.iterdir()) == ["metrics.json", "predictions.jsonl"]
+    assert read(folder / "predictions.jsonl") == expected
+    assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
 
 
-def test_a_failure_keeps_the_former_file_and_leaves_no_parts(make_trainer, given_scores, records, tmp_path):
+def test_a_failure_keeps_the_previous_file_and_leaves_no_partial_files(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(top_k=2)).test(given_scores(), records, verbose=False)
-    former = (tmp_path / "predictions.jsonl").read_bytes()
+    previous = (tmp_path / "predictions.jsonl").read_bytes()
     with pytest.raises(RuntimeError, match="interrupted"):
         make_trainer(PredictionWriter(top_k=3)).test(given_scores(fail_at=6), records, verbose=False)
-    assert (tmp_path / "predictions.jsonl").read_bytes() == former
+    assert (tmp_path / "predictions.jsonl").read_bytes() == previous
     assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.json", "predictions.jsonl"]
 
 
@@ -89,6 +89,6 @@ def test_a_knowledge_base_smaller_than_top_k(make_trainer, given_scores, records
     assert {len(line["candidates"]) for line in read(tmp_path / "predictions.jsonl")} == {8}
 
 
-def test_trial_run_writes_nothing(make_trainer, given_scores, records, tmp_path):
+def test_fast_dev_run_writes_nothing(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(), fast_dev_run=True).test(given_scores(kept=8), records, verbose=False)
     assert list(tmp_path.rglob("*.json*")) == []

@@ -1,4 +1,4 @@
-"""The printed table."""
+"""The printed table of results."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mimic_pl.callbacks import ResultTable
 
 
 def rows(output: str) -> dict[str, list[str]]:
-    """First cell -> other cells."""
+    """First cell of each row -> its other cells."""
     cells = [[cell.strip() for cell in re.split("[│┃|]", line)[1:-1]] for line in output.splitlines()]
     return {line[0]: line[1:] for line in cells if line}
 
@@ -20,7 +20,7 @@ def wide(monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
 
 
-def test_test_prints_scores_and_published_figures(make_trainer, given_scores, published_records, capsys):
+def test_test_prints_scores_and_published_results(make_trainer, given_scores, published_records, capsys):
     model = given_scores()
     make_trainer(ResultTable()).test(model, published_records, verbose=False)
     output = capsys.readouterr().out

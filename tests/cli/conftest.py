@@ -1,4 +1,4 @@
-"""A tiny training run through the command line, for the tests that look at what is left behind."""
+"""A tiny training run through the command line, whose files the tests check."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests import tiny
 class Trained(NamedTuple):
     root: Path  # the data
     config: Path
-    home: Path  # where the commands are started
+    home: Path  # the working directory of the commands
     run: Path
 
 
@@ -27,10 +27,10 @@ def write_config(path: Path, config: dict[str, Any]) -> Path:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, tiny_set) -> Trained:
-    """Two epochs; not to be changed."""
+    """A run of two epochs. Read-only: the session shares it."""
     home = tmp_path_factory.mktemp("home")
     config = tiny.config(tiny_set, home)
-    del config["trainer"]["default_root_dir"]  # what another test trains lies where that one is
+    del config["trainer"]["default_root_dir"]  # so that runs are written to the working directory
     path = write_config(home / "tiny.yaml", config)
     before = Path.cwd()
     os.chdir(home)

@@ -1,4 +1,4 @@
-"""The commands, from the command line to the files that they leave behind."""
+"""The commands, from the command line to the files that they write."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import mimic_pl
 from mimic_pl.cli import main
 from mimic_pl.cli.program import COMMANDS, STAGES
 from mimic_pl.runs import load_run, open_run
-from tests.launch import in_an_interpreter
+from tests.launch import run_python
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def test_fit_leaves_a_run_behind(trained):
     assert saved["seed_everything"] == 43
 
 
-def test_test_without_arguments_takes_the_newest_run(command, home):
+def test_test_without_arguments_uses_the_newest_run(command, home):
     run = home / "lightning_logs" / "version_0"
     config = (run / "config.yaml").read_bytes()
     code, out, _ = command("test", folder=home)
@@ -61,7 +61,7 @@ def test_test_without_arguments_takes_the_newest_run(command, home):
     lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert [line["id"] for line in lines] == [f"test-{i}" for i in range(9)]
 
-    # The same figures by other means: the loaded run, evaluated by a Trainer of its own.
+    # The same metrics from the loaded run, evaluated by another Trainer.
     model, data = load_run(run)
     trainer = Trainer(accelerator="cpu", devices=1, logger=False, enable_progress_bar=False)
     (logged,) = trainer.test(model, data, verbose=False)
@@ -71,12 +71,12 @@ def test_test_without_arguments_takes_the_newest_run(command, home):
     assert metrics(run)["overall"]["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / 9, abs=1e-6)
 
 
-def test_two_processes_give_the_figures_of_one(command, home):
+def test_two_processes_give_the_metrics_of_one(command, home):
     run = home / "lightning_logs" / "version_0"
     assert command("test", folder=home)[0] == 0
     alone = metrics(run), (run / "predictions.jsonl").read_text()
     assert command("test", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork")[0] == 0
-    assert metrics(run) == alone[0]  # nine mentions on two processes: none counts twice
+    assert metrics(run) == alone[0]  # nine mentions in two processes: none is counted twice
     ids = [json.loads(line)["id"] for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert ids == [f"test-{i}" for i in range(9)]
 
@@ -115,8 +115,8 @@ def test_the_run_of_a_named_checkpoint(command, home):
     assert not (home / "lightning_logs" / "version_7" / "metrics.json").exists()
 
 
-def test_a_resumed_run_equals_an_undisturbed_one(command, trained, tmp_path):
-    """Two epochs and two more, against four at once: the same weights to the last bit."""
+def test_a_resumed_run_equals_an_uninterrupted_one(command, trained, tmp_path):
+    """Two epochs and two more give exactly the weights of four."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     for home, epochs in ((whole, "4"), (parts, "2")):
         home.mkdir()
@@ -139,7 +139,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(command, trained, tmp_path):
     )
 
 
-def test_resuming_on_other_data_is_refused(command, home, tmp_path):
+def test_resuming_on_other_data_is_rejected(command, home, tmp_path):
     options = ["--config", "tiny.yaml", "--data.root", str(tmp_path), "--ckpt_path", "last"]
     other = tmp_path / "other"
     shutil.copytree(yaml.safe_load((home / "tiny.yaml").read_text())["data"]["init_args"]["root"], other)
@@ -156,7 +156,7 @@ def test_callbacks_are_configurable(command, trained, tmp_path):
     assert command("fit", "--config", str(trained.config), *options, *patience, folder=tmp_path)[0] == 0
     run = open_run(tmp_path / "lightning_logs" / "version_0")
     assert [path.name for path in run.checkpoints] == ["last.ckpt"]
-    # No validation is better by 10: the second one is the last.
+    # No validation improves by 10, so the second is the last.
     callbacks = torch.load(run.last_checkpoint, weights_only=True)["callbacks"]
     assert [state["stopped_epoch"] for state in callbacks.values() if "stopped_epoch" in state] == [1]
 
@@ -192,8 +192,8 @@ assert not heavy, heavy
 @pytest.mark.parametrize(
     "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
 )
-def test_help_answers_without_torch(arguments, tmp_path):
-    result = in_an_interpreter(["-c", LIGHT, *arguments], tmp_path)
+def test_help_does_not_import_torch(arguments, tmp_path):
+    result = run_python(["-c", LIGHT, *arguments], tmp_path)
     assert result.returncode == 0, result.stderr
     if arguments == ["--version"]:
         assert result.stdout.split() == ["mimic-pl", mimic_pl.__version__]
@@ -201,22 +201,23 @@ def test_help_answers_without_torch(arguments, tmp_path):
         assert all(f"  {name} " in result.stdout for name in COMMANDS)
     else:
         assert f"mimic-pl {arguments[0]}" in result.stdout
-        assert len(result.stdout.splitlines()) < 90, "a few screens"
+        assert len(result.stdout.splitlines()) < 90, "help has to be short"
 
 
 @pytest.mark.parametrize(
-    "asked", ["--data.help RichpediaMEL", "--trainer.logger.help TensorBoardLogger", "--model.encoder.help CLIPEncoder"]
+    "options",
+    ["--data.help RichpediaMEL", "--trainer.logger.help TensorBoardLogger", "--model.encoder.help CLIPEncoder"],
 )
-def test_help_of_a_class_needs_no_run(asked, command, tmp_path):
-    code, out, err = command("test", *asked.split(), folder=tmp_path)
+def test_help_of_a_class_needs_no_run(options, command, tmp_path):
+    code, out, err = command("test", *options.split(), folder=tmp_path)
     assert code == 0, err
-    assert asked.split()[1] in out
+    assert options.split()[1] in out
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_help_of_a_stage_names_options_that_there_are(name, command):
-    code, every, _ = command(name, "--help", "--all")
-    assert code == 0 and "--trainer.barebones" in every
+def test_help_of_a_stage_lists_existing_options(name, command):
+    code, complete, _ = command(name, "--help", "--all")
+    assert code == 0 and "--trainer.barebones" in complete
     _, short, _ = command(name, "--help")
     assert f"mimic-pl {name} --help --all" in short
     known = {class_: set(inspect.signature(getattr(mimic_pl, class_)).parameters) for class_ in ("MIMIC", "Processor")}
@@ -229,7 +230,7 @@ def test_help_of_a_stage_names_options_that_there_are(name, command):
             assert rest[0] in known["MIMIC"], option
             assert rest[0] != "processor" or rest[1] in known["Processor"]
         else:
-            assert f"--{option} " in every or f"--{option}\n" in every, option
+            assert f"--{option} " in complete or f"--{option}\n" in complete, option
 
 
 def test_completion_script(command):
@@ -240,15 +241,15 @@ def test_completion_script(command):
 
 
 def test_console_entry(tmp_path):
-    """As a process of its own: one paragraph on stderr, the error's exit code, nothing else."""
-    result = in_an_interpreter(["-m", "mimic_pl", "test"], tmp_path)
+    """In its own process: one line on stderr, the exit code of the error, nothing else."""
+    result = run_python(["-m", "mimic_pl", "test"], tmp_path)
     assert result.returncode == 3
     assert result.stderr.startswith("error: There is no training run in ")
     assert len(result.stderr.strip().splitlines()) == 1
     assert result.stdout == ""
 
 
-def test_main_takes_the_command_line_by_default(monkeypatch, capsys):
+def test_main_reads_sys_argv_by_default(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["mimic-pl", "--help"])
     main()
     assert "doctor" in capsys.readouterr().out
@@ -281,4 +282,4 @@ def test_overlays_add_units_and_losses(command, trained, tmp_path):
     model, _ = load_run(tmp_path / "lightning_logs" / "version_0", "last")
     assert set(model.matcher.units) == {"text", "vision", "cross_modal", "image", "plain"}
     assert list(model.losses) == ["contrastive", "symmetric"]
-    assert model.matcher.units["text"].query.out_features == 8, "those of the configuration are as they were"
+    assert model.matcher.units["text"].query.out_features == 8, "units of the configuration are unchanged"

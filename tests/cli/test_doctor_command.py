@@ -1,4 +1,4 @@
-"""``mimic-pl doctor`` finds its data in options or in a configuration, and exits with what it found."""
+"""``mimic-pl doctor`` takes its data from options or a configuration, and its exit code from the findings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 @pytest.fixture
 def broken(trained, tmp_path):
-    """A copy of the data with one id twice in the knowledge base."""
+    """A copy of the data with a duplicate id in the knowledge base."""
     root = tmp_path / "broken"
     shutil.copytree(trained.root, root)
     entities = json.loads((root / "kb_entity.json").read_text())
@@ -18,7 +18,7 @@ def broken(trained, tmp_path):
     return root
 
 
-def test_a_sound_folder(command, trained):
+def test_a_valid_folder(command, trained):
     by_config = command("doctor", "--config", str(trained.config))
     options = ["--data.root", str(trained.root), "--data.name", "Tiny", "--data.batch_size", "8"]
     by_options = command("doctor", "--data", "MELDataModule", *options)
@@ -27,7 +27,7 @@ def test_a_sound_folder(command, trained):
     assert "12" in by_config[1]  # entities
 
 
-def test_options_go_over_the_configuration(command, trained, broken):
+def test_options_override_the_configuration(command, trained, broken):
     code, _, _ = command("doctor", "--config", str(trained.config), "--data.root", str(broken))
     assert code != 0
 

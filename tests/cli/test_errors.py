@@ -1,4 +1,4 @@
-"""What a user sees who got something wrong: one short paragraph, an exit code, no traceback."""
+"""User errors: one short paragraph, an exit code, no traceback."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ WRONG = {
     "no value": (["--trainer.max_epochs"], 2, "--trainer.max_epochs: expected one argument"),
     "no such configuration": (["--config", "nowhere.yaml"], 2, "nowhere.yaml"),
     "no such data": (["--data.root", "nowhere/at/all"], 3, "nowhere/at/all"),
-    "a name for which there is no field": (
+    "template without a field": (
         ["--model.processor.entity_template", "no field"],
         3,
         "The text template 'no field' names no field.",
     ),
-    "impossible loss": (
+    "invalid loss": (
         [
             "--model.losses.contrastive",
             '{"class_path": "mimic_pl.losses.UnitConsistentLoss", "init_args": {"temperature": 0}}',
@@ -46,7 +46,11 @@ WRONG = {
         "temperature",
     ),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 3, "The checkpoint 'nowhere.ckpt' does not exist."),
-    "best of no run": (["--ckpt_path", "best", "--trainer.default_root_dir", "."], 3, "There is no training run in"),
+    "best without run": (
+        ["--ckpt_path", "best", "--trainer.default_root_dir", "."],
+        3,
+        "There is no training run in",
+    ),
 }
 
 
@@ -59,7 +63,7 @@ def test_wrong_options(command, trained, tmp_path, options, code, text):
     assert "Traceback" not in err
     assert "usage:" not in err
     assert len(message) < 500
-    assert not (tmp_path / "lightning_logs").exists()  # it failed before anything began
+    assert not (tmp_path / "lightning_logs").exists()  # it failed before the run started
 
 
 def test_no_such_encoder_checkpoint(command, trained, tmp_path):
@@ -106,8 +110,8 @@ def test_weights_that_do_not_fit(command, trained, tmp_path):
 
 
 @pytest.mark.parametrize("place", [0, 1, 2, None])
-def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch, place):
-    """By an option anywhere on the command line, or by the environment; the exit code stays."""
+def test_debug_shows_the_traceback(command, tmp_path, monkeypatch, place):
+    """By an option anywhere on the command line or by the environment; the exit code is unchanged."""
     for args, kind, code in ((["fit", "--bogus"], "ArgumentError", 2), (["report", "nowhere"], "ConfigError", 3)):
         if place is None:
             monkeypatch.setenv("MIMIC_PL_DEBUG", "1")
@@ -119,7 +123,7 @@ def test_debugging_shows_the_traceback(command, tmp_path, monkeypatch, place):
         assert traceback[0].startswith("Traceback") and any(f"{kind}: " in line for line in traceback)
 
 
-def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, monkeypatch):
+def test_a_bug_in_user_code_is_reported_with_its_location(command, trained, tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text(
         "from mimic_pl import MIMIC\n\n\nclass Model(MIMIC):\n    def training_step(self, batch, batch_idx):\n"
         "        return batch['nowhere']\n"
@@ -133,18 +137,18 @@ def test_a_mistake_in_a_program_is_not_disguised(command, trained, tmp_path, mon
     assert "Traceback" in command("--debug", *args, folder=tmp_path)[2]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is such a device here")
-def test_what_the_trainer_refuses(command, trained, tmp_path):
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_errors_of_the_trainer(command, trained, tmp_path):
     code, _, err = command("fit", "--config", str(trained.config), "--trainer.accelerator", "cuda", folder=tmp_path)
     assert code == 3 and "can not run on your system" in err and "Traceback" not in err
 
 
-def test_messages_without_a_tree_stay_as_they_are():
+def test_flat_parser_messages_are_unchanged():
     assert short_message("argument --x: expected one argument") == "argument --x: expected one argument"
     assert short_message("") == ""
 
 
-def test_a_problem_that_is_not_known_keeps_its_words():
+def test_an_unknown_parser_problem_keeps_its_message():
     tree = (
         'Parser key "model":\n  Does not validate against any of the Union subtypes\n  Subtypes: [A, B]\n  Errors:\n'
         "    - Problem with given class_path 'no.such.Class':\n        Parser key \"size\":\n"

@@ -1,4 +1,4 @@
-"""Several golds, and golds that training never saw: what `test` leaves behind, in one process and in two."""
+"""Results of `test` with several golds and golds not seen in training, in one process and in two."""
 
 import json
 import shutil
@@ -8,7 +8,7 @@ import pytest
 
 @pytest.fixture
 def home(trained, tmp_path):
-    """The trained run, and a copy of its data whose test split has several golds and golds new to it."""
+    """The trained run, and a copy of its data whose test split has several golds and unseen golds."""
     home = tmp_path / "home"
     shutil.copytree(trained.home, home)
     shutil.copytree(trained.root, home / "set")
@@ -28,7 +28,7 @@ def results(home):
     return json.loads((run / "metrics.json").read_text()), lines
 
 
-def test_seen_and_unseen_golds_are_reported_apart(command, home, monkeypatch):
+def test_seen_and_unseen_golds_are_reported_separately(command, home, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     options = ["--data.root", str(home / "set"), "--model.ranker.top_k", "12", "--predictions.top_k", "12"]
     code, out, _ = command("test", *options, folder=home)
@@ -43,13 +43,13 @@ def test_seen_and_unseen_golds_are_reported_apart(command, home, monkeypatch):
     assert list(summary["subsets"]) == list(groups) and all(groups.values())
     assert list(summary["metrics"]) == ["overall", "cross_modal", "text", "vision"]
     for name, members in groups.items():
-        told, ranks = summary["subsets"][name], [line["rank"]["overall"] for line in members]
-        assert told["mentions"] == len(members)
-        assert told["metrics"]["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks), abs=1e-6)
-        assert told["metrics"]["hits@3"] == pytest.approx(sum(rank <= 3 for rank in ranks) / len(ranks), abs=1e-6)
+        subset, ranks = summary["subsets"][name], [line["rank"]["overall"] for line in members]
+        assert subset["mentions"] == len(members)
+        assert subset["metrics"]["mrr"] == pytest.approx(sum(1 / rank for rank in ranks) / len(ranks), abs=1e-6)
+        assert subset["metrics"]["hits@3"] == pytest.approx(sum(rank <= 3 for rank in ranks) / len(ranks), abs=1e-6)
         assert f" {name} ({len(members)}) " in out
 
-    # Recall, from the whole ranking that the predictions hold: all twelve entities.
+    # Recall, computed from the predictions, which hold the complete ranking of twelve entities.
     for k in (1, 3, 5, 10):
         shares = []
         for line in lines:
@@ -62,7 +62,7 @@ def test_seen_and_unseen_golds_are_reported_apart(command, home, monkeypatch):
     assert results(home) == (summary, lines)
 
 
-def test_a_set_with_single_golds_all_of_them_seen_has_neither(command, trained, tmp_path):
+def test_no_subsets_or_recall_with_single_seen_golds(command, trained, tmp_path):
     shutil.copytree(trained.home, tmp_path / "home")
     shutil.copytree(trained.root, tmp_path / "set")
     rows = json.loads((tmp_path / "set" / "Tiny_test.json").read_text())

@@ -1,4 +1,4 @@
-"""Lightning's own callbacks: those that touch the model before the first step, change it, or watch it."""
+"""Lightning's own callbacks: those that act before the first step, change the model, or monitor it."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CALLBACKS = {
     "RichProgressBar": {"refresh_rate": 1},
 }
 
-WATCH = """
+USER_MODULE = """
 def on_train_start(trainer, model):
     print("training starts")
 
@@ -56,9 +56,9 @@ def trainer(tmp_path, *callbacks, **options):
 
 
 @pytest.mark.parametrize("name", CALLBACKS)
-def test_a_run_with_it_is_trained_and_tested(command, trained, tmp_path, monkeypatch, name):
+def test_a_run_with_the_callback_trains_and_tests(command, trained, tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "watch.py").write_text(WATCH)
+    (tmp_path / "watch.py").write_text(USER_MODULE)
     callback = {"class_path": f"lightning.pytorch.callbacks.{name}", "init_args": CALLBACKS[name]}
     shown = {"enable_progress_bar": "ProgressBar" in name, "default_root_dir": str(tmp_path)}
     (tmp_path / "more.yaml").write_text(yaml.safe_dump({"trainer": {"callbacks": [callback], **shown}}))
@@ -66,7 +66,10 @@ def test_a_run_with_it_is_trained_and_tested(command, trained, tmp_path, monkeyp
     assert code == 0, err
     run = open_run(tmp_path / "lightning_logs" / "version_0")
     state = torch.load(run.last_checkpoint, weights_only=True)
-    steps = {"BatchSizeFinder": 2 * 5, "GradientAccumulationScheduler": 2 + 3}  # of 20 mentions, in batches of 4, of 8
+    steps = {
+        "BatchSizeFinder": 2 * 5,
+        "GradientAccumulationScheduler": 2 + 3,
+    }  # 20 mentions in batches of 4 and 8
     assert (state["epoch"], state["global_step"]) == (1, steps.get(name, 2 * 3))
     assert ("training starts" in out) == (name == "LambdaCallback")
     code, _, err = command("test")  # with the callback, which the run's configuration names
@@ -74,14 +77,14 @@ def test_a_run_with_it_is_trained_and_tested(command, trained, tmp_path, monkeyp
     assert json.loads((run.folder / "metrics.json").read_text())["metrics"]["overall"]["mrr"] > 0
 
 
-def test_the_batch_size_that_was_found_is_used(model_and_data, tmp_path):
+def test_the_batch_size_found_is_used(model_and_data, tmp_path):
     model, data = model_and_data
     trainer(tmp_path, BatchSizeFinder(init_val=2, steps_per_trial=1, max_trials=2)).fit(model, data)
     assert data.batch_size == 4 and model.trainer.global_step == 5
 
 
-def test_the_learning_rate_that_was_found_is_used(model_and_data, tmp_path):
-    """Its suggestion, in every parameter group, and where a scheduler begins."""
+def test_the_learning_rate_found_is_used(model_and_data, tmp_path):
+    """The suggestion is set in every parameter group and is the initial rate of a scheduler."""
     model, data = model_and_data
     model.lr_scheduler = lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 0.5**epoch)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -92,7 +95,7 @@ def test_the_learning_rate_that_was_found_is_used(model_and_data, tmp_path):
     trainer(tmp_path, finder, max_epochs=2, limit_val_batches=0).fit(model, data)
     ((weights, rate),) = seen[-1:]
     assert rate == finder.optimal_lr.suggestion() and 1e-5 < rate < 1e-2
-    assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())  # as if nothing had been tried
+    assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())  # the trial steps are undone
     (optimizer,) = model.trainer.optimizers
     assert [group["lr"] for group in optimizer.param_groups] == pytest.approx([rate / 4] * len(optimizer.param_groups))
 

@@ -1,4 +1,4 @@
-"""``mimic-pl robustness``: from a run to its curves, and nothing else of the run touched."""
+"""``mimic-pl robustness``: degradation curves of a run, whose other files are not touched."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_it_measures_what_test_measures(command, home):
+def test_metrics_equal_those_of_test(command, home):
     run = home / "lightning_logs" / "version_0"
     assert command("test", folder=home)[0] == 0
-    undisturbed = json.loads((run / "metrics.json").read_text())
-    assert "degradation" not in undisturbed
+    clean = json.loads((run / "metrics.json").read_text())
+    assert "degradation" not in clean
     before = contents(home)
 
     code, out, err = command("robustness", "--kinds", "typos", folder=home)
@@ -38,12 +38,12 @@ def test_it_measures_what_test_measures(command, home):
         ("typos", "text", strength) for strength in (0, 0.05, 0.1, 0.2, 0.4)
     ]
     assert all(set(record) == {"kind", "side", "strength", "metrics"} for record in records)
-    assert records[0]["metrics"] == undisturbed["metrics"]
+    assert records[0]["metrics"] == clean["metrics"]
 
-    # The same grade through the data module's own option; the summary says what it is of.
+    # The same grade through the option of the data module, which the summary records.
     assert command("test", "--data.degradation", "Typos", "--data.degradation.strength", "0.4")[0] == 0
     degraded = json.loads((run / "metrics.json").read_text())
-    assert degraded["metrics"] == records[-1]["metrics"] != undisturbed["metrics"]
+    assert degraded["metrics"] == records[-1]["metrics"] != clean["metrics"]
     assert degraded["degradation"] == "typos 0.4"
 
 

@@ -1,4 +1,4 @@
-"""Runs on disk: finding them, their best and last checkpoint, and loading them."""
+"""Finding runs on disk and their best and last checkpoints, and loading them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.readme import readme_block
 
 
 def make_run(folder, *checkpoints, best=None, time=None, steps=()):
-    """A run's folder with checkpoints that hold no weights."""
+    """A run folder with checkpoints that hold no weights."""
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "config.yaml").write_text("model: {}\n")
     state = {"monitor": "val/mrr", "best_model_path": f"/moved/elsewhere/checkpoints/{best}"} if best else {}
@@ -47,15 +47,15 @@ def test_no_run(tmp_path):
         open_run(tmp_path)
 
 
-def test_best_is_what_the_last_checkpoint_remembers(tmp_path):
-    """It is the earlier of two with the same figure; and the folder has moved since."""
+def test_best_is_the_one_recorded_in_the_last_checkpoint(tmp_path):
+    """The earlier of two with the same metric, although the folder was moved."""
     names = ["epoch=1-mrr=0.5000.ckpt", "epoch=3-mrr=0.5000.ckpt", "last.ckpt"]
     run = open_run(make_run(tmp_path / "run", *names, best=names[0]))
     assert run.best_checkpoint.name == names[0]
     assert run.checkpoint("last").name == "last.ckpt"
 
 
-def test_best_by_name_if_nothing_is_remembered(tmp_path):
+def test_best_by_name_if_none_is_recorded(tmp_path):
     names = ["epoch=1-mrr=0.0900.ckpt", "epoch=3-mrr=0.6000.ckpt", "epoch=5-mrr=0.1000.ckpt", "last.ckpt"]
     assert open_run(make_run(tmp_path / "a", *names)).best_checkpoint.name == names[1]
     assert open_run(make_run(tmp_path / "b", *names, best="deleted.ckpt")).best_checkpoint.name == names[1]
@@ -74,7 +74,7 @@ def test_newest_of_several_last_checkpoints(tmp_path):
     assert open_run(make_run(tmp_path / "run", "last.ckpt", "last-v1.ckpt")).last_checkpoint.name == "last-v1.ckpt"
 
 
-def test_unclear_checkpoints_are_errors(tmp_path):
+def test_an_ambiguous_best_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"tells which checkpoint was best.*--ckpt_path"):
         _ = open_run(make_run(tmp_path / "a", "last.ckpt")).best_checkpoint
     assert open_run(make_run(tmp_path / "b", "one.ckpt")).best_checkpoint.name == "one.ckpt"
@@ -90,7 +90,7 @@ def test_unclear_checkpoints_are_errors(tmp_path):
         (["step=7.ckpt", "step=9.ckpt", "step=8.ckpt"], [7, 9, 8], "step=9.ckpt"),
     ],
 )
-def test_last_is_the_furthest(tmp_path, names, steps, last):
+def test_last_is_the_checkpoint_with_the_most_steps(tmp_path, names, steps, last):
     folder = make_run(tmp_path / "run", *names, steps=steps)
     (folder / "checkpoints" / "last.ckpt.tmp").write_bytes(b"half of one")
     assert open_run(folder).last_checkpoint.name == last
@@ -114,7 +114,7 @@ def test_a_trained_run_is_loaded_with_its_best_weights(trained):
 
 
 def test_model_and_data_of_a_run_are_connected(trained):
-    """The file names of the data's records are found in the folders of the data, not in the working directory."""
+    """Image names of records are looked up in the folders of the data, not in the working directory."""
     model, data = load_run(trained.run)
     mentions, entities = data.read_mentions("test"), data.entities
     found = model.score(model.encode_mentions(mentions), model.encode_entities(entities))
@@ -146,14 +146,12 @@ def test_the_readme_links_a_mention(trained, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.startswith(f"{names['links'][1]}: rank 2 of {len(names['data'].entities)}")
 
 
-def test_the_best_checkpoint_has_the_best_figure_that_was_logged(trained):
+def test_the_best_checkpoint_has_the_best_logged_metric(trained):
     checkpoints = [p for p in open_run(trained.run).checkpoints if p.name != "last.ckpt"]
     best = open_run(trained.run).best_checkpoint
     assert best in checkpoints
-    remembered = torch.load(trained.run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
-    (state,) = [
-        state for state in remembered.values() if state.get("monitor") == "val/mrr" and "best_k_models" in state
-    ]
+    callbacks = torch.load(trained.run / "checkpoints" / "last.ckpt", weights_only=True)["callbacks"]
+    (state,) = [state for state in callbacks.values() if state.get("monitor") == "val/mrr" and "best_k_models" in state]
     assert f"mrr={float(state['best_model_score']):.4f}" in best.name
 
 

@@ -1,4 +1,4 @@
-"""A folder builder that writes the published layout, and a processor small enough to check by hand."""
+"""A builder of data sets in the published layout, and a processor small enough to check by hand."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from PIL import Image
 from mimic_pl.data import MELDataModule
 from mimic_pl.processor import Processor
 
-OF_PROCESSOR = set(inspect.signature(Processor).parameters)
+PROCESSOR_OPTIONS = set(inspect.signature(Processor).parameters)
 
 
 class WordTokenizer:
-    """Words hashed to ids, padded on the right to 8."""
+    """Hashes words to ids, padded on the right to 8 tokens."""
 
     text_length = 8
     side = "right"
@@ -37,7 +37,7 @@ class WordTokenizer:
 
 
 class SmallImages:
-    """Images squeezed to 4 x 4."""
+    """Resizes images to 4 x 4."""
 
     image_size = 4
 
@@ -50,12 +50,12 @@ class SmallImages:
 
 
 def word_processor(**settings: Any) -> Processor:
-    """A processor with these."""
+    """A processor with the word tokenizer and small images."""
     return Processor(**settings).connect(WordTokenizer, SmallImages)
 
 
 class Folder:
-    """A data set to be bent: change ``entities`` and ``splits``, then :meth:`module`."""
+    """A data set to be modified: change ``entities`` and ``splits``, then call :meth:`module`."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -100,7 +100,7 @@ class Folder:
     def module(self, **options: Any) -> MELDataModule:
         self.write()
         options = {"batch_size": 4, "eval_batch_size": 3, "entity_batch_size": 4, "num_workers": 0, **options}
-        settings = {name: options.pop(name) for name in OF_PROCESSOR & options.keys()}
+        settings = {name: options.pop(name) for name in PROCESSOR_OPTIONS & options.keys()}
         module = MELDataModule(str(self.root), name="Set", **options)
         module.processor = word_processor(**settings)
         return module

@@ -1,4 +1,4 @@
-"""Training on two sets, testing on a third: whose mentions, whose knowledge base, and when."""
+"""Training on two sets and testing on a third: which mentions and which knowledge base each stage uses."""
 
 from itertools import chain
 
@@ -20,7 +20,7 @@ from tests.data.conftest import Folder, word_processor
 
 @pytest.fixture
 def cross(tmp_path):
-    """Three sets whose texts and positions tell them apart: set number n has the entities Qn0, Qn1, ... backwards."""
+    """Three sets with distinguishable texts and positions: set n has entities Qn0, Qn1, ..., in reverse if n > 0."""
 
     built = []
 
@@ -52,7 +52,7 @@ def epoch_of(data, epoch):
     return list(loader)
 
 
-def test_a_training_batch_is_of_one_set_and_its_golds_are_of_that_knowledge_base(cross):
+def test_a_training_batch_comes_from_one_set_and_its_knowledge_base(cross):
     data = cross()
     data.setup("fit")
     batches = epoch_of(data, 0)
@@ -89,7 +89,7 @@ def test_order_depends_on_seed_and_epoch(cross):
 
 
 @given(st.lists(st.tuples(st.integers(3, 30), st.integers(1, 7)), min_size=1, max_size=3), st.integers(1, 3))
-def test_processes_share_every_item_and_work_on_the_same_set_at_a_time(sets, processes):
+def test_processes_partition_the_items_and_work_on_the_same_set_at_a_time(sets, processes):
     parts = []
     for rank in range(processes):
         own = [TrainSampler(range(size), batch, processes, rank, seed=5) for size, batch in sets]
@@ -109,7 +109,7 @@ def test_processes_share_every_item_and_work_on_the_same_set_at_a_time(sets, pro
 
 
 @pytest.mark.parametrize("validate_on", [0, 1])
-def test_each_stage_ranks_in_the_knowledge_base_of_its_set(cross, validate_on):
+def test_each_stage_ranks_over_the_knowledge_base_of_its_set(cross, validate_on):
     data = cross(validate_on=validate_on)
     for stage, number, split in (("fit", validate_on, "val"), ("test", 2, "test"), ("validate", validate_on, "val")):
         data.setup(stage)
@@ -122,7 +122,7 @@ def test_each_stage_ranks_in_the_knowledge_base_of_its_set(cross, validate_on):
         golds = torch.cat([batch["gold"] for batch in loader])[:, 0].tolist()
         assert [data.ranked.entities[gold].id for gold in golds] == [m.golds[0] for m in data.ranked.mentions[split]]
     assert "test" not in data.training_sets[validate_on].mentions
-    assert "val" not in data.target.mentions, "the target has no say in the choice of a checkpoint"
+    assert "val" not in data.target.mentions, "the target is not used to choose a checkpoint"
 
 
 def test_golds_count_as_seen_if_a_training_set_has_them(cross):
@@ -134,7 +134,7 @@ def test_golds_count_as_seen_if_a_training_set_has_them(cross):
     assert sum(seen) == 2
 
 
-def test_what_is_no_cross_data_set(tmp_path):
+def test_invalid_combinations_of_sets(tmp_path):
     one, two = MELDataModule(str(tmp_path / "1")), MELDataModule(str(tmp_path / "2"))
     with pytest.raises(ConfigError, match="at least one"):
         CrossDataModule([], one)
@@ -144,7 +144,7 @@ def test_what_is_no_cross_data_set(tmp_path):
         CrossDataModule([one], two, validate_on=1)
 
 
-def test_a_resumed_run_equals_an_undisturbed_one_and_tests_as_the_target_alone(tmp_path):
+def test_a_resumed_run_equals_an_uninterrupted_one_and_tests_on_the_target_alone(tmp_path):
     roots = [str(tiny.write_set(tmp_path / name, "Tiny")) for name in ("one", "two", "three")]
     options = {"name": "Tiny", "batch_size": 8, "num_workers": 0, "image_cache": None}
 

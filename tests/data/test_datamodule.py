@@ -1,4 +1,4 @@
-"""From a folder to batches: golds, images, workers, processes, epochs."""
+"""From a folder to batches: golds, images, workers, epochs."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def test_evaluation_keeps_every_mention(folder):
 def test_images_depend_on_epoch_and_not_on_workers(folder):
     alone = folder.module(batch_size=3)
     alone.setup("fit")
-    helped = folder.module(batch_size=3, num_workers=2)
-    helped.setup("fit")
-    loader = helped.train_dataloader()  # one loader with lasting workers over all epochs
+    with_workers = folder.module(batch_size=3, num_workers=2)
+    with_workers.setup("fit")
+    loader = with_workers.train_dataloader()  # one loader with persistent workers for all epochs
     epochs = []
     for epoch in (0, 1, 2):
         loader.sampler.set_epoch(epoch)
@@ -77,7 +77,7 @@ def test_images_depend_on_epoch_and_not_on_workers(folder):
 @pytest.mark.parametrize("policy", ["blank", "drop", "error"])
 def test_image_policies(folder, policy, caplog):
     (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
-    for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another one, Q4 has not
+    for name in ("Q5_0.png", "Q4_0.png"):  # Q5 has another image, Q4 does not
         (folder.root / "kb_image" / name).unlink()
     module = folder.module(image_policy=policy)
     module.setup("fit")
@@ -94,8 +94,8 @@ def test_image_policies(folder, policy, caplog):
     assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training leaves'}" in report
 
 
-def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
-    folder.splits["train"][0]["imgPath"] = ""  # of Q0, which has no image either
+def test_drop_keeps_mentions_without_an_image_name_and_all_evaluation_mentions(folder):
+    folder.splits["train"][0]["imgPath"] = ""  # Q0 has no image either
     for path in (folder.root / "mention_images").glob("test*.jpg"):
         path.unlink()
     module = folder.module(image_policy="drop")
@@ -106,7 +106,7 @@ def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
     assert sum(len(batch["index"]) for batch in module.entity_dataloader()) == 6
 
 
-def test_dropping_everything_is_an_error(folder):
+def test_dropping_every_mention_is_an_error(folder):
     for path in (folder.root / "mention_images").iterdir():
         path.unlink()
     module = folder.module(image_policy="drop")
@@ -130,7 +130,7 @@ def test_workers_report_each_failure_once(folder, caplog):
     assert "2 images could not be used (1 missing, 1 unreadable)" in record.message
 
 
-def test_the_trainer_drives_it(folder):
+def test_the_trainer_shuffles_every_epoch(folder):
     class Seen(LightningModule):
         def __init__(self):
             super().__init__()
@@ -164,7 +164,7 @@ def test_texts():
         TextTemplate("text")
 
 
-def test_a_tokenizer_that_pads_on_the_left():
+def test_left_padding_is_rejected():
     tokenizer = WordTokenizer()
     tokenizer.side = "left"
     with pytest.raises(ConfigError, match="padding_side"):
@@ -180,7 +180,7 @@ def test_a_knowledge_base_and_batches_of_one(folder):
     assert batch["gold"].tolist() == [[0]] and batch["mentions"]["pixels"].shape == (1, 3, 4, 4)
 
 
-def test_what_is_not_there(folder, tmp_path):
+def test_missing_files_and_empty_splits(folder, tmp_path):
     with pytest.raises(ConfigError, match="--data.root"):
         MELDataModule.check_root(str(tmp_path / "nowhere"))
     module = folder.module()
@@ -195,14 +195,14 @@ def test_what_is_not_there(folder, tmp_path):
         folder.module().setup("test")
 
 
-def test_an_absent_image_folder_is_told_once(folder, caplog):
+def test_a_missing_image_folder_is_reported_once(folder, caplog):
     for name in ("mention_images", "kb_image"):
         (folder.root / name).rename(folder.root / f"other_{name}")
     module = folder.module()
     module.setup("fit")
     module.setup("test")
-    said = [record.message.split(" (nor")[0] for record in caplog.records]
-    assert said == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
+    messages = [record.message.split(" (nor")[0] for record in caplog.records]
+    assert messages == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
     batches = [*epoch_of(module, 0), *module.test_dataloader()]
     assert not any(batch["mentions"]["has_image"].any() for batch in batches)
     failed = {failure for batch in batches for failure in batch["failures"]}
@@ -225,7 +225,7 @@ def test_nil_and_unknown_golds_are_counted(folder, caplog):
     assert torch.cat([batch["gold"] for batch in module.val_dataloader()]).flatten().tolist() == [-1, -1, -1, 3, 4]
 
 
-def test_evaluation_takes_the_first_image_and_the_next_if_it_fails(folder):
+def test_evaluation_uses_the_first_readable_image(folder):
     (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
     module = folder.module(entity_batch_size=6)
     module.setup("test")

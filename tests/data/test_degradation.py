@@ -1,4 +1,4 @@
-"""Degraded mentions: each kind against what it should do, and that nothing but the mention decides what happens."""
+"""Degraded mentions: what each kind does, and that the result depends on the mention alone."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ PIXEL_KINDS = [kind for kind in KINDS if issubclass(kind, ImageDegradation)]
 
 
 def textured(width: int, height: int, seed: int = 0) -> Image.Image:
-    """Smooth shapes with some grain, as photographs have."""
+    """Smooth shapes with some noise, like a photograph."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (7, 9, 3), np.uint8)).resize(
         (width, height), Image.Resampling.BICUBIC
@@ -49,7 +49,7 @@ def array(image: Image.Image) -> np.ndarray:
 
 
 def split_of(count: int) -> list[Mention]:
-    """Mentions of seven entities, each with an image of its own but for every tenth, which has none."""
+    """Mentions of seven entities, each with its own image except for every tenth, which has none."""
     return [
         Mention(str(i), f"name {i}", f"in sentence number {i}", (f"Q{i % 7}",), None if i % 10 == 9 else f"{i}.jpg")
         for i in range(count)
@@ -68,7 +68,7 @@ def test_strength_0_changes_nothing(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_strengths_that_a_kind_does_not_have(kind):
+def test_strengths_out_of_range_are_rejected(kind):
     for strength in (-0.1, kind.largest * 1.01, float("nan")):
         with pytest.raises(ConfigError, match=f"{kind.__name__} has strengths from 0 .* to {kind.largest:g}"):
             kind(strength)
@@ -77,27 +77,27 @@ def test_strengths_that_a_kind_does_not_have(kind):
 
 @pytest.mark.parametrize("kind", PIXEL_KINDS)
 def test_images_get_worse_with_strength(kind):
-    """The error against the original, both at the model's square, grows from grade to grade; inputs stay untouched."""
+    """The error at the input size of the model grows with each grade, and the input image is not modified."""
     image = textured(300, 200)
     before = array(image)
     errors = []
     for strength in (0, *kind.grades, kind.largest):
-        worse = kind(strength).image(image, Random("same"))
-        assert worse.mode == "RGB"
-        errors.append(np.square(array(worse.resize((64, 64))) - array(image.resize((64, 64)))).mean())
+        degraded = kind(strength).image(image, Random("same"))
+        assert degraded.mode == "RGB"
+        errors.append(np.square(array(degraded.resize((64, 64))) - array(image.resize((64, 64)))).mean())
     assert errors == sorted(errors) and len({*errors}) == len(errors)
     assert np.array_equal(array(image), before)
 
 
 @pytest.mark.parametrize("kind", [Blur, Downscaling, NoiseKind, Occlusion])
 def test_strengths_mean_the_same_for_images_of_any_size(kind):
-    """An image of 72 pixels and the same of 1,440 look alike in the model's square, before and after."""
+    """An image of 72 pixels and the same at 1,440 look alike at the input size of the model, degraded or not."""
     small = textured(72, 72)
     large = small.resize((1440, 1440), Image.Resampling.NEAREST)
     for strength in kind.grades:
-        worse = [array(kind(strength).image(p, Random("same")).resize((32, 32))) for p in (small, large)]
-        effect = np.abs(worse[1] - array(large.resize((32, 32)))).mean()
-        assert np.abs(worse[0] - worse[1]).mean() < 0.45 * effect + 1.5
+        degraded = [array(kind(strength).image(p, Random("same")).resize((32, 32))) for p in (small, large)]
+        effect = np.abs(degraded[1] - array(large.resize((32, 32)))).mean()
+        assert np.abs(degraded[0] - degraded[1]).mean() < 0.45 * effect + 1.5
 
 
 def test_blur_spreads_a_point_as_a_gaussian_does():
@@ -111,7 +111,7 @@ def test_blur_spreads_a_point_as_a_gaussian_does():
     assert np.abs(blurred - expected).max() < 1.5
 
 
-def test_the_worst_jpeg_leaves_blocks_of_one_shade():
+def test_the_strongest_jpeg_compression_leaves_uniform_blocks():
     grain = np.random.default_rng(0).integers(118, 139, (64, 96, 1), np.uint8).repeat(3, axis=2)
     worst = array(Jpeg(99).image(Image.fromarray(grain), Random()))
     blocks = worst.reshape(8, 8, 12, 8, 3).swapaxes(1, 2).reshape(96, 64, 3)
@@ -127,29 +127,29 @@ def test_an_image_too_large_for_a_jpeg():
 def test_downscaling_counts_pixels():
     assert Downscaling(4).image(textured(1500, 1000), Random()).size == (38, 25)
     assert Downscaling(4).image(textured(50, 100), Random()).size == (25, 50)
-    assert Downscaling(4).image(textured(20, 25), Random()).size == (20, 25)  # has no more than that
+    assert Downscaling(4).image(textured(20, 25), Random()).size == (20, 25)  # it has fewer pixels already
     assert Downscaling(100).image(textured(30, 90), Random()).size == (1, 3)
 
 
 @pytest.mark.parametrize("size", [(640, 256), (48, 64)])
-def test_noise_has_its_deviation(size):
+def test_noise_has_the_given_standard_deviation(size):
     noisy = array(NoiseKind(8).image(Image.new("RGB", size, (128, 128, 128)), Random(1))) - 128
     assert noisy.std() == pytest.approx(0.08 * 255, rel=0.03)
     assert abs(noisy.mean()) < 0.6
 
 
-def test_occlusion_hides_its_share_and_nothing_else():
+def test_occlusion_covers_its_share_and_nothing_else():
     image = textured(120, 80)
     image = Image.fromarray(np.where(array(image) == 128, 127, array(image)).astype(np.uint8))
     before = None
     for strength in (0.1, 0.25, 0.5, 0.75, 1.0):
-        worse = array(Occlusion(strength).image(image, Random(5)))
-        hidden = (worse == 128).all(axis=2)
+        degraded = array(Occlusion(strength).image(image, Random(5)))
+        hidden = (degraded == 128).all(axis=2)
         assert hidden.mean() == pytest.approx(strength, abs=0.01)
-        assert np.array_equal(worse[~hidden], array(image)[~hidden])
+        assert np.array_equal(degraded[~hidden], array(image)[~hidden])
         rows, columns = hidden.any(axis=1), hidden.any(axis=0)
         assert hidden.sum() == rows.sum() * columns.sum()  # one rectangle
-        # What a smaller one hid is hidden, up to rounding at its edges.
+        # A larger rectangle contains a smaller one, up to rounding at the edges.
         assert before is None or (before & ~hidden).mean() < 0.01
         before = hidden
     starts = {tuple(np.argwhere(array(Occlusion(0.1).image(image, Random(i))) == 128)[0]) for i in range(5)}
@@ -157,7 +157,7 @@ def test_occlusion_hides_its_share_and_nothing_else():
 
 
 @pytest.mark.parametrize("kind", [OtherImage, NoImage, MissingSentence])
-def test_shares_of_mentions(kind):
+def test_strength_is_the_share_of_degraded_mentions(kind):
     split = split_of(1000)
     expected = {
         OtherImage: lambda old, new: (
@@ -169,14 +169,16 @@ def test_shares_of_mentions(kind):
     field = "sentence" if kind is MissingSentence else "image"
     weaker: set[int] = set()
     for strength in (0.25, 0.5, 0.75):
-        worse = kind(strength).mentions(split)
-        touched = {i for i, (old, new) in enumerate(zip(split, worse, strict=True)) if old != new}
-        assert all(expected(split[i], worse[i]) for i in touched)
-        assert all(replace(new, **{field: getattr(old, field)}) == old for old, new in zip(split, worse, strict=True))
-        could = len([m for m in split if kind is not NoImage or m.image])
-        assert len(touched) / could == pytest.approx(strength, abs=0.05)
-        assert weaker <= touched
-        weaker = touched
+        degraded = kind(strength).mentions(split)
+        changed = {i for i, (old, new) in enumerate(zip(split, degraded, strict=True)) if old != new}
+        assert all(expected(split[i], degraded[i]) for i in changed)
+        assert all(
+            replace(new, **{field: getattr(old, field)}) == old for old, new in zip(split, degraded, strict=True)
+        )
+        eligible = len([m for m in split if kind is not NoImage or m.image])
+        assert len(changed) / eligible == pytest.approx(strength, abs=0.05)
+        assert weaker <= changed
+        weaker = changed
     assert all(expected(old, new) for old, new in zip(split, kind(1).mentions(split), strict=True))
     assert kind(0.5, seed=1).mentions(split) != kind(0.5, seed=2).mentions(split)
     assert kind(0.5, seed=1).mentions(split) == kind(0.5, seed=1).mentions(split)
@@ -190,12 +192,12 @@ def test_no_other_image():
 
 @pytest.mark.parametrize(("strength", "left"), [(0.25, 15), (0.5, 10), (0.9, 2), (1, 0)])
 def test_truncation_keeps_the_beginning(strength, left):
-    (worse,) = Truncation(strength).mentions([Mention("1", "name", "twenty characters ok")])
-    assert worse.sentence == "twenty characters ok"[:left] and worse.mention == "name"
+    (degraded,) = Truncation(strength).mentions([Mention("1", "name", "twenty characters ok")])
+    assert degraded.sentence == "twenty characters ok"[:left] and degraded.mention == "name"
 
 
-def test_typos_are_as_many_as_their_share_says():
-    """One edit each (a swap of neighbours, a character left out or doubled), counted by an edit distance."""
+def test_the_share_of_typos_equals_the_strength():
+    """Each typo is one edit (a swap, a deletion or a doubling), counted by an edit distance."""
     rng = Random(0)
     letters = "abcdefghijklmnopqrstuvwxyz"
     text = "".join(rng.choice(letters) for _ in range(4000))
@@ -203,18 +205,18 @@ def test_typos_are_as_many_as_their_share_says():
     assert mention.sentence == text
     distances = []
     for strength in (0.02, 0.05, 0.1, 0.2):
-        (worse,) = Typos(strength).mentions([Mention("1", "name", text)])
-        distances.append(OSA.distance(text, worse.sentence) / len(text))
+        (degraded,) = Typos(strength).mentions([Mention("1", "name", text)])
+        distances.append(OSA.distance(text, degraded.sentence) / len(text))
         assert 0.75 * strength < distances[-1] < 1.15 * strength
-        assert set(worse.sentence) <= set(letters)
+        assert set(degraded.sentence) <= set(letters)
     assert distances == sorted(distances)
-    (all_touched,) = Typos(1).mentions([Mention("1", "name", text)])
-    assert OSA.distance(text, all_touched.sentence) <= len(text)
+    (all_edited,) = Typos(1).mentions([Mention("1", "name", text)])
+    assert OSA.distance(text, all_edited.sentence) <= len(text)
 
 
-def test_typos_leave_what_is_no_letter_and_touch_the_name():
-    (worse,) = Typos(1).mentions([Mention("1", "a name", "... - , !", image="p.jpg")])
-    assert worse.sentence == "... - , !" and worse.mention != "a name" and worse.image == "p.jpg"
+def test_typos_change_letters_only_in_sentence_and_name():
+    (degraded,) = Typos(1).mentions([Mention("1", "a name", "... - , !", image="p.jpg")])
+    assert degraded.sentence == "... - , !" and degraded.mention != "a name" and degraded.image == "p.jpg"
     assert Typos(1).mentions([Mention("1", "", "")])[0].mention == ""
 
 
@@ -223,7 +225,7 @@ def test_typos_leave_what_is_no_letter_and_touch_the_name():
 
 @pytest.fixture
 def seen(folder):
-    """A data set whose test images have something to see, and a function that gives all test items in order."""
+    """A data set with textured test images, and a function that loads all test items in order."""
     for i in range(7):
         textured(40 + i, 30, i).save(folder.root / "mention_images" / f"test{i}.jpg")
 
@@ -237,7 +239,7 @@ def seen(folder):
     return folder, items
 
 
-def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -247,21 +249,21 @@ def test_items_are_degraded_whatever_the_batches_and_workers(seen, kind):
     strength = kind.grades[-1]
     _, plain = items()
     _, unchanged = items(degradation=kind(0))
-    assert same(plain, unchanged)
-    module, worse = items(degradation=kind(strength))
-    touched = {name for name in plain if not torch.equal(plain[name], worse[name])}
-    assert touched <= ({"pixels", "has_image"} if kind.side == "image" else {"input_ids", "attention_mask"})
-    assert touched
+    assert equal(plain, unchanged)
+    module, degraded = items(degradation=kind(strength))
+    changed = {name for name in plain if not torch.equal(plain[name], degraded[name])}
+    assert changed <= ({"pixels", "has_image"} if kind.side == "image" else {"input_ids", "attention_mask"})
+    assert changed
     _, workers = items(degradation=kind(strength), eval_batch_size=2, num_workers=1)
-    assert same(worse, workers)
+    assert equal(degraded, workers)
     if isinstance(module.degradation, ImageDegradation):
-        # The original file is degraded, and then resized.
+        # The original image is degraded before it is resized.
         image = Image.open(folder.root / "mention_images" / "test3.jpg")
         expected = SmallImages().pixels(module.degradation.image(image, module.degradation.rng(3)))
-        assert torch.equal(worse["pixels"][3], expected)
+        assert torch.equal(degraded["pixels"][3], expected)
 
 
-def test_training_and_the_knowledge_base_stay_as_they_are(folder):
+def test_training_and_the_knowledge_base_are_not_degraded(folder):
     sides = []
     for degradation in (None, OtherImage(1), Occlusion(1)):
         module = folder.module(degradation=degradation)
@@ -280,34 +282,34 @@ def test_training_and_the_knowledge_base_stay_as_they_are(folder):
 def test_the_cache_never_holds_degraded_pixels(seen, tmp_path, kind):
     _, items = seen
     cache = str(tmp_path / "cache")
-    time.sleep(0.12)  # files that may still be changing are not entered
+    time.sleep(0.12)  # files that may still change are not cached
 
     def files() -> dict[Path, bytes]:
         return {path: path.read_bytes() for path in (tmp_path / "cache").rglob("*") if path.is_file()}
 
     _, plain = items()
-    _, worse = items(degradation=kind(kind.largest))
-    assert not torch.equal(plain["pixels"], worse["pixels"])
-    # The cache is filled by a degraded run, and read by an undisturbed one, and the other way round.
-    assert same(items(degradation=kind(kind.largest), image_cache=cache)[1], worse)
+    _, degraded = items(degradation=kind(kind.largest))
+    assert not torch.equal(plain["pixels"], degraded["pixels"])
+    # The cache is filled by a degraded run and read by a clean one, and the other way round.
+    assert equal(items(degradation=kind(kind.largest), image_cache=cache)[1], degraded)
     filled = files()
     assert filled
-    assert same(items(image_cache=cache)[1], plain)
-    assert same(items(degradation=kind(kind.largest), image_cache=cache)[1], worse)
+    assert equal(items(image_cache=cache)[1], plain)
+    assert equal(items(degradation=kind(kind.largest), image_cache=cache)[1], degraded)
     assert files() == filled
 
 
-def test_images_that_fail_stay_under_the_policy(seen):
+def test_the_image_policy_applies_to_degraded_images(seen):
     folder, items = seen
     (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no image")
-    _, worse = items(degradation=Blur(4))
-    assert worse["has_image"].tolist() == [True, True, False, True, True, True, True]
-    assert not worse["pixels"][2].any()
+    _, degraded = items(degradation=Blur(4))
+    assert degraded["has_image"].tolist() == [True, True, False, True, True, True, True]
+    assert not degraded["pixels"][2].any()
     with pytest.raises(DataError, match=r"test2.jpg is unreadable.*--model.processor.image_policy blank or drop"):
         items(degradation=Blur(4), image_policy="error")
 
 
-def test_failures_are_told_once_over_all_evaluations(seen, caplog):
+def test_failures_are_reported_once_over_all_evaluations(seen, caplog):
     folder, items = seen
     (folder.root / "mention_images" / "test2.jpg").write_bytes(b"no image")
     module, _ = items()

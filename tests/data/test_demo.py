@@ -1,4 +1,4 @@
-"""The demo's promises, checked on the drawn files: what text, image and both together leave open."""
+"""Properties of the generated demo: what text, image, and both together determine."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def words_of(text: str) -> list[str]:
 
 
 def strong_hues(content: bytes) -> np.ndarray:
-    """Hues (0 to 255) of the pixels that have much colour."""
+    """Hues (0 to 255) of saturated pixels."""
     with Image.open(BytesIO(content)) as image:
         hue, saturation, _ = np.moveaxis(np.asarray(image.convert("HSV")), -1, 0)
     return hue[saturation > 120].astype(int)
@@ -72,7 +72,7 @@ def strong_hues(content: bytes) -> np.ndarray:
 # ---- the files --------------------------------------------------------------------------------------------------
 
 
-def test_two_draws_are_identical_and_another_seed_is_not(root: Path, tmp_path: Path) -> None:
+def test_generation_is_deterministic_and_depends_on_the_seed(root: Path, tmp_path: Path) -> None:
     draw_demo(tmp_path / "again", seed=0)
     assert contents(tmp_path / "again") == contents(root)
     assert design_demo(0) == design_demo(0) != design_demo(1)
@@ -114,7 +114,7 @@ def test_nothing_leaks_between_splits(root: Path, mentions: dict[str, Rows]) -> 
     assert len(golds["test"] - golds["train"]) == 24
 
 
-def test_words_are_those_of_the_texts(entities: Rows, mentions: dict[str, Rows]) -> None:
+def test_demo_words_are_the_words_of_the_texts(entities: Rows, mentions: dict[str, Rows]) -> None:
     texts = [f"{entity['entity_name']} [SEP] {entity['attr']}" for entity in entities]
     texts += [f"{row['mentions']} [SEP] {row['sentence']}" for rows in mentions.values() for row in rows]
     assert demo_words() == sorted(set(words_of(" ".join(texts))))
@@ -125,10 +125,10 @@ def test_the_shipped_configuration_lists_these_words() -> None:
     assert config["model"]["init_args"]["encoder"]["init_args"]["vocabulary"] == demo_words()
 
 
-# ---- what text, image and both decide -------------------------------------------------------------------------
+# ---- what text, image and both determine ----------------------------------------------------------------------
 
 
-def test_text_alone_leaves_two_of_which_neither_is_the_better_guess(entities: Rows, mentions: dict[str, Rows]) -> None:
+def test_text_alone_leaves_two_equally_likely_candidates(entities: Rows, mentions: dict[str, Rows]) -> None:
     sport_of = {entity["qid"]: entity["attr"].removeprefix("Sport: ").partition(".")[0] for entity in entities}
     for row in (row for rows in mentions.values() for row in rows):
         words = set(words_of(row["sentence"]))
@@ -137,11 +137,11 @@ def test_text_alone_leaves_two_of_which_neither_is_the_better_guess(entities: Ro
         assert len(left) == 2
         assert row["answer"] in {e["qid"] for e in left}
         assert left[0]["attr"] == left[1]["attr"]
-    # Equally many test mentions of each entity: whoever sees only the text is right for half of them.
+    # Each entity has equally many test mentions: text alone is right for half of them.
     assert set(Counter(row["answer"] for row in mentions["test"]).values()) == {2}
 
 
-def test_image_alone_leaves_many_and_both_together_leave_one() -> None:
+def test_image_alone_leaves_many_candidates_and_both_together_leave_one() -> None:
     clubs = design_demo(0).clubs
     carriers: dict[Badge, list[str]] = {}
     for club in clubs:
@@ -167,37 +167,37 @@ def test_images_are_there_for_nearly_all_test_mentions(root: Path, entities: Row
         )
         for row in mentions["test"]
     )
-    # Half of these are right by guessing, so that H@1 of 0.9 stays well within reach.
+    # Guessing is right for half of these, so that H@1 of 0.9 stays possible.
     assert 0 < open_cases <= 0.07 * len(mentions["test"])
 
 
 # ---- the images -----------------------------------------------------------------------------------------------
 
 
-def test_a_photographed_badge_keeps_the_colour_of_the_published_one() -> None:
+def test_a_badge_in_a_mention_image_keeps_its_colour() -> None:
     badges = {club.badge for club in design_demo(0).clubs if club.badge.colour != "black"}
     for badge in badges:
         published = np.median(strong_hues(draw_published(badge, 0)))
         for number in range(4):
-            met = strong_hues(draw_met(badge, Random(f"{badge} {number}")))
-            # Hues lie on a circle of 256 steps, on which the badges' colours are at least 30 apart.
-            away = np.abs((met - published + 128) % 256 - 128)
-            assert np.median(away) < 12, badge
+            hues = strong_hues(draw_met(badge, Random(f"{badge} {number}")))
+            # Hues are on a circle of 256 steps, on which the colours of badges are at least 30 apart.
+            distance = np.abs((hues - published + 128) % 256 - 128)
+            assert np.median(distance) < 12, badge
 
 
-def test_no_two_photographs_are_alike() -> None:
+def test_no_two_mention_images_are_alike() -> None:
     badge = design_demo(0).clubs[0].badge
-    photographs = [draw_met(badge, Random(number)) for number in range(20)]
-    assert len({*photographs, draw_published(badge, 0), draw_published(badge, 1)}) == 22
+    images = [draw_met(badge, Random(number)) for number in range(20)]
+    assert len({*images, draw_published(badge, 0), draw_published(badge, 1)}) == 22
     # Filled, outlined and hatched badges cover different shares of the image.
-    shares = sorted(len(strong_hues(photograph)) for photograph in photographs)
+    shares = sorted(len(strong_hues(image)) for image in images)
     assert shares[-1] > 2 * shares[0]
 
 
 # ---- the data module --------------------------------------------------------------------------------------------
 
 
-def test_it_is_drawn_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_generated_once(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "draw_demo", lambda folder, seed: shutil.copytree(root, folder))  # saves seconds
     folder = tmp_path / "data" / "Demo"
     DemoMEL.check_root(str(folder))
@@ -208,14 +208,14 @@ def test_it_is_drawn_once(tmp_path: Path, root: Path, monkeypatch: pytest.Monkey
     assert contents(folder) == contents(root)
     assert [file.name for file in folder.parent.iterdir()] == ["Demo"]
 
-    def must_not_draw(root: Path, seed: int) -> None:
-        raise AssertionError("drawn twice")
+    def fail_if_called(root: Path, seed: int) -> None:
+        raise AssertionError("generated twice")
 
-    monkeypatch.setattr(demo, "draw_demo", must_not_draw)
+    monkeypatch.setattr(demo, "draw_demo", fail_if_called)
     DemoMEL(str(folder)).prepare_data()
 
 
-def test_another_version_is_drawn_anew(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_regenerated(tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "draw_demo", lambda folder, seed: shutil.copytree(root, folder))  # saves seconds
     folder = tmp_path / "Demo"
     (folder / "kb_image").mkdir(parents=True)
@@ -225,7 +225,7 @@ def test_another_version_is_drawn_anew(tmp_path: Path, root: Path, monkeypatch: 
     assert contents(folder) == contents(root)
 
 
-def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_generation_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(folder: Path, *_: Any) -> dict[str, Any]:
         if len(list(folder.iterdir())) > 20:
             raise KeyboardInterrupt
@@ -238,7 +238,7 @@ def test_an_interrupted_drawing_leaves_nothing(tmp_path: Path, monkeypatch: pyte
     assert list(tmp_path.iterdir()) == []
 
 
-def test_it_does_not_touch_a_folder_with_something_else(tmp_path: Path) -> None:
+def test_a_folder_with_other_files_is_not_touched(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").write_text("years of work", encoding="utf-8")
     with pytest.raises(ConfigError, match="something else"):
         DemoMEL.check_root(str(tmp_path))

@@ -1,4 +1,4 @@
-"""The doctor finds what was planted, all of it, and nothing in a sound folder."""
+"""The doctor reports all planted problems, and none in a valid folder."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def findings(folder, **options):
     return findings_of(folder.module(**options))
 
 
-def test_a_sound_folder(folder, capsys):
+def test_a_valid_folder(folder, capsys):
     assert run_doctor(folder.module()) == 0
     assert "ERROR" not in capsys.readouterr().out
 
@@ -62,7 +62,7 @@ def test_everything_at_once(folder):
     assert {subject: (found[subject].value, found[subject].verdict) for subject in expected} == expected
 
 
-def test_bad_images_are_errors_under_the_policy_error(folder):
+def test_unusable_images_are_errors_under_policy_error(folder):
     (folder.root / "kb_image" / "Q1_0.png").unlink()
     assert findings(folder, image_policy="error")["entity images, missing"].verdict == "ERROR"
 
@@ -78,7 +78,7 @@ def errors_of(module):
     return [(finding.subject, finding.value) for finding in examine(module).findings if finding.verdict == "ERROR"]
 
 
-def test_one_broken_file_hides_nothing_of_the_others(folder):
+def test_one_malformed_file_does_not_hide_findings_in_others(folder):
     folder.splits["test"][3]["answer"] = "Q77"
     module = folder.module()
     (folder.root / "Set_dev.json").write_bytes(b'[{"id": 1},\n {"id": "\xff"}]')
@@ -89,14 +89,14 @@ def test_one_broken_file_hides_nothing_of_the_others(folder):
     assert found["test golds not in the knowledge base"].value.startswith("1 of 7")
 
 
-def test_a_broken_knowledge_base_is_one_error_and_no_unknown_golds(folder):
+def test_a_malformed_knowledge_base_is_one_error_without_unknown_golds(folder):
     module = folder.module()
     (folder.root / "kb_entity.json").write_text("[")
     assert [subject for subject, _ in errors_of(module)] == ["knowledge base"]
     assert "train golds not in the knowledge base" not in findings_of(module)
 
 
-def test_a_broken_list_of_ids_leaves_the_knowledge_base_readable(folder):
+def test_a_malformed_qid2id_leaves_the_knowledge_base_readable(folder):
     module = folder.module()
     (folder.root / "qid2id.json").write_text("[")
     ((subject, value),) = errors_of(module)
@@ -115,7 +115,7 @@ def test_a_duplicate_qid_and_an_empty_split(folder, capsys):
     assert "'Q2' is record 2 too" in duplicate[1] and empty == ("val file", "empty")
 
 
-def test_no_image_folder_and_two_of_them(folder):
+def test_missing_and_ambiguous_image_folders(folder):
     module = folder.module()
     (folder.root / "mention_images").rename(folder.root / "elsewhere")
     assert findings_of(module)["mention images, missing"].value == "23 of 23 (100.0%)"
@@ -133,7 +133,7 @@ def test_richpedia():
     found = findings_of(RichpediaMEL(str(SHARED / "data" / "RichpediaMEL")))
     assert found["entities"].value == "17,805 (published 160,933)" and found["entities"].verdict == "note"
     assert found["test mentions"].value == "3,560 (published 3,562)"
-    # Counted apart from the package, with a set of the training sentences.
+    # Counted independently, with a set of the training sentences.
     read = {split: json.loads((SHARED / f"data/RichpediaMEL/RichpediaMEL_{split}.json").read_text()) for split in FILES}
     sentences = {row["sentence"] for row in read["train"]}
     shared = sum(row["sentence"] in sentences for row in read["test"])
@@ -141,10 +141,10 @@ def test_richpedia():
 
 
 @pytest.mark.parametrize(("golds", "batch_size"), [("aab", 2), ("aaabbcdefg", 4), ("abc", 128), ("aa", 128), ("", 4)])
-def test_batch_mates_against_drawing(golds, batch_size):
-    rng, draws, met = random.Random(0), 4000, 0
+def test_batch_mates_against_simulation(golds, batch_size):
+    rng, draws, hits = random.Random(0), 4000, 0
     for _ in range(draws if golds else 0):
-        mine = rng.randrange(len(golds))
-        others = [gold for i, gold in enumerate(golds) if i != mine]
-        met += golds[mine] in rng.sample(others, min(batch_size - 1, len(others)))
-    assert batch_mates_with_same_gold(golds, batch_size) == pytest.approx(met / draws, abs=0.03)
+        own = rng.randrange(len(golds))
+        others = [gold for i, gold in enumerate(golds) if i != own]
+        hits += golds[own] in rng.sample(others, min(batch_size - 1, len(others)))
+    assert batch_mates_with_same_gold(golds, batch_size) == pytest.approx(hits / draws, abs=0.03)

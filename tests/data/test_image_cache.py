@@ -1,4 +1,4 @@
-"""Pixels from the cache are those that decoding gives, whatever happens to files, processes and disks."""
+"""Cached pixels equal decoded ones, whatever happens to files, processes and disks."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from tests.launch import FORK, needs_fork
 
 
 class Square(SmallImages):
-    """Images squeezed to 8 x 8."""
+    """Resizes images to 8 x 8."""
 
     image_size = 8
 
@@ -39,21 +39,21 @@ class Square(SmallImages):
         return torch.from_numpy(np.array(square)).permute(2, 0, 1).contiguous()
 
 
-def settle():
-    """Wait until a file's times would show another change."""
+def wait_for_new_mtime():
+    """Wait until another change would alter a file's modification time."""
     time.sleep(0.12)
 
 
-def draw(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> Path:
+def draw_noise(path: Path, seed: int = 0, size: tuple[int, int] = (40, 30), mode: str = "RGB", **options) -> Path:
     noise = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 4), np.uint8)
     Image.fromarray(noise, "RGBA" if mode == "RGBA" else None).convert(mode).save(path, **options)
     return path
 
 
-def images(folder: Path, count: int) -> list[str]:
+def draw_images(folder: Path, count: int) -> list[str]:
     folder.mkdir(exist_ok=True)
-    names = [draw(folder / f"{seed}.jpg", seed).name for seed in range(count)]
-    settle()
+    names = [draw_noise(folder / f"{seed}.jpg", seed).name for seed in range(count)]
+    wait_for_new_mtime()
     return names
 
 
@@ -74,7 +74,7 @@ def stored(cache: ImageCache) -> int:
 
 
 def check(cache: ImageCache, paths: list[Path]) -> None:
-    """All of these are in the cache, with their pixels."""
+    """Assert that all of these images are in the cache with the right pixels."""
     for path in paths:
         assert torch.equal(pixels_of(cache, path), decode(path, Square()))
 
@@ -82,14 +82,14 @@ def check(cache: ImageCache, paths: list[Path]) -> None:
 def test_pixels_of_every_kind_of_image(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6
-    draw(tmp_path / "plain.jpg")
-    draw(tmp_path / "turned.jpg", 1, exif=exif)
-    draw(tmp_path / "inks.jpg", 2, mode="CMYK")
-    draw(tmp_path / "glass.png", 3, mode="RGBA")
-    draw(tmp_path / "grey.png", 4, mode="L")
+    draw_noise(tmp_path / "plain.jpg")
+    draw_noise(tmp_path / "rotated.jpg", 1, exif=exif)
+    draw_noise(tmp_path / "cmyk.jpg", 2, mode="CMYK")
+    draw_noise(tmp_path / "alpha.png", 3, mode="RGBA")
+    draw_noise(tmp_path / "grey.png", 4, mode="L")
     frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
-    frames[0].save(tmp_path / "moving.gif", save_all=True, append_images=frames[1:])
-    settle()
+    frames[0].save(tmp_path / "animated.gif", save_all=True, append_images=frames[1:])
+    wait_for_new_mtime()
     paths = sorted(tmp_path.iterdir())
     cache = filled(tmp_path / "cache", tmp_path, [path.name for path in paths])
     assert stored(cache) == 6
@@ -104,12 +104,12 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
         loaders = [module.train_dataloader(), module.test_dataloader(), module.entity_dataloader()]
         return [batch for loader in loaders for batch in loader]
 
-    settle()
+    wait_for_new_mtime()
     first = batches()
-    really_open = Image.open
+    original_open = Image.open
 
     def open_nothing_but_the_probe(path, **options):
-        return really_open(path, **options) if path.name == "drawn.jpg" else pytest.fail(f"{path} was opened")
+        return original_open(path, **options) if path.name == "drawn.jpg" else pytest.fail(f"{path} was opened")
 
     monkeypatch.setattr(Image, "open", open_nothing_but_the_probe)
     assert_same(first, batches())
@@ -117,7 +117,7 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
 
 
 def assert_same(first, second):
-    """Batches are equal to the bit, and failed for the same images."""
+    """Assert that batches are identical, including their failed images."""
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
         assert one.keys() == other.keys() and one["failures"] == other["failures"]
@@ -128,12 +128,12 @@ def assert_same(first, second):
 
 
 def test_an_image_that_changed(tmp_path):
-    """Even one of the same size whose time was set back."""
-    names = images(tmp_path / "images", 3)
+    """Even if size and modification time are the same."""
+    names = draw_images(tmp_path / "images", 3)
     path = tmp_path / "images" / names[1]
     Image.new("RGB", (8, 8), "red").save(path.with_suffix(".bmp"))
     path.with_suffix(".bmp").replace(path)
-    settle()
+    wait_for_new_mtime()
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
     status, before = path.stat(), pixels_of(cache, path)
     content = path.read_bytes()
@@ -145,34 +145,34 @@ def test_an_image_that_changed(tmp_path):
     pixels, has_image, _ = source.batch([(names[0],), (names[1],), ()])
     assert has_image.tolist() == [True, True, False]
     assert not pixels[1:].any() and pixels[0].any()  # black now
-    settle()
+    wait_for_new_mtime()
     again = filled(tmp_path / "cache", tmp_path / "images", names)
     assert not torch.equal(pixels_of(again, path), before)
     check(again, [tmp_path / "images" / name for name in names])
 
 
-def test_content_is_kept_once(tmp_path):
-    names = images(tmp_path / "images", 4)
+def test_equal_files_are_stored_once(tmp_path):
+    names = draw_images(tmp_path / "images", 4)
     shutil.copytree(tmp_path / "images", tmp_path / "moved")
     shutil.copy(tmp_path / "images" / names[0], tmp_path / "images" / "twin.jpg")
-    settle()
+    wait_for_new_mtime()
     filled(tmp_path / "cache", tmp_path / "images", [*names, "twin.jpg"])
     cache = filled(tmp_path / "cache", tmp_path / "moved", names)
     assert stored(cache) == 4
     check(cache, [tmp_path / folder / name for folder in ("images", "moved") for name in names])
 
 
-def test_a_file_that_may_be_changing_is_not_remembered(tmp_path):
-    path = draw(tmp_path / "x.jpg")
+def test_a_file_that_may_still_change_is_not_cached_by_its_times(tmp_path):
+    path = draw_noise(tmp_path / "x.jpg")
     os.utime(path, ns=(0, time.time_ns() + 10**12))
     cache = filled(tmp_path / "cache", tmp_path, ["x.jpg"])
     assert cache.load(path, MAX_PIXELS) is None and stored(cache) == 1
 
 
-def test_reduced_decoding_is_kept_apart(tmp_path):
-    large = draw(tmp_path / "large.jpg", size=(200, 120))
-    drawn = draw(tmp_path / "large.png", size=(200, 120))
-    settle()
+def test_reduced_decoding_has_a_cache_of_its_own(tmp_path):
+    large = draw_noise(tmp_path / "large.jpg", size=(200, 120))
+    drawn = draw_noise(tmp_path / "large.png", size=(200, 120))
+    wait_for_new_mtime()
     plain = filled(tmp_path / "cache", tmp_path, ["large.jpg", "large.png"])
     reduced = filled(tmp_path / "cache", tmp_path, ["large.jpg", "large.png"], reduced=True)
     assert plain.folder != reduced.folder and plain.folder.parent == reduced.folder.parent
@@ -183,7 +183,7 @@ def test_reduced_decoding_is_kept_apart(tmp_path):
     assert (pixels[0].float() - pixels[2].float()).abs().mean() < 20  # the same image all the same
 
 
-def test_the_key_knows_what_changes_pixels(tmp_path):
+def test_the_cache_key_depends_on_the_preprocessing(tmp_path):
     class Mirrored(Square):
         def pixels(self, image):
             return super().pixels(image).flip(-1)
@@ -192,9 +192,9 @@ def test_the_key_knows_what_changes_pixels(tmp_path):
     assert ImageCache(tmp_path, Square()).folder == ImageCache(tmp_path, Square()).folder
 
 
-def test_the_largest_size_is_asked_for_each_time(tmp_path):
-    path = draw(tmp_path / "x.png", size=(40, 30))
-    settle()
+def test_max_pixels_is_checked_on_every_load(tmp_path):
+    path = draw_noise(tmp_path / "x.png", size=(40, 30))
+    wait_for_new_mtime()
     for bound, found in ((1200, None), (1199, "oversized"), (10**6, None)):
         cache = ImageCache(tmp_path / "cache", Square())
         cache.fill(lambda bound=bound: [(ImageFolder(tmp_path, "blank", bound), ("x.png",))])
@@ -204,14 +204,14 @@ def test_the_largest_size_is_asked_for_each_time(tmp_path):
 
 
 def fill_slowly(root: Path, folder: Path, names: list[str], begin) -> None:
-    torch.set_num_threads(1)  # the threads of the forked process are not there
+    torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
     begin.wait()
     filled(root, folder, names)
 
 
 @needs_fork
 def test_two_processes_at_once(tmp_path):
-    names = images(tmp_path / "images", 90)
+    names = draw_images(tmp_path / "images", 90)
     begin = FORK.Barrier(2)
     arguments = [(tmp_path / "cache", tmp_path / "images", own, begin) for own in (names[:60], names[30:])]
     processes = [FORK.Process(target=fill_slowly, args=own) for own in arguments]
@@ -226,23 +226,23 @@ def test_two_processes_at_once(tmp_path):
 
 
 def fill_until_stopped(root: Path, folder: Path, names: list[str], permits) -> None:
-    """Fill, but stand still when the permits are used up, one an image."""
+    """Fill the cache, but block when the permits, one per image, are used up."""
     torch.set_num_threads(1)
-    tqdm.set_lock(threading.RLock())  # tqdm's own is shared with the parent, and a kill would leave it locked
-    really_decode = image_cache.decode
+    tqdm.set_lock(threading.RLock())  # tqdm's default lock is shared with the parent, and a kill could leave it locked
+    original_decode = image_cache.decode
 
     def decode_with_permit(*arguments):
         permits.acquire()
-        return really_decode(*arguments)
+        return original_decode(*arguments)
 
     image_cache.decode = decode_with_permit  # in this process only
     filled(root, folder, names)
 
 
 @needs_fork
-def test_killed_while_filling(tmp_path, monkeypatch):
+def test_a_fill_that_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(image_cache, "_AT_ONCE", 8)
-    names = images(tmp_path / "images", 120)
+    names = draw_images(tmp_path / "images", 120)
     rng = random.Random(0)
     left = []
     for trial in range(6):
@@ -270,8 +270,8 @@ def test_killed_while_filling(tmp_path, monkeypatch):
     assert all(0 < count < 120 for count in left[::2]), left
 
 
-def bend(folder: Folder) -> None:
-    """One image of each kind of failure: of mentions, and of entities that have others and that have not."""
+def damage_images(folder: Folder) -> None:
+    """Damage images of mentions, and of entities with and without other images, in every way."""
     (folder.root / "mention_images" / "train2.jpg").write_bytes(b"no image")
     (folder.root / "mention_images" / "dev1.jpg").unlink()
     (folder.root / "kb_image" / "Q2_0.png").write_bytes(b"?")
@@ -280,10 +280,10 @@ def bend(folder: Folder) -> None:
 
 
 @pytest.mark.parametrize("policy", ["blank", "drop"])
-def test_policies_and_reports(folder, tmp_path, caplog, policy):
-    bend(folder)
-    settle()
-    seen, said = [], []
+def test_policies_and_reports_are_the_same_with_and_without_a_cache(folder, tmp_path, caplog, policy):
+    damage_images(folder)
+    wait_for_new_mtime()
+    seen, messages = [], []
     for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
         module = folder.module(image_policy=policy, image_cache=cache, max_pixels=2000, entity_batch_size=6)
         caplog.clear()
@@ -293,20 +293,20 @@ def test_policies_and_reports(folder, tmp_path, caplog, policy):
         for batch in seen[-1]:
             module.processor.report.add(batch["failures"])
         module.teardown("fit")
-        said.append([record.message for record in caplog.records])
+        messages.append([record.message for record in caplog.records])
     assert_same(seen[0], seen[1])
     assert_same(seen[0], seen[2])
-    assert said[0] == said[1] == said[2]
-    assert "5 images could not be used (2 missing, 1 oversized, 2 unreadable)" in said[0][-1]
+    assert messages[0] == messages[1] == messages[2]
+    assert "5 images could not be used (2 missing, 1 oversized, 2 unreadable)" in messages[0][-1]
 
 
-def test_the_policy_error(folder, tmp_path):
-    bend(folder)
-    settle()
+def test_policy_error_fails_alike_with_and_without_a_cache(folder, tmp_path):
+    damage_images(folder)
+    wait_for_new_mtime()
     errors = []
     for cache in (None, str(tmp_path / "cache"), str(tmp_path / "cache")):
         module = folder.module(image_policy="error", image_cache=cache, max_pixels=2000)
-        module.setup("test")  # only what is used can fail
+        module.setup("test")  # only images that are used can fail
         list(module.test_dataloader())
         with pytest.raises(DataError) as raised:
             list(module.entity_dataloader())
@@ -314,11 +314,11 @@ def test_the_policy_error(folder, tmp_path):
     assert errors[0] == errors[1] == errors[2] and "Q2_0.png is unreadable" in errors[0]
 
 
-def test_a_mended_image_is_tried_again(folder, tmp_path):
-    bend(folder)
-    settle()
+def test_a_repaired_image_is_read_again(folder, tmp_path):
+    damage_images(folder)
+    wait_for_new_mtime()
     options = {"image_cache": str(tmp_path / "cache"), "entity_batch_size": 6}
-    for colour in ((80, 100, 7), (9, 9, 9)):  # the second image of Q2 stands in for the first, until that is mended
+    for colour in ((80, 100, 7), (9, 9, 9)):  # the second image of Q2, until the first is repaired
         module = folder.module(**options)
         module.setup("test")
         (batch,) = module.entity_dataloader()
@@ -328,17 +328,17 @@ def test_a_mended_image_is_tried_again(folder, tmp_path):
         assert tuple(changed["entities"]["pixels"][2, :, 1, 1].tolist()) == (9, 9, 9)
 
 
-def test_stand_ins_are_cached_too(folder, tmp_path):
-    bend(folder)
-    settle()
+def test_fallback_images_are_cached(folder, tmp_path):
+    damage_images(folder)
+    wait_for_new_mtime()
     module = folder.module(image_cache=str(tmp_path / "cache"))
     module.setup("test")
     assert isinstance(module._cache.load(folder.root / "kb_image" / "Q2_1.png", MAX_PIXELS), torch.Tensor)
     assert module._cache.load(folder.root / "kb_image" / "Q2_0.png", MAX_PIXELS) == "unreadable"
-    assert module._cache.load(folder.root / "kb_image" / "Q5_1.png", MAX_PIXELS) is None  # nobody needs it
+    assert module._cache.load(folder.root / "kb_image" / "Q5_1.png", MAX_PIXELS) is None  # not needed
 
 
-def test_the_trainer_sees_the_same_bits(folder, tmp_path):
+def test_the_trainer_gets_identical_batches(folder, tmp_path):
     class Seen(LightningModule):
         def __init__(self):
             super().__init__()
@@ -353,9 +353,9 @@ def test_the_trainer_sees_the_same_bits(folder, tmp_path):
         def configure_optimizers(self):
             return torch.optim.SGD(self.parameters())
 
-    bend(folder)
+    damage_images(folder)
     folder.write()
-    settle()
+    wait_for_new_mtime()
     quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     seen = []
     for cache in (None, str(tmp_path / "cache")):
@@ -370,32 +370,32 @@ def test_the_trainer_sees_the_same_bits(folder, tmp_path):
 
 
 def test_the_size_is_announced(tmp_path, caplog):
-    names = images(tmp_path / "images", 3)
+    names = draw_images(tmp_path / "images", 3)
     with caplog.at_level(logging.INFO):
         cache = filled(tmp_path / "cache", tmp_path / "images", names)
         filled(tmp_path / "cache", tmp_path / "images", names)
     (record,) = (record for record in caplog.records if "decoded once" in record.message)
     assert f"of pixels in {cache.folder}" in record.message and "--data.image_cache null" in record.message
-    told = float(re.search(r"3 images are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
-    assert 3 * 8 * 8 * 3 < (cache.folder / "data.mdb").stat().st_size <= told + 2**16
+    announced = float(re.search(r"3 images are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
+    assert 3 * 8 * 8 * 3 < (cache.folder / "data.mdb").stat().st_size <= announced + 2**16
 
 
-def test_no_room_and_no_folder(tmp_path, caplog):
-    names = images(tmp_path / "images", 2)
-    cramped = filled(tmp_path / "cache", tmp_path / "images", names, disk_fraction=0.0)
+def test_a_full_disk_or_an_unwritable_folder_disables_the_cache(tmp_path, caplog):
+    names = draw_images(tmp_path / "images", 2)
+    without_space = filled(tmp_path / "cache", tmp_path / "images", names, disk_fraction=0.0)
     (tmp_path / "file").write_text("")
     nowhere = filled(tmp_path / "file" / "cache", tmp_path / "images", names)
     first, second = (record.message for record in caplog.records)
     assert "decoded in every epoch" in first and "Choose a folder with more room" in first
     assert "decoded in every epoch" in second and "cannot be written" in second
-    for cache in (cramped, nowhere):
+    for cache in (without_space, nowhere):
         source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=cache)
         pixels = source.batch([(name,) for name in names]).pixels
         assert torch.equal(pixels, torch.stack([decode(tmp_path / "images" / name, Square()) for name in names]))
 
 
-def test_a_file_that_was_cut_off(tmp_path):
-    names = images(tmp_path / "images", 20)
+def test_a_truncated_cache_file(tmp_path):
+    names = draw_images(tmp_path / "images", 20)
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
     data = cache.folder / "data.mdb"
     whole = data.read_bytes()
@@ -407,9 +407,9 @@ def test_a_file_that_was_cut_off(tmp_path):
             ImageCache(copy.parent, Square()).fill(lambda: [(ImageFolder(tmp_path / "images", "blank"), (names[0],))])
 
 
-def test_a_flipped_byte_in_pixels_is_noticed_and_the_image_decoded(tmp_path):
-    """Never another image's pixels, and never zeros."""
-    names = images(tmp_path / "images", 3)
+def test_a_flipped_byte_in_cached_pixels_is_detected_and_the_image_decoded(tmp_path):
+    """Never the pixels of another image, and never zeros."""
+    names = draw_images(tmp_path / "images", 3)
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
     path = tmp_path / "images" / names[1]
     whole = (cache.folder / "data.mdb").read_bytes()
@@ -425,7 +425,7 @@ def test_a_flipped_byte_in_pixels_is_noticed_and_the_image_decoded(tmp_path):
 
 
 def test_an_open_store_survives_forks_and_pickling(tmp_path):
-    names = images(tmp_path / "images", 3)
+    names = draw_images(tmp_path / "images", 3)
     cache = filled(tmp_path / "cache", tmp_path / "images", names)
     check(pickle.loads(pickle.dumps(cache)), [tmp_path / "images" / name for name in names])
     if FORK is not None:
@@ -436,8 +436,8 @@ def test_an_open_store_survives_forks_and_pickling(tmp_path):
     check(cache, [tmp_path / "images" / name for name in names])
 
 
-def test_where_it_lies(folder, tmp_path, monkeypatch):
-    settle()
+def test_the_default_cache_folder(folder, tmp_path, monkeypatch):
+    wait_for_new_mtime()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
     folder.module(image_cache=None).setup("test")
     assert not (tmp_path / "caches").exists()

@@ -1,4 +1,4 @@
-"""Images of every kind become the RGB that a person sees, and the others have a name for what is wrong."""
+"""Images of every format are converted to RGB, and unusable ones are classified by failure."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ def pixel(path, at=(0, 0)):
     return image.getpixel(at)
 
 
-def test_exif_turns_the_image(tmp_path):
+def test_exif_orientation_is_applied(tmp_path):
     image = Image.new("RGB", (4, 2), "white")
     image.putpixel((0, 0), (255, 0, 0))
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be shown turned by 90 degrees clockwise
+    exif[0x0112] = 6  # to be rotated by 90 degrees clockwise
     image.save(tmp_path / "x.png", exif=exif)
     assert open_image(tmp_path / "x.png").size == (2, 4)
     assert pixel(tmp_path / "x.png", (1, 0)) == (255, 0, 0)
@@ -44,7 +44,7 @@ def test_cmyk(tmp_path):
         ("1", 1, (255, 255, 255)),
     ],
 )
-def test_alpha_lies_on_white(tmp_path, mode, colour, seen):
+def test_alpha_is_composited_on_white(tmp_path, mode, colour, seen):
     Image.new(mode, (3, 3), colour).save(tmp_path / "x.png")
     assert pixel(tmp_path / "x.png") == seen
 
@@ -58,7 +58,7 @@ def test_palette_with_transparency(tmp_path):
     assert pixel(tmp_path / "x.png", (1, 0)) == (0, 0, 255)
 
 
-def test_16_bits_keep_their_shades(tmp_path):
+def test_16_bit_images_are_scaled_to_8_bits(tmp_path):
     Image.fromarray(np.array([[0, 0x4000, 0xFFFF]], dtype=np.uint16)).save(tmp_path / "x.png")
     assert [pixel(tmp_path / "x.png", (x, 0))[0] for x in range(3)] == [0, 0x40, 0xFF]
 
@@ -82,20 +82,20 @@ def test_failures_by_kind(tmp_path):
     assert [image.failure for image in seen.values()] == [
         None,
         *("unreadable", "unreadable", "unreadable", "oversized", "missing"),
-        "unreadable",  # no file can have so long a name
+        "unreadable",  # too long for a file name
     ]
     assert len(failures(seen)) == 6
     assert seen["whole.jpg"].digest and not seen["none.jpg"].digest
 
 
-def test_a_bomb_is_not_decoded(tmp_path):
+def test_a_decompression_bomb_is_not_decoded(tmp_path):
     Image.new("1", (20_000, 20_000)).save(tmp_path / "x.png")  # 50 kB on disk, 1.2 GB as RGB
     with pytest.raises(ImageError, match="oversized"):
         open_image(tmp_path / "x.png")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own words on damaged TIFF files
-def test_damaged_bytes_are_unreadable_and_nothing_else(tmp_path):
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's warnings about corrupted TIFF files
+def test_corrupted_bytes_are_unreadable_or_oversized(tmp_path):
     rng = np.random.default_rng(0)
     for name in ("x.png", "x.jpg", "x.gif", "x.bmp", "x.webp", "x.tiff"):
         path = tmp_path / name
@@ -111,7 +111,7 @@ def test_damaged_bytes_are_unreadable_and_nothing_else(tmp_path):
                 assert error.kind in ("unreadable", "oversized")
 
 
-def test_the_next_readable_image_stands_in(tmp_path):
+def test_the_next_readable_image_is_used(tmp_path):
     Image.new("RGB", (2, 2), "red").save(tmp_path / "good.png")
     image, failed = ImageFolder(tmp_path, "blank").first_readable(["none.png", "good.png", "never.png"])
     assert image is not None and image.getpixel((0, 0)) == (255, 0, 0)
@@ -125,7 +125,7 @@ def test_mention_images_are_found_as_jpg(tmp_path):
         Image.new("RGB", (2, 2)).save(tmp_path / name)
     folder = ImageFolder(tmp_path, "blank", renamed=True)
     assert folder.path("http://site/a.svg.png").name == "a.jpg"
-    assert folder.path("b.png").name == "b.png"  # the name as it is comes first
+    assert folder.path("b.png").name == "b.png"  # the literal name takes precedence
 
 
 def test_unknown_policy(tmp_path):

@@ -1,4 +1,4 @@
-"""A stream of values is what json reads of the whole file, wherever the file is cut; and so are its errors."""
+"""Streamed values and errors equal those of json on the whole file, for any chunk size."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ def test_any_array(tmp_path_factory, array, chunk, indent, ascii_only, encoding)
     path = tmp_path_factory.getbasetemp() / "array.json"
     text = json.dumps(array, indent=indent, ensure_ascii=ascii_only)
     path.write_bytes(f" {text}\r\n".encode(encoding, "replace"))
-    assert repr(stream(path, chunk)) == repr(json.loads(path.read_text("utf-8-sig")))  # nan is not nan, but "nan"
+    assert repr(stream(path, chunk)) == repr(json.loads(path.read_text("utf-8-sig")))  # repr, since nan != nan
 
 
 @given(st.lists(values, max_size=5), chunks, layouts, st.data())
 @example([1], 1, None, None).via("trailing garbage")
-def test_errors_are_where_json_sees_them(tmp_path_factory, array, chunk, indent, data):
+def test_errors_have_the_position_that_json_reports(tmp_path_factory, array, chunk, indent, data):
     path = tmp_path_factory.getbasetemp() / "broken.json"
     text = json.dumps(array, indent=indent)
     if data is None:
@@ -51,7 +51,7 @@ def test_errors_are_where_json_sees_them(tmp_path_factory, array, chunk, indent,
     except json.JSONDecodeError as error:
         with pytest.raises(DataError) as caught:
             stream(path, chunk)
-        if "trailing comma" not in error.msg:  # since Python 3.13 json points to the comma, and not behind it
+        if "trailing comma" not in error.msg:  # since Python 3.13 json points to the comma instead of behind it
             assert str(caught.value).startswith(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}.")
     else:
         if isinstance(whole, list):
@@ -62,14 +62,14 @@ def test_errors_are_where_json_sees_them(tmp_path_factory, array, chunk, indent,
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 1 << 20])
-def test_a_byte_that_is_no_utf8_is_found_far_into_a_file(tmp_path, chunk):
+def test_invalid_utf8_is_located_far_into_a_file(tmp_path, chunk):
     path = tmp_path / "x.json"
     path.write_bytes(b"\xef\xbb\xbf[\n" + b'"\xc3\xa9",\n' * 5_000 + b'"ab\xff"]')
     with pytest.raises(DataError, match=r"line 5002, column 4: the byte 0xff is no UTF-8"):
         stream(path, chunk)
 
 
-def test_values_come_before_the_file_is_read_to_its_end(tmp_path):
+def test_values_are_yielded_before_the_end_of_the_file_is_read(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("[1, 22, 333, oops")
     with patch.object(json_file, "_CHUNK", 4):

@@ -1,4 +1,4 @@
-"""The lexicon's products are BM25 as its authors wrote it down."""
+"""Products of the lexicon's sparse vectors are BM25 scores."""
 
 import math
 from collections import Counter
@@ -42,7 +42,7 @@ def test_products_are_bm25(k1, b):
     torch.testing.assert_close(scores, torch.tensor(expected), rtol=1e-5, atol=1e-6)
 
 
-def test_ngrams_let_misspellings_meet():
+def test_ngrams_match_misspellings():
     plain, grams = BM25Lexicon(), BM25Lexicon(ngrams=3)
     for lexicon, meets in ((plain, False), (grams, True)):
         texts = ["fountain", "garden"]
@@ -51,7 +51,7 @@ def test_ngrams_let_misspellings_meet():
         assert bool(scores[0, 0] > scores[0, 1]) is meets
 
 
-def test_of_too_many_terms_the_heaviest_are_kept(caplog):
+def test_only_the_heaviest_terms_are_kept(caplog):
     texts = ["common rare rarest", "common rare", "common"]
     lexicon = BM25Lexicon(max_terms=2).fit(texts)
     assert "Of 3 entities 1 have more than 2 different terms" in caplog.text
@@ -62,8 +62,8 @@ def test_of_too_many_terms_the_heaviest_are_kept(caplog):
     assert "A mention has more than 2 different terms" in caplog.text
 
 
-def test_products_are_those_of_bm25s():
-    """A second library, whose index of the whole corpus is independent of our vectors of single texts."""
+def test_products_equal_those_of_bm25s():
+    """Against a second library, which indexes the whole corpus rather than single texts."""
     lexicon = BM25Lexicon().fit(TEXTS)
     scores = dense(lexicon.sparse_mentions(QUERIES)) @ dense(lexicon.sparse_entities(TEXTS)).T
     retriever = bm25s.BM25(method="lucene", k1=1.5, b=0.75)
@@ -76,7 +76,7 @@ def test_products_are_those_of_bm25s():
             assert not own.any()
 
 
-def test_an_entity_alone_has_the_vector_that_it_has_among_others():
+def test_the_vector_of_an_entity_does_not_depend_on_its_batch():
     lexicon = BM25Lexicon().fit(TEXTS)
     together = dense(lexicon.sparse_entities(TEXTS))
     alone = torch.cat([dense(lexicon.sparse_entities([text])) for text in TEXTS])

@@ -1,4 +1,4 @@
-"""The published sets by the names that their files and folders have on disk."""
+"""The published sets with the file and folder names of their releases."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ LAYOUTS = [
 ]
 
 
-def stand_in(root, stem, mention_folder):
-    """One entity and one mention a split, as the release writes them: all in one line, names percent-encoded."""
+def write_minimal_set(root, stem, mention_folder):
+    """One entity and one mention per split in the format of the releases: one line, percent-encoded names."""
     for folder in ("kb_image", mention_folder):
         (root / folder).mkdir(parents=True)
     Image.new("RGB", (5, 5), "red").save(root / "kb_image" / "Q1.png")
@@ -38,21 +38,21 @@ def stand_in(root, stem, mention_folder):
 
 
 @pytest.mark.parametrize(("data", "folder", "stem", "mention_folder"), LAYOUTS)
-def test_the_root_is_all_that_a_user_says(tmp_path, data, folder, stem, mention_folder):
-    module = data(str(stand_in(tmp_path / folder, stem, mention_folder)), num_workers=0)
+def test_only_the_root_has_to_be_given(tmp_path, data, folder, stem, mention_folder):
+    module = data(str(write_minimal_set(tmp_path / folder, stem, mention_folder)), num_workers=0)
     module.processor = word_processor()
     module.setup("test")
     (batch,) = module.test_dataloader()
     assert [entity.name for entity in module.entities] == ["São_Paulo"]
     assert [mention.mention for mention in module.mentions["test"]] == ["São"]
     assert batch["gold"].tolist() == [[0]] and batch["failures"] == []
-    # The image that `imgPath` calls test.svg.png lies there as test.jpg, in a folder with or without a plural.
+    # The image that `imgPath` calls test.svg.png is stored as test.jpg, in mention_image or mention_images.
     assert torch.allclose(batch["mentions"]["pixels"][0, :, 0, 0].float(), torch.tensor([9.0, 200, 160]), atol=4)
 
 
 @pytest.mark.parametrize("data", [WikiMEL, RichpediaMEL, WikiDiverse])
-def test_the_doctor_puts_counts_beside_the_published_ones(tmp_path, data):
-    module = data(str(stand_in(tmp_path / "set", data.file_stems[0], "mention_images")))
+def test_the_doctor_compares_counts_with_the_published_ones(tmp_path, data):
+    module = data(str(write_minimal_set(tmp_path / "set", data.file_stems[0], "mention_images")))
     module.processor = word_processor()
     report = examine(module)
     assert not report.has_errors

@@ -1,4 +1,4 @@
-"""Every trap of the published layout is read, and everything else is a DataError that says where."""
+"""Every variant of the published layout is read; everything else is a DataError with its location."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def write(path, content):
 
 
 @given(st.lists(entities, min_size=1, max_size=5, unique_by=lambda entity: entity.id), st.randoms())
-def test_entities_come_back_in_the_order_of_their_ids(tmp_path_factory, records, random):
+def test_entities_round_trip_in_the_order_of_their_ids(tmp_path_factory, records, random):
     rows = [
         {"id": i, "qid": e.id, "entity_name": quote(e.name), **e.fields, "image_list": list(e.images)}
         for i, e in enumerate(records)
@@ -44,7 +44,7 @@ def test_entities_come_back_in_the_order_of_their_ids(tmp_path_factory, records,
 
 
 @given(st.lists(mentions, max_size=5))
-def test_mentions_come_back(tmp_path_factory, records):
+def test_mentions_round_trip(tmp_path_factory, records):
     rows = [
         {
             "id": m.id,
@@ -73,7 +73,7 @@ json_values = st.recursive(
 
 
 @given(st.binary() | json_values.map(lambda value: json.dumps(value).encode()))
-def test_anything_else_is_an_error_of_ours(tmp_path_factory, content):
+def test_any_other_content_is_a_mimic_error(tmp_path_factory, content):
     path = tmp_path_factory.getbasetemp() / "any.json"
     path.write_bytes(content)
     for read in (read_entities, read_mentions):
@@ -99,7 +99,7 @@ def test_no_images(tmp_path, images):
     assert read_entities(write(tmp_path / "x.json", [row]))[0].images == ()
 
 
-def test_an_image_may_be_named_by_its_address(tmp_path):
+def test_an_image_may_be_named_by_its_url(tmp_path):
     name = "https://upload.wikimedia.org/a/ab/S%C3%A3o.svg/300px-x.svg.png"
     row = {"id": 3, "mentions": "m", "sentence": "s", "imgPath": name}
     assert read_mentions(write(tmp_path / "x.json", [row]))[0].image == name
@@ -132,7 +132,7 @@ def test_malformed_files_say_where(tmp_path, content, says):
         read_mentions(tmp_path / "x.json")
 
 
-def test_all_problems_at_once_and_the_rest_is_read(tmp_path):
+def test_all_problems_are_reported_and_the_other_records_are_read(tmp_path):
     good = {"id": 0, "qid": "Q0", "entity_name": "n"}
     rows = [good, {"id": 1, "qid": 5}, 3, {**good, "id": 2}]
     with pytest.raises(MalformedRecordsError) as caught:

@@ -1,4 +1,4 @@
-"""Every item comes exactly once: whatever the size, the number of processes, the seed and the epoch."""
+"""Every item is drawn exactly once, for any size, number of processes, seed and epoch."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def test_evaluation_has_the_same_batches_however_many_processes_share_them(size,
     assert {len(part) for part in parts} == {-(-len(one) // count)} == {len(sampler) for sampler in samplers}
     by_turns = [batch for turn in zip(*parts, strict=True) for batch in turn]
     assert by_turns[: len(one)] == one
-    assert all(batch == [size] for batch in by_turns[len(one) :])  # to be computed, and not counted
+    assert all(batch == [size] for batch in by_turns[len(one) :])  # padding, which is computed but not counted
 
 
 @given(sizes, batch_sizes, seeds, st.integers(0, 1000))
-def test_training_takes_every_item_once_an_epoch(size, batch_size, seed, epoch):
+def test_training_draws_every_item_once_an_epoch(size, batch_size, seed, epoch):
     drawn = batches(size, seed, epoch, batch_size)
     assert sorted(chain(*drawn)) == list(range(size))
     assert all(len(batch) == batch_size for batch in drawn[:-1]) and len(drawn[-1]) <= batch_size
@@ -55,7 +55,8 @@ def test_training_takes_every_item_once_an_epoch(size, batch_size, seed, epoch):
 @given(st.integers(3, 60), batch_sizes, processes, seeds)
 def test_training_processes_share_the_batches_of_one(size, batch_size, count, seed):
     parts = [batches(size, seed, 3, batch_size, count, rank) for rank in range(count)]
-    together = [list(chain(*batch)) for batch in zip(*parts, strict=True)]  # equally many: else one waits for ever
+    # Strict: every process needs equally many batches, otherwise one waits forever.
+    together = [list(chain(*batch)) for batch in zip(*parts, strict=True)]
     assert list(chain(*together)) == list(chain(*batches(size, seed, 3, batch_size * count)))
     assert all(len(batch) == batch_size * count for batch in together[:-1])
     for batch in zip(*parts, strict=True):
@@ -69,7 +70,7 @@ def test_more_processes_than_items():
 
 
 @given(sizes, batch_sizes, processes, st.booleans(), seeds)
-def test_entities_are_shared_out_in_the_batches_of_one_process(size, batch_size, count, by_length, seed):
+def test_processes_partition_the_entity_batches_of_one_process(size, batch_size, count, by_length, seed):
     lengths = np.random.default_rng(seed).integers(0, 40, size).astype(np.uint16) if by_length else None
     one = list(EntitySampler(size, batch_size, lengths=lengths))
     samplers = [EntitySampler(size, batch_size, count, rank, lengths) for rank in range(count)]
@@ -81,12 +82,12 @@ def test_entities_are_shared_out_in_the_batches_of_one_process(size, batch_size,
     if by_length:
         order = list(chain(*one))
         assert order == sorted(range(size), key=lambda entity: (-int(lengths[entity]), entity))
-    else:  # stretches
+    else:  # contiguous parts
         assert list(chain(*parts)) == one
 
 
 @given(sizes, batch_sizes, processes, st.integers(0, 60))
-def test_encoding_goes_on_with_the_batch_that_holds_an_entity(size, batch_size, count, first):
+def test_encoding_resumes_with_the_batch_that_holds_an_entity(size, batch_size, count, first):
     for rank in range(count):
         own = list(EntitySampler(size, batch_size, count, rank))
         rest = list(EntitySampler(size, batch_size, count, rank, first=first))
@@ -121,8 +122,8 @@ def test_draws_are_the_same_in_another_interpreter():
     assert done.stdout == f"{[draw(1000, 43, e, i) for e in range(3) for i in range(5)]}\n"
 
 
-class Training:
-    """As much of a Trainer as says where training stands."""
+class TrainerProgress:
+    """The parts of a Trainer that hold the progress of training."""
 
     def __init__(self, epochs=(0, 0, 0, 0), batches=(0, 0, 0, 0), last=False):
         names = ("ready", "started", "processed", "completed")
@@ -141,31 +142,31 @@ class Training:
     ("trainer", "point"),
     [
         (None, (0, 0)),
-        (Training(), (0, 0)),
-        (Training((3, 3, 3, 2), (5, 5, 5, 5), last=True), (3, 0)),  # at the end of an epoch
-        (Training((3, 3, 2, 2), (4, 4, 4, 3)), (2, 4)),  # at the end of a batch
-        (Training((3, 3, 2, 2), (5, 5, 5, 5), last=True), (2, 5)),  # in the validation behind the last one
-        (Training((3, 2, 2, 2), (5, 5, 5, 5), last=True), (2, 0)),  # before the first one
+        (TrainerProgress(), (0, 0)),
+        (TrainerProgress((3, 3, 3, 2), (5, 5, 5, 5), last=True), (3, 0)),  # at the end of an epoch
+        (TrainerProgress((3, 3, 2, 2), (4, 4, 4, 3)), (2, 4)),  # at the end of a batch
+        (TrainerProgress((3, 3, 2, 2), (5, 5, 5, 5), last=True), (2, 5)),  # in validation after the last batch
+        (TrainerProgress((3, 2, 2, 2), (5, 5, 5, 5), last=True), (2, 0)),  # before the first batch
     ],
 )
-def test_where_training_begins(trainer, point):
+def test_the_resume_point(trainer, point):
     assert resume_point(trainer) == point
 
 
 @given(st.integers(1, 60), batch_sizes, seeds, st.integers(0, 5), st.data())
-def test_an_epoch_that_was_begun_is_finished(size, batch_size, seed, epoch, data):
+def test_a_partial_epoch_is_completed(size, batch_size, seed, epoch, data):
     whole = batches(size, seed, epoch, batch_size)
-    taken = data.draw(st.integers(0, len(whole)))
+    completed = data.draw(st.integers(0, len(whole)))
     sampler = TrainSampler(range(size), batch_size, seed=seed)
-    sampler.begin(epoch, taken)
-    sampler.set_epoch(epoch)  # Lightning does so once more
-    assert [[address % size for address in batch] for batch in sampler] == whole[taken:]
+    sampler.begin(epoch, completed)
+    sampler.set_epoch(epoch)  # Lightning calls it again
+    assert [[address % size for address in batch] for batch in sampler] == whole[completed:]
     assert len(sampler) == len(whole)
     sampler.set_epoch(epoch + 1)
     assert [[address % size for address in batch] for batch in sampler] == batches(size, seed, epoch + 1, batch_size)
 
 
-def test_a_begun_epoch_needs_the_same_batches():
+def test_a_partial_epoch_needs_the_same_batches():
     loaders = [TrainLoader(range(20), batch_size=None, sampler=TrainSampler(range(20), size)) for size in (4, 5)]
     loaders[0].sampler.begin(1, 2)
     loaders[0].load_state_dict(loaders[0].state_dict())

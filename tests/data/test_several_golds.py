@@ -1,4 +1,4 @@
-"""Training on mentions with several golds: one is drawn an epoch, all are known."""
+"""Training on mentions with several golds: one is drawn per epoch, all are in the batch."""
 
 from collections import Counter
 
@@ -54,7 +54,7 @@ def test_the_draw_depends_on_seed_epoch_and_mention_alone(folder):
     assert golds(folder.module(seed=44)) != golds(module)
 
 
-def test_gold_and_image_are_not_drawn_in_step():
+def test_gold_and_image_are_drawn_independently():
     pairs = Counter(
         (draw(2, 44, epoch, index), draw(2, 43, epoch, index)) for epoch in range(20) for index in range(40)
     )
@@ -69,7 +69,7 @@ def test_images_of_every_gold_are_checked_by_the_policy_drop(folder):
     assert kept == set(range(11)) - {4, 7, 10}  # of gold Q4, alone or among others
 
 
-def test_single_golds_make_the_batches_they_always_made(folder):
+def test_single_golds_add_nothing_to_a_batch(folder):
     module = folder.module()
     module.setup("fit")
     (batches,) = epochs_of(module, 1)

@@ -1,4 +1,4 @@
-"""A table of entities is the list of them in every way but one: it holds no objects."""
+"""An entity table behaves like a list of entities, but holds no objects."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mimic_pl.data import Entity
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import DataError
 
-texts = st.text(max_size=6)  # half surrogate pairs among them, and no characters at all
+texts = st.text(max_size=6)  # including lone surrogates and empty texts
 records = st.lists(
     st.builds(Entity, texts, texts, st.dictionaries(texts, texts, max_size=3), st.lists(texts, max_size=3).map(tuple)),
     max_size=8,
@@ -29,13 +29,13 @@ slices = st.builds(slice, places, places, st.sampled_from([None, 1, 2, -1, -3]))
 
 
 @given(records)
-def test_the_entities_come_back(entities):
+def test_entities_round_trip(entities):
     table = EntityTable(iter(entities))
     assert isinstance(table, Sequence) and len(table) == len(entities)
     assert list(table) == entities and table == entities and list(reversed(table)) == entities[::-1]
     for position in range(-len(entities), len(entities)):
         assert table[position] == entities[position]
-        assert list(table[position].fields) == list(entities[position].fields)  # in their order, too
+        assert list(table[position].fields) == list(entities[position].fields)  # in the same order, too
     for beyond in (len(entities), -len(entities) - 1):
         with pytest.raises(IndexError):
             table[beyond]
@@ -89,26 +89,26 @@ def test_equality(entities):
 
 
 @given(records)
-def test_it_travels_to_another_process(entities):
+def test_it_can_be_pickled(entities):
     table = EntityTable(entities)
     assert pickle.loads(pickle.dumps(table)) == entities
-    dict(table.positions)  # made, and sent along
+    dict(table.positions)  # built, and pickled with the table
     assert pickle.loads(pickle.dumps(table)).positions == table.positions
 
 
-def test_an_entity_is_a_few_bytes_more_than_its_texts():
+def test_an_entity_takes_little_more_memory_than_its_texts():
     table = EntityTable(Entity(f"Q{i:05}", "name", {"attr": "a" * 80}, (f"Q{i:05}.jpg",)) for i in range(10_000))
     assert table.nbytes < 10_000 * (6 + 4 + 80 + 10 + 30)
     assert len(pickle.dumps(table)) < table.nbytes + 2_000
 
 
 @pytest.mark.parametrize("bad", [{"name": None}, {"fields": {"attr": 3}}, {"images": (Path("x.jpg"),)}])
-def test_what_is_no_text_is_told(bad):
+def test_values_that_are_not_text_are_rejected(bad):
     with pytest.raises(DataError, match="'Q7' holds "):
         EntityTable([Entity("Q1", "fine"), replace(Entity("Q7", "name"), **bad)])
 
 
-OPENED = """
+SCRIPT = """
 import sys
 from mimic_pl import MELDataModule
 from mimic_pl.encoders.wordpiece import build_tokenizer
@@ -133,7 +133,7 @@ print(peak() - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is read from /proc")
 def test_a_large_knowledge_base_opens_in_little_memory(tmp_path):
-    """Fifty thousand entities, whose objects alone would take 60 MB; what the imports take is not counted."""
+    """Fifty thousand entities, whose objects alone would take 60 MB. The memory of imports is not counted."""
     count = 50_000
     with (tmp_path / "kb_entity.json").open("w") as file:
         for i in range(count):
@@ -143,7 +143,7 @@ def test_a_large_knowledge_base_opens_in_little_memory(tmp_path):
         file.write("\n]")
     (tmp_path / "qid2id.json").write_text(json.dumps({f"Q{i}": i for i in range(count)}))
     (tmp_path / "Set_test.json").write_text('[{"id": 0, "mentions": "m", "sentence": "s", "answer": "Q77"}]')
-    child = subprocess.run([sys.executable, "-c", OPENED, str(tmp_path)], capture_output=True, text=True)
+    child = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
     kilobytes = int(child.stdout)
     print(f"{kilobytes * 1024 / count:.0f} bytes per entity at the peak")

@@ -1,4 +1,4 @@
-"""Texts are tokenized once into small arrays, and loaded by length where a caller asks for it."""
+"""Texts are tokenized once into compact arrays, and loaded by length on request."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tests.data.conftest import word_processor
 
 
 class Numbers:
-    """Texts of numbers, which are their own ids; padded to a width of one's choice."""
+    """A tokenizer of numbers, which are their own ids, with padding to a given width."""
 
     def __init__(self, width=3):
         self.width = width
@@ -58,8 +58,8 @@ def test_a_tokenizer_that_pads_to_the_longest_of_a_chunk():
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_loading_by_length(folder, workers):
-    words = [3, 0, 5, 3, 9, 1]  # the last but one is cut to 8 tokens
+def test_batches_sorted_by_length(folder, workers):
+    words = [3, 0, 5, 3, 9, 1]  # nine words are truncated to 8 tokens
     for entity, count in zip(folder.entities, words, strict=True):
         entity["attr"] = " ".join(f"w{i}" for i in range(count))
     module = folder.module(entity_template="{attr}", entity_batch_size=2, num_workers=workers)
@@ -82,7 +82,7 @@ def test_loading_by_length(folder, workers):
         assert torch.equal(side["pixels"], pixels[index])
 
 
-def test_texts_without_any_token_keep_a_column(folder):
+def test_empty_texts_keep_one_column(folder):
     for entity in folder.entities:
         entity["attr"] = ""
     module = folder.module(entity_template="{attr}")
@@ -90,7 +90,7 @@ def test_texts_without_any_token_keep_a_column(folder):
     assert all(batch["entities"]["input_ids"].shape[1] == 1 for batch in module.entity_dataloader(by_length=True))
 
 
-def test_a_reader_of_ones_own_may_return_a_list(folder):
+def test_a_custom_reader_may_return_a_list(folder):
     class Listed(MELDataModule):
         def read_entities(self):
             return [Entity("Q1", "one", {"attr": "a"}, ("Q1_0.png",)), Entity("Q2", "two", {"attr": "b"})]

@@ -16,7 +16,7 @@ MENTIONS = [Mention(str(i), "m", "s", (f"Q{i % 9}",)) for i in range(200)]
 
 @given(st.integers(0, 2**31), st.lists(st.floats(0.001, 1.0), min_size=2, max_size=5))
 def test_shares_are_nested_and_depend_on_nothing_else(seed, shares):
-    random.random()  # nobody else's draws matter
+    random.random()  # the global random state has no effect
     parts = {share: [mention.id for mention in seeded_fraction(MENTIONS, share, seed)] for share in shares}
     for share in reversed(shares):
         part = [mention.id for mention in seeded_fraction(MENTIONS, share, seed)]
@@ -32,18 +32,18 @@ def test_seeds_draw_different_shares():
     assert seeded_fraction(MENTIONS, 1.0, 1) == MENTIONS
 
 
-def test_training_goes_over_the_share_alone(folder):
+def test_training_uses_only_the_share(folder):
     module = folder.module(train_fraction=0.4)
     module.setup("fit")
     assert [mention.id for mention in module.mentions["train"]] == [
         mention.id for mention in seeded_fraction(folder.module().read_mentions("train"), 0.4, 43)
     ]
     assert sorted(i for batch in module.train_dataloader() for i in batch["index"].tolist()) == [0, 1, 2, 3]
-    assert len(module.mentions["val"]) == 5  # the other splits are whole
+    assert len(module.mentions["val"]) == 5  # the other splits are complete
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
-def test_what_is_no_share(folder, share):
+def test_invalid_shares_are_rejected(folder, share):
     with pytest.raises(ConfigError, match="train_fraction"):
         folder.module(train_fraction=share)
 
@@ -54,7 +54,7 @@ def seen(module):
     return [number for batch in batches for number in batch["seen"].tolist()] if "seen" in batches[0] else None
 
 
-def test_golds_of_training_are_told_from_others(folder):
+def test_seen_golds_are_flagged(folder):
     for row in folder.splits["train"]:
         row["answer"] = ["Q1", "Q98"] if row["answer"] == "Q1" else "Q2"
     rows = folder.splits["test"]  # golds Q0 .. Q5, Q0
@@ -63,7 +63,7 @@ def test_golds_of_training_are_told_from_others(folder):
     assert seen(folder.module(train_fraction=0.01)) == [0, 0, 1, -1, 1, 0, 0]  # trained on Q2 alone
 
 
-def test_nothing_is_told_without_a_training_file_or_of_validation(folder):
+def test_seen_flags_need_a_training_file_and_a_test_split(folder):
     module = folder.module()
     module.setup("validate")
     assert all("seen" not in batch for batch in module.val_dataloader())

@@ -1,4 +1,4 @@
-"""What training changes in a batch depends on seed, epoch and item, and touches nothing else."""
+"""Augmentation and modality dropout depend on seed, epoch and item, and change nothing else."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from mimic_pl.errors import ConfigError
 
 
 def epoch(module, number=0):
-    """Batches of an epoch put together, in the order of the mentions."""
+    """All batches of an epoch, concatenated in the order of the mentions."""
     loader = module.train_dataloader()
     loader.sampler.set_epoch(number)
     batches = list(loader)
@@ -33,8 +33,8 @@ JITTER = v2.Compose([v2.RandomAffine(30, fill=255), v2.ColorJitter(0.5, 0.5)])
 def test_images_are_drawn_by_seed_epoch_and_item(folder):
     plain = epoch(loaded(folder))
     first = epoch(loaded(folder, augmentation=JITTER))
-    torch.rand(7)  # the state of the generator outside does not matter
-    # Neither does the size of a batch, nor who loads it.
+    torch.rand(7)  # the global random state has no effect
+    # Neither have batch size and workers.
     for options in ({}, {"batch_size": 3}, {"num_workers": 2}):
         again = epoch(loaded(folder, augmentation=JITTER, **options))
         for side, item in first.items():
@@ -42,7 +42,7 @@ def test_images_are_drawn_by_seed_epoch_and_item(folder):
                 assert torch.equal(tensor, again[side][name]), (side, name, options)
     for side, item in first.items():
         changed = (item["pixels"] != plain[side]["pixels"]).flatten(1).any(dim=1)
-        assert torch.equal(changed, item["has_image"]), "all images, and no blank, are changed"
+        assert torch.equal(changed, item["has_image"]), "all images are changed, and no blank ones"
         assert torch.equal(item["input_ids"], plain[side]["input_ids"])
     assert not torch.equal(
         first["mentions"]["pixels"], epoch(loaded(folder, augmentation=JITTER), 1)["mentions"]["pixels"]
@@ -52,7 +52,7 @@ def test_images_are_drawn_by_seed_epoch_and_item(folder):
     )
 
 
-def test_evaluation_sees_images_as_they_are(folder):
+def test_evaluation_images_are_not_augmented(folder):
     changed, plain = loaded(folder, augmentation=JITTER, modality_dropout=1.0), loaded(folder)
     for one, other in zip(changed.val_dataloader(), plain.val_dataloader(), strict=True):
         assert torch.equal(one["mentions"]["pixels"], other["mentions"]["pixels"])
@@ -65,7 +65,7 @@ def test_a_transform_must_keep_the_size(folder):
         next(iter(module.train_dataloader()))
 
 
-def test_the_generator_outside_is_left_alone(folder):
+def test_the_global_random_state_is_not_changed(folder):
     module = loaded(folder, augmentation=JITTER)
     batches = iter(module.train_dataloader())
     state = torch.random.get_rng_state()

@@ -1,4 +1,4 @@
-"""A matcher of another project, which reranks."""
+"""A third-party matcher that reranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from mimic_pl.units import Matcher
 
 
 class Central(Matcher):
-    """Adds how close an entity is to the others of its list."""
+    """Prefers entities close to the others in the candidate list."""
 
     def rerank(self, mentions, entities, scores):
         fused = entities["cross_modal"]["fused"]  # [mentions, k, width]

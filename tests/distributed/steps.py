@@ -1,4 +1,4 @@
-"""What the steps of a training come to, as a callback for the tests."""
+"""A callback that records training steps for the tests."""
 
 from __future__ import annotations
 
@@ -13,22 +13,22 @@ class Steps(Callback):
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self.kept: list[dict] = []
+        self.records: list[dict] = []
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         named = pl_module.named_parameters()
-        self.kept.append({name: p.grad.clone() for name, p in named if p.grad is not None})
+        self.records.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        everyone = ProcessGroup().objects((float(outputs["loss"]), batch["index"].tolist()))
-        loss = sum(loss for loss, _ in everyone) / len(everyone)
-        self.kept.append({"loss": loss, "mentions": [index for _, own in everyone for index in own]})
+        gathered = ProcessGroup().objects((float(outputs["loss"]), batch["index"].tolist()))
+        loss = sum(loss for loss, _ in gathered) / len(gathered)
+        self.records.append({"loss": loss, "mentions": [index for _, own in gathered for index in own]})
 
     def on_validation_end(self, trainer, pl_module):
         metrics = trainer.callback_metrics
-        self.kept.append({name: value.clone() for name, value in metrics.items() if name.startswith("val/")})
+        self.records.append({name: value.clone() for name, value in metrics.items() if name.startswith("val/")})
 
     def on_train_end(self, trainer, pl_module):
-        self.kept.append(dict(pl_module.state_dict()))
+        self.records.append(dict(pl_module.state_dict()))
         if trainer.is_global_zero:
-            torch.save(self.kept, self.path)
+            torch.save(self.records, self.path)

@@ -1,4 +1,4 @@
-"""One, two and three real processes (gloo) evaluate, link and index: the same to the last digit."""
+"""Evaluation, prediction and indexing with one, two and three processes (gloo) give identical results."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import pytest
 import yaml
 
 from tests import tiny
-from tests.launch import Started, needs_fork, run
+from tests.launch import RunningCommand, needs_fork, run
 
 pytestmark = needs_fork
 
-MASKED = ["--model.units.text.mask_padding", "true"]  # then texts are encoded by length
+MASKED = ["--model.units.text.mask_padding", "true"]  # so that texts are encoded by length
 CASES = {
     "in_order": ["test", "--data.eval_batch_size", "4", "--data.entity_batch_size", "5"],
     "by_length": ["test", "--data.eval_batch_size", "2", "--data.entity_batch_size", "3", *MASKED],
@@ -29,16 +29,16 @@ CASES = {
         "--model.ranker.top_k",
         "13",
     ],
-    # Two batches of entities: of three processes one holds none.
+    # Two batches of entities: one of three processes has none.
     "on_disk": ["test", "--data.entity_batch_size", "7", "--model.index.storage", "disk"],
     "links": ["predict", "--data.eval_batch_size", "3", "--data.entity_batch_size", "4"],
-    # States of the top entities come from whichever process holds them.
+    # States of the top entities come from the process that holds them.
     "reranked": ["test", "--data.eval_batch_size", "3", "--model.matcher", "tests.distributed.reranking.Central"],
 }
 
 
 class Evaluated:
-    """Folder of the run by case and number of processes, evaluated when first asked for: 13 entities, 11 mentions."""
+    """Run folders by case and number of processes, evaluated on first access: 13 entities, 11 mentions."""
 
     def __init__(self, folder: Path) -> None:
         root = tiny.write_set(folder / "set", splits={"train": 20, "dev": 7, "test": 11})
@@ -67,16 +67,16 @@ def results(tmp_path_factory):
     return Evaluated(tmp_path_factory.mktemp("evaluation"))
 
 
-def test_one_process_reports_the_images_of_all(results, tmp_path):
-    """And what the index takes, though one process holds nothing of it."""
+def test_one_process_reports_the_failed_images_of_all(results, tmp_path):
+    """And the size of the index, although one process may hold none of it."""
     run = shutil.copytree(results["in_order", 1], tmp_path / "run")
     root = shutil.copytree(results["in_order", 1].parents[1] / "set", tmp_path / "set")
     broken = [*(root / "mention_images").glob("test[0268].jpg"), root / "kb_image" / "Q3_0.jpg"]
     for image in broken:
         image.write_bytes(b"none")
     options = ["--data.root", str(root), "--data.eval_batch_size", "2", "--trainer.devices", "2"]
-    test = Started(["test", "--run", str(run), *options], tmp_path, 2)
-    assert test.codes() == [0, 0], test.said()
+    test = RunningCommand(["test", "--run", str(run), *options], tmp_path, 2)
+    assert test.exit_codes() == [0, 0], test.output()
     first, second = (log.read_text() for log in test.logs)
     assert len(broken) == 5 and "5 images could not be used (5 unreadable)" in first
     assert "could not be used" not in second
@@ -105,7 +105,7 @@ def test_metrics_ranks_and_predictions_are_those_of_one_process(results, case, c
     assert metrics == metrics_of_one
 
 
-def test_the_list_of_candidates_is_reranked_and_the_golds_in_it(results):
+def test_candidates_and_their_golds_are_reranked(results):
     reranked, plain = (
         [json.loads(line) for line in (results[case, 1] / "predictions.jsonl").read_text().splitlines()]
         for case in ("reranked", "in_order")
@@ -129,8 +129,8 @@ def test_links_are_those_of_one_process(results, count):
 
 
 @pytest.mark.parametrize(("count", "parts"), [(1, 1), pytest.param(2, 2, marks=pytest.mark.slow), (3, 2)])
-def test_each_process_writes_its_part_of_an_index(results, count, parts):
-    """And one commit publishes them."""
+def test_each_process_writes_its_shard_of_an_index(results, count, parts):
+    """And a single commit publishes the shards."""
     folder = results["on_disk", count] / "index" / "entities"
     assert len(list((folder / "data").glob("*.lance"))) == parts
     assert len(list((folder / "_versions").glob("*.manifest"))) == 1
@@ -138,7 +138,7 @@ def test_each_process_writes_its_part_of_an_index(results, count, parts):
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_reads_it(results, tmp_path):
+def test_any_number_of_processes_reads_an_index(results, tmp_path):
     written = results["on_disk", 2]
     expected = (written / "predictions.jsonl").read_bytes()
     before = {path: path.stat().st_mtime_ns for path in written.glob("index/**/*") if path.suffix != ".lock"}
@@ -146,4 +146,4 @@ def test_any_number_of_processes_reads_it(results, tmp_path):
         processes = ["--trainer.devices", str(count)]
         run(["test", "--run", str(written), *processes, *CASES["on_disk"][1:]], tmp_path, count)
         assert (written / "predictions.jsonl").read_bytes() == expected
-        assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing was written again"
+        assert {path: path.stat().st_mtime_ns for path in before} == before, "nothing was rewritten"

@@ -1,4 +1,4 @@
-"""Who starts the processes: torchrun, Lightning's own launcher, and what becomes of the others when one is lost."""
+"""Launching processes by torchrun and by Lightning, and what happens to the others if one is killed."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ import yaml
 
 from mimic_pl.checkpoint_reader import read_checkpoint
 from tests import tiny
-from tests.faults.catalogue import told_by_command
-from tests.launch import Started, environment, in_an_interpreter, needs_fork, run
+from tests.faults.catalogue import check_command_error
+from tests.launch import RunningCommand, environment, needs_fork, run, run_python
 
 pytestmark = [
     needs_fork,
-    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are found in Linux's /proc"),
+    pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs /proc to find child processes"),
 ]
 
 FIT = ["fit", "--config", "config.yaml"]
@@ -39,10 +39,10 @@ def folder(tmp_path, tiny_set):
 
 @pytest.mark.slow
 def test_torchrun(folder):
-    """The command line of the README, on one machine: the weights are those of any other launcher."""
+    """The command line of the README on one machine gives the weights of any other launcher."""
     (folder / "torchrun").mkdir()
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mimic_pl"]
-    done = in_an_interpreter([*launch, "fit", "--config", "../config.yaml"], folder / "torchrun")
+    done = run_python([*launch, "fit", "--config", "../config.yaml"], folder / "torchrun")
     assert done.returncode == 0, done.stdout + done.stderr
     run(FIT, folder, 2)
     expected = read_checkpoint(folder / LAST)["state_dict"]
@@ -52,18 +52,18 @@ def test_torchrun(folder):
 
 
 def test_the_first_process_is_killed(folder):
-    fit = Started(ENDLESS, folder, 2)
+    fit = RunningCommand(ENDLESS, folder, 2)
     fit.wait_for((folder / LAST).exists)
     fit.send(signal.SIGKILL, [0])
-    begun = time.monotonic()
-    codes = fit.codes()
-    assert time.monotonic() - begun < 60
+    start = time.monotonic()
+    codes = fit.exit_codes()
+    assert time.monotonic() - start < 60
     assert codes[0] == -signal.SIGKILL
-    told_by_command("test_the_first_process_is_killed", codes[1], fit.logs[1].read_text())
+    check_command_error("test_the_first_process_is_killed", codes[1], fit.logs[1].read_text())
 
 
 def children(process: int) -> list[int]:
-    """Processes that a process has started, and not yet lost, and that are Python."""
+    """Child processes of a process that run mimic_pl."""
     found = []
     for task in Path(f"/proc/{process}/task").iterdir():
         for child in (task / "children").read_text().split():
@@ -73,19 +73,19 @@ def children(process: int) -> list[int]:
 
 
 @pytest.mark.slow
-def test_the_process_that_lightning_has_started_is_killed(folder):
-    with (folder / "said").open("w") as said:
+def test_a_process_launched_by_lightning_is_killed(folder):
+    with (folder / "log").open("w") as log:
         first = subprocess.Popen(
-            [sys.executable, "-m", "mimic_pl", *ENDLESS], cwd=folder, env=environment(), stdout=said, stderr=said
+            [sys.executable, "-m", "mimic_pl", *ENDLESS], cwd=folder, env=environment(), stdout=log, stderr=log
         )
     try:
         deadline = time.monotonic() + 120
         while not (folder / LAST).exists():
-            assert first.poll() is None and time.monotonic() < deadline, (folder / "said").read_text()
+            assert first.poll() is None and time.monotonic() < deadline, (folder / "log").read_text()
             time.sleep(0.2)
         (second,) = children(first.pid)
         os.kill(second, signal.SIGKILL)
         code = first.wait(60)
     finally:
         first.kill()
-    told_by_command("test_the_process_that_lightning_has_started_is_killed", code, (folder / "said").read_text())
+    check_command_error("test_a_process_launched_by_lightning_is_killed", code, (folder / "log").read_text())

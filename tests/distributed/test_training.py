@@ -1,4 +1,4 @@
-"""Two and three real processes (gloo) train with DDP: loss and gradients are those of one that has the whole batch."""
+"""Loss and gradients of DDP with two and three processes (gloo) equal those of one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -56,12 +56,12 @@ ENCODER = {
         "image_dim": 8,
     },
 }
-ENCODER["init_args"]["text_config"]["hidden_dropout_prob"] = 0.0  # a mask is drawn for each process
+ENCODER["init_args"]["text_config"]["hidden_dropout_prob"] = 0.0  # each process would draw its own dropout mask
 ENCODER["init_args"]["text_config"]["attention_probs_dropout_prob"] = 0.0
 
 
 class Steps:
-    """Steps by case and number of processes, trained when they are first asked for."""
+    """Recorded steps by case and number of processes, trained on first access."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -90,7 +90,7 @@ class Steps:
         if case == "local":
             config["model"]["init_args"]["global_negatives"] = False
             config["trainer"]["limit_train_batches"] = 1
-            if count == 1:  # as many batches of one process before a step as there are processes
+            if count == 1:  # one process accumulates as many batches as there are processes
                 config["trainer"] |= {"accumulate_grad_batches": 2, "limit_train_batches": 2}
                 config["data"]["init_args"]["batch_size"] = BATCH // 2
         path = self.folder / f"{case}-{count}.yaml"
@@ -110,7 +110,7 @@ def assert_same(steps, alone):
         for name, value in step.items():
             if name == "mentions":
                 assert value == one[name]
-            elif name == "matcher.raw_weights":  # fitted to scores that are float32 whatever the precision
+            elif name == "matcher.raw_weights":  # fitted to scores that are always float32
                 torch.testing.assert_close(value, one[name], rtol=1e-4, atol=1e-4)
             else:
                 torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
@@ -132,7 +132,7 @@ QUICK = ("faithful", "readme_hard_negatives", "best")
 )
 def test_two_processes_compute_what_one_computes(steps, case):
     alone = steps[case, 1]
-    assert any(name == "val/mrr" for step in alone for name in step), "it has been validated"
+    assert any(name == "val/mrr" for step in alone for name in step), "validation ran"
     gradients = next(step for step in alone if "loss" not in step)
     assert any(tensor.abs().max() > 1e-3 for tensor in gradients.values())
     assert_same(steps[case, 2], alone)
@@ -140,13 +140,13 @@ def test_two_processes_compute_what_one_computes(steps, case):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("case", ["faithful", "symmetric", "text_unit_only"])
-def test_three_processes_that_can_not_share_the_last_batch_evenly(steps, case):
+def test_three_processes_with_an_uneven_last_batch(steps, case):
     assert_same(steps[case, 3], steps[case, 1])
 
 
 @pytest.mark.slow
 def test_bf16_mixed(steps):
-    """As close to one process as rounding to eight bits lets it be."""
+    """Losses are as close to those of float64 as the rounding of bfloat16 allows."""
     exact = [step["loss"] for step in steps["faithful", 1] if "loss" in step]
     assert len(exact) == 2
     for count in (1, 2):
@@ -160,8 +160,8 @@ def test_a_static_graph(steps):
 
 
 @pytest.mark.slow
-def test_negatives_of_the_own_process_alone(steps):
-    """The mean of the gradients of both batches, which one process accumulates."""
+def test_local_negatives(steps):
+    """Each process uses its own batch: gradients are the mean over both, which one process accumulates."""
     gradients, gradients_of_two = (
         next(step for step in steps["local", count] if "encoder.image_global.weight" in step) for count in (1, 2)
     )

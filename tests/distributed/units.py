@@ -1,4 +1,4 @@
-"""A unit of another project, which brings a loss."""
+"""A third-party unit with its own loss."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from mimic_pl.units import GlobalCosine
 
 
 class Auxiliary(GlobalCosine):
-    """A unit that brings a loss of its own: a head of its own tells which side features are of."""
+    """A unit with an auxiliary loss: a linear head classifies features as mention or entity."""
 
     def __init__(self, dims):
         super().__init__(dims)

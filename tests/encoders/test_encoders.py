@@ -1,4 +1,4 @@
-"""Encoders on small checkpoints that the tests make, against the towers called by hand."""
+"""Encoders on small checkpoints created by the tests, against calling the towers directly."""
 
 import shutil
 
@@ -83,7 +83,7 @@ def test_preprocessing_comes_from_the_checkpoint(clip_checkpoint):
     expected = processor(square, do_resize=False, do_center_crop=False, return_tensors="pt")["pixel_values"]
     normalized = images.normalize(pixels[None].repeat(2, 1, 1, 1), torch.tensor([True, False]))
     torch.testing.assert_close(normalized[:1], expected, rtol=1e-5, atol=1e-5)
-    assert normalized[1].abs().max() == 0, "no image is zeros after normalisation"
+    assert normalized[1].abs().max() == 0, "a missing image is zeros after normalisation"
 
 
 def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):
@@ -94,7 +94,7 @@ def test_text_is_truncated_and_padded_to_its_length(clip_checkpoint):
     assert mask.sum(dim=1).tolist() == [6, 2]
 
 
-def test_clip_from_a_config_needs_no_file_and_spells_unknown_words():
+def test_clip_from_a_config_needs_no_files_and_splits_unknown_words():
     encoder = CLIPEncoder(config=CLIP_SIZES, vocabulary=WORDS, text_length=20, image_dim=10)
     tokenizer = encoder.build_tokenizer().tokenizer
     assert tokenizer.tokenize("Jaguar [SEP] zeb!") == ["jaguar", "[", "sep", "]", "z", "##e", "##b", "!"]
@@ -121,7 +121,7 @@ def test_text_vision_features_are_those_of_the_towers(bert_checkpoint):
     torch.testing.assert_close(features.image_global, encoder.image_global(feature_map.mean(dim=(2, 3))))
 
 
-def test_mean_pooling_looks_at_real_tokens_only(bert_checkpoint):
+def test_mean_pooling_ignores_padding(bert_checkpoint):
     arguments = {"text": bert_checkpoint, "vision": "resnet10t", "vision_pretrained": False, "text_pooling": "mean"}
     short, long = (TextVisionEncoder(**arguments, text_length=n).eval() for n in (10, 30))
     torch.testing.assert_close(encode(short)[0].text_global, encode(long)[0].text_global, rtol=1e-4, atol=1e-5)
@@ -196,7 +196,7 @@ def test_gradient_checkpointing_changes_no_gradient(kind):
 
 
 def test_a_new_encoder_is_in_training_mode(clip_checkpoint):
-    """transformers hands models out in evaluation mode, which would keep dropout off in fit."""
+    """transformers returns models in evaluation mode, which would disable dropout in fit."""
     assert all(module.training for module in CLIPEncoder(clip_checkpoint, text_length=12).modules())
 
 
@@ -210,7 +210,7 @@ def test_a_new_encoder_is_in_training_mode(clip_checkpoint):
         ({"config": {"text_config": {**TEXT, "max_position_embeddings": 10}, "vision_config": VISION}}, "10 positions"),
     ],
 )
-def test_impossible_configurations_say_what_to_do(arguments, message):
+def test_invalid_configurations_say_what_to_do(arguments, message):
     with pytest.raises(ConfigError, match=message):
         CLIPEncoder(**arguments)
 
@@ -219,7 +219,7 @@ def test_impossible_configurations_say_what_to_do(arguments, message):
     ("vision", "arguments", "message"),
     [("vit_tiny_patch16_225", {}, "vit_tiny_patch16_224"), ("resnet10t", {"no_such": 1}, "no_such")],
 )
-def test_an_impossible_vision_model_is_told_with_similar_names(vision, arguments, message):
+def test_an_unknown_vision_model_or_argument_is_named(vision, arguments, message):
     with pytest.raises(ConfigError, match=message):
         TextVisionEncoder(
             text_config=BERT, vocabulary=WORDS, vision=vision, vision_pretrained=False, vision_args=arguments
@@ -237,12 +237,12 @@ def test_damaged_weights_are_a_checkpoint_error(clip_checkpoint, tmp_path, damag
         CLIPEncoder(str(folder), text_length=12)
 
 
-def test_a_folder_that_is_no_checkpoint_is_told(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match="config.json"):
         CLIPEncoder(str(tmp_path))
 
 
-def test_a_checkpoint_without_tokenizer_scores_ready_made_inputs_but_tokenizes_nothing(tmp_path):
+def test_a_checkpoint_without_a_tokenizer_encodes_prepared_inputs_only(tmp_path):
     sizes = {**CLIP_SIZES, "text_config": {**TEXT, "vocab_size": 50, "max_position_embeddings": 12}}
     CLIPModel(CLIPConfig(**sizes)).save_pretrained(tmp_path)
     encoder = CLIPEncoder(str(tmp_path), text_length=12)

@@ -1,4 +1,4 @@
-"""Features of frozen towers are computed once and kept: what they are, when they are not used, and what is counted."""
+"""Cached features of frozen towers: they are computed once, are correct, and are not reused where they may differ."""
 
 import logging
 import os
@@ -39,8 +39,8 @@ def make_model(kind, folder, freeze=True):
     return MIMIC(encoder, units=units, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05))
 
 
-class Rows:
-    """Counts the rows that go through each tower."""
+class RowCounter:
+    """Counts the rows that each tower encodes."""
 
     def __init__(self, encoder):
         self.counts = Counter()
@@ -71,28 +71,28 @@ def root(tmp_path_factory):
 
 @pytest.mark.parametrize("kind", ["clip", "text_vision"])
 def test_a_run_of_several_epochs_encodes_each_record_once(root, tmp_path, kind):
-    """And trains to the weights of a run that encodes it in every epoch; another run encodes nothing."""
+    """Training gives the weights of a run that encodes in every epoch, and a second run encodes nothing."""
     plain = make_model(kind, None)
     fit(plain, root, tmp_path)
     model = make_model(kind, str(tmp_path / "kept"))
-    rows = Rows(model.encoder)
+    rows = RowCounter(model.encoder)
     data = fit(model, root, tmp_path)
     texts = {model.processor.entity_text(e) for e in data.entities}
     texts |= {model.processor.mention_text(m) for split in ("train", "val") for m in data.mentions[split]}
     assert rows.counts["_text_tower"] == len(texts)
-    images = {model.processor.mentions([m])["pixels"].numpy().tobytes() for m in named(data)}
-    assert 1 < rows.counts["_vision_tower"] <= len(images) + 1, "the blank image is one"
+    images = {model.processor.mentions([m])["pixels"].numpy().tobytes() for m in mentions_of_images(data)}
+    assert 1 < rows.counts["_vision_tower"] <= len(images) + 1, "one more for the blank image"
     for (name, own), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
         torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5, msg=name)
     again = make_model(kind, str(tmp_path / "kept"))
-    rows = Rows(again.encoder)
+    rows = RowCounter(again.encoder)
     fit(again, root, tmp_path)
     assert not rows.counts
     assert all(torch.equal(a, b) for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True))
 
 
-def named(data):
-    """A mention for every image of the set, with its path."""
+def mentions_of_images(data):
+    """One mention per image of the set, with the path of the image."""
     for entity in data.entities:
         for name in entity.images:
             yield {"mention": "x", "image": data.entity_images.path(name)}
@@ -106,7 +106,7 @@ RECORDS = [{"mention": "jaguar", "sentence": "the jaguar runs"}, {"mention": "am
 RECORDS.append(RECORDS[0])
 
 
-def test_a_missing_image_is_not_a_black_one(tmp_path):
+def test_a_missing_image_differs_from_a_black_one(tmp_path):
     model = make_model("clip", str(tmp_path))
     black = torch.zeros(32, 32, 3, dtype=torch.uint8).numpy()
     records = [{**RECORDS[0], "image": black}, RECORDS[0]]
@@ -117,9 +117,9 @@ def test_a_missing_image_is_not_a_black_one(tmp_path):
     assert not all(torch.equal(tensor[0], tensor[1]) for tensor in found.values())
 
 
-def test_other_weights_and_other_precisions_have_features_of_their_own(tmp_path):
+def test_other_weights_and_precisions_have_their_own_cached_features(tmp_path):
     model, plain = make_model("clip", str(tmp_path)), make_model("clip", None)
-    rows = Rows(model.encoder)
+    rows = RowCounter(model.encoder)
 
     def encode():
         before = rows.counts.total()
@@ -141,10 +141,10 @@ def test_other_weights_and_other_precisions_have_features_of_their_own(tmp_path)
         changed.double()
     assert encode() == 3
     model.encoder.clip.requires_grad_(True)  # as BackboneFinetuning does
-    assert encode() >= 5, "all rows, since these weights may change"
+    assert encode() >= 5, "all rows are encoded, since these weights may change"
 
 
-def test_a_damaged_value_is_computed_again(tmp_path):
+def test_a_corrupted_value_is_computed_again(tmp_path):
     model = make_model("clip", str(tmp_path))
     expected = model.encode_mentions(RECORDS)["text"]
     (file,) = tmp_path.rglob("data.mdb")
@@ -152,31 +152,31 @@ def test_a_damaged_value_is_computed_again(tmp_path):
     script += "sys.stdout.buffer.write(next(iter(t.cursor()))[1])"
     value = subprocess.run([sys.executable, "-c", script, file.parent], capture_output=True, check=True).stdout
     content = file.read_bytes()
-    flipped = value[:-1] + bytes([value[-1] ^ 1])  # in the numbers, which would be read in silence
-    assert content.count(value), "an old page may hold it, too"
+    flipped = value[:-1] + bytes([value[-1] ^ 1])  # in the tensor values, where only a checksum detects it
+    assert content.count(value), "an old page of the database may hold a copy"
     file.write_bytes(content.replace(value, flipped))
-    rows = Rows(model.encoder)
+    rows = RowCounter(model.encoder)
     found = model.encode_mentions(RECORDS)["text"]
     assert rows.counts.total() == 1
     for name, tensor in expected.items():
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_images_that_change_every_epoch_are_not_kept(root, tmp_path):
+def test_images_that_change_every_epoch_are_not_cached(root, tmp_path):
     model = make_model("clip", str(tmp_path / "kept"))
-    rows = Rows(model.encoder)
+    rows = RowCounter(model.encoder)
     fit(model, root, tmp_path, modality_dropout=0.5)
     images = rows.counts["_vision_tower"]
     mentions = 20  # of the training split, in each of three epochs
     assert images >= 3 * mentions
-    assert images < 3 * (mentions + 20), "those of entities are kept"
+    assert images < 3 * (mentions + 20), "entity images are cached"
 
 
-def test_without_a_place_to_keep_them_they_are_computed(tmp_path, caplog):
+def test_features_are_computed_if_they_cannot_be_cached(tmp_path, caplog):
     """A file where the folder should be."""
     (tmp_path / "taken").write_text("")
     model = make_model("clip", str(tmp_path / "taken"))
-    rows = Rows(model.encoder)
+    rows = RowCounter(model.encoder)
     with caplog.at_level(logging.WARNING):
         for _ in range(2):
             found = model.encode_mentions(RECORDS)["text"]
@@ -186,7 +186,7 @@ def test_without_a_place_to_keep_them_they_are_computed(tmp_path, caplog):
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_nothing_is_kept_of_towers_that_train(root, tmp_path):
+def test_features_of_trained_towers_are_not_cached(root, tmp_path):
     model = make_model("clip", str(tmp_path / "kept"), freeze=False)
     model.encode_mentions(RECORDS)
     assert not os.path.exists(tmp_path / "kept")

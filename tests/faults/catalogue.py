@@ -1,7 +1,7 @@
 # ruff: noqa: E501  # a row of the table is a line
-"""The catalogue of faults: what goes wrong, what the user sees, and the test that makes it go wrong.
+"""The catalogue of injected faults: the fault, what the user sees, and the test that injects it.
 
-``python -m tests.faults.catalogue`` writes README.md from it.
+``python -m tests.faults.catalogue`` generates README.md from it.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ README = Path(__file__).with_name("README.md")
 
 
 class Fault(NamedTuple):
-    """A row.
+    """A row of the catalogue.
 
     Attributes:
         fault: What is done to the files or the machine.
-        sees: Words of the message, with anything at ``…``; where nothing is an error, what happens instead.
-        error: Kind of the error; ``None`` if the work goes on.
-        test: File and name of the test, below ``tests/``.
-        trials: How often it is done.
+        sees: Part of the error message, with ``…`` for any text; what happens instead if there is no error.
+        error: Class of the error; ``None`` if the command continues.
+        test: File and name of the test, relative to ``tests/``.
+        trials: How often the test injects it.
     """
 
     fault: str
@@ -52,132 +52,132 @@ STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoi
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
-        Fault("truncated, zero bytes, or no image (an HTML page)", "unreadable", None, IMAGES + "test_failures_by_kind", 3),
-        Fault("the same under `--model.processor.image_policy error`", "Fix the file, or let such images pass with --model.processor.image_policy blank or drop", DataError, "faults/test_image_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
-        Fault("CMYK", "the colours that a person sees", None, IMAGES + "test_cmyk"),
+        Fault("truncated, empty, or not an image (an HTML page)", "unreadable", None, IMAGES + "test_failures_by_kind", 3),
+        Fault("the same under `--model.processor.image_policy error`", "Fix the file, or let such images pass with --model.processor.image_policy blank or drop", DataError, "faults/test_image_files.py::test_the_policy_decides_whether_the_command_fails"),
+        Fault("CMYK", "converted to RGB", None, IMAGES + "test_cmyk"),
         Fault("animated", "the first frame", None, IMAGES + "test_the_first_frame_of_an_animation"),
-        Fault("turned by EXIF", "turned as a person sees it", None, IMAGES + "test_exif_turns_the_image"),
-        Fault("decompression bomb of 400 megapixels", "oversized", None, IMAGES + "test_a_bomb_is_not_decoded"),
-        Fault("random damage to PNG, JPEG, GIF, BMP, WebP and TIFF", "unreadable", None, IMAGES + "test_damaged_bytes_are_unreadable_and_nothing_else", 240),
-        Fault("a pipe, a folder or a device in place of a file", "unreadable", None, "faults/test_image_files.py::test_what_is_no_file_is_not_waited_for", 3),
-        Fault("a name that climbs out of the data folder: `..`, absolute, with a drive", "lies outside of the data folder", DataError, "data/test_reader.py::test_an_image_outside_of_the_folder", 5),
-        Fault("a name with NUL", "is no file name", DataError, "data/test_reader.py::test_an_image_outside_of_the_folder"),
-        Fault("a name that climbs out through a link", "lies outside of the data folder", DataError, "faults/test_image_files.py::test_links_are_followed_and_names_do_not_climb_through_them"),
+        Fault("EXIF orientation", "rotated as it is meant to be seen", None, IMAGES + "test_exif_orientation_is_applied"),
+        Fault("decompression bomb of 400 megapixels", "oversized", None, IMAGES + "test_a_decompression_bomb_is_not_decoded"),
+        Fault("random corruption of PNG, JPEG, GIF, BMP, WebP and TIFF", "unreadable", None, IMAGES + "test_corrupted_bytes_are_unreadable_or_oversized", 240),
+        Fault("a pipe, a directory or a device in place of a file", "unreadable", None, "faults/test_image_files.py::test_pipes_folders_and_devices_do_not_block", 3),
+        Fault("a path outside of the data folder: `..`, absolute, with a drive letter", "lies outside of the data folder", DataError, "data/test_reader.py::test_an_image_outside_of_the_folder", 5),
+        Fault("a name with a NUL character", "is no file name", DataError, "data/test_reader.py::test_an_image_outside_of_the_folder"),
+        Fault("a path that leaves the data folder through a symbolic link", "lies outside of the data folder", DataError, "faults/test_image_files.py::test_symlinked_folders_are_followed_but_names_cannot_escape"),
     ),
     "Data files": (
         Fault("malformed JSON", "line 2, column 10", DataError, "data/test_reader.py::test_malformed_files_say_where", 3),
-        Fault("a JSON object where a list is due", "a list of records is due", DataError, "data/test_reader.py::test_malformed_files_say_where"),
-        Fault("a byte that is no UTF-8, a NUL byte", "the byte 0xff", DataError, "data/test_reader.py::test_malformed_files_say_where", 2),
-        Fault("a qid twice", "is record 0 too", DataError, "data/test_reader.py::test_problems_come_in_the_order_of_the_records", 2),
-        Fault("an id twice: mentions stay apart, the doctor tells", "used more than once", None, "data/test_doctor.py::test_everything_at_once"),
+        Fault("a JSON object instead of a list", "a list of records is due", DataError, "data/test_reader.py::test_malformed_files_say_where"),
+        Fault("a byte that is not valid UTF-8, a NUL byte", "the byte 0xff", DataError, "data/test_reader.py::test_malformed_files_say_where", 2),
+        Fault("a duplicate qid", "is record 0 too", DataError, "data/test_reader.py::test_problems_come_in_the_order_of_the_records", 2),
+        Fault("a duplicate mention id: both mentions are kept, the doctor reports it", "used more than once", None, "data/test_doctor.py::test_everything_at_once"),
         Fault("`qid2id.json` with other ids", "remove qid2id.json", DataError, "data/test_reader.py::test_qid2id_disagrees", 3),
-        Fault("golds that are not in the knowledge base: counted, told, never found", "a gold that is not", None, "data/test_datamodule.py::test_nil_and_unknown_golds_are_counted"),
-        Fault("a sentence of 100 MB: the first tokens, in little memory", "the tokens of its beginning", None, DATA + "test_a_huge_sentence"),
+        Fault("golds that are not in the knowledge base: counted, reported, never found", "a gold that is not", None, "data/test_datamodule.py::test_nil_and_unknown_golds_are_counted"),
+        Fault("a sentence of 100 MB: its first tokens, in little memory", "truncated to its first tokens", None, DATA + "test_a_huge_sentence"),
         Fault("an empty knowledge base", "A knowledge base needs at least one", DataError, DATA + "test_an_empty_knowledge_base"),
-        Fault("an empty split", "split of … holds no mentions", DataError, "data/test_datamodule.py::test_what_is_not_there"),
+        Fault("an empty split", "split of … holds no mentions", DataError, "data/test_datamodule.py::test_missing_files_and_empty_splits"),
         Fault("a knowledge base of one entity, batches of one", "trains and tests", None, DATA + "test_one_entity_and_batches_of_one", 2),
     ),
     "Stores and the index": (
-        Fault("an index of another model, text template, dtype or size", "another model", StoreError, INDEX + "test_another_models_index_is_refused", 6),
-        Fault("NaN in the index", "are not finite", NonFiniteScoreError, INDEX + "test_a_number_in_the_index_that_is_none"),
-        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 is not what was written (checksum)", StoreError, INDEX + "test_a_damaged_row_is_named", 3),
-        Fault("a flipped byte anywhere in the index's files: an error, or the same numbers", "is damaged", StoreError, INDEX + "test_one_flipped_byte_of_an_index", 120),
-        Fault("a data file of the index is missing, cut off, or is cut off under its reader: no SIGBUS", "is damaged", StoreError, INDEX + "test_a_data_file_that_is_missing_or_cut_off", 5),
-        Fault("the building of an index killed at any moment: what was written is kept", "the same numbers", None, INDEX + "test_a_killed_build_goes_on", 6),
-        Fault("a fragment of an unfinished index damaged: it is written again", "the same numbers", None, INDEX + "test_a_fragment_damaged_before_the_build_went_on_is_written_again"),
-        Fault("two processes write one index: the second is refused", "Another process is writing to", StoreError, INDEX + "test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten"),
-        Fault("NaN in scores", "mention … entity", NonFiniteScoreError, "ranking/test_engine.py::test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity", 3),
-        Fault("a flipped bit in a value of a cache: it counts as missing, and the image is decoded", "is not as it was", None, "data/test_image_cache.py::test_a_flipped_byte_in_pixels_is_noticed_and_the_image_decoded"),
-        Fault("the same in a store of any values", "a missing value", None, STORE + "test_a_flipped_bit_in_a_value_is_a_missing_value", 60),
-        Fault("a cache that is cut off, or no store", "Delete the folder", StoreError, STORE + "test_a_file_that_is_cut_off_or_no_store", 5),
-        Fault("the writer of a cache killed at any moment: what was acknowledged is kept", "nothing that was acknowledged is lost", None, STORE + "test_what_was_acknowledged_survives_a_kill", 8),
-        Fault("three processes write one cache and read it", "all values", None, STORE + "test_many_processes_write_and_read"),
-        Fault("the filling of an image cache killed", "the same pixels", None, "data/test_image_cache.py::test_killed_while_filling", 6),
-        Fault("two processes fill one image cache: one waits", "every image once", None, "data/test_image_cache.py::test_two_processes_at_once"),
+        Fault("an index of another model, text template, dtype or number of entities", "another model", StoreError, INDEX + "test_an_index_of_another_model_is_rejected", 6),
+        Fault("NaN in the index", "are not finite", NonFiniteScoreError, INDEX + "test_nan_in_the_index"),
+        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 is not what was written (checksum)", StoreError, INDEX + "test_a_corrupted_row_is_named", 3),
+        Fault("a flipped byte anywhere in the index's files: an error, or the same results", "is damaged", StoreError, INDEX + "test_one_flipped_byte_of_an_index", 120),
+        Fault("a data file of the index is missing, truncated, or truncated while open: no SIGBUS", "is damaged", StoreError, INDEX + "test_a_missing_or_truncated_data_file", 5),
+        Fault("an index build killed at a random moment: what was written is kept", "the same results", None, INDEX + "test_a_killed_build_resumes", 6),
+        Fault("a corrupted fragment of an unfinished index: it is rewritten", "the same results", None, INDEX + "test_a_fragment_corrupted_before_the_build_resumes_is_rewritten"),
+        Fault("two processes write one index: the second is rejected", "Another process is writing to", StoreError, INDEX + "test_a_second_writer_is_rejected_unless_the_first_was_killed"),
+        Fault("NaN in scores", "mention … entity", NonFiniteScoreError, "ranking/test_engine.py::test_a_non_finite_score_is_an_error_that_names_mention_and_entity", 3),
+        Fault("a flipped bit in a cached image: it counts as missing, and the image is decoded", "the same pixels", None, "data/test_image_cache.py::test_a_flipped_byte_in_cached_pixels_is_detected_and_the_image_decoded"),
+        Fault("the same in any key-value store", "a missing value", None, STORE + "test_a_value_with_a_flipped_bit_counts_as_missing", 60),
+        Fault("a truncated cache, or another file in its place", "Delete the folder", StoreError, STORE + "test_a_truncated_or_foreign_file", 5),
+        Fault("the writer of a cache killed at a random moment: what was acknowledged is kept", "nothing that was acknowledged is lost", None, STORE + "test_what_was_acknowledged_survives_a_kill", 8),
+        Fault("three processes write and read one cache", "all values", None, STORE + "test_many_processes_write_and_read"),
+        Fault("filling an image cache is killed", "the same pixels", None, "data/test_image_cache.py::test_a_fill_that_is_killed", 6),
+        Fault("two processes fill one image cache: one waits", "every image is decoded once", None, "data/test_image_cache.py::test_two_processes_at_once"),
     ),
     "Checkpoints": (
         Fault("a pickle with code in it: `test`, `fit` and `robustness --ckpt_path`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_any_command", 3),
         Fault("the same for `load_run`", "Such code can do anything; it was not run", CheckpointError, CHECKPOINTS + "test_code_in_a_checkpoint_is_not_run_by_load_run"),
-        Fault("the same for `MIMIC.from_published`: what is no tensor is left out", "exploded", None, "test_published.py::test_code_in_a_checkpoint_is_never_run"),
-        Fault("cut off, empty, something else, or a record marked as a folder (torch leaves that tensor to chance)", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_checkpoints", 6),
-        Fault("one flipped byte among the weights, which torch loads in silence", "is not as it was written", CheckpointError, CHECKPOINTS + "test_one_flipped_byte_in_a_checkpoint", 9),
-        Fault("NaN in weights", "are not all numbers: NaN in", CheckpointError, CHECKPOINTS + "test_weights_that_are_no_numbers", 4),
-        Fault("cut off while one holds its weights: no SIGBUS", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_a_checkpoint_cut_off_under_its_reader"),
-        Fault("may not be read", "Ask for the permission to read it", CheckpointError, CHECKPOINTS + "test_a_checkpoint_that_may_not_be_read"),
-        Fault("published weights in safetensors, cut off or with a damaged header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_damaged_safetensors", 4),
-        Fault("an encoder's weights cut off or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
+        Fault("the same for `MIMIC.from_published`: only tensors are loaded", "the code is not run", None, "test_published.py::test_code_in_a_checkpoint_is_never_run"),
+        Fault("truncated, empty, another file, or a record marked as a folder (torch leaves that tensor uninitialized)", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_corrupted_checkpoints", 6),
+        Fault("one flipped byte in the weights, which torch loads silently", "is not as it was written", CheckpointError, CHECKPOINTS + "test_one_flipped_byte_in_a_checkpoint", 9),
+        Fault("NaN in weights", "are not all numbers: NaN in", CheckpointError, CHECKPOINTS + "test_non_finite_weights", 4),
+        Fault("truncated while its weights are in use: no SIGBUS", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_a_checkpoint_truncated_after_it_was_read"),
+        Fault("no read permission", "Ask for the permission to read it", CheckpointError, CHECKPOINTS + "test_a_checkpoint_without_read_permission"),
+        Fault("published weights in safetensors, truncated or with a corrupted header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_corrupted_safetensors", 4),
+        Fault("encoder weights truncated or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
     ),
     "The machine": (
-        Fault("a disk that fills up under a cache: what was written reads back", "cannot be written to", StoreError, STORE + "test_a_disk_that_fills_up"),
-        Fault("a disk that fills up under an index", "The disk is full", StoreError, INDEX + "test_a_disk_that_fills_up_under_an_index"),
-        Fault("a disk that fills up under `fit`: older checkpoints are whole", "The disk is full", MachineError, MACHINE + "test_fit_on_a_disk_that_fills_up", 3),
-        Fault("a disk that fills up under `test`", "The disk is full", MachineError, MACHINE + "test_test_on_a_full_disk"),
-        Fault("files that may not grow (`ulimit -f`) under `fit`, in a process of its own", "The disk is full", MachineError, MACHINE + "test_a_limit_on_the_size_of_files"),
-        Fault("no room for the image cache: it goes on without", "decoded in every epoch", None, "data/test_image_cache.py::test_no_room_and_no_folder", 2),
+        Fault("the disk fills up while a cache is written: earlier values read back", "cannot be written to", StoreError, STORE + "test_a_disk_that_fills_up"),
+        Fault("the disk fills up while an index is built", "The disk is full", StoreError, INDEX + "test_a_disk_that_fills_up_under_an_index"),
+        Fault("the disk fills up during `fit`: earlier checkpoints are intact", "The disk is full", MachineError, MACHINE + "test_fit_on_a_disk_that_fills_up", 3),
+        Fault("the disk fills up during `test`", "The disk is full", MachineError, MACHINE + "test_test_on_a_full_disk"),
+        Fault("a limit on file size (`ulimit -f`) during `fit`, in a separate process", "The disk is full", MachineError, MACHINE + "test_a_limit_on_the_size_of_files"),
+        Fault("no space for the image cache: runs without it", "decoded in every epoch", None, "data/test_image_cache.py::test_a_full_disk_or_an_unwritable_folder_disables_the_cache", 2),
         Fault("read-only file system", "The system does not allow it", MachineError, MACHINE + "test_a_read_only_disk"),
-        Fault("no permission", "The system does not allow it", MachineError, MACHINE + "test_no_permission"),
-        Fault("a file where the folder of runs should be", "The system refuses", MachineError, MACHINE + "test_a_file_where_a_folder_is_due"),
-        Fault("no room in shared memory", "There is no room left in shared memory", MachineError, MACHINE + "test_no_room_in_shared_memory"),
-        Fault("a loader process is killed", "A loader process ended", MachineError, MACHINE + "test_a_loader_process_is_killed"),
-        Fault("the device's memory runs out while ranking: a smaller block once, then an error", "eval_batch_size", DeviceMemoryError, "ranking/test_engine.py::test_out_of_memory_shrinks_the_blocks_once_and_then_says_so", 2),
-        Fault("memory runs out elsewhere", "There is no memory left", DeviceMemoryError, MACHINE + "test_memory_runs_out", 3),
-        Fault("training is killed in a step, in validation or while a checkpoint is written, and started again with `--ckpt_path last`", "the same weights to the bit", None, "faults/test_interruption.py::test_killed_at_any_moment", 2),
-        Fault("SIGTERM, then SIGINT to a resumed run: a checkpoint, exit codes 143 and 130", "the same weights to the bit", None, "faults/test_interruption.py::test_told_to_end", 2),
-        Fault("the same with two processes, to one of them and to both", "the same weights to the bit", None, "faults/test_interruption.py::test_two_processes_told_to_end", 2),
-        Fault("the first process of a distributed run is killed: the other ends within a minute", "Another process of this run has ended", MachineError, "distributed/test_launchers.py::test_the_first_process_is_killed"),
-        Fault("another one than the first is killed, which Lightning has started", "Another process of this run has ended", MachineError, "distributed/test_launchers.py::test_the_process_that_lightning_has_started_is_killed"),
-        Fault("one of two processes that build an index is killed: the same command goes on from what each has written, to the same numbers; another number of processes begins anew", "Another process of this run has ended", MachineError, "faults/test_interruption.py::test_a_lost_process_of_an_index_build", 2),
-        Fault("two processes train in one folder: each gets a run of its own", "two whole runs", None, MACHINE + "test_two_processes_train_in_one_folder"),
-        Fault("two processes test one run: its results are whole", "those of one of them", None, MACHINE + "test_two_processes_test_one_run"),
-        Fault("a configuration that is no YAML", "is no YAML", UsageError, MACHINE + "test_a_configuration_that_is_no_yaml", 2),
+        Fault("no write permission", "The system does not allow it", MachineError, MACHINE + "test_no_permission"),
+        Fault("a file in place of the folder of runs", "The system refuses", MachineError, MACHINE + "test_a_file_in_place_of_a_folder"),
+        Fault("shared memory is full", "There is no room left in shared memory", MachineError, MACHINE + "test_no_room_in_shared_memory"),
+        Fault("a data loader worker is killed", "A loader process ended", MachineError, MACHINE + "test_a_loader_worker_is_killed"),
+        Fault("out of device memory while ranking: one retry with smaller blocks, then an error", "eval_batch_size", DeviceMemoryError, "ranking/test_engine.py::test_out_of_memory_shrinks_the_blocks_once_and_then_is_an_error", 2),
+        Fault("out of memory elsewhere", "There is no memory left", DeviceMemoryError, MACHINE + "test_memory_runs_out", 3),
+        Fault("training is killed in a step, in validation or while a checkpoint is written, and resumed with `--ckpt_path last`", "bit-identical weights", None, "faults/test_interruption.py::test_training_killed_at_random_moments", 2),
+        Fault("SIGTERM, then SIGINT to a resumed run: a checkpoint, exit codes 143 and 130", "bit-identical weights", None, "faults/test_interruption.py::test_termination_signals", 2),
+        Fault("the same with two processes, signals to one of them or to both", "bit-identical weights", None, "faults/test_interruption.py::test_termination_signals_to_two_processes", 2),
+        Fault("the first process of a distributed run is killed: the other exits within a minute", "Another process of this run has ended", MachineError, "distributed/test_launchers.py::test_the_first_process_is_killed"),
+        Fault("a process other than the first, launched by Lightning, is killed", "Another process of this run has ended", MachineError, "distributed/test_launchers.py::test_a_process_launched_by_lightning_is_killed"),
+        Fault("one of two processes that build an index is killed: the same command resumes from what each has written and gives the same results; another number of processes starts over", "Another process of this run has ended", MachineError, "faults/test_interruption.py::test_a_killed_process_of_an_index_build", 2),
+        Fault("two processes train in one folder: each gets its own run", "two complete runs", None, MACHINE + "test_two_processes_train_in_one_folder"),
+        Fault("two processes test one run: its results are complete", "those of one of them", None, MACHINE + "test_two_processes_test_one_run"),
+        Fault("a configuration that is not valid YAML", "is no YAML", UsageError, MACHINE + "test_a_configuration_that_is_not_yaml", 2),
     ),
 }  # fmt: skip
 
 BY_TEST = {fault.test.rpartition("::")[2]: fault for rows in FAULTS.values() for fault in rows}
 
 
-def says(fault: Fault, text: str) -> bool:
-    """Whether a text has the words of a row."""
+def matches(fault: Fault, text: str) -> bool:
+    """Whether a text contains the message of a row."""
     return re.search(".*".join(map(re.escape, fault.sees.split("…"))), text) is not None
 
 
 @contextmanager
-def told(test: str) -> Iterator[None]:
-    """The block raises the error of a test's row, with the row's words."""
+def expect_fault(test: str) -> Iterator[None]:
+    """Assert that the block raises the error of a test's row, with its message."""
     fault = BY_TEST[test]
     assert fault.error is not None
     with pytest.raises(fault.error) as caught:
         yield
-    assert says(fault, " ".join(str(caught.value).split())), str(caught.value)
+    assert matches(fault, " ".join(str(caught.value).split())), str(caught.value)
 
 
-def told_by_command(test: str, code: int, err: str) -> str:
-    """A command ended with the exit code of a test's row and one paragraph with the row's words, and no traceback.
+def check_command_error(test: str, code: int, err: str) -> str:
+    """Assert that a command exited with the exit code and message of a test's row, and without a traceback.
 
     Returns:
-        The paragraph.
+        The message.
     """
     fault = BY_TEST[test]
     assert fault.error is not None
     assert code == fault.error.exit_code, err
     assert "Traceback" not in err
     (message,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert says(fault, message), message
+    assert matches(fault, message), message
     return message
 
 
 def table() -> str:
-    """README.md."""
+    """The content of README.md."""
     lines = [
         "# Faults",
         "",
-        "Each row is a fault that a test injects into real files and processes. Written by "
-        "`python -m tests.faults.catalogue`; a test compares it with the catalogue. `test_fuzz.py` gives all readers "
-        "damaged bytes: `pytest tests/faults/test_fuzz.py -s --fuzz-inputs 100000`.",
+        "Each row is a fault that a test injects into real files and processes. Generated by "
+        "`python -m tests.faults.catalogue`; a test checks that it is up to date. `test_fuzz.py` feeds corrupted bytes "
+        "to all readers: `pytest tests/faults/test_fuzz.py -s --fuzz-inputs 100000`.",
         "",
-        "What is not found: a changed number in weights that others wrote as safetensors (published weights, an "
-        "encoder's), since that format has no checksums.",
+        "Not detected: a changed value in safetensors weights from elsewhere (published weights, encoders), since that "
+        "format has no checksums.",
     ]
     for family, rows in FAULTS.items():
         lines += [
@@ -188,7 +188,7 @@ def table() -> str:
             "|---|---|---|---|---|",
         ]
         for row in rows:
-            kind = "goes on" if row.error is None else row.error.__name__
+            kind = "continues" if row.error is None else row.error.__name__
             code = 0 if row.error is None else row.error.exit_code
             lines.append(f"| {row.fault} | {kind}: {row.sees} | {code} | `{row.test}` | {row.trials} |")
     return "\n".join(lines) + "\n"

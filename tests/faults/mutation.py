@@ -1,4 +1,4 @@
-"""Bytes made worse, in the ways that files get worse and in those that parsers trip over."""
+"""Mutations of bytes: common corruptions of files, and input that is hard on parsers."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class Mutator:
     """Draws mutated copies of bytes.
 
     Args:
-        seed: Decides all of them.
+        seed: Seed of all mutations.
     """
 
     def __init__(self, seed: int) -> None:
         self.rng = random.Random(seed)
-        self.ways: list[Callable[[bytearray], bytearray]] = [
+        self.mutations: list[Callable[[bytearray], bytearray]] = [
             *(self.flip, self.flip, self.overwrite, self.overwrite, self.insert, self.insert),
             *(self.cut_out, self.truncate, self.repeat, self.copy_over, self.zeros),
         ]
 
     def __call__(self, content: bytes) -> bytes:
-        """One to four changes."""
+        """Apply one to four mutations."""
         changed = bytearray(content)
         for _ in range(self.rng.choice((1, 1, 1, 2, 3, 4))):
-            changed = self.rng.choice(self.ways)(changed)
+            changed = self.rng.choice(self.mutations)(changed)
         return bytes(changed)
 
     def flip(self, content: bytearray) -> bytearray:

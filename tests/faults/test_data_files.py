@@ -1,4 +1,4 @@
-"""Data sets of unusual sizes."""
+"""Data sets of extreme sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from mimic_pl.data.reader import read_mentions
 from mimic_pl.encoders import CLIPEncoder
 from tests import tiny
-from tests.faults.catalogue import told_by_command
+from tests.faults.catalogue import check_command_error
 
 
 def test_a_huge_sentence(tmp_path):
@@ -34,7 +34,7 @@ def test_an_empty_knowledge_base(command, trained, tmp_path):
     (root / "kb_entity.json").write_text("[]")
     (root / "qid2id.json").write_text("{}")
     code, _, err = command("fit", "--config", str(trained.config), "--data.root", str(root), folder=tmp_path)
-    told_by_command("test_an_empty_knowledge_base", code, err)
+    check_command_error("test_an_empty_knowledge_base", code, err)
 
 
 def test_one_entity_and_batches_of_one(command, trained, tmp_path):

@@ -1,6 +1,6 @@
-"""Whatever bytes the readers get: a valid result or an error of this project's, and never a wrong result in silence.
+"""For any input bytes, readers return a valid result or raise a MimicError, and never silently a wrong result.
 
-``--fuzz-inputs 100000`` asks for more than a run of all tests does.
+``--fuzz-inputs 100000`` tries more inputs than the default.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from mimic_pl.runs import open_run
 from tests.faults.mutation import Mutator
 from tests.report.conftest import write_run
 
-SECONDS = 20
-"""In which any input must be dealt with."""
+TIMEOUT = 20
+"""Seconds within which every input has to be handled."""
 
 Check = Callable[[], str]
-"""Reads the files as they are now; says how that ended, and raises what must not be raised."""
+"""Reads the files and returns the outcome; any exception that it raises is a failure."""
 
 
 @contextmanager
-def no_hang() -> Iterator[None]:
+def time_limit() -> Iterator[None]:
     def stop(number: int, frame: object) -> None:
-        raise TimeoutError(f"an input took more than {SECONDS} seconds")
+        raise TimeoutError(f"an input took more than {TIMEOUT} seconds")
 
     before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(SECONDS)
+    signal.alarm(TIMEOUT)
     try:
         yield
     finally:
@@ -57,22 +57,22 @@ def no_hang() -> Iterator[None]:
 
 
 def fuzz(files: list[Path], check: Check, inputs: int, seed: int, keep: Path) -> Counter[str]:
-    """Change one of the files at a time, check, and put it back."""
+    """Mutate one file at a time, check, and restore it."""
     mutate, whole = Mutator(seed), {path: path.read_bytes() for path in files}
-    ends: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     for number in range(inputs):
         path = files[number % len(files)]
         changed = mutate(whole[path])
         path.write_bytes(changed)
         try:
-            with no_hang():
-                ends[check()] += 1
+            with time_limit():
+                outcomes[check()] += 1
         except BaseException:
             keep.write_bytes(changed)
-            print(f"input {number}, a change of {path.name}, is kept in {keep}")
+            print(f"input {number}, a mutation of {path.name}, is kept in {keep}")
             raise
         path.write_bytes(whole[path])
-    return ends
+    return outcomes
 
 
 @pytest.fixture
@@ -82,13 +82,13 @@ def inputs(request) -> int:
 
 @pytest.fixture
 def run(inputs, tmp_path):
-    """Fuzz with a share of the inputs, and say how they ended."""
+    """Fuzz with a share of the inputs, and print the outcomes."""
 
     def run_share(name: str, share: float, files: list[Path], check: Check) -> None:
         begin, count = time.perf_counter(), round(inputs * share)
-        ends = fuzz(files, check, count, len(name), tmp_path / "kept")
-        print(f"{name}: {count:,} inputs in {time.perf_counter() - begin:.0f} s: {dict(ends)}")
-        assert ends["error"] > count / 4
+        outcomes = fuzz(files, check, count, len(name), tmp_path / "kept")
+        print(f"{name}: {count:,} inputs in {time.perf_counter() - begin:.0f} s: {dict(outcomes)}")
+        assert outcomes["error"] > count / 4
 
     return run_share
 
@@ -153,7 +153,7 @@ def test_mentions(run, tmp_path):
     run("mentions", 0.2, [path], check)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's own words on damaged TIFF files
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's warnings about corrupted TIFF files
 def test_images(run, tmp_path):
     files = []
     for mode, kind in (("RGB", "jpg"), ("CMYK", "jpeg"), ("P", "png"), ("RGBA", "png2"), ("RGB", "gif"), ("RGB", "bmp"),
@@ -168,22 +168,22 @@ def test_images(run, tmp_path):
     assert sizes[files[0]] == (16, 20)
 
     def check() -> str:
-        end = "valid"
+        outcome = "valid"
         for path in files:
             if path.read_bytes() != whole[path]:
                 try:
                     assert open_image(path, max_pixels=100_000).mode == "RGB"
                 except ImageError as error:
                     assert error.kind in ("unreadable", "oversized")
-                    end = "error"
-        return end
+                    outcome = "error"
+        return outcome
 
     whole = {path: path.read_bytes() for path in files}
     run("images", 0.15, files, check)
 
 
 def plain(value: Any) -> Any:
-    """A checkpoint as values that can be compared."""
+    """A checkpoint as comparable values."""
     if isinstance(value, torch.Tensor):
         return str(value.dtype), tuple(value.shape), value.numpy().tobytes()
     if isinstance(value, dict):
@@ -202,17 +202,17 @@ def test_checkpoints(run, tmp_path):
     expected = plain(read_checkpoint(path))
 
     def check() -> str:
-        ends = set()
+        outcomes = set()
         for read, wanted in ((read_checkpoint, expected), (read_published, expected["state_dict"])):
             try:
                 found = plain(read(path))
             except CheckpointError as error:
                 assert str(path) in str(error)
-                ends.add("error")
+                outcomes.add("error")
             else:
                 assert found == wanted
-                ends.add("identical")
-        return "error" if "error" in ends else "identical"
+                outcomes.add("identical")
+        return "error" if "error" in outcomes else "identical"
 
     run("checkpoint", 0.1, [path], check)
 
@@ -233,7 +233,7 @@ def test_safetensors(run, tmp_path):
     run("safetensors", 0.05, [path], check)
 
 
-def test_what_runs_leave_behind(run, tmp_path):
+def test_files_of_runs(run, tmp_path):
     folder = write_run(tmp_path / "runs" / "version_0", [1, 2, None, 3], curve={0: 0.25, 1: 0.5})
     (folder / "robustness.json").write_text(
         json.dumps(
@@ -274,50 +274,50 @@ values = st.recursive(
     max_leaves=5,
 )
 KEYS = ["id", "qid", "entity_name", "image_list", "mentions", "sentence", "answer", "imgPath", "attr", "\ud800"]
-FEW = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
+SUPPRESSED = [HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large]
 
 
 def test_records_of_any_values(inputs, tmp_path):
-    """JSON that is whole, and of anything but the due types."""
-    path, ends = tmp_path / "x.json", Counter()
+    """Valid JSON with values of unexpected types."""
+    path, outcomes = tmp_path / "x.json", Counter()
 
-    @settings(max_examples=round(inputs * 0.025), deadline=None, database=None, suppress_health_check=FEW)
+    @settings(max_examples=round(inputs * 0.025), deadline=None, database=None, suppress_health_check=SUPPRESSED)
     @given(st.lists(st.dictionaries(st.sampled_from(KEYS), values, max_size=10) | values, max_size=3))
     def check(rows):
         path.write_text(json.dumps(rows))
         for read in (read_entities, read_mentions):
-            with no_hang():
+            with time_limit():
                 try:
                     found = read(path)
                 except MimicError as error:
                     assert str(path) in str(error)
-                    ends["error"] += 1
+                    outcomes["error"] += 1
                 else:
                     assert len(found) == len(rows)
-                    ends["valid"] += 1
+                    outcomes["valid"] += 1
 
     check()
-    print(f"records of any values: {sum(ends.values()):,} inputs: {dict(ends)}")
+    print(f"records of any values: {sum(outcomes.values()):,} inputs: {dict(outcomes)}")
 
 
 def test_templates(inputs):
-    ends: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     fields = st.dictionaries(st.sampled_from(["attr", "name", "sentence", "x y", "é"]) | st.text(max_size=4), st.text())
     parts = st.sampled_from(["{name}", "{attr}", "{mention}", "{", "}", "{{", "{x y}", "{é}", "\\1", " [SEP] "])
 
-    @settings(max_examples=round(inputs * 0.025), deadline=None, database=None, suppress_health_check=FEW)
+    @settings(max_examples=round(inputs * 0.025), deadline=None, database=None, suppress_health_check=SUPPRESSED)
     @given(st.lists(parts | st.text(max_size=3), max_size=6).map("".join), st.text(), fields)
     def check(template, text, others):
         for record in (Entity("Q1", text, others), Mention("1", text, text, fields=others)):
             try:
                 filled = TextTemplate(template)(record)
             except ConfigError:
-                ends["error"] += 1
+                outcomes["error"] += 1
             else:
                 assert isinstance(filled, str)
                 known = available(record)
                 assert all(known[name] in filled for name in re.findall(r"\{(\w+)\}", template))
-                ends["valid"] += 1
+                outcomes["valid"] += 1
 
     check()
-    print(f"templates: {sum(ends.values()):,} inputs: {dict(ends)}")
+    print(f"templates: {sum(outcomes.values()):,} inputs: {dict(outcomes)}")

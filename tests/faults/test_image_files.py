@@ -1,4 +1,4 @@
-"""Images that are none, or lie elsewhere, through the commands that meet them."""
+"""Files that are not images, and paths outside of the data folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from PIL import Image
 from mimic_pl.data.file_keys import digest
 from mimic_pl.data.reader import read_mentions
 from mimic_pl.processor.images import ImageError, ImageFolder, open_image
-from tests.faults.catalogue import told, told_by_command
+from tests.faults.catalogue import check_command_error, expect_fault
 
 
-def test_the_command_ends_or_goes_on_as_the_policy_says(command, trained, tmp_path, caplog):
+def test_the_policy_decides_whether_the_command_fails(command, trained, tmp_path, caplog):
     root = shutil.copytree(trained.root, tmp_path / "set")
     whole = (root / "mention_images" / "test3.jpg").read_bytes()
     for number, damaged in ((3, whole[: len(whole) // 2]), (4, b""), (5, b"<html>404</html>")):
@@ -23,14 +23,14 @@ def test_the_command_ends_or_goes_on_as_the_policy_says(command, trained, tmp_pa
     shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
     options = ["test", "--data.root", str(root), "--data.image_cache", "null"]
     code, _, err = command(*options, "--model.processor.image_policy", "error", folder=tmp_path)
-    assert "test3.jpg" in told_by_command("test_the_command_ends_or_goes_on_as_the_policy_says", code, err)
+    assert "test3.jpg" in check_command_error("test_the_policy_decides_whether_the_command_fails", code, err)
     code, _, err = command(*options, folder=tmp_path)
     assert code == 0 and "3 images could not be used (3 unreadable)" in caplog.text, err
     assert len((tmp_path / "lightning_logs/version_0/predictions.jsonl").read_text().splitlines()) == 9
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
-def test_what_is_no_file_is_not_waited_for(tmp_path):
+def test_pipes_folders_and_devices_do_not_block(tmp_path):
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
@@ -40,8 +40,8 @@ def test_what_is_no_file_is_not_waited_for(tmp_path):
         assert digest(tmp_path / name) is None
 
 
-def test_links_are_followed_and_names_do_not_climb_through_them(tmp_path):
-    """Folders of images are often links to a larger disk: who makes a link decides, not who writes a name."""
+def test_symlinked_folders_are_followed_but_names_cannot_escape(tmp_path):
+    """Image folders are often links to a larger disk. Links are trusted, names in data files are not."""
     outside, inside = tmp_path / "disk" / "images", tmp_path / "set" / "mention_images"
     outside.mkdir(parents=True)
     inside.parent.mkdir()
@@ -51,5 +51,5 @@ def test_links_are_followed_and_names_do_not_climb_through_them(tmp_path):
     assert image is not None and not failures
     row = {"id": 1, "mentions": "m", "sentence": "s", "imgPath": "deeper/../../secret.png"}
     (tmp_path / "mentions.json").write_text(json.dumps([row]))
-    with told("test_links_are_followed_and_names_do_not_climb_through_them"):
+    with expect_fault("test_symlinked_folders_are_followed_but_names_cannot_escape"):
         read_mentions(tmp_path / "mentions.json")

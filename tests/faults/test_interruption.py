@@ -1,6 +1,6 @@
-"""Whole commands that are killed, or told to end, at moments of chance; the same command line again, until it is done.
+"""Commands that are killed or terminated at random moments, and rerun until they finish.
 
-`INTERRUPTION_TRIALS=20` tries so many of each.
+`INTERRUPTION_TRIALS=20` runs that many trials of each test.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import yaml
 from mimic_pl.checkpoint_reader import read_checkpoint
 from mimic_pl.runs import open_run
 from tests import tiny
-from tests.faults.catalogue import told_by_command
-from tests.launch import Started, needs_fork
+from tests.faults.catalogue import check_command_error
+from tests.launch import RunningCommand, needs_fork
 
 pytestmark = needs_fork
 
@@ -29,7 +29,7 @@ TRIALS = int(os.environ.get("INTERRUPTION_TRIALS", "1"))
 
 @pytest.fixture(scope="module")
 def config(tiny_set, tmp_path_factory):
-    """Five epochs of five steps and three batches of validation."""
+    """Five epochs of five steps and three validation batches."""
     folder = tmp_path_factory.mktemp("interrupted")
     config = tiny.config(tiny_set, folder)
     del config["trainer"]["default_root_dir"]
@@ -40,26 +40,26 @@ def config(tiny_set, tmp_path_factory):
     return folder / "tiny.yaml"
 
 
-def until_it_trains(command):
-    """Wait for its first checkpoint."""
-    lasts = "lightning_logs/*/checkpoints/last.ckpt"
-    command.wait_for(lambda: any(path.stat().st_mtime_ns > command.begun for path in command.folder.glob(lasts)))
+def wait_for_first_checkpoint(command):
+    """Wait until training has written its first checkpoint."""
+    pattern = "lightning_logs/*/checkpoints/last.ckpt"
+    command.wait_for(lambda: any(path.stat().st_mtime_ns > command.started_at for path in command.folder.glob(pattern)))
 
 
 def fit(config, folder, processes=1):
-    """Train, from the beginning or from where it ended."""
+    """Start training, or resume it from the last checkpoint."""
     options = ["--trainer.default_root_dir", str(folder), "--trainer.devices", str(processes), "--ckpt_path", "last"]
-    return Started(["fit", "--config", str(config), *options], folder, processes)
+    return RunningCommand(["fit", "--config", str(config), *options], folder, processes)
 
 
 def run_of(folder):
-    """The one run that got as far as a checkpoint."""
+    """The only run with a checkpoint."""
     (checkpoints,) = {path.parent for path in folder.glob("lightning_logs/*/checkpoints/*.ckpt")}
     return open_run(checkpoints.parent)
 
 
-def left(folder):
-    """Everything in a run's last checkpoint that training goes on with."""
+def final_state(folder):
+    """The state in a run's last checkpoint from which training resumes."""
     checkpoint = read_checkpoint(run_of(folder).last_checkpoint)
     found = {f"weight {name}": tensor for name, tensor in checkpoint["state_dict"].items()}
     for number, state in checkpoint["optimizer_states"][0]["state"].items():
@@ -67,83 +67,83 @@ def left(folder):
     return {**found, "step": torch.tensor(checkpoint["global_step"])}
 
 
-def same(one, other):
+def assert_same_state(one, other):
     assert one.keys() == other.keys()
     assert [name for name, tensor in one.items() if not torch.equal(tensor, other[name])] == []
 
 
 @pytest.fixture(scope="module")
-def undisturbed(config, tmp_path_factory):
-    """By number of processes: what is left of an undisturbed run, and its seconds from its first checkpoint on."""
-    known = {}
+def uninterrupted(config, tmp_path_factory):
+    """By number of processes: final state of an uninterrupted run, and its duration after the first checkpoint."""
+    results = {}
 
     def run(processes):
-        if processes not in known:
-            command = fit(config, tmp_path_factory.mktemp("undisturbed"), processes)
-            until_it_trains(command)
-            begun = time.monotonic()
-            assert command.codes() == [0] * processes, command.said()
-            known[processes] = left(command.folder), time.monotonic() - begun
-        return known[processes]
+        if processes not in results:
+            command = fit(config, tmp_path_factory.mktemp("uninterrupted"), processes)
+            wait_for_first_checkpoint(command)
+            start = time.monotonic()
+            assert command.exit_codes() == [0] * processes, command.output()
+            results[processes] = final_state(command.folder), time.monotonic() - start
+        return results[processes]
 
     return run
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_killed_at_any_moment(config, undisturbed, tmp_path, trial):
+def test_training_killed_at_random_moments(config, uninterrupted, tmp_path, trial):
     rng = random.Random(trial)
-    whole, seconds = undisturbed(1)
+    whole, seconds = uninterrupted(1)
     folder, codes = tmp_path / "run", []
     for turn in range(2):
         command = fit(config, folder)
-        until_it_trains(command)
+        wait_for_first_checkpoint(command)
         time.sleep(rng.random() * seconds / 2)
         if turn == 0:  # while a checkpoint is written
             command.wait_for(lambda: any(folder.glob("lightning_logs/*/checkpoints/*.tmp")))
         command.send(signal.SIGKILL, [0])
-        codes += command.codes()
+        codes += command.exit_codes()
     assert set(codes) <= {0, -signal.SIGKILL} and -signal.SIGKILL in codes, codes
     command = fit(config, folder)
-    assert command.codes() == [0], command.said()
-    assert "Resuming run" in command.said()
-    same(whole, left(folder))
+    assert command.exit_codes() == [0], command.output()
+    assert "Resuming run" in command.output()
+    assert_same_state(whole, final_state(folder))
     assert not list(run_of(folder).folder.rglob("*.tmp"))
 
 
-def end_twice(config, undisturbed, folder, trial, ends):
-    """Tell a run to end, and a second time after it was resumed, each time by a signal to some of its processes."""
+def terminate_twice(config, uninterrupted, folder, trial, ends):
+    """Terminate a run, and again after it was resumed, each time by a signal to some of its processes."""
     processes = len(ends[0])
-    whole, seconds = undisturbed(processes)
+    whole, seconds = uninterrupted(processes)
     rng = random.Random(trial)
     for number, ranks in zip((signal.SIGTERM, signal.SIGINT), ends, strict=True):
         command = fit(config, folder, processes)
-        until_it_trains(command)
+        wait_for_first_checkpoint(command)
         time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
-        assert command.codes() == [128 + number, *[0] * (processes - 1)], command.said()
-        assert f"Ended by {signal.Signals(number).name} after step" in command.said()
+        assert command.exit_codes() == [128 + number, *[0] * (processes - 1)], command.output()
+        assert f"Ended by {signal.Signals(number).name} after step" in command.output()
     command = fit(config, folder, processes)
-    assert command.codes() == [0] * processes, command.said()
-    same(whole, left(folder))
+    assert command.exit_codes() == [0] * processes, command.output()
+    assert_same_state(whole, final_state(folder))
 
 
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_told_to_end(config, undisturbed, tmp_path, trial):
-    end_twice(config, undisturbed, tmp_path / "run", trial, [(True,), (True,)])
+def test_termination_signals(config, uninterrupted, tmp_path, trial):
+    terminate_twice(config, uninterrupted, tmp_path / "run", trial, [(True,), (True,)])
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_two_processes_told_to_end(config, undisturbed, tmp_path, trial):
-    """One process is told to, which is not the first; and all of them."""
+def test_termination_signals_to_two_processes(config, uninterrupted, tmp_path, trial):
+    """A signal to the second process only, and to both."""
     ends = [(False, True), (True, True)]
     if trial % 2:
         ends = [(True, True), (trial % 4 == 1, trial % 4 == 3)]
-    end_twice(config, undisturbed, tmp_path / "run", trial, ends)
+    terminate_twice(config, uninterrupted, tmp_path / "run", trial, ends)
 
 
-def journals(index):
-    """The fragments that the processes have entered into their journals, with the times of their files."""
+def recorded_fragments(index):
+    """Fragments recorded in the journals of the processes, with the modification times of their files."""
     entries = [e for path in index.glob("_unfinished/*.json") for e in json.loads(path.read_text())["fragments"]]
     files = [index / "data" / file["path"] for entry in entries for file in entry["fragment"]["files"]]
     return {path: path.stat().st_mtime_ns for path in files}
@@ -151,39 +151,41 @@ def journals(index):
 
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trial", range(TRIALS))
-def test_a_lost_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
-    """The same command goes on from what each process had written; another number of processes does it all."""
+def test_a_killed_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
+    """The same command resumes from what each process has written; another number of processes starts over."""
     monkeypatch.setattr("mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT", 8)
     root = tiny.write_set(tmp_path / "set", entities=240)
 
     def build(folder, processes=2):
         shutil.copytree(trained.run, folder, dirs_exist_ok=True)
         options = ["--data.root", str(root), "--data.entity_batch_size", "8", "--trainer.devices", str(processes)]
-        return Started(["test", "--run", str(folder), "--model.index.storage", "disk", *options], folder, processes)
+        return RunningCommand(
+            ["test", "--run", str(folder), "--model.index.storage", "disk", *options], folder, processes
+        )
 
     whole = build(tmp_path / "whole")
-    assert whole.codes() == [0, 0], whole.said()
+    assert whole.exit_codes() == [0, 0], whole.output()
     lost = build(tmp_path / "lost")
     index = lost.folder / "index" / "entities"
     count = random.Random(f"{trial} {victim}").randrange(1, 10)
     journal = index / "_unfinished" / f"part-{victim + 1}-of-2.json"
     lost.wait_for(lambda: journal.exists() and len(json.loads(journal.read_text())["fragments"]) >= count)
     lost.send(signal.SIGKILL, [victim])
-    begun = time.monotonic()
-    codes = lost.codes()
+    start = time.monotonic()
+    codes = lost.exit_codes()
     assert codes[victim] == -signal.SIGKILL
-    told_by_command("test_a_lost_process_of_an_index_build", codes[1 - victim], lost.logs[1 - victim].read_text())
-    assert time.monotonic() - begun < 60
+    check_command_error("test_a_killed_process_of_an_index_build", codes[1 - victim], lost.logs[1 - victim].read_text())
+    assert time.monotonic() - start < 60
     assert not list(index.glob("_versions/*.manifest")) and not (lost.folder / "metrics.json").exists()
-    kept = journals(index)
+    kept = recorded_fragments(index)
     assert len(kept) > count
     shutil.copytree(lost.folder, tmp_path / "alone")
 
     again = build(lost.folder)
-    assert again.codes() == [0, 0], again.said()
+    assert again.exit_codes() == [0, 0], again.output()
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing was written twice"
     alone = build(tmp_path / "alone", processes=1)
-    assert alone.codes() == [0], alone.said()
+    assert alone.exit_codes() == [0], alone.output()
     for run in (again.folder, alone.folder):
-        assert len(list((run / "index" / "entities" / "data").iterdir())) == 30, "and nothing is left over"
+        assert len(list((run / "index" / "entities" / "data").iterdir())) == 30, "no fragments are left over"
         assert (run / "predictions.jsonl").read_bytes() == (whole.folder / "predictions.jsonl").read_bytes()

@@ -1,4 +1,4 @@
-"""Knowledge bases to be indexed on disk, whose states depend on their order numbers alone."""
+"""Knowledge bases for indexes on disk, whose states depend only on the order numbers."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def states(start, stop):
     return positions, {"text": {"query": table.view(-1, 8, 12), "mask": (table[:, :8] > 0).long()}}
 
 
-def batches(total, size=10, broken_at=None):
-    """Encodes from the batch on that holds the n-th entity."""
+def batches(total, size=10, interrupted_at=None):
+    """A function that encodes from the batch with the n-th entity onwards."""
 
     def encode(first):
         for start in range(first // size * size, total, size):
-            if start == broken_at:
+            if start == interrupted_at:
                 raise KeyboardInterrupt
             yield states(start, min(start + size, total))
 
@@ -45,7 +45,7 @@ def build(folder: Path, total=95, encode=None, dtype="float32", description=DESC
 
 
 def content(index):
-    """All that an index holds, by id, as plain values."""
+    """The content of an index by id, as plain values."""
     found = {}
     for order, block in index.blocks(1000):
         ids, entities = index.ids_of(order), index.entities(order)

@@ -1,4 +1,4 @@
-"""Units that score as a table says, to rank any scores at all."""
+"""Units that look scores up in a table, to rank arbitrary scores."""
 
 import torch
 
@@ -16,7 +16,7 @@ class TableUnit(Unit):
         self.expensive = slack is not None
 
     def mention(self, features):
-        raise AssertionError("states are made by hand")
+        raise AssertionError("the tests build the states")
 
     entity = mention
 
@@ -41,7 +41,7 @@ def table_matcher(slacks, matcher=Matcher):
 
 
 def table_states(tables):
-    """An index and mentions whose scores by unit are these tables, each ``[mentions, entities]``."""
+    """An index and mention states whose scores by unit are these tables, each ``[mentions, entities]``."""
     first = next(iter(tables.values()))
     index = MemoryIndex()
     add(index, {name: {"column": table.T.contiguous()} for name, table in tables.items()})

@@ -1,4 +1,4 @@
-"""Indexes in every dtype and storage, through the real Trainer and by hand."""
+"""Building an index in every storage through the Trainer."""
 
 import shutil
 
@@ -17,7 +17,7 @@ from tests.launch import FORK, needs_fork
 pytestmark = pytest.mark.own_process
 
 
-def test_a_folder_is_for_an_index_on_disk():
+def test_a_folder_needs_an_index_on_disk():
     with pytest.raises(ConfigError, match="on disk"):
         IndexBuilder(folder="somewhere")
 
@@ -55,12 +55,12 @@ def test_every_storage_gives_the_same_metrics_and_disk_encodes_once(tiny_set, tm
         tiny_set, tmp_path, index=IndexBuilder(storage="disk"), ranker=Ranker(pairs_per_block=9)
     )
     assert metrics == expected
-    assert encoded == [], "the index of this very model is there"
+    assert encoded == [], "the index of the same model is reused"
     metrics, encoded = evaluate(tiny_set, tmp_path, "validate", index=IndexBuilder(storage="disk"))
-    assert encoded == [5, 5, 2], "validation never takes the index of another moment"
+    assert encoded == [5, 5, 2], "validation never reuses an index"
 
 
-def test_test_refuses_the_index_of_other_weights_or_data(tiny_set, tmp_path):
+def test_test_rejects_the_index_of_other_weights_or_data(tiny_set, tmp_path):
     on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index"))}
     evaluate(tiny_set, tmp_path, **on_disk)
     with pytest.raises(StoreError, match="another model"):
@@ -73,7 +73,7 @@ def test_test_refuses_the_index_of_other_weights_or_data(tiny_set, tmp_path):
 
 
 def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path, monkeypatch):
-    """The longest first, cut to the longest of their batch, and no metric is another."""
+    """The longest first, cut to the longest of each batch, without a change to the metrics."""
     lengths = []
     encode = CLIPEncoder.forward
 
@@ -94,17 +94,17 @@ def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path,
 
 @needs_fork
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
-def test_a_compiled_encoder_keeps_its_names_and_its_numbers():
-    """In a process of its own: after torch.compile and a backward pass no fork of a process can train."""
+def test_a_compiled_encoder_keeps_its_parameter_names_and_outputs():
+    """In its own process: after torch.compile and a backward pass, forks of a process cannot train."""
     assert FORK is not None
-    process = FORK.Process(target=compare_a_compiled_encoder)
+    process = FORK.Process(target=compare_with_compiled_encoder)
     process.start()
     process.join()
     assert process.exitcode == 0
 
 
-def compare_a_compiled_encoder():
-    torch.set_num_threads(1)  # the threads of the forked process are not there
+def compare_with_compiled_encoder():
+    torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
     plain, compiled = make_model().eval(), make_model(compile_encoder=True).eval()
     assert compiled.state_dict().keys() == plain.state_dict().keys()
     side = {

@@ -1,4 +1,4 @@
-"""Exact ranks and top-k against sorting the whole score matrix."""
+"""Exact ranks and top-k against sorting the full score matrix."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def top_by_sorting(scores, k):
 @settings(max_examples=200, deadline=None)
 @given(st.data())
 def test_ranks_and_top_k_equal_one_sorted_list(data):
-    """Few distinct scores, so that ties are everywhere; loose bounds; golds missing, single or several; any block."""
+    """Few distinct scores, hence many ties; loose bounds; no, one or several golds; any block size."""
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 40))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
     tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("expensive", "cheap")}
@@ -51,8 +51,8 @@ def test_ranks_and_top_k_equal_one_sorted_list(data):
         torch.testing.assert_close(ranking.top_scores[name], table.gather(1, torch.tensor(order)))
 
 
-def test_differences_that_float32_can_not_see_are_ordered_by_position():
-    """A float32 block rounds these scores as it likes; the order is that of float64, rounded once."""
+def test_differences_below_float32_precision_are_ordered_by_position():
+    """Rounding in float32 depends on the block; the order has to be that of float64 scores, rounded once."""
     torch.manual_seed(0)
     vectors = torch.randn(3, 64)
     repeated = vectors[torch.randint(0, 3, (400,))] * 100
@@ -66,7 +66,7 @@ def test_differences_that_float32_can_not_see_are_ordered_by_position():
     same_before = torch.stack([state_hashes[m, : golds[m, 0]].sum() for m in range(5)])
     for pairs_per_block in (5, 100, 1000, 10_000):
         ranks = Ranker(pairs_per_block=pairs_per_block)(matcher, mentions, index, golds).ranks["vision"]
-        # Whole groups of equals stand before the gold, and of its own group those of smaller position.
+        # Before the gold are complete groups of equal entities, and those of its own group at smaller positions.
         sizes = {int(state_hashes[m].sum()) for m in range(5)}
         groups = [int(r) - 1 - int(s) for r, s in zip(ranks, same_before, strict=True)]
         counts = [int((repeated == v * 100).all(dim=-1).sum()) for v in vectors]
@@ -100,8 +100,8 @@ def test_the_first_of_each_hash_are_found(data):
 
 
 @pytest.mark.parametrize("prune", [True, False])
-def test_equal_entities_stand_in_order_and_are_scored_but_once_a_kind(prune, monkeypatch):
-    """A knowledge base without images, ranked by images alone: four state_hashes, most of them ties."""
+def test_entities_with_equal_states_are_ranked_in_order_and_scored_once(prune, monkeypatch):
+    """A knowledge base without images, ranked by images alone: four distinct states, otherwise ties."""
     scored = []
     exact = ExactScores.__call__
     monkeypatch.setattr(
@@ -118,7 +118,7 @@ def test_equal_entities_stand_in_order_and_are_scored_but_once_a_kind(prune, mon
 
 
 def trained_like(seed, mask_padding=False):
-    """A matcher with weights away from their start, and features of mentions that resemble their golds."""
+    """A matcher with perturbed weights, and mentions whose features resemble those of their golds."""
     torch.manual_seed(seed)
     units = {**published_units(), "text": lambda dims: TGLU(dims, 24, mask_padding)}
     matcher = Matcher(DIMS, units).eval()
@@ -163,7 +163,7 @@ def test_blocks_batches_pruning_and_order_change_no_rank_of_a_real_matcher(seed,
 
 
 def reference_scores(matcher, mentions, entities):
-    """Scores in float64 from the float32 states, rounded to float32: literal formulas, one pair at a time."""
+    """Scores by the literal formulas in float64, one pair at a time, rounded to float32."""
     with torch.no_grad():
         normed = [matcher.norm(side) for side in (mentions, entities)]
         literal = {"text": reference.tglu, "vision": reference.vdlu, "cross_modal": reference.cmfu}
@@ -181,8 +181,8 @@ def reference_scores(matcher, mentions, entities):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_smaller_forms_rank_exactly_what_they_keep(dtype):
-    """Pruned or not, in any blocks: the same ranks; and close to those of float32."""
+def test_quantized_indexes_rank_their_stored_states_exactly(dtype):
+    """With or without pruning and for any block size the same ranks, which are close to those of float32."""
     matcher, mentions, entities, golds = trained_like(5)
     results = [
         rank_in_batches(Ranker(prune=prune, pairs_per_block=pairs), matcher, mentions, entities, golds, dtype=dtype)
@@ -197,7 +197,7 @@ def test_smaller_forms_rank_exactly_what_they_keep(dtype):
     assert max(differences) <= 1
 
 
-def test_precision_that_training_allows_itself_changes_no_rank():
+def test_reduced_precision_settings_of_training_change_no_rank():
     matcher, mentions, entities, golds = trained_like(3)
     expected, _ = rank_in_batches(Ranker(), matcher, mentions, entities, golds)
     torch.set_float32_matmul_precision("medium")
@@ -210,7 +210,7 @@ def test_precision_that_training_allows_itself_changes_no_rank():
         plain = Ranker()(matcher, states[0], index, golds)
         with torch.autocast("cpu", torch.bfloat16):
             ranking = Ranker()(matcher, states[0], index, golds)
-        assert torch.get_float32_matmul_precision() == "medium", "it is left as it was"
+        assert torch.get_float32_matmul_precision() == "medium", "the setting is restored"
     finally:
         torch.set_float32_matmul_precision("highest")
     assert all(torch.equal(ranking.ranks[name], plain.ranks[name]) for name in expected)
@@ -231,7 +231,7 @@ def test_a_matcher_that_is_not_monotone_is_not_pruned():
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity(value):
+def test_a_non_finite_score_is_an_error_that_names_mention_and_entity(value):
     class Broken(TableUnit):
         def score(self, mentions, entities):
             scores = super().score(mentions, entities).clone()
@@ -245,7 +245,7 @@ def test_a_non_finite_score_is_an_error_that_knows_its_mention_and_entity(value)
     assert (caught.value.mention, caught.value.entity) == (2, 13)
 
 
-def test_a_non_finite_entity_is_an_error_even_where_no_pair_would_be_scored():
+def test_a_non_finite_entity_is_an_error_even_if_no_pair_is_scored():
     scores = torch.zeros(3, 20)
     scores[2, 13] = float("nan")
     index, mentions = table_states({"text": scores})
@@ -255,32 +255,32 @@ def test_a_non_finite_entity_is_an_error_even_where_no_pair_would_be_scored():
         assert caught.value.entity == 13
 
 
-class Hungry(TableUnit):
-    """Has memory for a few pairs only."""
+class MemoryLimited(TableUnit):
+    """Runs out of memory beyond a number of pairs."""
 
-    most = 1
+    max_pairs = 1
 
     def score(self, mentions, entities):
-        if len(mentions["row"]) * len(entities["column"]) > self.most:
+        if len(mentions["row"]) * len(entities["column"]) > self.max_pairs:
             raise torch.OutOfMemoryError("out of memory")
         return super().score(mentions, entities)
 
 
-def test_out_of_memory_shrinks_the_blocks_once_and_then_says_so():
+def test_out_of_memory_shrinks_the_blocks_once_and_then_is_an_error():
     scores = torch.randn(4, 64, generator=torch.Generator().manual_seed(3))
     index, mentions = table_states({"text": scores})
     golds = [[3], [4], [5], [63]]
-    matcher = Matcher(DIMS, {"text": Hungry})
-    matcher.units["text"].most = 40
+    matcher = Matcher(DIMS, {"text": MemoryLimited})
+    matcher.units["text"].max_pairs = 40
     ranking = Ranker(pairs_per_block=160)(matcher, mentions, index, pad(golds))
     assert ranking.ranks["overall"].tolist() == reference.ranks_by_sorting(scores, golds)
-    matcher.units["text"].most = 3
+    matcher.units["text"].max_pairs = 3
     with pytest.raises(DeviceMemoryError, match="eval_batch_size"):
         Ranker(pairs_per_block=160)(matcher, mentions, index, pad(golds))
 
 
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"pairs_per_block": 0}])
-def test_sizes_below_one_are_refused(options):
+def test_sizes_below_one_are_rejected(options):
     with pytest.raises(ConfigError, match="positive"):
         Ranker(**options)
 
@@ -297,7 +297,7 @@ def test_golds_change_no_top_entity_and_may_be_left_out():
 
 
 @pytest.mark.parametrize("gold", [torch.empty(4, 0), torch.zeros(4, dtype=torch.int64), torch.full((3, 1), -1)])
-def test_golds_of_another_type_or_shape_are_refused(gold):
+def test_golds_of_another_type_or_shape_are_rejected(gold):
     index, mentions = table_states({"one": torch.randn(4, 30)})
     with pytest.raises(ValueError, match=r"must be int64 \[4, golds\]"):
         Ranker()(table_matcher({"one": None}), mentions, index, gold)

@@ -1,4 +1,4 @@
-"""The explanation of a rank, against scores and places computed for all entities."""
+"""The explanation of a rank, against scores and ranks computed for all entities."""
 
 import pytest
 import torch
@@ -59,7 +59,7 @@ def test_it_prints_as_two_tables(matcher, index):
 
 
 @torch.no_grad()
-def test_ties_are_explained_as_well(matcher):
+def test_ties_are_explained(matcher):
     states = matcher.entity(ENTITIES.rows(torch.tensor([3, 3, 3, 7])))
     index = MemoryIndex("cpu", capacity=4)
     index.add(["a", "b", "c", "d"], states)

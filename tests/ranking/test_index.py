@@ -1,4 +1,4 @@
-"""What an index keeps, and what it hands out."""
+"""What an index stores and returns."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ def states(count):
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize("on_host", [False, True])
-def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
+def test_blocks_and_selections_return_what_was_added(dtype, on_host):
     torch.manual_seed(0)
     whole = states(23)
     index = MemoryIndex(dtype=dtype, on_host=on_host)
@@ -28,14 +28,14 @@ def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
         add(index, {u: {n: t[start : start + 5] for n, t in s.items()} for u, s in whole.items()})
     assert len(index) == 23
     positions = torch.tensor([22, 0, 7, 7])
-    picked = index.select(positions).states
+    selected = index.select(positions).states
     blocks = list(index.blocks(6))
     assert [where.tolist() for where, _ in blocks] == [[*range(s, min(s + 6, 23))] for s in range(0, 23, 6)]
     for unit, state in whole.items():
         for name, tensor in state.items():
             joined = torch.cat([block.states[unit][name] for _, block in blocks])
             assert joined.dtype == tensor.dtype
-            assert torch.equal(picked[unit][name], joined[positions])
+            assert torch.equal(selected[unit][name], joined[positions])
             if not tensor.is_floating_point() or dtype == "float32":
                 assert torch.equal(joined, tensor)
             else:
@@ -44,7 +44,7 @@ def test_blocks_and_selections_are_what_was_put_in(dtype, on_host):
                 assert ((joined - tensor).abs() <= step / 2 + 1e-7).all()
 
 
-def test_vectors_of_zeros_and_of_huge_and_tiny_numbers_survive_8_bits():
+def test_zero_huge_and_tiny_vectors_survive_int8_quantization():
     values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -1e37, 0.0], [1e-30, 2e-30, -1e-30]]).repeat(1, 50)
     index = MemoryIndex(dtype="int8")
     add(index, {"unit": {"values": values}})
@@ -53,18 +53,18 @@ def test_vectors_of_zeros_and_of_huge_and_tiny_numbers_survive_8_bits():
     torch.testing.assert_close(kept, values, rtol=0.02, atol=0.0)
 
 
-@pytest.mark.parametrize(("dtype", "most"), [("float32", 4832 * 4), ("bfloat16", 9_700), ("int8", 5_200)])
-def test_bytes_of_an_entity_at_published_sizes(dtype, most):
-    """The numbers of the units; 25 bytes of state_hashes and finiteness come on top."""
+@pytest.mark.parametrize(("dtype", "at_most"), [("float32", 4832 * 4), ("bfloat16", 9_700), ("int8", 5_200)])
+def test_bytes_of_an_entity_at_published_sizes(dtype, at_most):
+    """The states of the units; 25 bytes of state hashes and finiteness are added."""
     dims = FeatureDims(512, 96)
     matcher = Matcher(dims, published_units())
     index = MemoryIndex(dtype=dtype)
     with torch.no_grad():
         add(index, matcher.entity(reference.random_features(2, dims, tokens=40, patches=50)))
-    assert index.bytes_per_entity <= most + 25
+    assert index.bytes_per_entity <= at_most + 25
 
 
-def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits():
+def test_a_unit_with_small_states_is_stored_as_bfloat16_in_an_int8_index():
     few, many = torch.randn(5, 96), torch.randn(5, 3, 96)
     index = MemoryIndex(dtype="int8")
     add(index, {"few": {"x": few}, "many": {"x": many}})
@@ -73,7 +73,7 @@ def test_a_unit_of_few_numbers_keeps_them_in_bfloat16_where_others_have_8_bits()
     assert not torch.equal(kept["many"]["x"], many.bfloat16().float())
 
 
-def test_equal_entities_are_of_one_kind_and_others_are_not():
+def test_entities_share_a_state_hash_if_and_only_if_their_states_are_equal():
     torch.manual_seed(1)
     table = torch.randn(4, 6)
     index = MemoryIndex()
@@ -104,7 +104,7 @@ def test_entities_are_found_by_id_and_by_order_number():
         with pytest.raises(DataError, match=f"no entity with the order number {number}"):
             index.select(torch.tensor([3, number]))
     index.add(["new"], states(1))
-    assert index.order_of(["new"]).tolist() == [101], "it follows the largest"
+    assert index.order_of(["new"]).tolist() == [101], "one more than the largest"
 
 
 def test_an_entity_is_added_once():
@@ -122,12 +122,12 @@ def test_an_entity_is_added_once():
     assert index.ids == ["a", "b", "c", "d"] and index.order.tolist() == [0, 1, 2, 3]
 
 
-@pytest.mark.parametrize(("capacity", "most"), [(0, 20), (500, 1)])
-def test_adding_one_by_one_seldom_moves_what_is_there(capacity, most):
-    """And with a capacity, never: the states are never held twice."""
+@pytest.mark.parametrize(("capacity", "at_most"), [(0, 20), (500, 1)])
+def test_adding_one_by_one_rarely_reallocates(capacity, at_most):
+    """And never with a capacity, so that the states are never in memory twice."""
     index, memory = MemoryIndex(capacity=capacity), set()
     for number in range(500):
         index.add([str(number)], {"a": {"x": torch.full((1, 2), float(number))}})
         memory.add(index.order.data_ptr())
-    assert len(memory) <= most
+    assert len(memory) <= at_most
     assert torch.equal(index.select(torch.arange(500)).states["a"]["x"][:, 0], torch.arange(500.0))

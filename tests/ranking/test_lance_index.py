@@ -1,4 +1,4 @@
-"""An index on disk: the numbers of the one in memory, whatever happens to the process that writes it."""
+"""An index on disk equals the one in memory, whatever happens to the process that writes it."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from mimic_pl.ranking import IndexBuilder, LanceIndex, Ranker, Shard
 from mimic_pl.ranking.columns import to_columns
 from mimic_pl.ranking.lance_rows import lance
 from mimic_pl.ranking.lance_writer import PartWriter, publish
-from tests.faults.catalogue import told
+from tests.faults.catalogue import expect_fault
 from tests.launch import FORK, needs_fork
 from tests.ranking.lance_parts import CPU, DESCRIPTION, batches, build, content, data_files, records, states
 from tests.ranking.tables import pad, table_matcher, table_states
 
 pytestmark = pytest.mark.own_process
 
-LIMIT = "mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT"
+ROWS_PER_FRAGMENT = "mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_it_holds_what_the_one_in_memory_holds(tmp_path, monkeypatch, dtype):
-    monkeypatch.setattr(LIMIT, 30)
+def test_the_index_on_disk_equals_the_one_in_memory(tmp_path, monkeypatch, dtype):
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 30)
     in_memory = IndexBuilder(dtype).in_memory(records(95), batches(95), CPU)
     on_disk = build(tmp_path / "index", dtype=dtype)
     assert len(data_files(tmp_path / "index")) == 4
@@ -51,7 +51,7 @@ def test_it_holds_what_the_one_in_memory_holds(tmp_path, monkeypatch, dtype):
         on_disk.order_of(["Q95"])
 
 
-def test_every_type_of_number(tmp_path):
+def test_every_dtype_round_trips(tmp_path):
     generator, made = torch.Generator().manual_seed(0), {}
     for dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16):
         made[str(dtype).partition(".")[2]] = torch.randint(0, 100, (20, 3, 2), generator=generator).to(dtype)
@@ -68,7 +68,7 @@ def test_every_type_of_number(tmp_path):
 
 
 def test_rows_may_be_stored_in_any_order(tmp_path):
-    """As after entities were replaced: Lance moves them to the end."""
+    """As after an update of entities, which Lance moves to the end."""
     shuffled = torch.randperm(95, generator=torch.Generator().manual_seed(0))
     expected, folder = build(tmp_path / "in order"), tmp_path / "shuffled"
     entities, (_, made) = records(95), states(0, 95)
@@ -92,7 +92,7 @@ def test_rows_may_be_stored_in_any_order(tmp_path):
     assert {id: content(expected)[id] for id in part.ids} == content(part)
 
 
-def test_ranking_from_disk_is_that_from_memory(tmp_path):
+def test_ranking_from_disk_equals_ranking_from_memory(tmp_path):
     tables = {"text": torch.randint(0, 4, (5, 60), generator=torch.Generator().manual_seed(0)).float()}
     in_memory, mentions = table_states(tables)
     _, block = next(in_memory.blocks(60))
@@ -105,11 +105,11 @@ def test_ranking_from_disk_is_that_from_memory(tmp_path):
         assert torch.equal(ranking.top_entities, best)
 
 
-def test_a_build_that_was_interrupted_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(LIMIT, 20)
-    for broken_at in (30, 40, 90):
+def test_an_interrupted_build_resumes(tmp_path, monkeypatch):
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 20)
+    for interrupted_at in (30, 40, 90):
         with pytest.raises(KeyboardInterrupt):
-            build(tmp_path, encode=batches(95, broken_at=broken_at))
+            build(tmp_path, encode=batches(95, interrupted_at=interrupted_at))
         with pytest.raises(StoreError, match="is unfinished: [248]0 entities are written"):
             LanceIndex(tmp_path)
     kept = {path: path.stat().st_mtime_ns for path in data_files(tmp_path)}
@@ -122,18 +122,18 @@ def test_a_build_that_was_interrupted_goes_on(tmp_path, monkeypatch):
 
     index = build(tmp_path, encode=counted)
     assert encoded == [80, 90] and len(kept) == 4
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing was written twice"
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "no fragment was rewritten"
     assert content(index) == content(build(tmp_path.with_name("whole")))
     assert not (tmp_path / "_unfinished").exists()
 
 
-def test_a_fragment_damaged_before_the_build_went_on_is_written_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(LIMIT, 20)
+def test_a_fragment_corrupted_before_the_build_resumes_is_rewritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 20)
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, encode=batches(95, broken_at=90))
+        build(tmp_path, encode=batches(95, interrupted_at=90))
     (journal,) = (tmp_path / "_unfinished").glob("*.json")
     third = json.loads(journal.read_text())["fragments"][2]["fragment"]["files"][0]["path"]
-    damage(tmp_path / "data" / third, 1000)
+    flip_bit(tmp_path / "data" / third, 1000)
     encoded = []
 
     def counted(first):
@@ -144,7 +144,7 @@ def test_a_fragment_damaged_before_the_build_went_on_is_written_again(tmp_path, 
     assert encoded == [40] and len(data_files(tmp_path)) == 5
 
 
-def test_another_models_index_is_refused(tmp_path):
+def test_an_index_of_another_model_is_rejected(tmp_path):
     build(tmp_path, 20)
     for other, words in [
         ({"model": "b"}, "built for another model \\('a', and now it is 'b'\\)"),
@@ -161,10 +161,10 @@ def test_another_models_index_is_refused(tmp_path):
     assert len(LanceIndex(tmp_path, {"model": "b"})) == 21
 
 
-def test_an_unfinished_index_of_another_model_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(LIMIT, 20)
+def test_an_unfinished_index_of_another_model_is_rejected(tmp_path, monkeypatch):
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 20)
     with pytest.raises(KeyboardInterrupt):
-        build(tmp_path, encode=batches(95, broken_at=50))
+        build(tmp_path, encode=batches(95, interrupted_at=50))
     before = data_files(tmp_path)
     with pytest.raises(StoreError, match="unfinished entity index, which was begun for another model"):
         build(tmp_path, description={**DESCRIPTION, "model": "b"})
@@ -173,13 +173,13 @@ def test_an_unfinished_index_of_another_model_is_refused(tmp_path, monkeypatch):
     assert not {*before} & {*data_files(tmp_path)}
 
 
-def test_nothing_there(tmp_path):
+def test_a_missing_folder(tmp_path):
     with pytest.raises(StoreError, match="nowhere does not exist"):
         LanceIndex(tmp_path / "nowhere")
 
 
 def slow_build(folder: Path, pause: float) -> None:
-    torch.set_num_threads(1)  # the threads of the forked process are not there
+    torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
 
     def encode(first):
         for batch in batches(95, 5)(first):
@@ -189,7 +189,7 @@ def slow_build(folder: Path, pause: float) -> None:
     build(folder, encode=encode)
 
 
-def started(folder, pause):
+def start_build(folder, pause):
     assert FORK is not None
     process = FORK.Process(target=slow_build, args=(folder, pause))
     process.start()
@@ -197,13 +197,13 @@ def started(folder, pause):
 
 
 @needs_fork
-def test_a_killed_build_goes_on(tmp_path, monkeypatch):
-    """Killed at any moment: what a journal names is there, and the same command ends as if nothing had happened."""
-    monkeypatch.setattr(LIMIT, 5)
+def test_a_killed_build_resumes(tmp_path, monkeypatch):
+    """Killed at random moments: fragments in a journal exist, and a second build completes the index."""
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 5)
     rng, seen, built = random.Random(0), set(), []
     for trial in range(6):
         folder = tmp_path / str(trial)
-        process = started(folder, 0.005)
+        process = start_build(folder, 0.005)
         end = time.monotonic() + 60
         count = rng.randrange(19)
         while len(data_files(folder)) <= count and process.is_alive() and time.monotonic() < end:
@@ -214,7 +214,7 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch):
         named = [e["rows"] for p in folder.glob("_unfinished/*.json") for e in json.loads(p.read_text())["fragments"]]
         seen.add(sum(named))
         built.append(folder)
-    assert any(0 < rows < 95 for rows in seen), "no trial was killed halfway"
+    assert any(0 < rows < 95 for rows in seen), "no trial was killed in the middle"
     whole = content(build(tmp_path / "whole"))
     for folder in built:
         encoded = []
@@ -225,16 +225,16 @@ def test_a_killed_build_goes_on(tmp_path, monkeypatch):
 
         index = build(folder, encode=counted)
         assert content(index) == whole
-        assert len(index) == 95 and len(data_files(folder)) == 19, "no fragment was left over"
+        assert len(index) == 95 and len(data_files(folder)) == 19, "no fragments are left over"
 
 
 @needs_fork
-def test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten(tmp_path, monkeypatch):
-    monkeypatch.setattr(LIMIT, 5)
-    process = started(tmp_path, 0.05)
+def test_a_second_writer_is_rejected_unless_the_first_was_killed(tmp_path, monkeypatch):
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 5)
+    process = start_build(tmp_path, 0.05)
     while not data_files(tmp_path):
         time.sleep(0.001)
-    with told("test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten"):
+    with expect_fault("test_a_second_writer_is_rejected_unless_the_first_was_killed"):
         build(tmp_path, anew=True)
     process.kill()
     process.join()
@@ -242,7 +242,7 @@ def test_a_second_writer_of_an_index_is_refused_and_a_killed_one_forgotten(tmp_p
 
 
 @needs_fork
-def test_a_fork_of_a_process_that_has_used_lance_is_told(tmp_path):
+def test_using_lance_in_a_fork_of_a_process_that_used_it_is_an_error(tmp_path):
     build(tmp_path)
     assert FORK is not None
     receiver, sender = FORK.Pipe(duplex=False)
@@ -259,7 +259,7 @@ def test_a_fork_of_a_process_that_has_used_lance_is_told(tmp_path):
     process.join()
 
 
-def damage(path, place):
+def flip_bit(path, place):
     content = bytearray(path.read_bytes())
     content[place] ^= 64
     path.write_bytes(content)
@@ -271,42 +271,42 @@ def read_everything(folder):
 
 
 def test_one_flipped_byte_of_an_index(tmp_path, monkeypatch):
-    """Each in a row, among what says where rows are, or where nothing is: an error, or the very same numbers."""
-    monkeypatch.setattr(LIMIT, 50)
+    """In data, in metadata or in unused space: either an error or the same content."""
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 50)
     build(tmp_path)
-    whole, rng, told_of = read_everything(tmp_path), random.Random(0), 0
+    whole, rng, errors = read_everything(tmp_path), random.Random(0), 0
     for path in [*data_files(tmp_path), *(tmp_path / "_versions").glob("*.manifest")]:
         before = path.read_bytes()
         for place in [rng.randrange(len(before)) for _ in range(40)]:
-            damage(path, place)
+            flip_bit(path, place)
             try:
                 assert read_everything(tmp_path) == whole
             except StoreError as error:
-                told_of += 1
+                errors += 1
                 assert "is damaged" in str(error) or "is missing" in str(error) or "bytes where" in str(error), error
             path.write_bytes(before)
-    assert told_of > 60
+    assert errors > 60
     assert read_everything(tmp_path) == whole
 
 
-def test_a_damaged_row_is_named(tmp_path):
+def test_a_corrupted_row_is_named(tmp_path):
     index = build(tmp_path)
     (path,) = data_files(tmp_path)
     bits = states(33, 34)[1]["text"]["query"].numpy().tobytes()
-    damage(path, path.read_bytes().index(bits) + 5)
+    flip_bit(path, path.read_bytes().index(bits) + 5)
     index.select(torch.arange(20))
-    with told("test_a_damaged_row_is_named"):
+    with expect_fault("test_a_corrupted_row_is_named"):
         index.select(torch.tensor([3, 33]))
     with pytest.raises(StoreError, match="the entity 'Q33' with the order number 33"):
         list(LanceIndex(tmp_path).blocks(50))
     name = path.read_bytes().index(b"entity 7")
-    damage(path, name + 2)
+    flip_bit(path, name + 2)
     with pytest.raises(StoreError, match="the entity 'Q7' with the order number 7"):
         LanceIndex(tmp_path).entities(torch.arange(95))
 
 
-def test_a_data_file_that_is_missing_or_cut_off(tmp_path, monkeypatch):
-    monkeypatch.setattr(LIMIT, 50)
+def test_a_missing_or_truncated_data_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 50)
     index = build(tmp_path)
     path = data_files(tmp_path)[0]
     before = path.read_bytes()
@@ -314,12 +314,12 @@ def test_a_data_file_that_is_missing_or_cut_off(tmp_path, monkeypatch):
         _, block = next(LanceIndex(tmp_path).blocks(95))
         whole = block.states["text"]["query"].clone()
         os.truncate(path, kept)
-        assert torch.equal(block.states["text"]["query"], whole), "a map would be gone"
+        assert torch.equal(block.states["text"]["query"], whole), "memory-mapped states would be lost"
         with pytest.raises(StoreError, match=f"{path.name} has {kept} bytes where the entity index needs"):
             LanceIndex(tmp_path)
         path.write_bytes(before)
     os.truncate(path, 2000)
-    with told("test_a_data_file_that_is_missing_or_cut_off"):
+    with expect_fault("test_a_missing_or_truncated_data_file"):
         list(index.blocks(95))
     path.unlink()
     with pytest.raises(StoreError, match=f"{path.name} is missing, a part of the entity index"):
@@ -327,20 +327,20 @@ def test_a_data_file_that_is_missing_or_cut_off(tmp_path, monkeypatch):
 
 
 def test_a_disk_that_fills_up_under_an_index(small_disk, monkeypatch):
-    """Another program takes the room; once there is room again, the build goes on."""
-    monkeypatch.setattr(LIMIT, 50)
-    taken, folder = small_disk / "taken", small_disk / "index"
+    """Another program fills the disk; once there is space again, the build resumes."""
+    monkeypatch.setattr(ROWS_PER_FRAGMENT, 50)
+    filler, folder = small_disk / "filler", small_disk / "index"
 
     def encode(first):
         for positions, made in batches(300)(first):
             if positions[0] == 150:
                 free = os.statvfs(small_disk).f_bavail * os.statvfs(small_disk).f_frsize
-                taken.write_bytes(bytes(free - 8_000))
+                filler.write_bytes(bytes(free - 8_000))
             yield positions, made
 
-    with told("test_a_disk_that_fills_up_under_an_index"):
+    with expect_fault("test_a_disk_that_fills_up_under_an_index"):
         build(folder, 300, encode)
-    taken.unlink()
+    filler.unlink()
     encoded = []
 
     def counted(first):
@@ -351,31 +351,31 @@ def test_a_disk_that_fills_up_under_an_index(small_disk, monkeypatch):
     assert encoded == [150]
 
 
-def test_no_room_for_an_index_is_told_before(small_disk):
+def test_missing_disk_space_is_reported_before_the_build(small_disk):
     with pytest.raises(StoreError, match="entity index needs 4.[0-9] MB in .*, and .* are free"):
         build(small_disk / "index", 10_000)
     assert not data_files(small_disk / "index")
 
 
-def test_a_number_in_the_index_that_is_none(tmp_path):
+def test_nan_in_the_index(tmp_path):
     scores = torch.zeros(3, 20)
     scores[2, 13] = float("nan")
     index, mentions = table_states({"text": scores})
     made = {name: dict(state.items()) for name, state in index.select(torch.arange(20)).states.items()}
     stored = build(tmp_path, 20, lambda _: [(torch.arange(20), made)])
-    with told("test_a_number_in_the_index_that_is_none"):
+    with expect_fault("test_nan_in_the_index"):
         Ranker()(table_matcher({"text": 1.0}), mentions, stored, pad([[0], [1], [2]]))
 
 
-def resident() -> float:
-    """Memory of this process in MB, with the pages of mapped files that it has touched."""
+def resident_memory() -> float:
+    """Resident memory of this process in MB, including touched pages of memory-mapped files."""
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmRSS"))
     return int(line.split()[1]) / 1000
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_stays_flat(tmp_path):
-    """390 MB of states, streamed and picked from all over."""
+    """390 MB of states, streamed in blocks and selected at random."""
     made = {"text": {"x": torch.arange(2000, dtype=torch.int64)[:, None].expand(2000, 9728).to(torch.int8)}}
 
     def encode(first):
@@ -383,13 +383,13 @@ def test_memory_stays_flat(tmp_path):
             yield torch.arange(start, start + 2000), made
 
     index = build(tmp_path, 40_000, encode)
-    before, largest, total = resident(), 0.0, 0
+    before, largest, total = resident_memory(), 0.0, 0
     for _, block in index.blocks(1000):
         total += int(block.states["text"]["x"][:, ::512].sum())
-        largest = max(largest, resident())
+        largest = max(largest, resident_memory())
     for _ in range(20):
         index.select(torch.randint(40_000, (128,)))
-        largest = max(largest, resident())
+        largest = max(largest, resident_memory())
     assert total == int(made["text"]["x"][:, ::512].sum()) * 20
-    print(f"{largest - before:.0f} MB more resident")
+    print(f"{largest - before:.0f} MB of additional resident memory")
     assert largest - before < 200

@@ -1,4 +1,4 @@
-"""The list-wise second stage of ranking, against a loop over each mention's list."""
+"""Reranking of the top entities, against a loop over the candidate list of each mention."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from tests.ranking.tables import pad, table_matcher, table_states
 
 
 class MiddleFirst(Matcher):
-    """Prefers what is close to the mean of its list; reads states and scores."""
+    """Prefers entities whose scores are close to the mean of their list; reads states and scores."""
 
     def rerank(self, mentions, entities, scores):
         rows = mentions["one"]["row"][:, None, None].expand(-1, scores["one"].shape[1], 1)
@@ -22,17 +22,17 @@ class MiddleFirst(Matcher):
 
 
 def reordered(row, top_k):
-    """All entities, best first, the first few of them reranked; one mention at a time."""
+    """All entities of one mention, best first, with the first few of them reranked."""
     order = sorted(range(len(row)), key=lambda e: (-row[e], e))
     top, rest = order[:top_k], order[top_k:]
     mean = float(torch.tensor([row[e] for e in top]).mean())
     return sorted(top, key=lambda e: (abs(row[e] - mean), order.index(e))) + rest
 
 
-# Quarters, and lists of a power of two: means are exact, so that ties are ties.
+# Few binary digits and list lengths that are powers of two: means are exact, so that ties stay ties.
 @settings(max_examples=100, deadline=None)
 @given(st.data())
-def test_golds_in_the_list_get_their_new_place_and_others_keep_their_rank(data):
+def test_golds_in_the_candidate_list_get_new_ranks_and_others_keep_theirs(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(8, 30))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
     table = torch.tensor([data.draw(values) for _ in range(num_mentions)])
@@ -49,12 +49,12 @@ def test_golds_in_the_list_get_their_new_place_and_others_keep_their_rank(data):
     ranks = [[order.index(g) + 1 for g in own] for order, own in zip(expected, golds, strict=True)]
     assert [[r for r in row if r] for row in ranking.gold_ranks["overall"].tolist()] == ranks
     assert ranking.ranks["overall"].tolist() == [min(own, default=0) for own in ranks]
-    assert torch.equal(ranking.ranks["one"], plain.ranks["one"]), "a unit's own ranks are not reranked"
+    assert torch.equal(ranking.ranks["one"], plain.ranks["one"]), "the ranks of single units are not reranked"
     assert torch.equal(ranking.top_scores["one"], table.gather(1, ranking.top_entities))
-    assert ranking.top_scores["overall"].diff(dim=1).le(0).all(), "the new scores, in their order"
+    assert ranking.top_scores["overall"].diff(dim=1).le(0).all(), "the new scores, in descending order"
 
 
-def test_a_list_is_as_long_as_the_knowledge_base_at_most():
+def test_the_candidate_list_is_at_most_as_long_as_the_knowledge_base():
     table = torch.tensor([[3.0, 1.0, 2.0, 0.0]])
     index, mentions = table_states({"one": table})
     ranking = Ranker(10)(table_matcher({"one": None}, MiddleFirst), mentions, index, torch.tensor([[0]]))
@@ -63,11 +63,11 @@ def test_a_list_is_as_long_as_the_knowledge_base_at_most():
 
 def test_a_matcher_that_does_not_rerank_reads_no_states_of_top_entities(monkeypatch):
     index, mentions = table_states({"one": torch.zeros(2, 20)})
-    monkeypatch.setattr(index, "gather", lambda _: pytest.fail("states are fetched that nobody reads"))
+    monkeypatch.setattr(index, "gather", lambda _: pytest.fail("unused states are gathered"))
     Ranker(3)(table_matcher({"one": None}), mentions, index, torch.tensor([[0], [1]]))
 
 
-def test_new_scores_that_no_order_is_in_are_refused():
+def test_invalid_reranked_scores_are_rejected():
     class Broken(Matcher):
         def rerank(self, mentions, entities, scores):
             return scores["overall"].masked_fill(scores["overall"] == 13, float("nan"))

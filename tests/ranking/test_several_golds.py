@@ -1,4 +1,4 @@
-"""Ranks of every gold of a mention, against sorting the whole score matrix."""
+"""Ranks of every gold of a mention, against sorting the full score matrix."""
 
 import pytest
 import torch
@@ -12,32 +12,32 @@ from tests.ranking.tables import TableUnit, add, pad, table_matcher, table_state
 from tests.ranking.test_engine import DIMS, reference_scores, trained_like
 
 
-def place(row, gold):
+def rank_of(row, gold):
     return sorted(range(len(row)), key=lambda e: (-row[e], e)).index(gold) + 1
 
 
-def every_rank(scores, gold):
+def rank_every_gold(scores, gold):
     return [
-        [place(row, g) if g >= 0 else 0 for g in golds]
+        [rank_of(row, g) if g >= 0 else 0 for g in golds]
         for row, golds in zip(scores.tolist(), gold.tolist(), strict=True)
     ]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_every_gold_has_its_place_in_one_sorted_list(data):
+def test_every_gold_has_its_rank_in_one_sorted_list(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))
     values = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=num_entities, max_size=num_entities)
     tables = {name: torch.tensor([data.draw(values) for _ in range(num_mentions)]) for name in ("expensive", "cheap")}
     positions = st.lists(st.integers(0, num_entities - 1), max_size=4, unique=True)
     gold = pad([data.draw(positions) for _ in range(num_mentions)])
     order = torch.tensor(data.draw(st.permutations(range(gold.shape[1]))), dtype=torch.int64)
-    gold = gold[:, order]  # padding may stand anywhere
+    gold = gold[:, order]  # padding may be in any column
     ranker = Ranker(3, prune=data.draw(st.booleans()), pairs_per_block=data.draw(st.integers(1, 200)))
     index, mentions = table_states(tables)
     ranking = ranker(table_matcher({"expensive": 0.3, "cheap": None}), mentions, index, gold)
     for name, scores in {"overall": (tables["expensive"] + tables["cheap"]) / 2, **tables}.items():
-        expected = every_rank(scores, gold)
+        expected = rank_every_gold(scores, gold)
         if gold.shape[1]:
             assert ranking.gold_ranks[name].tolist() == expected
         assert ranking.ranks[name].tolist() == [min(filter(None, ranks), default=0) for ranks in expected]
@@ -60,7 +60,7 @@ def test_ranks_of_a_real_matcher_equal_those_of_float64(prune):
         add(index, matcher.entity(entities))
         ranking = Ranker(prune=prune, pairs_per_block=300)(matcher, matcher.mention(mentions), index, gold)
     for name, table in scores.items():
-        assert ranking.gold_ranks[name].tolist() == every_rank(table, gold), name
+        assert ranking.gold_ranks[name].tolist() == rank_every_gold(table, gold), name
     for row in range(13):
         top = sorted(range(61), key=lambda e, row=row: (-scores["overall"][row, e].item(), e))[:10]
         assert ranking.top_entities[row].tolist() == top

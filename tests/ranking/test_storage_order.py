@@ -1,4 +1,4 @@
-"""Storage order means nothing: order numbers alone decide ranks and top lists, however an index has come about."""
+"""Storage order has no effect: only order numbers decide ranks and top entities, however an index was built."""
 
 import pytest
 import torch
@@ -12,18 +12,20 @@ from tests.ranking.tables import add, table_matcher
 
 @st.composite
 def knowledge_bases(draw):
-    """Tables of scores with few distinct values, so that ties are everywhere, and entities' order numbers."""
+    """Score tables with few distinct values, hence many ties, and the order numbers of the entities."""
     num_mentions, num_entities = draw(st.integers(1, 4)), draw(st.integers(1, 60))
-    kinds = draw(st.integers(1, 6))  # entities of one kind have equal states
-    kind = torch.tensor(draw(st.lists(st.integers(0, kinds - 1), min_size=num_entities, max_size=num_entities)))
-    values = st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=kinds, max_size=kinds)
-    tables = {name: torch.tensor([draw(values) for _ in range(num_mentions)])[:, kind] for name in ("exact", "bounded")}
+    groups = draw(st.integers(1, 6))  # entities of one group have equal states
+    group = torch.tensor(draw(st.lists(st.integers(0, groups - 1), min_size=num_entities, max_size=num_entities)))
+    values = st.lists(st.sampled_from([-1.0, 0.0, 0.5]), min_size=groups, max_size=groups)
+    tables = {
+        name: torch.tensor([draw(values) for _ in range(num_mentions)])[:, group] for name in ("exact", "bounded")
+    }
     numbers = sorted(draw(st.sets(st.integers(0, 500), min_size=num_entities, max_size=num_entities)))
     return tables, torch.tensor(numbers)
 
 
 def indexed(draw, tables, numbers):
-    """The entities in an index, stored in any order, added in batches of any sizes."""
+    """An index with the entities stored in any order, added in batches of any size."""
     columns = torch.tensor(draw(st.permutations(range(len(numbers)))))
     index = MemoryIndex(capacity=draw(st.sampled_from([0, len(numbers)])))
     while len(columns):
@@ -36,7 +38,7 @@ def indexed(draw, tables, numbers):
 
 @settings(max_examples=150, deadline=None)
 @given(st.data())
-def test_any_history_gives_the_same_bits(data):
+def test_ranking_does_not_depend_on_how_the_index_was_built(data):
     tables, numbers = data.draw(knowledge_bases())
     num_mentions = len(tables["exact"])
     places = st.lists(st.integers(0, len(numbers) - 1), max_size=3, unique=True)
@@ -61,10 +63,10 @@ def test_any_history_gives_the_same_bits(data):
 
 @pytest.mark.parametrize("prune", [True, False])
 @pytest.mark.parametrize("storage", ["ascending", "descending", "any"])
-def test_many_equals_are_listed_by_order_number(prune, storage):
-    """Far more equal entities than the lists hold, in many blocks."""
-    kinds = torch.randint(0, 3, (3000,), generator=torch.Generator().manual_seed(0))
-    table = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))[:, kinds]
+def test_ties_are_listed_by_order_number(prune, storage):
+    """Far more equal entities than the top list holds, in many blocks."""
+    groups = torch.randint(0, 3, (3000,), generator=torch.Generator().manual_seed(0))
+    table = torch.randn(4, 3, generator=torch.Generator().manual_seed(1))[:, groups]
     columns = torch.arange(3000)
     if storage != "ascending":
         columns = columns.flip(0) if storage == "descending" else torch.randperm(3000)

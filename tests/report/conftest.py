@@ -1,4 +1,4 @@
-"""Run folders as fit and test leave them, written by hand, and one real run on a data set that means harm."""
+"""Run folders as fit and test write them, made by hand, and a real run on a malicious data set."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 from mimic_pl.cli import main
 from tests import tiny
 
-HARM = '<script>alert("x")</script>'
-MORE_HARM = '"><img src=x onerror=alert(1)>'
+SCRIPT_INJECTION = '<script>alert("x")</script>'
+IMAGE_INJECTION = '"><img src=x onerror=alert(1)>'
 
 
 def write_run(
@@ -27,13 +27,13 @@ def write_run(
     scores: list[list[float]] | None = None,
     data: dict[str, Any] | None = None,
 ) -> Path:
-    """A run whose mentions have these overall ranks; the text unit ranks all of them second.
+    """Write a run folder with these overall ranks; the text unit ranks every gold second.
 
     Args:
-        changes: Settings by their dotted names.
-        curve: Validation MRR by epoch, counted from 0.
-        scores: Overall scores of each mention's candidates.
-        data: The data section.
+        changes: Settings by dotted name.
+        curve: Validation MRR by epoch, starting at 0.
+        scores: Overall scores of the candidates of each mention.
+        data: The data section of the configuration.
     """
     folder.mkdir(parents=True)
     config = tiny.config(Path("/data/Tiny"), folder.parent)
@@ -78,7 +78,7 @@ def write_run(
 
 
 def write_curve(folder: Path, curve: dict[int, float], tag: str = "val/mrr") -> None:
-    """TensorBoard's events of a validation metric by epoch, in a file of their own."""
+    """Write a TensorBoard event file with a validation metric by epoch."""
     writer = SummaryWriter(str(folder), filename_suffix=f".{len(list(folder.glob('events*')))}")
     for epoch, value in curve.items():
         writer.add_scalar(tag, value, 10 * epoch)
@@ -87,20 +87,20 @@ def write_curve(folder: Path, curve: dict[int, float], tag: str = "val/mrr") -> 
 
 
 @pytest.fixture(scope="session")
-def harmful_run(tmp_path_factory) -> Path:
-    """A trained and tested run on a data set whose texts are code; not to be changed."""
+def malicious_run(tmp_path_factory) -> Path:
+    """A trained and tested run on a data set whose texts are HTML and scripts. Read-only: the session shares it."""
     home = tmp_path_factory.mktemp("harm")
     root = tiny.write_set(home / "Tiny")
     entities = json.loads((root / "kb_entity.json").read_text())
     for entity in entities:
-        entity["entity_name"] += HARM
-        entity["attr"] += MORE_HARM
+        entity["entity_name"] += SCRIPT_INJECTION
+        entity["attr"] += IMAGE_INJECTION
     (root / "kb_entity.json").write_text(json.dumps(entities))
     mentions = json.loads((root / "Tiny_test.json").read_text())
     for mention in mentions:
-        mention["id"] += HARM
-        mention["sentence"] += f" {HARM} {MORE_HARM}"
-    mentions[0]["mentions"] += HARM  # not in its sentence as it stands
+        mention["id"] += SCRIPT_INJECTION
+        mention["sentence"] += f" {SCRIPT_INJECTION} {IMAGE_INJECTION}"
+    mentions[0]["mentions"] += SCRIPT_INJECTION  # so that its sentence does not contain it
     (root / "Tiny_test.json").write_text(json.dumps(mentions))
     config = tiny.config(root, home)
     config["trainer"]["max_epochs"] = 1

@@ -1,4 +1,4 @@
-"""The page of the worst mentions of a real run whose data set is full of code."""
+"""The page of the worst mentions of a real run on a malicious data set."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from mimic_pl.report.gates import gates_of
 from mimic_pl.report.loaded import LoadedRun
 from mimic_pl.report.thumbnails import heat_map
 from mimic_pl.report.worst import worst_cases
-from tests.report.conftest import HARM, MORE_HARM
+from tests.report.conftest import IMAGE_INJECTION, SCRIPT_INJECTION
 
-PLAIN = {
+ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code", "div", "table", "tr", "th", "td",
     "section", "mark", "figure", "img", "b", "small", "figcaption", "span", "br",
 }  # fmt: skip
 
 
 class Page(HTMLParser):
-    """Elements with their attributes, and all text."""
+    """The elements with their attributes, and all text."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -52,15 +52,15 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def loaded(harmful_run) -> LoadedRun:
-    return LoadedRun(open_finished(harmful_run))
+def loaded(malicious_run) -> LoadedRun:
+    return LoadedRun(open_finished(malicious_run))
 
 
 @pytest.fixture(scope="module")
-def reported(harmful_run, tmp_path_factory):
-    """The folder that one command wrote."""
+def reported(malicious_run, tmp_path_factory):
+    """The output folder of one report command."""
     output = tmp_path_factory.mktemp("out")
-    main(["report", str(harmful_run), "--gates", "--errors", str(harmful_run), "--output", str(output)])
+    main(["report", str(malicious_run), "--gates", "--errors", str(malicious_run), "--output", str(output)])
     return output
 
 
@@ -73,22 +73,22 @@ def records(run):
     return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
 
 
-def test_nothing_on_the_page_can_run_or_be_fetched(page):
+def test_the_page_runs_and_fetches_nothing(page):
     assert not page.all("script")
     for tag, attributes in page.elements:
-        assert tag in PLAIN, tag
+        assert tag in ALLOWED_TAGS, tag
         assert not [name for name in attributes if name.startswith("on")]
         for name in ("src", "href"):
             assert attributes.get(name, "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
-    # and it is all there, as text
-    assert page.text.count(HARM) >= 9 and MORE_HARM in page.text
+    # and all of it is there as text
+    assert page.text.count(SCRIPT_INJECTION) >= 9 and IMAGE_INJECTION in page.text
 
 
-def test_wrong_mentions_are_shown_with_images_gold_candidates_and_attention(page, harmful_run):
-    wrong = [record for record in records(harmful_run) if record["rank"]["overall"] > 1]
+def test_wrong_mentions_are_shown_with_images_gold_candidates_and_attention(page, malicious_run):
+    wrong = [record for record in records(malicious_run) if record["rank"]["overall"] > 1]
     assert len(page.all("section")) == len(wrong) > 3
-    # The first names none of the words in its sentence.
-    assert len(page.all("mark")) == sum(not record["mention"].endswith(HARM) for record in wrong)
+    # The first mention does not occur in its sentence.
+    assert len(page.all("mark")) == sum(not record["mention"].endswith(SCRIPT_INJECTION) for record in wrong)
     gold_rows = len(page.all("tr", "gold"))
     assert gold_rows == len(wrong)
     images = page.all("img")
@@ -97,8 +97,8 @@ def test_wrong_mentions_are_shown_with_images_gold_candidates_and_attention(page
     assert len(page.all("div", "words")) == 2 * len(wrong)
 
 
-def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(loaded, harmful_run):
-    by_id = {record["id"]: record for record in records(harmful_run)}
+def test_worst_mentions_come_first_and_golds_have_their_ranking_scores(loaded, malicious_run):
+    by_id = {record["id"]: record for record in records(malicious_run)}
     cases = worst_cases(loaded, 4)
     kept = 0
     order = []
@@ -108,7 +108,7 @@ def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(load
         assert case.gold.entity.id == gold and case.gold.place == record["rank"]["overall"]
         assert [shown.entity.id for shown in case.candidates] == [c["qid"] for c in record["candidates"][:5]]
         for candidate in record["candidates"]:
-            if candidate["qid"] == gold:  # what the ranking wrote of the gold itself
+            if candidate["qid"] == gold:  # the scores that the ranking wrote for the gold
                 kept += 1
                 assert case.gold.scores == pytest.approx(candidate["scores"], abs=1e-4)
                 assert case.margin == pytest.approx(
@@ -121,7 +121,7 @@ def test_the_worst_come_first_and_golds_have_the_scores_they_were_ranked_by(load
     assert [case.mention.id for case in cases] == [case.mention.id for case in worst_cases(loaded, 99)[:4]]
 
 
-def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
+def test_gates_equal_those_of_the_units_for_every_gold(loaded, reported):
     found = gates_of(loaded)
     gates = {"vision": ("entity to mention", "mention to entity"), "cross_modal": ("mention", "entity")}
     assert set(found) == {f"{unit}, {gate}" for unit, own in gates.items() for gate in own}
@@ -130,7 +130,7 @@ def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
     golds = [int(mention.golds[0][1:]) for mention in data.mentions["test"]]
     unit = matcher.units["vision"]
     with torch.no_grad():
-        # Pair by pair, where the figure takes the diagonal of a square.
+        # Pair by pair; the figure takes the diagonal of a matrix.
         pairs = [(mentions.rows(slice(i, i + 1)), entities.rows(slice(gold, gold + 1))) for i, gold in enumerate(golds)]
         expected = torch.cat([unit.gates(*pair)["entity_to_mention"][0] for pair in pairs])
         cross = torch.cat([matcher.units["cross_modal"].gates(*pair)["mention"] for pair in pairs])
@@ -139,9 +139,9 @@ def test_gates_are_those_of_the_units_on_every_gold(loaded, reported):
     assert [path.name for path in reported.glob("gates_*.png")]
 
 
-def test_data_that_changed_since_the_test_is_refused(harmful_run, tmp_path):
+def test_data_that_changed_since_the_test_is_rejected(malicious_run, tmp_path):
     run = tmp_path / "version_0"
-    shutil.copytree(harmful_run, run)
+    shutil.copytree(malicious_run, run)
     text = (run / "predictions.jsonl").read_text()
     (run / "predictions.jsonl").write_text(text.replace('"id": "test-3', '"id": "other-3'))
     with pytest.raises(DataError, match="are not of the test split"):
@@ -157,19 +157,19 @@ def test_data_that_changed_since_the_test_is_refused(harmful_run, tmp_path):
         ("İ is longer in lower case: x", "x", ("İ is longer in lower case: x", "", "")),
     ],
 )
-def test_the_mention_is_marked_where_it_stands(sentence, mention, expected):
+def test_the_mention_is_marked_in_its_sentence(sentence, mention, expected):
     assert marked(Mention("1", mention, sentence)) == expected
 
 
 @pytest.mark.parametrize(("tokens", "rows", "others"), [(50, 7, 1), (49, 7, 0), (197, 14, 1), (261, 16, 5)])
-def test_patches_are_told_from_other_tokens(tokens, rows, others):
+def test_patches_are_separated_from_other_tokens(tokens, rows, others):
     weights = torch.arange(tokens, dtype=torch.float64)
     found = split_patches(weights)
     assert found.grid.shape == (rows, rows)
     assert found.rest == sum(range(others)) and found.grid[0, 1] == others + 1 and found.grid[-1, -1] == tokens - 1
 
 
-def test_heat_lies_where_the_weight_is():
+def test_the_heat_map_is_hot_where_the_weight_is():
     drawn = heat_map(Image.new("RGB", (100, 50), "white"), torch.tensor([[0.0, 0.0], [0.2, 0.0]]))
     assert drawn.size == (100, 50)
     assert drawn.getpixel((75, 10)) == drawn.getpixel((75, 40)) == (255, 255, 255)
@@ -196,10 +196,10 @@ def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
         (["{run}", "--bogus"], 2, "--bogus"),
     ],
 )
-def test_wrong_options_are_refused_with_a_word(harmful_run, tmp_path, monkeypatch, capsys, arguments, code, word):
+def test_invalid_options_are_rejected(malicious_run, tmp_path, monkeypatch, capsys, arguments, code, word):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as exit_:
-        main(["report", *(argument.format(run=harmful_run) for argument in arguments)])
+        main(["report", *(argument.format(run=malicious_run) for argument in arguments)])
     assert exit_.value.code == code
     assert word in capsys.readouterr().err
 

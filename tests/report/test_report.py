@@ -1,4 +1,4 @@
-"""Reports of runs that were written by hand: what stands in a row, and what the plots show."""
+"""Reports of hand-made runs: the rows of the table and the contents of the plots."""
 
 from __future__ import annotations
 
@@ -28,16 +28,16 @@ def experiments_of(*folders):
     return group_runs([open_finished(folder) for folder in folders])
 
 
-def test_seeds_places_and_logging_do_not_tell_experiments_apart(tmp_path):
+def test_seeds_paths_and_logging_do_not_distinguish_experiments(tmp_path):
     first = write_run(tmp_path / "base" / "version_0", [1, 2])
-    beside = {
+    ignored = {
         "trainer.default_root_dir": "/elsewhere",
         "trainer.log_every_n_steps": 7,
         "data.init_args.root": "../moved/Tiny",
         "data.init_args.num_workers": 3,
     }
-    seed = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=beside)
-    (found,) = experiments_of(first, seed, first)  # the first given twice
+    seed = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=ignored)
+    (found,) = experiments_of(first, seed, first)  # the first is given twice
     assert (found.name, found.dataset, found.seeds) == ("base", "Tiny", ["43", "44"])
 
 
@@ -50,7 +50,7 @@ def test_seeds_places_and_logging_do_not_tell_experiments_apart(tmp_path):
         {"data.init_args.root": "/x/Y"},
     ],
 )
-def test_what_decides_the_result_tells_them_apart_and_is_named(tmp_path, change):
+def test_settings_that_affect_results_distinguish_experiments_and_are_named(tmp_path, change):
     first = write_run(tmp_path / "lightning_logs" / "version_0", [1, 2])
     other = write_run(tmp_path / "lightning_logs" / "version_1", [1, 1], changes=change)
     one, two = experiments_of(first, other)
@@ -61,7 +61,7 @@ def test_what_decides_the_result_tells_them_apart_and_is_named(tmp_path, change)
     assert after == str(change[name]).rpartition("/")[2]
 
 
-def test_baselines_of_one_configuration_are_told_apart_by_their_names(tmp_path):
+def test_baselines_of_one_configuration_are_distinguished_by_name(tmp_path):
     folders = [write_run(tmp_path / "baselines" / name, [1, 2]) for name in ("one", "two")]
     for folder in folders:
         summary = json.loads((folder / "metrics.json").read_text())
@@ -70,7 +70,7 @@ def test_baselines_of_one_configuration_are_told_apart_by_their_names(tmp_path):
     assert [experiment.name for experiment in experiments_of(*folders)] == ["baseline one", "baseline two"]
 
 
-def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
+def test_rows_hold_mean_deviation_inputs_and_published_results(tmp_path):
     data = {"class_path": "mimic_pl.WikiMEL", "init_args": {"root": "/data/WikiMEL", "entity_template": "{name} | {x}"}}
     ranks = [[1, 2, 1, 12], [1, 1, 1, None], [3, 2, 1, 1]]
     runs = [write_run(tmp_path / "it" / f"version_{i}", r, seed=i, data=data) for i, r in enumerate(ranks)]
@@ -85,14 +85,14 @@ def test_rows_hold_mean_deviation_inputs_and_published_figures(tmp_path):
     assert published["hits@1_mean"] == "0.8798" and published["entities"] == "109976"
     lines = (tmp_path / "out" / "report.md").read_text().splitlines()
     table = [line.replace("\\|", "¦") for line in lines if line.startswith("|")][:4]
-    assert len({line.count("|") for line in table}) == 1  # a bar in a template breaks no row
+    assert len({line.count("|") for line in table}) == 1  # a bar in a template is escaped
     assert "`{name} ¦ {x}`" in table[2]
     assert f"{100 * statistics.mean(hits):.2f} ± {100 * statistics.stdev(hits):.2f}" in table[2]
     assert "87.98" in table[3] and "109,976" in table[3]
 
 
-def test_dev_and_golds_not_seen_in_training_stand_beside_the_test_results(tmp_path):
-    """Of dev the figures of the tested checkpoint (epoch=3 in its name), and nothing of a run that has none."""
+def test_dev_and_unseen_golds_are_reported_next_to_the_test_results(tmp_path):
+    """Dev metrics are those of the tested checkpoint (epoch=3 in its name), and empty for a run without any."""
     runs = [write_run(tmp_path / "it" / f"version_{i}", [1, 2], seed=i) for i in range(2)]
     for run, hits in zip(runs, (0.5, 0.25), strict=True):
         write_curve(run, {1: 0.125, 3: hits, 5: 0.0625}, "val/hits@1")
@@ -126,8 +126,8 @@ def test_runs_below_the_working_directory_are_named_from_there(tmp_path, monkeyp
     assert "| runs/it/version_0 |" in text and f"| {outside} |" in text
 
 
-def test_a_whole_report(tmp_path):
-    """Files, sections, warnings, and no trace in matplotlib's global state."""
+def test_a_complete_report(tmp_path):
+    """Files, sections, warnings, and no change to the global state of matplotlib."""
     before = dict(matplotlib.rcParams)
     base = write_run(tmp_path / "base" / "version_0", [1] * 30 + [2] * 10, curve={1: 0.4, 3: 0.5})
     again = write_run(tmp_path / "base" / "version_1", [1] * 31 + [2] * 9)
@@ -164,7 +164,7 @@ def test_a_whole_report(tmp_path):
 
 
 def test_curves_are_those_of_the_event_files(tmp_path):
-    """By epochs trained; a resumed run's later values count."""
+    """By number of trained epochs; the later values of a resumed run take precedence."""
     run = write_run(tmp_path / "base" / "version_0", [1, 2], curve={1: 0.25, 3: 0.75})
     write_curve(run, {3: 0.5, 5: 0.375})
     (experiment,) = experiments_of(run)
@@ -172,12 +172,12 @@ def test_curves_are_those_of_the_event_files(tmp_path):
     (axis,) = curves_figure([experiment]).axes
     line, dot = axis.get_lines()
     np.testing.assert_allclose(line.get_xydata(), [(2, 25), (4, 50), (6, 37.5)])
-    np.testing.assert_allclose(dot.get_xydata(), [(4, 50)])  # epoch=3 of the tested checkpoint's name
+    np.testing.assert_allclose(dot.get_xydata(), [(4, 50)])  # epoch=3 in the name of the tested checkpoint
     without = write_run(tmp_path / "none" / "version_0", [1, 2])
     assert curves_figure(experiments_of(without)) is None
 
 
-def test_bars_and_robustness_show_the_figures(tmp_path):
+def test_bars_and_robustness_curves_show_the_metrics(tmp_path):
     run = write_run(tmp_path / "base" / "version_0", [1, 1, 2, 3])
     records = [
         {"kind": "blur", "side": "image", "strength": s, "metrics": {"overall": {"hits@1": h}}}
@@ -205,7 +205,7 @@ def test_saved_figures_are_small_and_keep_their_colours(tmp_path):
         assert np.abs(kept - 255 * np.array(to_rgb(wanted))).max(axis=1).min() <= 4  # of 255
 
 
-def test_calibration_counts_one_by_one(tmp_path):
+def test_calibration_equals_counting_one_by_one(tmp_path):
     generator = np.random.default_rng(0)
     scores = [sorted(generator.normal(0, 2, generator.integers(2, 5)), reverse=True) for _ in range(200)]
     ranks = [int(rank) for rank in generator.integers(1, 3, 200)]
@@ -221,7 +221,7 @@ def test_calibration_counts_one_by_one(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("break_it", "error", "message"),
+    ("damage", "error", "message"),
     [
         (lambda run: (run / "config.yaml").unlink(), ConfigError, "is no run: it has no config.yaml"),
         (lambda run: (run / "metrics.json").unlink(), ConfigError, "was never tested: mimic-pl test --run"),
@@ -231,14 +231,14 @@ def test_calibration_counts_one_by_one(tmp_path):
         (lambda run: (run / "robustness.json").write_text("[{}]"), DataError, "robustness.json is not a list"),
     ],
 )
-def test_what_is_missing_or_damaged_is_named(tmp_path, break_it, error, message):
+def test_missing_or_malformed_files_are_named(tmp_path, damage, error, message):
     run = write_run(tmp_path / "base" / "version_0", [1, 2])
-    break_it(run)
+    damage(run)
     with pytest.raises(error, match=message):
         write_report([open_finished(run)], tmp_path / "out")
 
 
-def test_a_folder_of_runs_is_no_run_and_the_runs_are_named(tmp_path):
+def test_a_folder_of_runs_is_not_a_run_and_the_runs_are_named(tmp_path):
     write_run(tmp_path / "base" / "version_0", [1, 2])
     with pytest.raises(ConfigError, match=r"Did you mean .*base/version_0\?"):
         open_finished(tmp_path / "base")

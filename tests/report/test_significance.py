@@ -1,4 +1,4 @@
-"""The paired bootstrap against scipy, against all draws there are, and against the normal distribution."""
+"""The paired bootstrap against scipy, against all possible resamples, and against the normal distribution."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mimic_pl.report.significance import compare
 from tests.report.conftest import write_run
 
 
-def test_interval_is_scipys():
+def test_the_interval_equals_that_of_scipy():
     stats = pytest.importorskip("scipy.stats")
     generator = np.random.default_rng(1)
-    differences = generator.normal(0.1, 1.0, 200) ** 3  # skewed: percentiles are no symmetric interval
+    differences = generator.normal(0.1, 1.0, 200) ** 3  # skewed, so that the percentile interval is not symmetric
     found = paired_bootstrap({"x": differences})["x"]
     theirs = stats.bootstrap(
         (differences,), np.mean, n_resamples=10_000, method="percentile", random_state=np.random.default_rng(2)
@@ -28,25 +28,25 @@ def test_interval_is_scipys():
 
 
 @pytest.mark.parametrize("differences", [[1.0, 0.0, 0.0, 1.0], [1.0, -1.0, 0.5, 1.0], [-1.0, -1.0, 0.25, 0.0]])
-def test_p_is_that_of_all_draws_there_are(differences):
+def test_p_equals_that_of_all_resamples(differences):
     draws = np.array([np.mean(draw) for draw in itertools.product(differences, repeat=4)])
     mean = np.mean(differences)
     exact = np.mean(np.abs(draws - mean) >= abs(mean) - 1e-12)
     found = paired_bootstrap({"x": np.array(differences)}, resamples=40_000)["x"]
     assert found.p == pytest.approx(exact, abs=0.01)
-    # The ends may fall on either side of a step.
+    # The ends may be on either side of a step of the distribution.
     step = np.percentile(draws, [1.5, 3.5, 96.5, 98.5])
     assert step[0] <= found.low <= step[1] and step[2] <= found.high <= step[3]
 
 
-def test_p_of_many_mentions_is_the_normal_distributions():
+def test_p_of_many_mentions_equals_the_normal_approximation():
     generator = np.random.default_rng(4)
     differences = generator.choice([-1.0, 0.0, 1.0], 2000, p=[0.1, 0.77, 0.13])
     z = differences.mean() / (differences.std() / math.sqrt(2000))
     assert paired_bootstrap({"x": differences})["x"].p == pytest.approx(math.erfc(abs(z) / math.sqrt(2)), abs=0.01)
 
 
-def test_equal_runs_differ_in_nothing_and_a_seed_gives_the_same_again():
+def test_equal_runs_do_not_differ_and_the_seed_decides_the_interval():
     assert paired_bootstrap({"x": np.zeros(9)})["x"] == (0.0, 0.0, 0.0, 1.0)
     values = {"x": np.arange(20.0) - 8}
     assert paired_bootstrap(values, 500, seed=1) == paired_bootstrap(values, 500, seed=1)
@@ -70,7 +70,7 @@ def test_mentions_are_paired_by_id_and_seeds_are_averaged(tmp_path):
     assert found["mrr"].difference == pytest.approx((1 + 0.75 + 0.5 + 0.625) / 4 - 0.5)
 
 
-def test_other_mentions_are_refused_and_named(tmp_path):
+def test_other_mentions_are_rejected_and_named(tmp_path):
     first = predictions(tmp_path / "a", [1] * 9)
     fewer = predictions(tmp_path / "b", [1] * 3)
     with pytest.raises(DataError, match=r"9 mentions, the other on 3; only the first has 6 .*test-3.*\.\.\.\)"):

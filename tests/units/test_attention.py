@@ -1,4 +1,4 @@
-"""TGLU's global-to-local term against the formula written out pair by pair."""
+"""TGLU's global-to-local term against the literal formula, pair by pair."""
 
 import subprocess
 import sys
@@ -20,7 +20,7 @@ EPS = 1e-5
 
 
 def random_tensors(num_mentions, num_entities, entity_tokens, mention_tokens, width, dtype=torch.float64, scale=1.0):
-    """Query, context, key, value, weight and bias of the norm, that all ask for gradients."""
+    """Query, context, key, value, and weight and bias of the norm, all of which require gradients."""
     shapes = [
         (num_entities, entity_tokens, width),
         (num_entities, width),
@@ -36,7 +36,7 @@ def random_tensors(num_mentions, num_entities, entity_tokens, mention_tokens, wi
 
 
 def random_masks(num_mentions, num_entities, entity_tokens, mention_tokens):
-    """Ragged masks; one token at least is real."""
+    """Ragged masks with at least one real token."""
     return {
         "query_mask": (torch.arange(entity_tokens) < torch.randint(1, entity_tokens + 1, (num_entities, 1))).long(),
         "key_mask": (torch.arange(mention_tokens) < torch.randint(1, mention_tokens + 1, (num_mentions, 1))).long(),
@@ -44,14 +44,14 @@ def random_masks(num_mentions, num_entities, entity_tokens, mention_tokens):
 
 
 def literal(query, context, key, value, weight, bias, eps, query_mask=None, key_mask=None):
-    """The published order of operations, one pair at a time, padding cut off."""
+    """The published order of operations, one pair at a time, without padding tokens."""
     rows = []
     for m in range(len(key)):
-        seen = slice(None) if key_mask is None else key_mask[m].bool()
+        real_keys = slice(None) if key_mask is None else key_mask[m].bool()
         row = []
         for e in range(len(query)):
-            real = slice(None) if query_mask is None else query_mask[e].bool()
-            q, k, v = query[e][real], key[m][seen], value[m][seen]
+            real_queries = slice(None) if query_mask is None else query_mask[e].bool()
+            q, k, v = query[e][real_queries], key[m][real_keys], value[m][real_keys]
             contexts = torch.softmax(q @ k.T / k.shape[-1] ** 0.5, dim=-1) @ v
             row.append(context[e] @ layer_norm(contexts.mean(dim=0), bias.shape, weight, bias, eps))
         rows.append(torch.stack(row))
@@ -127,7 +127,7 @@ def test_float32_is_as_close_as_float32_allows(mentions, entities, s, t, width, 
     plain = literal(*tensors, EPS, **masks)
     scores, got = gradients(global_to_local, tensors, upstream, **masks)
     assert scores.dtype == torch.float32
-    # The literal order in float32 is the measure: narrow norms divide by small deviations.
+    # The tolerance is the error of the literal order in float32: narrow norms divide by small deviations.
     allowed = 20 * (plain - expected).abs().max() + 2e-5 * expected.abs().max()
     assert (scores - expected).abs().max() <= allowed
     for gradient, wanted in zip(got, torch.autograd.grad(expected, doubled, upstream.double()), strict=True):
@@ -155,8 +155,8 @@ def test_logits_of_hundreds_neither_overflow_nor_vanish(offset, masked):
 
 
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
-def test_other_devices_operations_give_the_same(masked, monkeypatch):
-    """Off the CPU softmax is torch's own; here the same operations run on the CPU."""
+def test_the_operations_of_other_devices_give_the_same_result(masked, monkeypatch):
+    """On other devices softmax is that of torch; here those operations run on the CPU."""
     torch.manual_seed(8)
     shape = (5, 6, 3, 4, 8)
     tensors, masks = random_tensors(*shape), random_masks(*shape[:4]) if masked else {}
@@ -192,15 +192,15 @@ def test_a_value_that_is_not_finite_stays_with_its_entity():
     assert global_to_local(*tensors, EPS).isnan().any(dim=0).tolist() == [False, False, True, False]
 
 
-@pytest.mark.parametrize("reached", ["autocast", "arguments"])
-def test_bfloat16_rounds_the_large_product_alone(reached):
+@pytest.mark.parametrize("path", ["autocast", "arguments"])
+def test_bfloat16_rounds_the_large_product_alone(path):
     """Products of bfloat16 carry 8 bits: scores agree to a hundredth of their spread, gradients to a fiftieth."""
     torch.manual_seed(5)
     tensors = random_tensors(8, 9, 12, 10, 32, torch.float32)
     upstream = torch.randn(8, 9)
     doubled = [tensor.detach().double().requires_grad_() for tensor in tensors]
     expected, expected_gradients = gradients(literal, doubled, upstream)
-    if reached == "autocast":
+    if path == "autocast":
         with torch.autocast("cpu", torch.bfloat16):
             scores = global_to_local(*tensors, EPS)
         got = torch.autograd.grad(scores, tensors, upstream)
@@ -215,7 +215,7 @@ def test_bfloat16_rounds_the_large_product_alone(reached):
         assert (gradient - wanted).abs().max() < 0.02 * (wanted.abs().max())
 
 
-def test_autocast_leaves_float64_alone():
+def test_autocast_does_not_change_float64():
     tensors = random_tensors(2, 3, 4, 5, 6)
     with torch.autocast("cpu", torch.bfloat16):
         scores = global_to_local(*tensors, EPS)
@@ -241,7 +241,7 @@ def test_it_is_the_local_half_of_the_units_score(mask_padding):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("logits", [1, 40, 1 << 20])
-def test_selected_pairs_are_those_of_the_whole(dtype, masked, logits, monkeypatch):
+def test_selected_pairs_equal_those_of_the_score_matrix(dtype, masked, logits, monkeypatch):
     torch.manual_seed(7)
     shape = (5, 6, 3, 4, 8)
     query, context, key, value, weight, bias = tensors = random_tensors(*shape, dtype)
@@ -301,18 +301,18 @@ def test_memory_of_a_training_step_does_not_grow_with_the_pairs():
     assert int(done.stdout) < 100
 
 
-def test_triton_on_the_cpu_is_refused_with_what_to_do(monkeypatch):
+def test_triton_on_the_cpu_is_rejected_with_advice(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     with pytest.raises(ConfigError, match=r'kernel = "triton" cannot run: .*Use kernel = "auto" or "torch"'):
         global_to_local(*random_tensors(1, 1, 1, 1, 2, torch.float32), EPS, kernel="triton")
 
 
-def test_triton_in_float64_is_refused():
+def test_triton_in_float64_is_rejected():
     with pytest.raises(ConfigError, match="triton"):
         global_to_local(*random_tensors(1, 1, 1, 1, 2), EPS, kernel="triton")
 
 
-def test_an_unknown_kernel_is_refused():
+def test_an_unknown_kernel_is_rejected():
     with pytest.raises(ConfigError, match="'cuda' is unknown"):
         global_to_local(*random_tensors(1, 1, 1, 1, 2), EPS, kernel="cuda")
 

@@ -1,4 +1,4 @@
-"""Every unit of ours passes, and each broken promise is found and named."""
+"""Every built-in unit passes, and each violated requirement is detected and named."""
 
 import pytest
 import torch
@@ -39,13 +39,13 @@ class Product(Unit):
     ],
     ids=lambda unit: type(unit).__name__,
 )
-def test_units_of_ours_keep_their_promises(unit):
+def test_built_in_units_pass(unit):
     before = {name: weight.clone() for name, weight in unit.state_dict().items()}
     check_unit(unit)
     assert all(torch.equal(weight, before[name]) for name, weight in unit.state_dict().items())
 
 
-def test_a_unit_with_tensors_of_its_own():
+def test_a_unit_with_extra_tensors():
     class Typed(Product):
         def mention(self, features):
             return {"image": self.down(features.image_global) * features.extra["kind"].sum(dim=1, keepdim=True)}
@@ -58,7 +58,7 @@ def test_a_unit_with_tensors_of_its_own():
     check_unit(Lexical(DIMS), extra={f"lexical.{name}": make for name, make in terms.items()})
 
 
-def test_a_parameter_that_only_the_loss_reads_is_no_fault():
+def test_a_parameter_used_only_by_the_loss_is_allowed():
     class Auxiliary(Product):
         def __init__(self, dims):
             super().__init__(dims)
@@ -70,7 +70,7 @@ def test_a_parameter_that_only_the_loss_reads_is_no_fault():
     check_unit(Auxiliary(DIMS))
 
 
-class OneShape(Product):
+class MissingRows(Product):
     def mention(self, features):
         return {"image": self.down(features.image_global), "mean": features.image_global.mean(dim=0)}
 
@@ -85,19 +85,19 @@ class Infinite(Product):
         return super().score(mentions, entities) / 0
 
 
-class Squeezed(Product):
+class SinglePairDiffers(Product):
     def score(self, mentions, entities):
         scores = super().score(mentions, entities)
         return scores if scores.numel() > 1 else scores * 2
 
 
-class OfTheBatch(Product):
+class BatchDependent(Product):
     def mention(self, features):
         image = self.down(features.image_global)
         return {"image": image - image.mean(dim=0)}
 
 
-class OfTheBlock(Product):
+class BlockDependent(Product):
     def score(self, mentions, entities):
         scores = super().score(mentions, entities)
         return scores - scores.mean(dim=1, keepdim=True) * (scores.shape[1] > 1) * (scores.shape[1] < 9)
@@ -120,28 +120,28 @@ class NaNBounds(Product):
         return Bounds(score - 1, score * float("nan"))
 
 
-class Single(Product):
+class Float32Scores(Product):
     def score(self, mentions, entities):
         return mentions["image"].float() @ entities["image"].float().T
 
 
-class SinglePairs(Product):
+class Float32Pairs(Product):
     def pairs(self, mentions, entities):
         return (mentions["image"].float() * entities["image"].float()).sum(dim=1)
 
 
-class PairsOfTheBlock(Product):
+class BlockDependentPairs(Product):
     def pairs(self, mentions, entities):
         scores = (mentions["image"] * entities["image"]).sum(dim=1)
         return scores if len(scores) > 7 else scores - 1
 
 
-class ForgetfulPrepare(Product):
+class IncompletePrepare(Product):
     def prepare(self, mentions):
         return {"norm": mentions["image"].norm(dim=1)}
 
 
-class PrepareOfTheBatch(Product):
+class BatchDependentPrepare(Product):
     def prepare(self, mentions):
         return {**mentions, "norm": mentions["image"].norm()[None]}
 
@@ -167,24 +167,24 @@ class Unused(Product):
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        (OneShape, "the state 'mean' of 6 records has the shape"),
+        (MissingRows, "the state 'mean' of 6 records has the shape"),
         (Transposed, r"score returns \[9, 6\] for 6 mentions and 9 entities"),
         (Infinite, "not finite"),
-        (Squeezed, "one by one and together differ"),
-        (OfTheBatch, "one by one and together differ"),
-        (OfTheBlock, "in blocks and at once differ"),
+        (SinglePairDiffers, "one by one and together differ"),
+        (BatchDependent, "one by one and together differ"),
+        (BlockDependent, "in blocks and at once differ"),
         (OtherPairs, "pairs, 54 at once, and score differ by 1"),
-        (PairsOfTheBlock, "pairs, 7 at once, and score differ by 1"),
-        (SinglePairs, r"in float64 its pairs are torch\.float32"),
-        (ForgetfulPrepare, r"prepare leaves \['image'\] of the mentions' state out"),
-        (PrepareOfTheBatch, r"the state 'norm' of 6 records has the shape \[1\]"),
+        (BlockDependentPairs, "pairs, 7 at once, and score differ by 1"),
+        (Float32Pairs, r"in float64 its pairs are torch\.float32"),
+        (IncompletePrepare, r"prepare leaves \['image'\] of the mentions' state out"),
+        (BatchDependentPrepare, r"the state 'norm' of 6 records has the shape \[1\]"),
         (WrongBounds, r"outside of its bounds by 0\.5"),
         (NaNBounds, "upper bound holds NaN"),
-        (Single, r"in float64 its scores are torch\.float32"),
+        (Float32Scores, r"in float64 its scores are torch\.float32"),
         (ReadsPadding, "behind the texts' ends"),
         (Unused, r"no gradient reaches idle\.weight, idle\.bias"),
     ],
 )
-def test_a_broken_promise_is_named(unit, message):
+def test_a_violated_requirement_is_named(unit, message):
     with pytest.raises(ConfigError, match=f"The unit {unit.__name__} cannot be used: .*{message}"):
         check_unit(unit(DIMS))

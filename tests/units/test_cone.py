@@ -1,4 +1,4 @@
-"""The cone's bounds against what any weights reach."""
+"""The bounds of the cone against scores for arbitrary weights."""
 
 import math
 
@@ -15,7 +15,7 @@ from tests import reference
 EPS = 1e-5
 
 
-def reached(value, weights, direction):
+def scores_of(value, weights, direction):
     """g . LayerNorm(sum w_j v_j) in float64, ``[mentions, samples, entities]``."""
     mean = torch.einsum("mst,mtd->msd", weights.double(), value.double())
     normed = torch.nn.functional.layer_norm(mean, mean.shape[-1:], eps=EPS)
@@ -36,7 +36,7 @@ def centred(*shape):
     seed=st.integers(0, 10_000),
 )
 def test_no_weights_reach_beyond_the_bounds(tokens, width, spread, scale, seed):
-    """Narrow cones and wide ones, tiny values (which LayerNorm's eps shrinks) and huge ones, corners and interiors."""
+    """Narrow and wide cones, tiny values (which the eps of LayerNorm shrinks) and huge ones, corners and interiors."""
     torch.manual_seed(seed)
     value = scale * (torch.randn(3, 1, width) + spread * torch.randn(3, tokens, width))
     direction = centred(5, width)
@@ -49,24 +49,24 @@ def test_no_weights_reach_beyond_the_bounds(tokens, width, spread, scale, seed):
     )
     weights = (weights / weights.sum(dim=-1, keepdim=True)).expand(3, -1, -1)
     lower, upper = Cone.of(value, None, EPS).bound(direction)
-    values = reached(value, weights, direction)
+    values = scores_of(value, weights, direction)
     rounding = 1e-5 * math.sqrt(width) * direction.norm(dim=-1)
     assert (values <= upper[:, None] + rounding).all()
     assert (values >= lower[:, None] - rounding).all()
 
 
 def test_bounds_are_tight_where_they_can_be():
-    """One token leaves no choice; and of two tokens in one plane with the direction the better is reached."""
+    """With a single token there is only one choice of weights."""
     torch.manual_seed(0)
     value, direction = torch.randn(4, 1, 32), centred(6, 32)
     lower, upper = Cone.of(value, None, EPS).bound(direction)
-    exact = reached(value, torch.ones(4, 1, 1), direction)[:, 0].float()
+    exact = scores_of(value, torch.ones(4, 1, 1), direction)[:, 0].float()
     slack = 3e-5 * math.sqrt(32) * direction.norm(dim=-1)
     assert ((upper - exact).abs() < slack).all()
     assert ((lower - exact).abs() < slack).all()
 
 
-def test_values_in_all_directions_are_bounded_by_the_length_alone():
+def test_values_in_all_directions_are_bounded_by_their_norm():
     value = torch.tensor([[[1.0, -1.0, 0.0], [-1.0, 1.0, 0.0]], [[1.0, -1.0, 0.0], [1.0, -1.0, 0.1]], [[0.0] * 3] * 2])
     cone = Cone.of(value, None, EPS)
     assert cone.wide.tolist() == [True, False, True]
@@ -75,7 +75,7 @@ def test_values_in_all_directions_are_bounded_by_the_length_alone():
     torch.testing.assert_close(lower[::2], -upper[::2])
 
 
-def test_masked_tokens_have_no_part():
+def test_masked_tokens_do_not_affect_the_bounds():
     torch.manual_seed(1)
     value, direction = torch.randn(3, 1, 16) + 0.2 * torch.randn(3, 6, 16), centred(4, 16)
     mask = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 0, 0, 0], [1, 1, 1, 1, 1, 1]])
@@ -88,7 +88,7 @@ def test_masked_tokens_have_no_part():
 
 @pytest.mark.parametrize("mask_padding", [False, True])
 @pytest.mark.parametrize(("num_mentions", "num_entities"), [(1, 1), (40, 300), (33, 257)])
-def test_bounds_of_tglu_hold_its_scores(mask_padding, num_mentions, num_entities):
+def test_bounds_of_tglu_contain_its_scores(mask_padding, num_mentions, num_entities):
     torch.manual_seed(num_mentions)
     dims = FeatureDims(12, 4)
     unit = TGLU(dims, 16, mask_padding).eval()

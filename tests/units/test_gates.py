@@ -1,4 +1,4 @@
-"""Values of the gates against the paper's formulas, pair by pair."""
+"""Gate values against the formulas of the paper, pair by pair."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The lexical unit and the weighted sum, against sums written out."""
+"""The lexical unit and the weighted matcher, against literal sums."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_scores_and_pairs_are_the_overlap():
     torch.testing.assert_close(pairs, expected[:, :6].diagonal())
 
 
-def test_only_the_factor_trains():
+def test_only_the_scale_gets_a_gradient():
     unit = Lexical(DIMS)
     unit(features(4, 0), features(4, 1)).sum().backward()
     assert [name for name, p in unit.named_parameters() if p.grad is not None and p.grad.abs() > 0] == ["log_scale"]
@@ -73,7 +73,7 @@ def test_the_weighted_sum_starts_as_the_mean_and_learns():
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
-def test_ranking_with_both_is_that_of_the_whole_table(dtype):
+def test_ranking_equals_sorting_the_score_matrix(dtype):
     torch.manual_seed(1)
     matcher = WeightedMatcher(DIMS, {"text": lambda dims: TGLU(dims, 8), "lexical": Lexical})
     matcher.raw_weights.data = torch.tensor([0.3, 1.7])

@@ -1,4 +1,4 @@
-"""Pruned weights are those that score."""
+"""Units with pruned weights (torch.nn.utils.prune)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def features(count, seed):
     return Features(draw(12), draw(5, 12), draw(8), draw(4, 8), torch.ones(count, 5))
 
 
-def test_pruned_weights_are_those_that_score():
-    """After a step, in another dtype and with gradients: as a matcher without pruning that holds these weights."""
+def test_scores_use_the_pruned_weights():
+    """After training steps and in another dtype, scores equal those of an unpruned matcher with the masked weights."""
     torch.manual_seed(0)
     pruned, plain = Matcher(DIMS, published_units()), Matcher(DIMS, published_units())
     for layer in pruned.modules():
@@ -48,7 +48,7 @@ def test_pruned_weights_are_those_that_score():
     with torch.no_grad():
         for name, expected in scores(plain).items():
             torch.testing.assert_close(scores(pruned)[name], expected)
-        # As ranking does, which never calls a layer of this copy before it scores.
+        # Ranking scores with a copy in float64 whose layers were never called.
         wide, expected = copy.deepcopy(pruned).double(), copy.deepcopy(plain).double()
         sides = tuple(Features(*(part.double() for part in side[:5])) for side in sides)
         states = expected.mention(sides[0]), expected.entity(sides[1])

@@ -1,7 +1,7 @@
-"""The fused kernels: natively on a GPU where one is at hand, else in Triton's interpreter on the CPU.
+"""The fused kernels: natively if there is a GPU, otherwise in Triton's interpreter on the CPU.
 
-The interpreter is a choice of the whole process, made before the kernels are imported. Where pytest was not started
-with TRITON_INTERPRET=1, one test starts this file again with it, and that process runs all the others.
+TRITON_INTERPRET=1 applies to a whole process and has to be set before the kernels are imported. If pytest was started
+without it, one test runs this file again in a process with it, which executes the other tests.
 """
 
 import importlib.util
@@ -26,10 +26,10 @@ DEVICE = "cuda" if NATIVE else "cpu"
 EPS = 1e-5
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
-runs_kernels = pytest.mark.skipif(not (INTERPRETED or NATIVE), reason="the interpreter's process runs it")
+runs_kernels = pytest.mark.skipif(not (INTERPRETED or NATIVE), reason="runs in the interpreter process")
 
 
-@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter's process")
+@pytest.mark.skipif(INTERPRETED, reason="this is the interpreter process")
 def test_kernels_in_the_interpreter():
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__]
     done = subprocess.run(
@@ -39,8 +39,8 @@ def test_kernels_in_the_interpreter():
     assert " passed" in done.stdout
 
 
-def takes(dtype):
-    """Skip what this GPU's kernels do not compute."""
+def skip_unless_supported(dtype):
+    """Skip dtypes that the kernels do not support on this GPU."""
     if not uses_triton("auto" if NATIVE else "triton", torch.empty(0, dtype=dtype, device=DEVICE)):
         pytest.skip(f"no kernel for {dtype} on this GPU")
 
@@ -71,10 +71,10 @@ def exact(tensors, **masks):
 
 
 ATTENTION_SHAPES = [
-    (1, 1, 1, 1, 16),  # one of everything
-    (3, 7, 40, 40, 96),  # the published sizes: three tiles, the last of one entity; both pieces of tokens and width
-    (2, 20, 5, 17, 33),  # 16 entities a tile, the least second pieces
-    (2, 3, 77, 20, 24),  # one entity a tile
+    (1, 1, 1, 1, 16),  # size one everywhere
+    (3, 7, 40, 40, 96),  # published sizes: three tiles, the last with one entity; two pieces of tokens and of width
+    (2, 20, 5, 17, 33),  # 16 entities per tile, the smallest second pieces
+    (2, 3, 77, 20, 24),  # one entity per tile
 ]
 
 
@@ -83,8 +83,8 @@ ATTENTION_SHAPES = [
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_attention_equals_float64(shape, masked, dtype):
-    """Arguments of 16 bits are taken as they are; what is lost is the attention weights' float16 and TF32."""
-    takes(dtype)
+    """16-bit arguments are not converted; the error comes from float16 attention weights and TF32."""
+    skip_unless_supported(dtype)
     torch.manual_seed(sum(shape))
     tensors, padding = attention_tensors(*shape, dtype), masks(*shape[:4]) if masked else {}
     scores = global_to_local(*tensors, EPS, kernel="triton", **padding)
@@ -95,10 +95,10 @@ def test_attention_equals_float64(shape, masked, dtype):
 
 
 @runs_kernels
-def test_every_program_takes_its_own_mentions(monkeypatch):
+def test_every_program_handles_its_own_mentions(monkeypatch):
     from mimic_pl.units import triton_attention
 
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     monkeypatch.setattr(triton_attention, "_MENTIONS", 4)
     torch.manual_seed(7)
     tensors, padding = attention_tensors(9, 5, 9, 3, 8), masks(9, 5, 9, 3)
@@ -109,7 +109,7 @@ def test_every_program_takes_its_own_mentions(monkeypatch):
 @runs_kernels
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_logits_of_hundreds_neither_overflow_nor_vanish(masked):
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     torch.manual_seed(1)
     shape = (4, 5, 3, 20, 16)
     tensors, padding = attention_tensors(*shape, scale=8.0), masks(*shape[:4]) if masked else {}
@@ -120,7 +120,7 @@ def test_logits_of_hundreds_neither_overflow_nor_vanish(masked):
 @runs_kernels
 @pytest.mark.parametrize("masked", [False, True], ids=["all", "masked"])
 def test_attention_gradients_equal_those_of_the_torch_path(masked):
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     torch.manual_seed(2)
     shape = (3, 5, 4, 6, 20)
     tensors, padding = attention_tensors(*shape), masks(*shape[:4]) if masked else {}
@@ -133,7 +133,7 @@ def test_attention_gradients_equal_those_of_the_torch_path(masked):
 
 @runs_kernels
 def test_a_query_that_is_not_finite_stays_with_its_entity():
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     torch.manual_seed(3)
     tensors = attention_tensors(3, 6, 2, 3, 8)
     with torch.no_grad():
@@ -144,8 +144,8 @@ def test_a_query_that_is_not_finite_stays_with_its_entity():
 
 
 @runs_kernels
-def test_nothing_but_padding_is_not_a_number():
-    takes(torch.float32)
+def test_a_text_of_padding_alone_scores_nan():
+    skip_unless_supported(torch.float32)
     torch.manual_seed(6)
     tensors, padding = attention_tensors(3, 4, 2, 5, 8), masks(3, 4, 2, 5)
     padding["query_mask"][1], padding["key_mask"][2] = 0, False
@@ -156,14 +156,14 @@ def test_nothing_but_padding_is_not_a_number():
 
 @runs_kernels
 def test_no_pairs_are_no_scores():
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     query, context, key, value, weight, bias = attention_tensors(2, 3, 4, 5, 8)
     assert global_to_local(query[:0], context[:0], key, value, weight, bias, EPS, kernel="triton").shape == (2, 0)
 
 
 @runs_kernels
-def test_what_fits_no_tile_is_computed_by_torch_with_a_warning():
-    takes(torch.float32)
+def test_inputs_that_fit_no_tile_fall_back_to_torch_with_a_warning():
+    skip_unless_supported(torch.float32)
     tensors = attention_tensors(2, 3, 2, 300, 8)
     with pytest.warns(UserWarning, match=r"no tile for 2 x 300 tokens of 8 .* torch computes it"):
         scores = global_to_local(*tensors, EPS, kernel="triton")
@@ -173,12 +173,12 @@ def test_what_fits_no_tile_is_computed_by_torch_with_a_warning():
 @runs_kernels
 @pytest.mark.parametrize("fits", [16, None])
 def test_a_tile_that_does_not_fit_is_halved_until_one_does(fits, monkeypatch):
-    """A GPU with little shared memory, played by a launch that refuses."""
+    """A GPU with little shared memory, simulated by a launch that fails."""
     from triton.runtime.errors import OutOfResources
 
     from mimic_pl.units import triton_attention
 
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     kernel, tried = triton_attention._normed_product, []
 
     class Small:
@@ -194,7 +194,7 @@ def test_a_tile_that_does_not_fit_is_halved_until_one_does(fits, monkeypatch):
     monkeypatch.setattr(triton_attention, "_normed_product", Small())
     monkeypatch.setattr(triton_attention, "_fitting_rows", {})
     tensors = attention_tensors(2, 9, 5, 4, 8)
-    for _ in range(2):  # the second time from memory
+    for _ in range(2):  # the second time uses the stored tile size
         if fits is None:
             with pytest.warns(UserWarning, match="no tile"):
                 scores = global_to_local(*tensors, EPS, kernel="triton")
@@ -206,7 +206,7 @@ def test_a_tile_that_does_not_fit_is_halved_until_one_does(fits, monkeypatch):
 
 
 def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
-    """Both sides of a direction of VDLU, from a unit whose norms and biases all count."""
+    """Both sides of one direction of VDLU, from a unit with perturbed norms and biases."""
     dims = FeatureDims(text=4, image=10)
     unit = VDLU(dims, width).to(DEVICE)
     with torch.no_grad():
@@ -227,27 +227,27 @@ def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
     return gate(queries, keys), sides
 
 
-def by(kernel, sides):
+def dual_gate_with(kernel, sides):
     from mimic_pl.units.gates import KeySide, QuerySide
 
     return dual_gate(QuerySide(*sides[:10]), KeySide(*sides[10:20]), *sides[20:], EPS, EPS, kernel=kernel)
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 70, 96), (65, 5, 33)], ids=str)
-def test_the_gates_algebra_is_the_units(shape):
+def test_the_algebra_of_the_gates_equals_the_unit(shape):
     torch.manual_seed(sum(shape))
     expected, sides = dual_gate_tensors(*shape)
-    torch.testing.assert_close(by("torch", sides), expected, rtol=1e-6, atol=1e-5)
+    torch.testing.assert_close(dual_gate_with("torch", sides), expected, rtol=1e-6, atol=1e-5)
 
 
 @runs_kernels
 @pytest.mark.parametrize("shape", [(1, 1, 16), (3, 70, 96), (65, 5, 33), (0, 4, 16)], ids=str)
 def test_gate_and_gradients_equal_the_algebra(shape):
-    takes(torch.float32)
+    skip_unless_supported(torch.float32)
     torch.manual_seed(sum(shape))
     _, sides = dual_gate_tensors(*shape)
     doubled = [side.detach().double().requires_grad_() for side in sides]
-    expected, scores = by("torch", doubled), by("triton", sides)
+    expected, scores = dual_gate_with("torch", doubled), dual_gate_with("triton", sides)
     assert scores.shape == shape[:2]
     torch.testing.assert_close(scores.double(), expected, rtol=1e-4, atol=1e-4)
     upstream = torch.randn(shape[:2], device=DEVICE)
@@ -257,24 +257,24 @@ def test_gate_and_gradients_equal_the_algebra(shape):
 
 
 @runs_kernels
-def test_the_gate_takes_vectors_of_several_types():
-    """Under autocast a linear layer's vectors are bfloat16 and a norm's float32."""
-    takes(torch.bfloat16)
+def test_the_gate_accepts_vectors_of_several_dtypes():
+    """Under autocast linear layers return bfloat16 and norms float32."""
+    skip_unless_supported(torch.bfloat16)
     torch.manual_seed(4)
     _, sides = dual_gate_tensors(5, 6, 16)
     for i in (0, 1, 10, 11, 12):
         sides[i] = sides[i].detach().bfloat16().requires_grad_()
     rounded = [side.detach().double() for side in sides]
-    scores = by("triton", sides)
+    scores = dual_gate_with("triton", sides)
     # Products of bfloat16; |p~ + q~|^2 and |gate c + k|^2 are sums of squares that partly cancel.
-    torch.testing.assert_close(scores.double(), by("torch", rounded), rtol=0.05, atol=0.05)
+    torch.testing.assert_close(scores.double(), dual_gate_with("torch", rounded), rtol=0.05, atol=0.05)
     assert [g.dtype for g in torch.autograd.grad(scores.sum(), sides)] == [side.dtype for side in sides]
 
 
 @runs_kernels
 def test_a_unit_computed_by_both_kernels_equals_the_literal_formula():
-    """The three functions of VDLU with the kernel in place of the algebra, against vectors written out per pair."""
-    takes(torch.float32)
+    """VDLU computed with the kernel instead of the algebra, against explicit vectors per pair."""
+    skip_unless_supported(torch.float32)
     torch.manual_seed(5)
     dims = FeatureDims(text=4, image=10)
     unit = VDLU(dims, 12).to(DEVICE)
@@ -294,8 +294,8 @@ def test_a_unit_computed_by_both_kernels_equals_the_literal_formula():
 
 
 @pytest.mark.skipif(not NATIVE, reason="needs a GPU")
-def test_auto_takes_the_kernel_on_a_gpu_and_the_blocks_of_the_torch_path_there():
-    takes(torch.bfloat16)
+def test_auto_uses_the_kernel_on_a_gpu_and_the_torch_path_its_gpu_blocks():
+    skip_unless_supported(torch.bfloat16)
     tensors = attention_tensors(3, 4, 5, 6, 16, torch.bfloat16)
     fused = global_to_local(*tensors, EPS, kernel="triton")
     assert torch.equal(global_to_local(*tensors, EPS), fused)
@@ -305,10 +305,10 @@ def test_auto_takes_the_kernel_on_a_gpu_and_the_blocks_of_the_torch_path_there()
     assert attention._logits_at_once(tensors[0]) == attention.LOGITS_AT_ONCE_GPU
 
 
-@pytest.mark.skipif(INTERPRETED, reason="the interpreter's process compiles nothing")
+@pytest.mark.skipif(INTERPRETED, reason="the interpreter process compiles nothing")
 @pytest.mark.parametrize(("name", "dtype"), [("attention", "bf16"), ("gate", "bf16")])
 def test_kernels_compile_for_an_h100_and_fit_its_shared_memory(name, dtype, tmp_path, monkeypatch):
-    """Down to the machine's code, which needs no GPU: the interpreter runs much that the compiler refuses."""
+    """Compiled to machine code, which needs no GPU: the interpreter accepts much that the compiler rejects."""
     import triton.language as tl
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource, compile

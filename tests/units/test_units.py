@@ -1,4 +1,4 @@
-"""Units against literal references, pair by pair."""
+"""Units against literal reference implementations, pair by pair."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ DIMS = FeatureDims(text=12, image=10)
 
 
 class Product(Unit):
-    """A unit as somebody writes it who knows three functions only."""
+    """A minimal unit that implements only the three required functions."""
 
     def mention(self, features):
         return {"image": features.image_global}
@@ -24,7 +24,7 @@ class Product(Unit):
 
 
 def perturb(module: torch.nn.Module) -> torch.nn.Module:
-    """Move norms and biases away from their identity start, so that each of them counts."""
+    """Move norms and biases away from their identity initialization, so that each of them has an effect."""
     with torch.no_grad():
         for parameter in module.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.3)
@@ -62,7 +62,7 @@ def test_scores_and_gradients_equal_the_literal_formula(unit, literal, num_menti
         torch.testing.assert_close(parameter.grad, expected_gradients[name], rtol=1e-7, atol=1e-8, msg=name)
 
 
-def test_vdlu_in_float32_is_as_exact_as_the_literal_order():
+def test_vdlu_in_float32_is_as_accurate_as_the_literal_order():
     """The algebra without pair vectors loses no accuracy at published sizes."""
     torch.manual_seed(0)
     dims = FeatureDims(text=8, image=96)
@@ -132,21 +132,21 @@ def test_an_entity_of_the_published_model_is_4832_numbers():
 
 
 @pytest.mark.parametrize("units", [{}, {"overall": GlobalCosine}])
-def test_a_model_without_units_or_with_a_clashing_name_is_refused(units):
+def test_a_model_without_units_or_with_a_reserved_name_is_rejected(units):
     with pytest.raises(ConfigError, match="overall"):
         Matcher(DIMS, units)
 
 
-def test_vdlu_without_gates_adds_the_whole_of_c():
-    """o = LN2(c + k) for every pair, and nothing of the gates trains."""
+def test_vdlu_without_gates_adds_c_unscaled():
+    """o = LN2(c + k) for every pair, and the parameters of the gates get no gradient."""
     torch.manual_seed(3)
     unit = perturb_all_but_gates(VDLU(DIMS, 6, gated=False))
     mentions = reference.random_features(4, DIMS, dtype=torch.float64)
     entities = reference.random_features(5, DIMS, dtype=torch.float64)
 
-    def direction(part, asks, answers):
-        q, k = part.global_(asks.image_global), part.global_(answers.image_global)
-        c = part.mix(part.norm_sum(part.local(answers.image_local).mean(dim=-2) + q))
+    def direction(part, query_side, key_side):
+        q, k = part.global_(query_side.image_global), part.global_(key_side.image_global)
+        c = part.mix(part.norm_sum(part.local(key_side.image_local).mean(dim=-2) + q))
         return part.norm(c + k) @ part.norm(q)
 
     def literal(mention, entity):
@@ -169,7 +169,7 @@ def perturb_all_but_gates(module: torch.nn.Module) -> torch.nn.Module:
 
 
 @pytest.mark.parametrize("modality", ["both", "text", "image"])
-def test_the_cosine_compares_the_modality_that_is_named(modality):
+def test_the_cosine_compares_the_chosen_modality(modality):
     torch.manual_seed(4)
     unit = GlobalCosine(DIMS, scale=3.0, modality=modality)
     mentions, entities = (reference.random_features(n, DIMS) for n in (3, 5))

@@ -1,4 +1,4 @@
-"""What may be looked at inside the units, against the formulas written out in float64."""
+"""Attention weights of the units, against the literal formulas in float64."""
 
 import math
 
@@ -23,10 +23,6 @@ def sides():
     return (reference.random_features(PAIRS, DIMS, tokens=tokens, dtype=torch.float64) for tokens in (5, 3))
 
 
-def one(features, row):
-    return features.rows(row)
-
-
 @torch.no_grad()
 def test_cmfu_attention():
     unit = perturb(CMFU(DIMS, 8))
@@ -40,12 +36,12 @@ def test_cmfu_attention():
 
 @pytest.mark.parametrize("masked", [False, True])
 @torch.no_grad()
-def test_tglu_attention_is_what_its_score_is_made_of(masked):
+def test_tglu_attention_reproduces_its_score(masked):
     unit = perturb(TGLU(DIMS, 8, mask_padding=masked))
     mentions, entities = sides()
     found = unit.attention(unit.mention(mentions), unit.entity(entities))
     for row in range(PAIRS):
-        m, e = one(mentions, row), one(entities, row)
+        m, e = mentions.rows(row), entities.rows(row)
         query, key, value = unit.query(e.text_local), unit.key(m.text_local), unit.value(m.text_local)
         logits = query @ key.T / math.sqrt(8)
         if masked:
