@@ -167,7 +167,7 @@ class Unused(Product):
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        (OneShape, "the state 'mean' of 6 records has the shape"),
+        (OneShape, "the state 'mean' of 6 records has shape"),
         (Transposed, r"score returns \[9, 6\] for 6 mentions and 9 entities"),
         (Infinite, "not finite"),
         (Squeezed, "one by one and together differ"),
@@ -176,12 +176,12 @@ class Unused(Product):
         (OtherPairs, "pairs, 54 at once, and score differ by 1"),
         (PairsOfTheBlock, "pairs, 7 at once, and score differ by 1"),
         (SinglePairs, r"in float64 its pairs are torch\.float32"),
-        (ForgetfulPrepare, r"prepare leaves \['image'\] of the mentions' state out"),
-        (PrepareOfTheBatch, r"the state 'norm' of 6 records has the shape \[1\]"),
-        (WrongBounds, r"outside of its bounds by 0\.5"),
-        (NaNBounds, "upper bound holds NaN"),
+        (ForgetfulPrepare, r"prepare drops \['image'\] from the mentions' state"),
+        (PrepareOfTheBatch, r"the state 'norm' of 6 records has shape \[1\]"),
+        (WrongBounds, r"outside its bounds by 0\.5"),
+        (NaNBounds, "upper bound contains NaN"),
         (Single, r"in float64 its scores are torch\.float32"),
-        (ReadsPadding, "behind the texts' ends"),
+        (ReadsPadding, "different padding"),
         (Unused, r"no gradient reaches idle\.weight, idle\.bias"),
     ],
 )

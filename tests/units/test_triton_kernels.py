@@ -165,7 +165,7 @@ def test_no_pairs_are_no_scores():
 def test_what_fits_no_tile_is_computed_by_torch_with_a_warning():
     takes(torch.float32)
     tensors = attention_tensors(2, 3, 2, 300, 8)
-    with pytest.warns(UserWarning, match=r"no tile for 2 x 300 tokens of 8 .* torch computes it"):
+    with pytest.warns(UserWarning, match=r"no tile for 2 x 300 tokens of width 8 .* torch computes it"):
         scores = global_to_local(*tensors, EPS, kernel="triton")
     assert torch.equal(scores, global_to_local(*tensors, EPS, kernel="torch"))
 
