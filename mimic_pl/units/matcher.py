@@ -93,8 +93,8 @@ class Matcher(Recorded, nn.Module):
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
         """Overall score of pairs from the units' scores: S = (S_T + S_V + S_C) / 3, of the same shape.
 
-        It must be elementwise. A subclass that overrides it declares in :attr:`monotone` whether the overall score
-        never decreases when a unit's score increases.
+        Each pair is combined independently. A subclass that overrides it declares in :attr:`monotone` whether the
+        overall score never decreases when a unit's score increases.
         """
         return torch.stack(list(scores.values())).mean(dim=0)
 

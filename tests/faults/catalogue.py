@@ -80,7 +80,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "Stores and the index": (
         Fault("an index of another model, text template, dtype or size", "another model", StoreError, INDEX + "test_another_models_index_is_refused", 6),
         Fault("NaN in the index", "are not finite", NonFiniteScoreError, INDEX + "test_a_number_in_the_index_that_is_none"),
-        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 is not what was written (checksum)", StoreError, INDEX + "test_a_damaged_row_is_named", 3),
+        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 fails its checksum", StoreError, INDEX + "test_a_damaged_row_is_named", 3),
         Fault("a flipped byte anywhere in the index's files: an error, or the same numbers", "is damaged", StoreError, INDEX + "test_one_flipped_byte_of_an_index", 120),
         Fault("a data file of the index is missing, cut off, or is cut off under its reader: no SIGBUS", "is damaged", StoreError, INDEX + "test_a_data_file_that_is_missing_or_cut_off", 5),
         Fault("the building of an index killed at any moment: what was written is kept", "the same numbers", None, INDEX + "test_a_killed_build_goes_on", 6),
