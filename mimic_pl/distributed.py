@@ -1,4 +1,38 @@
-"""The processes of a distributed run, and what they tell each other."""
+r"""Training and evaluation on several processes, and the collective operations that they use.
+
+The same YAML trains on one GPU, on several, and on several machines (Lightning's DDP)::
+
+    mimic-pl fit --config cli_configs/richpedia.yaml --trainer.devices 4
+
+    # two machines with 8 GPUs each: on both of them, HOST being one of the two
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python \
+        mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8
+
+A SLURM job that is requeued when it is preempted needs one command line, which starts or resumes the run, and its own
+folder::
+
+    #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --requeue --signal=SIGUSR1@120
+    srun mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8 \
+        --trainer.default_root_dir runs/$SLURM_JOB_ID --ckpt_path last
+
+**Training** computes what one process with the whole batch computes: the entities of all processes' batches are
+negatives of each mention, with gradients through the exchange, and an uneven last batch is split evenly. Loss,
+gradients and weights of 2 and 3 processes equal those of one to 1e-6. ``--data.batch_size`` is that of one process;
+``--model.global_negatives false`` keeps negatives local. Parameters that a configuration does not train (a text unit
+alone leaves half of the encoder unused) are found, frozen and named, so that DDP does not wait for them.
+
+**Evaluation** shards the knowledge base: each process encodes and keeps its shard, all rank the same mentions, and
+metrics, ranks, predictions and links are identical for any number of processes. An index on disk is written in parts,
+one a process; a build that loses a process resumes when as many are started again, and any number of processes reads
+it.
+
+**SIGTERM or Ctrl-C**, to one process or to all, ends training after the batch with a checkpoint, with exit code 143 or
+130; a second Ctrl-C ends it at once. ``--ckpt_path last`` resumes from there, or from the last checkpoint of a run that
+was killed, at the very batch: on a CPU with the same number of processes the final weights are equal bit for bit.
+
+Two processes on two cores encode 1.85 times and rank 1.93 times as fast as one process on one core (``mimic-pl
+benchmark --rows scaling``).
+"""
 
 from __future__ import annotations
 

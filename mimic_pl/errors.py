@@ -1,13 +1,17 @@
-"""What can go wrong, by kind. Every message says what was wrong, where, and what to do about it.
+"""Errors by kind. Every message says what was wrong, where, and what to do about it.
 
-The command line prints the message as one paragraph and exits with :attr:`MimicError.exit_code`, which each kind has
-for itself:
+The command line prints the message as one paragraph, and the traceback as well with ``--debug`` anywhere on the command
+line or ``MIMIC_PL_DEBUG=1`` in the environment. Checkpoints are loaded as plain tensors and their checksums compared:
+code in one is never run, and a flipped byte is found before it changes a result. Checkpoints, indexes and caches are
+written atomically. ``tests/faults/README.md`` lists every fault that is tested and what a user sees.
+
+Each kind has an exit code (:attr:`MimicError.exit_code`) that scripts can rely on:
 
 ====  ====================================================================================
 code  what it says
 ====  ====================================================================================
 0     done
-1     an exception that nobody expected: a mistake in mimic-pl, or in a class of your own
+1     an unexpected exception: a bug in mimic-pl, or in a custom class
 2     :class:`UsageError`: the command line or a configuration file cannot be understood
 3     :class:`ConfigError`: a value that cannot work
 4     :class:`DataError`: the data set, or a file that a run left behind
@@ -17,6 +21,8 @@ code  what it says
 8     :class:`DeviceMemoryError`: the memory of the device or of the host
 9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
 10    :class:`MachineError`: no room on a disk, no permission, a process that was killed
+130   ended by Ctrl-C, with a checkpoint if it was training
+143   ended by SIGTERM, with a checkpoint if it was training
 ====  ====================================================================================
 """
 

@@ -57,7 +57,7 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
         model.device,
         description,
         # Validation follows a model that changes; what is stored is of an earlier epoch.
-        anew=validating,
+        rebuild=validating,
         shard=shard,
     )
 

@@ -11,7 +11,7 @@ from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking.engine import in_float32
-from mimic_pl.ranking.stored_states import of_every_process, pick
+from mimic_pl.ranking.stored_states import gather_states, pick
 from mimic_pl.units import States, WeightedMatcher
 
 
@@ -94,7 +94,7 @@ class WeightCalibration(Callback):
         for batch, states in model.batch_encoder()(loader, "mentions", model.mention_states):
             kept = (batch["gold"].ge(0).any(dim=1) & batch["index"].ge(0)).nonzero()[:, 0]
             best = batch["gold"][kept].max(dim=1).values
-            for own, gold in of_every_process(processes, pick(states, kept), best):
+            for own, gold in gather_states(processes, pick(states, kept), best):
                 if len(gold) and sum(map(len, golds)) < self.mentions:
                     sides.append(own)
                     golds.append(gold)

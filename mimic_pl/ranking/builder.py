@@ -1,4 +1,4 @@
-"""Building the index of a knowledge base: in which dtype, and where it is stored."""
+"""Building the entity index of a knowledge base: dtype, storage, shards."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from mimic_pl.records import Entity
 from mimic_pl.units import States
 
 Batches = Callable[[int], Iterable[tuple[Tensor, States]]]
-"""From which entity of the shard on -> batches of positions in the knowledge base, int64 ``[batch]``, and states."""
+"""Yields, from the n-th entity of the shard on, positions in the knowledge base, int64 ``[batch]``, and states."""
 
 
 class IndexBuilder(Recorded):
-    """Builds the index of a knowledge base, whose entities have their positions as order numbers.
+    """Builds the entity index of a knowledge base. Order numbers are positions in the knowledge base.
 
     Args:
-        dtype: How numbers are stored (see :data:`~mimic_pl.ranking.quantization.IndexDtype`): 19.3, 9.7 or 5.0 kB an
+        dtype: Dtype of stored states (see :data:`~mimic_pl.ranking.quantization.IndexDtype`): 19.3, 9.7 or 5.0 kB per
             entity at published sizes.
-        storage: ``device`` keeps the index where the model is; ``host`` in the host's memory, moved to the device
-            block by block; ``disk`` in a folder, as a Lance dataset that is read in blocks, so that a knowledge base of
-            any size is ranked in little memory and encoded once for many runs of ``test`` and ``predict``.
-        folder: With ``disk``: where the index is; ``index`` in the run's folder by default.
+        storage: ``device`` keeps the index on the model's device; ``host`` in host memory, copied to the device block
+            by block; ``disk`` in a folder, as a Lance dataset that is read in blocks, so that a knowledge base of any
+            size is ranked in little memory and encoded once for many runs of ``test`` and ``predict``.
+        folder: Folder of an index on ``disk``; ``index`` in the run's folder by default.
 
     Raises:
-        ConfigError: A folder for an index that is not on disk.
+        ConfigError: A folder is given for an index that is not on disk.
     """
 
     def __init__(
@@ -50,7 +50,10 @@ class IndexBuilder(Recorded):
         folder: str | None = None,
     ) -> None:
         if folder is not None and storage != "disk":
-            raise ConfigError(f"index: the folder {folder!r} is for an index on disk, and storage is {storage!r}.")
+            raise ConfigError(
+                f"index: the folder {folder!r} is only used for an index on disk, but storage is {storage!r}. Remove "
+                "folder, or set storage to 'disk'."
+            )
         self.dtype: IndexDtype = dtype
         self.storage = storage
         self.folder = folder
@@ -68,13 +71,13 @@ class IndexBuilder(Recorded):
 
         Args:
             entities: The knowledge base.
-            batches: Encodes those of the shard.
+            batches: Encodes the entities of the shard.
             device: The model's device.
-            shard: What this process holds; all by default.
-            made_from: What the states depend on: one value on all processes.
+            shard: Entities of this process; all by default.
+            made_from: What the states depend on, as text; the same on all processes.
 
         Raises:
-            StoreError: The shards do not add up to the knowledge base, or are not made from the same.
+            StoreError: The shards do not add up to the knowledge base, or ``made_from`` differs between processes.
         """
         shard = shard or Shard.whole(len(entities))
         index = MemoryIndex(device, self.dtype, on_host=self.storage == "host", shard=shard)
@@ -91,32 +94,32 @@ class IndexBuilder(Recorded):
         batches: Batches,
         device: torch.device,
         description: Mapping[str, Any],
-        anew: bool = False,
+        rebuild: bool = False,
         shard: Shard | None = None,
     ) -> EntityIndex:
-        """Open the index in a folder; encode what it lacks of the knowledge base, all of it or the rest of a build.
+        """Open the index in a folder, after encoding the entities that it lacks: all, or the rest of a build.
 
-        Several processes write a part each, and one commit publishes all parts. One that was lost goes on where it was
-        when as many are started again.
+        Each process writes one part, and a single commit publishes all parts. An interrupted build resumes when it is
+        started again with the same number of processes.
 
         Args:
-            folder: Where it is or will be.
+            folder: Folder of the index.
             entities: The knowledge base.
-            batches: Encodes those of the shard, in order: from its n-th on.
+            batches: Encodes the entities of the shard, in order, from the n-th on.
             device: The model's device.
             description: What the index depends on, as plain values.
-            anew: Replace what is there.
-            shard: What this process encodes and goes through, a stretch of the knowledge base; all by default.
+            rebuild: Replace an existing index.
+            shard: Entities that this process encodes and scans, a contiguous range; all by default.
 
         Raises:
-            StoreError: The index there was built by another model or from other data, is being written by another
-                process, or there is no room.
+            StoreError: The existing index was built by another model or from other data, another process is writing
+                it, or the disk is full.
         """
         shard = shard or Shard.whole(len(entities))
         wanted = {**description, "dtype": self.dtype, "number of entities": len(entities)}
-        # What the first process sees there holds for all.
-        if shard.processes.objects(anew or not is_published(folder))[0]:
-            self._write(folder, entities, batches, device, wanted, anew, shard)
+        # The first process decides for all.
+        if shard.processes.objects(rebuild or not is_published(folder))[0]:
+            self._write(folder, entities, batches, device, wanted, rebuild, shard)
         index = LanceIndex(folder, wanted, device, shard)
         _require_complete(index, len(entities), repr(sorted(wanted.items())))
         self._log_size(index)
@@ -129,17 +132,17 @@ class IndexBuilder(Recorded):
         batches: Batches,
         device: torch.device,
         description: Mapping[str, Any],
-        anew: bool,
+        rebuild: bool,
         shard: Shard,
     ) -> None:
         processes, rows = shard.processes, len(shard.order)
         writers = [rank for rank, local in enumerate(processes.objects(rows)) if local]
         part = writers.index(processes.rank) if rows else -1
-        with ExitStack() as locked:
+        with ExitStack() as stack:
 
             def begin() -> PartWriter:
-                writer = PartWriter(folder, part, len(writers), rows, description, anew)
-                return locked.enter_context(writer)
+                writer = PartWriter(folder, part, len(writers), rows, description, rebuild)
+                return stack.enter_context(writer)
 
             def write() -> PartWriter | None:
                 if not rows:
@@ -148,18 +151,20 @@ class IndexBuilder(Recorded):
                 if writer.next_row < rows:
                     for positions, states in batches(writer.next_row):
                         new = torch.searchsorted(shard.order, positions.cpu()) >= writer.next_row
-                        chosen = positions.cpu()[new]
+                        new_positions = positions.cpu()[new]
                         columns = to_columns(states, self.dtype)
-                        records = [entities[position] for position in chosen.tolist()]
-                        on = new.to(positions.device)
-                        writer.append(records, chosen, {name: column[on] for name, column in columns.items()})
+                        records = [entities[position] for position in new_positions.tolist()]
+                        mask = new.to(positions.device)
+                        writer.append(records, new_positions, {name: column[mask] for name, column in columns.items()})
                 writer.flush()
                 return writer
 
-            # The first one removes what is left of other builds before anyone writes.
+            # The first writer removes leftovers of other builds before any other starts.
             first = processes.together(lambda: begin() if part == 0 else None, device)
             own = processes.together(write, device)
-            fragments = [f for some in processes.objects(own.fragments if own else []) for f in some]
+            fragments = [
+                f for part_fragments in processes.objects(own.fragments if own else []) for f in part_fragments
+            ]
 
             def commit() -> None:
                 if part == 0:
@@ -169,21 +174,21 @@ class IndexBuilder(Recorded):
             processes.together(commit, device)
 
     def _log_size(self, index: EntityIndex) -> None:
-        """Log once, not after every epoch, how large the index is."""
+        """Log the size of the index, once rather than after every epoch."""
         if self._logged_size != len(index):
             self._logged_size = len(index)
-            size = max(index.processes.objects(index.bytes_per_entity))  # 0 where a process holds no entity
+            size = max(index.processes.objects(index.bytes_per_entity))  # 0 on a process without entities
             rank_zero_info(
                 f"Index of {len(index):,} entities, {self.dtype} on {self.storage}: "
-                f"{size:,} bytes each, {readable_bytes(size * len(index))} in all."
+                f"{size:,} bytes each, {readable_bytes(size * len(index))} in total."
             )
 
 
 def _require_complete(index: EntityIndex, num_entities: int, made_from: str) -> None:
-    """Check that the processes' shards are all of the knowledge base, each entity once, and made from the same.
+    """Check that the shards cover every entity exactly once and were built with the same weights and data.
 
     Raises:
-        StoreError: They are not.
+        StoreError: They do not, or were not.
     """
     processes = index.processes
     found = torch.zeros(num_entities, dtype=torch.int32, device=index.device)
@@ -191,18 +196,18 @@ def _require_complete(index: EntityIndex, num_entities: int, made_from: str) -> 
     wrong = int((processes.sum(found) != 1).sum())
     if wrong:
         raise StoreError(
-            f"The index is incomplete: {wrong} of {num_entities} entities are held by no process or by several. The "
-            "entity_dataloader() of the data module must yield every entity once."
+            f"The index is incomplete: {wrong} of {num_entities} entities are on no process or on several. The "
+            "entity_dataloader() of the data module must yield every entity exactly once."
         )
     if len(set(processes.objects(made_from))) > 1:
         raise StoreError(
-            "The processes have encoded the knowledge base with different weights or from different data. Give all of "
-            "them the same checkpoint, data and settings."
+            "The processes encoded the knowledge base with different weights or from different data. Start all of them "
+            "with the same checkpoint, data and settings."
         )
 
 
 def fingerprint(*modules: nn.Module) -> str:
-    """A hash of all weights of these modules, by name."""
+    """Hash of the names and values of all weights of these modules."""
     digest = hashlib.sha256()
     for number, module in enumerate(modules):
         for name, tensor in sorted(module.state_dict().items()):

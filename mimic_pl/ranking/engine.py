@@ -1,4 +1,4 @@
-"""Exact ranks and top-k over the whole knowledge base, in blocks: nothing of size mentions x entities is kept."""
+"""Exact ranks and top-k over the whole knowledge base, in blocks, without storing mentions x entities scores."""
 
 from __future__ import annotations
 
@@ -16,28 +16,29 @@ from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
 from mimic_pl.ranking.search import Search
-from mimic_pl.ranking.stored_states import joined, of_every_process
+from mimic_pl.ranking.stored_states import gather_states, joined
 from mimic_pl.units import Matcher, States, flat
 
 _PAIRS_ON_CPU = 1 << 19
-"""Pairs in a block on a CPU: what is kept of each pair, some dozens of numbers, stays near the caches."""
+"""Pairs per block on a CPU: the dozens of values per pair mostly stay in the caches."""
 
 _PAIRS_ON_DEVICE = 1 << 22
-"""Pairs in a block on another device at most; more fill it no better."""
+"""Maximum pairs per block on other devices; more do not improve utilization."""
 
 _BYTES_PER_PAIR = 1024
-"""Working memory of a pair on another device, generously."""
+"""Generous estimate of the working memory per pair on other devices."""
 
 
 class Ranking(NamedTuple):
-    """Where the golds of a block of mentions stand among all entities, and who stands on top.
+    """Ranks of the golds of a block of mentions among all entities, and the top entities.
 
     Attributes:
-        ranks: For ``overall`` and each unit that is ranked, the 1-based rank of the best-ranked gold, int64
-            ``[mentions]``; 0 where the mention has no gold in the knowledge base.
+        ranks: For ``overall`` and each ranked unit, the 1-based rank of the best-ranked gold, int64 ``[mentions]``; 0
+        if
+            the mention has no gold in the knowledge base.
         top_entities: Order numbers of the top entities by overall score, best first, int64 ``[mentions, k]``.
         top_scores: For ``overall`` and each unit, the scores of ``top_entities``, float32 ``[mentions, k]``.
-        gold_ranks: Like ``ranks``, but of every gold, int64 ``[mentions, golds]``; 0 where there is none.
+        gold_ranks: Like ``ranks``, for every gold, int64 ``[mentions, golds]``; 0 where there is none.
     """
 
     ranks: dict[str, Tensor]
@@ -46,9 +47,9 @@ class Ranking(NamedTuple):
     gold_ranks: dict[str, Tensor] = {}
 
     def reranked(self, scores: Tensor) -> Ranking:
-        """The same with the top entities in the order of new overall scores, ``[mentions, k]``, and the golds in it.
+        """Reorder the top entities, and the golds among them, by new overall scores, ``[mentions, k]``.
 
-        Ties stay in the order that they had. A gold behind the top entities keeps its rank.
+        Ties keep their order. Golds outside the top entities keep their ranks.
         """
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         ranks, k = self.gold_ranks["overall"], order.shape[1]
@@ -64,7 +65,7 @@ class Ranking(NamedTuple):
         )
 
     def at(self, rows: Tensor) -> Ranking:
-        """Those of some of the mentions, int64 ``[n]``."""
+        """The ranking of some of the mentions, int64 ``[n]``."""
         return Ranking(
             {name: ranks[rows] for name, ranks in self.ranks.items()},
             self.top_entities[rows],
@@ -76,32 +77,32 @@ class Ranking(NamedTuple):
 class Ranker(Recorded):
     """Ranks the whole knowledge base for a block of mentions.
 
-    All entities stand in one total order: score descending, then order number. The rank of a gold is its place in that
-    order, so top-k lists and ranks agree, and a constant scorer ranks the golds by their order numbers, which gains it
-    nothing. The scores that are ordered are those of float64 arithmetic on the states of the index, rounded to float32.
-    They are computed where float32 leaves an order open, so that neither the size of the blocks, nor the order in which
-    entities are stored, nor pruning, nor the number of processes changes a rank.
+    Entities are totally ordered by descending score, then by order number. The rank of a gold is its position in that
+    order, so top-k lists and ranks agree, and a constant scorer gains nothing: it ranks golds by their order numbers.
+    The order is that of scores computed in float64 from the states of the index and rounded to float32. They are only
+    computed where float32 leaves the order undecided, so ranks depend neither on block size, nor on the order in which
+    entities are stored, nor on pruning, nor on the number of processes.
 
-    Pruning: a pair is first bounded (see :meth:`~mimic_pl.units.Unit.bounds`), at a fraction of its cost. Where the
-    bounds place it before or behind the gold and out of the top, it is never scored.
+    Pruning: a pair is first bounded (see :meth:`~mimic_pl.units.Unit.bounds`), at a fraction of the cost of its score.
+    If the bounds decide whether it ranks ahead of the gold and exclude it from the top, it is never scored.
 
-    Where several processes shard the index, each brings mentions of its own. All rank all mentions among the entities
-    that they hold: the scores of golds are shared, counts are summed, top lists merged, and each process gets the
-    results of its mentions. They must call equally often, and end with the same error where one of them raises any.
+    If the index is sharded across processes, each process passes its own mentions. All processes rank all mentions
+    among their local entities: gold scores are exchanged, counts summed, top lists merged, and each process gets the
+    results for its mentions. All must make the same number of calls; if one raises an error, all raise it.
 
-    A mention with several golds takes as much work as so many mentions: each gold is ranked on its own.
+    Each gold is ranked separately: a mention with n golds costs as much as n mentions.
 
     A matcher may reorder each list of top entities (see :meth:`~mimic_pl.units.Matcher.rerank`): a gold among them gets
-    the rank of its new place, all others keep theirs.
+    its new rank, all others keep theirs.
 
     Args:
-        top_k: How many top entities are kept for each mention.
-        unit_ranks: ``all`` also ranks by each unit's own score; ``cheap`` leaves out units whose scores are expensive
-            (TGLU), since bounds leave more pairs open for their own ranks than for the overall rank.
-        prune: Bound before scoring; off, every pair is scored, to the same ranks.
-        pairs_per_block: Pairs that are looked at together. The working set is proportional to it, some 100 bytes a pair
-            and 1 kB where attention is computed on a GPU, whatever the size of the knowledge base. By default 524,288
-            on a CPU, and on another device what a quarter of its free memory holds, at most 4 million.
+        top_k: Number of top entities per mention.
+        unit_ranks: ``all`` also ranks by each unit's score; ``cheap`` skips units with expensive scores (TGLU), since
+            bounds leave more pairs undecided for their ranks than for the overall rank.
+        prune: Bound before scoring; if False, every pair is scored, with the same ranks.
+        pairs_per_block: Pairs that are processed at once. The working set is proportional to it, some 100 bytes per
+            pair, or 1 kB where attention is computed on a GPU, and independent of the size of the knowledge base. By
+            default 524,288 on a CPU, and on other devices what fits in a quarter of the free memory, at most 4 million.
 
     Raises:
         ConfigError: ``top_k`` or ``pairs_per_block`` is below 1.
@@ -122,7 +123,7 @@ class Ranker(Recorded):
         self.pairs_per_block = pairs_per_block
 
     def ranked(self, matcher: Matcher) -> tuple[str, ...]:
-        """Names of the scores that golds are ranked by."""
+        """Names of the scores by which golds are ranked."""
         return matcher.score_names if self.unit_ranks == "all" else matcher.cheap_score_names
 
     @torch.no_grad()
@@ -138,9 +139,9 @@ class Ranker(Recorded):
 
         Raises:
             ValueError: ``gold`` has another type or shape.
-            NonFiniteScoreError: A score is NaN or infinite; the error carries the row of the mention in this block and
-                the order number of the entity.
-            DeviceMemoryError: Not even a small block fits the device's memory.
+            NonFiniteScoreError: A score is NaN or infinite; the error has the row of the mention in this block and the
+                order number of the entity.
+            DeviceMemoryError: Even a small block does not fit in the device's memory.
         """
         ranking = self._rank(matcher, mentions, index, _checked_gold(gold, mentions, index.device))
         if not matcher.reranks:
@@ -151,7 +152,7 @@ class Ranker(Recorded):
 
     def _rank(self, matcher: Matcher, mentions: States, index: EntityIndex, gold: Tensor) -> Ranking:
         processes = index.processes
-        parts = of_every_process(processes, mentions, gold)
+        parts = gather_states(processes, mentions, gold)
         sizes = [len(golds) for _, golds in parts]
         mentions, gold = joined([states for states, _ in parts]), torch.cat([golds for _, golds in parts])
         matcher = in_float32(matcher)
@@ -169,7 +170,7 @@ class Ranker(Recorded):
         return Ranking(ranks, top.order, top.scores, gold_ranks).at(own)
 
     def _scan(self, search: Search, golds: dict[str, Golds]) -> Scan:
-        """Scan in blocks that fit the device's memory: smaller ones, once, where it has run out."""
+        """Scan in blocks that fit in the device's memory; retry once with smaller ones if it runs out."""
         device = search.index.device
         pairs = self.pairs_per_block or _pairs_that_fit(device)
         try:
@@ -177,15 +178,15 @@ class Ranker(Recorded):
         except torch.OutOfMemoryError:
             if device.type == "cuda":
                 torch.cuda.empty_cache()
-        # Outside of the handler: the failed block's tensors are free by now.
+        # Outside the handler, so that the failed block's tensors have been freed.
         smaller = max(1, pairs // 8)
         try:
             return search.scan(golds, smaller)
         except torch.OutOfMemoryError as error:
             raise DeviceMemoryError(
-                f"{device} has no memory left to rank {len(search.gold)} mentions: {pairs} pairs at once are too many, "
-                f"and so are {smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index in the "
-                "host's memory (--model.index.storage host)."
+                f"{device} ran out of memory ranking {len(search.gold)} mentions, with {pairs} pairs at once and with "
+                f"{smaller}. Rank fewer mentions at once (--data.eval_batch_size), or keep the index in host memory "
+                "(--model.index.storage host)."
             ) from error
 
 
@@ -202,7 +203,7 @@ def _checked_gold(gold: Tensor | None, mentions: States, device: torch.device) -
 
 
 def in_float32(matcher: Matcher) -> Matcher:
-    """The matcher itself, or a copy if its weights are of another type: states are float32."""
+    """The matcher itself, or a float32 copy if its weights have another dtype, since states are float32."""
     if all(weight.dtype == torch.float32 for weight in matcher.parameters()):
         return matcher
     return copy.deepcopy(matcher).float()
@@ -210,16 +211,16 @@ def in_float32(matcher: Matcher) -> Matcher:
 
 @contextmanager
 def _full_precision(device: torch.device) -> Iterator[None]:
-    """Float32 proper, whatever training allows itself or asks for: errors must stay below the search's tolerance."""
-    allowed, usual = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    """Use full float32 precision regardless of training settings: errors must stay below the search's tolerance."""
+    precision, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
     torch.set_default_dtype(torch.float32)
     try:
         with torch.autocast(device.type, enabled=False):
             yield
     finally:
-        torch.set_float32_matmul_precision(allowed)
-        torch.set_default_dtype(usual)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_default_dtype(dtype)
 
 
 def _pairs_that_fit(device: torch.device) -> int:

@@ -1,4 +1,4 @@
-"""The scores that decide near ties: of single pairs, in float64."""
+"""Float64 scores of selected pairs, which resolve near ties."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from mimic_pl.ranking.stored_states import pick
 from mimic_pl.units import Matcher, States
 
 _NUMBERS_ON_CPU = 1 << 20
-"""Numbers of states that are copied to float64 at once on a CPU, 8 MB: what stays in its caches."""
+"""State values converted to float64 at once on a CPU: 8 MB, which stay in the caches."""
 
 _NUMBERS_ON_DEVICE = 1 << 26
-"""The same on another device, half a gigabyte."""
+"""State values converted to float64 at once on other devices: half a gigabyte."""
 
 
 class ExactScores:
-    """Scores of chosen pairs in float64, rounded to float32: these define the order of the entities.
+    """Scores selected pairs in float64 and rounds to float32: these scores define the order of entities.
 
-    A matrix product's last bits depend on its shape, so the float32 scores of a block depend on the block. Where they
-    are too close to a mention's gold to decide, both are computed here, from the same stored states, and rounded: equal
-    entities are equal, and no size of blocks and no number of processes changes a rank.
+    The last bits of a matrix product depend on its shape, so float32 scores depend on the block size. Where such a
+    score is too close to a gold's to decide, both are computed here, from the same stored states, and rounded: equal
+    entities get equal scores, and ranks depend neither on block size nor on the number of processes.
 
     Args:
         matcher: Scores pairs.
@@ -43,7 +43,7 @@ class ExactScores:
         Args:
             rows: Mentions, int64 ``[pairs]``.
             entities: States of as many entities.
-            names: Units to score by; by default all of them, and ``overall``.
+            names: Units to score with; by default all of them, plus ``overall``.
         """
         scores = {name: self._score(name, rows, entities) for name in names or tuple(self.matcher.units)}
         if names is None:

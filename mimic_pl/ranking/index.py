@@ -1,4 +1,4 @@
-"""The entity index: what the units keep of every entity, found by order number or by id."""
+"""The entity index: the units' states of every entity, looked up by order number or by id."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Block(NamedTuple):
     """Some entities of an index.
 
     Attributes:
-        states: Their states, decoded where they are looked at.
-        state_hashes: For each unit a hash of each entity's state, int64 ``[entities]``; equal states have equal hashes.
-        finite: Whether all numbers of an entity's states are finite, bool ``[entities]``.
+        states: Their states, decoded lazily.
+        state_hashes: Hash of each entity's state by unit, int64 ``[entities]``; equal states have equal hashes.
+        finite: Whether all values of an entity's states are finite, bool ``[entities]``.
     """
 
     states: States
@@ -31,12 +31,12 @@ class Block(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """Which entities of a knowledge base a process holds.
+    """The entities of a knowledge base that are local to a process.
 
     Attributes:
         order: Their order numbers, int64 ``[local]``.
-        total: Entities in the knowledge base.
-        processes: The processes that hold all of it together, each entity once.
+        total: Number of entities in the knowledge base.
+        processes: The processes whose shards together contain each entity once.
     """
 
     order: Tensor
@@ -45,21 +45,21 @@ class Shard(NamedTuple):
 
     @staticmethod
     def whole(total: int) -> Shard:
-        """All entities of a knowledge base whose order numbers count from 0."""
+        """A single shard with all entities, whose order numbers count from 0."""
         return Shard(torch.arange(total), total, ProcessGroup(alone=True))
 
 
 class EntityIndex(ABC):
     """States of the entities of a knowledge base, read in blocks: in memory or on disk.
 
-    An entity is named by its id, a string, and has an order number. Order numbers settle ties and are what top lists
-    hold; they need not be contiguous, and the order in which entities are stored means nothing.
+    An entity has an id, a string, and an order number. Order numbers break ties and identify entities in top lists;
+    they need not be contiguous. The order in which entities are stored has no meaning.
 
-    Several processes hold a shard each.
+    With several processes, each has a shard.
 
     Args:
-        processes: The processes that hold the knowledge base together.
-        device: Where blocks are handed out.
+        processes: The processes that share the knowledge base.
+        device: Device on which blocks are returned.
     """
 
     def __init__(self, processes: ProcessGroup, device: torch.device | str) -> None:
@@ -70,36 +70,36 @@ class EntityIndex(ABC):
 
     @abstractmethod
     def __len__(self) -> int:
-        """Entities in the knowledge base."""
+        """Number of entities in the knowledge base, on all processes."""
 
     @property
     @abstractmethod
     def order(self) -> Tensor:
-        """Order numbers of the entities that this process holds, as they are stored, int64 ``[local]``."""
+        """Order numbers of the local entities, in storage order, int64 ``[local]``."""
 
     @property
     @abstractmethod
     def ids(self) -> Sequence[str]:
-        """Ids of the entities that this process holds, as they are stored."""
+        """Ids of the local entities, in storage order."""
 
     @property
     @abstractmethod
     def bytes_per_entity(self) -> int:
-        """Bytes that one entity's states take, state hashes included."""
+        """Bytes of one entity's states, including state hashes."""
 
     @abstractmethod
     def _slice(self, start: int, stop: int) -> Mapping[str, Tensor]:
-        """Columns of the entities that this process holds, from row ``start`` of the storage to before ``stop``."""
+        """Columns of the local entities in storage rows ``start`` to ``stop``, exclusive."""
 
     @abstractmethod
     def _take(self, rows: Tensor) -> Mapping[str, Tensor]:
-        """Columns of some of the entities that this process holds, by their rows in the storage, int64 ``[n]``."""
+        """Columns of the local entities in these storage rows, int64 ``[n]``."""
 
     def order_of(self, ids: Sequence[str]) -> Tensor:
         """Order numbers of the entities with these ids, int64 ``[n]``.
 
         Raises:
-            DataError: This process holds no entity with such an id.
+            DataError: No local entity has such an id.
         """
         if self._row_of_id is None:
             self._row_of_id = {id: row for row, id in enumerate(self.ids)}
@@ -116,34 +116,34 @@ class EntityIndex(ABC):
         """Ids of the entities with these order numbers, int64 ``[n]``.
 
         Raises:
-            DataError: This process holds no entity with such an order number.
+            DataError: No local entity has such an order number.
         """
         ids = self.ids
         return [ids[row] for row in self._rows_of(order).tolist()]
 
     def holds(self, order: Tensor) -> Tensor:
-        """Which entities this process holds, bool of the same shape."""
+        """Whether the entities with these order numbers are local, bool of the same shape."""
         return torch.isin(order, self.order)
 
     def select(self, order: Tensor) -> Block:
-        """The entities with these order numbers, int64 ``[n]``, in this order; this process holds them.
+        """The local entities with these order numbers, int64 ``[n]``, in this order.
 
         Raises:
-            DataError: It does not.
+            DataError: No local entity has such an order number.
         """
         return self._block(self._take(self._rows_of(order)))
 
     def gather(self, order: Tensor) -> States:
-        """States of the entities with these order numbers, whichever process holds them; collective.
+        """States of the entities with these order numbers, gathered from all processes; collective.
 
         Args:
-            order: int64 ``[n]``, the same on all processes, none twice.
+            order: int64 ``[n]``, without duplicates, the same on all processes.
         """
         if self.processes.world_size == 1:
             return self.select(order).states
         local = order[self.holds(order)]
         own = flat(self.select(local).states) if len(local) else {}
-        # A process that holds none of them does not know their shapes.
+        # A process without any of these entities does not know the shapes.
         like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in own.items()})))
         sent = [own[key] if own else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()]
         parts = self.processes.gather([local, *(tensor.to(self.device) for tensor in sent)])
@@ -152,10 +152,10 @@ class EntityIndex(ABC):
         return nested({key: tensor[rows] for key, tensor in zip(like, tensors, strict=True)})
 
     def blocks(self, size: int) -> Iterator[tuple[Tensor, Block]]:
-        """Go through the entities that this process holds, as they are stored.
+        """Iterate over the local entities in storage order.
 
         Yields:
-            The order numbers of the entities of a block, int64 ``[n]``, and the block of at most ``size`` entities.
+            Order numbers of the entities of a block, int64 ``[n]``, and the block, of at most ``size`` entities.
         """
         order = self.order
         for start in range(0, len(order), size):
@@ -163,7 +163,7 @@ class EntityIndex(ABC):
             yield order[start:stop], self._block(self._slice(start, stop))
 
     def _rows_of(self, order: Tensor) -> Tensor:
-        """Rows in the storage of the entities with these order numbers, int64 ``[n]``."""
+        """Storage rows of the local entities with these order numbers, int64 ``[n]``."""
         if self._sorted is None:
             self._sorted = self.order.sort()
         numbers, rows = self._sorted
@@ -177,7 +177,7 @@ class EntityIndex(ABC):
         return rows[found]
 
     def _forget_lookups(self) -> None:
-        """Entities have changed: what :meth:`order_of` and :meth:`select` look up is made again when it is needed."""
+        """Drop cached lookups of :meth:`order_of` and :meth:`select` after entities have changed."""
         self._sorted = self._row_of_id = None
 
     def _block(self, columns: Mapping[str, Tensor]) -> Block:

@@ -1,4 +1,4 @@
-"""An entity index on disk, a Lance dataset, read where it is looked at."""
+"""An entity index on disk, stored as a Lance dataset and read on demand."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ from mimic_pl.records import Entity
 
 
 class LanceIndex(EntityIndex):
-    """An index in a folder: opening reads the order numbers, and going through it keeps memory flat.
+    """An index in a folder. Opening it reads the order numbers only, and a scan needs constant memory.
 
     The folder is a Lance dataset with the columns ``id``, ``order``, ``name``, ``fields`` (JSON), ``images``, the state
-    columns and two checksums. Any number of processes read it. Checksums are compared wherever rows are read.
+    columns and two checksums. Any number of processes may read it. Checksums are verified whenever rows are read.
 
-    A process that was forked from one that has used it cannot use it.
+    It cannot be used in a process that was forked from one that has used Lance.
 
     Args:
-        folder: Where it is.
+        folder: Folder of the index.
         expects: Values that its description must have: the model's fingerprint, the text template, and so on.
-        device: Where blocks are handed out.
-        shard: What this process goes through; all of it by default.
+        device: Device on which blocks are returned.
+        shard: Entities that this process scans; all by default.
 
     Raises:
-        StoreError: There is none, it is unfinished or damaged, or it was built by another model or from other data.
+        StoreError: The index is missing, unfinished or damaged, or was built by another model or from other data.
         MachineError: This process was forked from one that has used Lance.
     """
 
@@ -65,62 +65,62 @@ class LanceIndex(EntityIndex):
             self._dataset = lance().dataset(str(self.folder))
             text = (self._dataset.schema.metadata or {}).get(METADATA.encode())
         if text is None:
-            raise StoreError(f"{self.folder} holds a Lance dataset that is no {INDEX}. Choose another folder.")
+            raise StoreError(f"{self.folder} contains a Lance dataset that is not an {INDEX}. Choose another folder.")
         with self._reading():
             self._format = RowFormat.loads(text)
         if other := differences(self.description, expects or {}):
             raise StoreError(
-                f"The {INDEX} in {self.folder} was built for {other}. Build it again, in another folder or with this "
-                "one deleted."
+                f"The {INDEX} in {self.folder} was built for {other}. Rebuild it in another folder, or delete this one "
+                "first."
             )
         self._require_files()
         with self._reading():
             order = self._dataset.to_table(columns=["order"]).column("order").to_numpy()
         if len(np.unique(order)) != len(order):
-            raise self._damaged("order numbers come twice")
+            raise self._damaged("it has duplicate order numbers")
         self._len = len(order)
         self._dataset_rows = np.arange(len(order)) if shard is None else self._rows_of_shard(order, shard)
         self._order = torch.from_numpy(order[self._dataset_rows]).to(self.device)
         self._ids: Sequence[str] | None = None
 
     def __len__(self) -> int:
-        """Entities in the knowledge base."""
+        """Number of entities in the knowledge base."""
         return self._len
 
     @property
     def order(self) -> Tensor:
-        """Order numbers of the entities that this process goes through, int64 ``[local]``."""
+        """Order numbers of the local entities, int64 ``[local]``."""
         return self._order
 
     @property
     def ids(self) -> Sequence[str]:
-        """Ids of the entities that this process goes through; they are read when they are first asked for."""
+        """Ids of the local entities, read on first access."""
         if self._ids is None:
             self._ids = [entity.id for entity in self.entities(self.order)]
         return self._ids
 
     @property
     def description(self) -> Mapping[str, Any]:
-        """What the index was made from."""
+        """Description of what the index was built from."""
         return self._format.description
 
     @property
     def bytes_per_entity(self) -> int:
-        """Bytes that one entity's states take on disk, state hashes included."""
+        """Bytes of one entity's states on disk, including state hashes."""
         return self._format.bytes_per_entity
 
     def entities(self, order: Tensor) -> list[Entity]:
-        """Records of the entities with these order numbers, int64 ``[n]``.
+        """Records of the local entities with these order numbers, int64 ``[n]``.
 
         Raises:
-            DataError: This process does not go through them.
+            DataError: No local entity has such an order number.
             StoreError: A row is damaged.
         """
         rows = self._dataset_rows[self._rows_of(order).cpu().numpy()]
         table = self._read(rows, list(RECORD_COLUMNS))
         with self._reading():
             records, damaged = self._format.entities(table)
-        self._require_sound(rows, damaged)
+        self._require_intact(rows, damaged)
         return records
 
     def _slice(self, start: int, stop: int) -> Mapping[str, Tensor]:
@@ -130,11 +130,11 @@ class LanceIndex(EntityIndex):
         return self._states(self._dataset_rows[rows.cpu().numpy()])
 
     def _states(self, rows: NDArray[np.int64]) -> Mapping[str, Tensor]:
-        """State columns of the dataset's rows, ``[n, ...]``."""
+        """State columns of these rows of the dataset, ``[n, ...]``."""
         table = self._read(rows, ["order", *self._format.columns, STATE_CHECKSUM])
         with self._reading():
             columns, damaged = self._format.states(table)
-        self._require_sound(rows, damaged)
+        self._require_intact(rows, damaged)
         return columns
 
     def _read(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
@@ -143,11 +143,11 @@ class LanceIndex(EntityIndex):
             return self._dataset.take(rows, columns=columns)
 
     def _rows_of_shard(self, order: NDArray[np.int64], shard: Shard) -> NDArray[np.int64]:
-        """The dataset's rows of a shard, as they are stored."""
+        """Rows of the dataset that belong to a shard, in storage order."""
         if shard.total != len(order):
             raise StoreError(
-                f"The {INDEX} in {self.folder} has {len(order)} entities, and the knowledge base has {shard.total}. "
-                "Delete the folder, and it is built again."
+                f"The {INDEX} in {self.folder} has {len(order)} entities, but the knowledge base has {shard.total}. "
+                "Delete the folder to rebuild it."
             )
         wanted = shard.order.cpu().numpy()
         if not np.isin(wanted, order).all():
@@ -155,32 +155,30 @@ class LanceIndex(EntityIndex):
         return np.flatnonzero(np.isin(order, wanted))
 
     def _require_files(self) -> None:
-        """Check that every data file is there and as long as it should be."""
+        """Check that every data file exists and has the expected size."""
         for fragment in self._dataset.get_fragments():
             for file in fragment.metadata.files:
                 path = data_file(self.folder, file.path)
                 if not path.exists():
-                    raise StoreError(f"{path} is missing, a part of the {INDEX}. Delete the folder and build it again.")
+                    raise StoreError(f"{path}, a part of the {INDEX}, is missing. Delete the folder to rebuild it.")
                 size = path.stat().st_size
                 if file.file_size_bytes not in (None, size):
                     raise StoreError(
-                        f"{path} has {size} bytes where the {INDEX} needs {file.file_size_bytes}: it was cut off or "
-                        "replaced. Delete the folder and build it again."
+                        f"{path} has {size} bytes instead of the {file.file_size_bytes} that the {INDEX} needs: it was "
+                        "truncated or replaced. Delete the folder to rebuild it."
                     )
 
-    def _require_sound(self, rows: NDArray[np.int64], damaged: int | None) -> None:
+    def _require_intact(self, rows: NDArray[np.int64], damaged: int | None) -> None:
         if damaged is not None:
             name = self._read(rows[damaged : damaged + 1], ["id", "order"]).to_pylist()[0]
-            raise self._damaged(
-                f"the entity {name['id']!r} with the order number {name['order']} is not what was written (checksum)"
-            )
+            raise self._damaged(f"the entity {name['id']!r} with the order number {name['order']} fails its checksum")
 
     def _damaged(self, how: object) -> StoreError:
-        return StoreError(f"The {INDEX} in {self.folder} is damaged: {how}. Delete the folder and build it again.")
+        return StoreError(f"The {INDEX} in {self.folder} is damaged: {how}. Delete the folder to rebuild it.")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
-        """What Lance and Arrow raise, or panic with, over damaged files is a StoreError."""
+        """Turn errors and panics of Lance and Arrow over damaged files into a StoreError."""
         try:
             yield
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, BufferError) as error:

@@ -1,4 +1,4 @@
-"""Rows of an entity index on disk: a record and its states as Arrow columns, with checksums."""
+"""Row format of an entity index on disk: records and states as Arrow columns, with checksums."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from mimic_pl.files import checksum_of
 from mimic_pl.records import Entity
 
 INDEX = "entity index"
-"""What error messages call it."""
+"""Name in error messages."""
 
 RECORD_COLUMNS = ("id", "order", "name", "fields", "images", "record_crc32")
-"""An entity's record; its checksum is of the others."""
+"""Columns of an entity's record; the last is the checksum of the others."""
 
 STATE_CHECKSUM = "state_crc32"
-"""The checksum of the order number and all state columns of an entity."""
+"""Column with the checksum of an entity's order number and state columns."""
 
 METADATA = "mimic_pl"
-"""Key of the index's description in the metadata of the dataset's schema."""
+"""Key of the index's description in the schema metadata of the dataset."""
 
 _VERSION = 1
 _FORMAT = "mimic_pl entity index"
 
 _ROWS_AT_ONCE = 512
-"""Rows whose bytes are put together for their checksums: at published sizes some megabytes, which stay in the cache."""
+"""Rows whose bytes are concatenated for checksums: at published sizes some megabytes, which stay in the cache."""
 
-# Arrow knows no bfloat16, and Lance's own type for it is no plain number: bits are stored.
+# Arrow has no bfloat16, and Lance's type for it is not a plain number, so the bits are stored.
 _BITS: dict[torch.dtype, tuple[torch.dtype, pa.DataType]] = {
     torch.bool: (torch.uint8, pa.uint8()),
     torch.uint8: (torch.uint8, pa.uint8()),
@@ -57,7 +57,7 @@ _used_by: int | None = None
 
 
 def lance() -> ModuleType:
-    """The Lance library, imported when it is first needed.
+    """Import Lance on first use.
 
     Raises:
         MachineError: This process was forked from one that has used it.
@@ -66,15 +66,15 @@ def lance() -> ModuleType:
     if _used_by is None:
         os.environ.setdefault("LANCE_LOG", "error")
     elif _used_by != os.getpid():
-        # Seen with pylance 14: such a process ends with a segmentation fault, or hangs.
+        # With pylance 14, such a process crashes with a segmentation fault or hangs.
         raise MachineError(
-            "An entity index on disk cannot be used in a process that was forked from one that has used it. Start the "
-            "process with the 'spawn' or 'forkserver' method of multiprocessing."
+            "An entity index on disk cannot be used in a process that was forked from one that has already used one. "
+            "Start the process with the 'spawn' or 'forkserver' method of multiprocessing."
         )
     import lance as library
 
     if _used_by is None:
-        # It warns of every fork, also of those that never touch it, such as the workers of a loader.
+        # It warns about every fork, even of processes that never use it, such as data loader workers.
         warnings.filterwarnings("ignore", message="lance is not fork-safe")
         _used_by = os.getpid()
     return library
@@ -84,8 +84,8 @@ class StateColumn(NamedTuple):
     """A column of states.
 
     Attributes:
-        dtype: Type of its numbers.
-        shape: Shape of an entity's value.
+        dtype: Dtype of its values.
+        shape: Shape of one entity's value.
     """
 
     dtype: torch.dtype
@@ -94,14 +94,14 @@ class StateColumn(NamedTuple):
 
 @dataclass(frozen=True)
 class RowFormat:
-    """The columns of an index on disk, and what the index was made from.
+    """The columns of an index on disk, and what the index was built from.
 
-    A row has two checksums, each of what is read together: one of the record, one of the states. Both cover the order
-    number, and that of the states the names and types of their columns.
+    A row has two checksums, one for the record and one for the states, which are read separately. Both cover the order
+    number; that of the states also covers the names and dtypes of their columns.
 
     Attributes:
         columns: The state columns by name.
-        description: What the index was made from, plain JSON values by name.
+        description: What the index was built from, plain JSON values by name.
     """
 
     columns: Mapping[str, StateColumn]
@@ -109,21 +109,21 @@ class RowFormat:
 
     @classmethod
     def of(cls, columns: Mapping[str, Tensor], description: Mapping[str, Any]) -> RowFormat:
-        """The format in which such columns, each ``[entities, ...]``, are stored."""
+        """Format for storing these columns, each ``[entities, ...]``."""
         return cls({name: StateColumn(t.dtype, tuple(t.shape[1:])) for name, t in columns.items()}, dict(description))
 
     @classmethod
     def loads(cls, text: str | bytes) -> RowFormat:
-        """Read what :meth:`dumps` has written.
+        """Parse the output of :meth:`dumps`.
 
         Raises:
-            ValueError: It is something else, or damaged.
+            ValueError: The text is damaged or of another format.
         """
         content = json.loads(text)
         if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
-            raise ValueError("another format or version")
+            raise ValueError("it has another format or version")
         if content.pop("crc32", None) != checksum_of(json.dumps(content, sort_keys=True).encode()):
-            raise ValueError("its description is not what was written (checksum)")
+            raise ValueError("its description fails its checksum")
         columns = {
             name: StateColumn(_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in content["columns"].items()
         }
@@ -146,7 +146,7 @@ class RowFormat:
 
     @property
     def schema(self) -> pa.Schema:
-        """The schema of the dataset, with the description."""
+        """Schema of the dataset, including the description."""
         fields = [
             pa.field("id", pa.string()),
             pa.field("order", pa.int64()),
@@ -160,12 +160,12 @@ class RowFormat:
         return pa.schema(fields, {METADATA: self.dumps()})
 
     def table(self, entities: Sequence[Entity], order: Tensor, columns: Mapping[str, Tensor]) -> pa.Table:
-        """Rows to be written.
+        """Build rows for writing.
 
         Args:
-            entities: The records.
-            order: Their order numbers, int64 ``[n]``.
-            columns: Their state columns, ``[n, ...]``.
+            entities: Records.
+            order: Order numbers, int64 ``[n]``.
+            columns: State columns, ``[n, ...]``.
         """
         columns = {name: columns[name].detach().cpu().contiguous() for name in self.columns}
         order = order.cpu()
@@ -184,13 +184,13 @@ class RowFormat:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def states(self, table: pa.Table) -> tuple[dict[str, Tensor], int | None]:
-        """The state columns of rows that were read, each ``[n, ...]``, and the first row that is damaged, if any is."""
+        """Decode the state columns of rows, each ``[n, ...]``; also returns the first damaged row, if any."""
         columns = {name: _to_torch(table.column(name), column) for name, column in self.columns.items()}
         order = _to_torch(table.column("order"), StateColumn(torch.int64, ()))
         return columns, _first_difference(self._state_checksums(order, columns), table.column(STATE_CHECKSUM))
 
     def entities(self, table: pa.Table) -> tuple[list[Entity], int | None]:
-        """The records of rows that were read, and the first row that is damaged, if any is."""
+        """Decode the records of rows; also returns the first damaged row, if any."""
         rows = list(zip(*(table.column(name).to_pylist() for name in RECORD_COLUMNS[:-1]), strict=True))
         damaged = _first_difference([_record_checksum(*row) for row in rows], table.column("record_crc32"))
         if damaged is not None:
@@ -198,15 +198,15 @@ class RowFormat:
         return [Entity(id, name, json.loads(fields), tuple(images)) for id, _, name, fields, images in rows], None
 
     def _state_checksums(self, order: Tensor, columns: Mapping[str, Tensor]) -> list[int]:
-        # Begun with the names and types: equal bytes under other names are damage.
-        begin = zlib.crc32(json.dumps(self._columns_as_json()).encode())
+        # Seeded with names and dtypes, so that equal bytes in other columns are detected.
+        seed = zlib.crc32(json.dumps(self._columns_as_json()).encode())
         parts = [_rows_of_bytes(order), *(_rows_of_bytes(columns[name]) for name in self.columns)]
         width = sum(part.shape[1] for part in parts)
         found: list[int] = []
         for start in range(0, len(order), _ROWS_AT_ONCE):
             rows = torch.cat([part[start : start + _ROWS_AT_ONCE] for part in parts], dim=1)
             content = memoryview(rows.numpy().reshape(-1).data)
-            found += [zlib.crc32(content[at : at + width], begin) for at in range(0, rows.numel(), width)]
+            found += [zlib.crc32(content[at : at + width], seed) for at in range(0, rows.numel(), width)]
         return found
 
     def _columns_as_json(self) -> dict[str, Any]:
@@ -217,9 +217,9 @@ class RowFormat:
 
 
 def differences(description: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Which wanted values a description does not have, in words; empty if it has all."""
+    """Describe the wanted values that differ from a description; empty if none does."""
     return " and ".join(
-        f"another {key} ({description.get(key)!r}, and now it is {value!r})"
+        f"another {key} ({description.get(key)!r}, now {value!r})"
         for key, value in wanted.items()
         if key not in description or description[key] != value
     )
@@ -246,13 +246,13 @@ def _to_arrow(tensor: Tensor, column: StateColumn) -> pa.Array:
 
 
 def _to_torch(array: pa.ChunkedArray, column: StateColumn) -> Tensor:
-    """Rows as a tensor ``[n, *shape]``, which shares the array's memory."""
+    """Rows as a tensor ``[n, *shape]`` that shares the array's memory."""
     whole = array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks)
     flat = torch.utils.dlpack.from_dlpack(whole.flatten() if column.shape else whole)
     return flat.view(column.dtype).reshape(len(whole), *column.shape)
 
 
 def _rows_of_bytes(tensor: Tensor) -> Tensor:
-    """Each row's bytes, uint8 ``[n, bytes]``."""
+    """Bytes of each row, uint8 ``[n, bytes]``."""
     width = tensor[:0].numel() if not len(tensor) else tensor[0].numel()
     return tensor.contiguous().reshape(-1).view(torch.uint8).reshape(len(tensor), width * tensor.element_size())

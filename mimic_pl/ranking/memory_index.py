@@ -1,4 +1,4 @@
-"""An entity index in the memory of a device or of the host."""
+"""An entity index in device or host memory."""
 
 from __future__ import annotations
 
@@ -16,16 +16,15 @@ from mimic_pl.units import States
 
 
 class MemoryIndex(EntityIndex):
-    """An index in memory, which grows.
+    """A growable index in memory.
 
     Args:
-        device: Where blocks are handed out.
-        dtype: How floating-point states are stored.
+        device: Device on which blocks are returned.
+        dtype: Dtype in which floating-point states are stored.
         on_host: Keep the states in host memory, whatever the device.
-        capacity: Entities to set memory aside for when the first are added, so that the states are never held twice;
+        capacity: Number of entities to allocate memory for initially, so that states need not be copied when it grows;
             more may be added.
-        shard: Which entities of a knowledge base this process holds, where several hold it together. It sets the
-            capacity as well.
+        shard: The entities of this process, if the knowledge base is sharded; also sets the capacity.
 
     Example:
         >>> index = MemoryIndex(dtype="bfloat16")  # doctest: +SKIP
@@ -54,12 +53,12 @@ class MemoryIndex(EntityIndex):
         """Add entities.
 
         Args:
-            ids: Their ids.
-            states: Their states: tensors ``[n, ...]``.
-            order: Their order numbers, int64 ``[n]``; by default those that follow the largest one so far.
+            ids: Ids.
+            states: States, tensors ``[n, ...]``.
+            order: Order numbers, int64 ``[n]``; by default they continue from the largest one so far.
 
         Raises:
-            DataError: An id or an order number is in the index already, or comes twice.
+            DataError: An id or an order number is already in the index, or duplicated.
         """
         columns = to_columns(states, self.dtype)
         if order is None:
@@ -77,7 +76,7 @@ class MemoryIndex(EntityIndex):
         self._forget_lookups()
 
     def __len__(self) -> int:
-        """Entities in the knowledge base: those added here, and those of other processes."""
+        """Number of entities in the knowledge base: those added here plus those of other processes."""
         return self._elsewhere + len(self._ids)
 
     @property
@@ -92,7 +91,7 @@ class MemoryIndex(EntityIndex):
 
     @property
     def bytes_per_entity(self) -> int:
-        """Memory that one entity's states take, state hashes included."""
+        """Bytes of one entity's states, including state hashes."""
         return sum(tensor[0].numel() * tensor.element_size() for tensor in self._columns.values())
 
     def _require_new(self, ids: Sequence[str], order: Sequence[int]) -> None:
@@ -100,16 +99,16 @@ class MemoryIndex(EntityIndex):
             seen: set[str | int] = set()
             for value in new:
                 if value in self._known or value in seen:
-                    raise DataError(f"An entity with the {what} {value!r} is in the index already: each is added once.")
+                    raise DataError(f"An entity with the {what} {value!r} is already in the index. Add each one once.")
                 seen.add(value)
         self._known.update(ids, order)
 
     def _reserve(self, size: int, columns: Mapping[str, Tensor]) -> None:
-        """Make room for ``size`` entities; each time it grows by half at least, so that adding costs constant time."""
+        """Allocate for ``size`` entities, growing by at least half, so that adding takes amortized constant time."""
         if size <= len(self._order) and self._columns:
             return
         capacity = max(size, self._capacity, len(self._order) * 3 // 2)
-        # Pinned, so that copies to the device overlap with its work.
+        # Pinned, so that copies to the device overlap with computation.
         pinned = self._storage != self.device and self.device.type == "cuda"
         old, self._columns = self._columns, {}
         for name, tensor in columns.items():

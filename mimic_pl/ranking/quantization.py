@@ -1,4 +1,4 @@
-"""The dtypes in which an index keeps the numbers of an entity: float32, bfloat16, or 8 bits with a scale per vector."""
+"""Storage dtypes of an index: float32, bfloat16, or int8 with a scale per vector."""
 
 from __future__ import annotations
 
@@ -8,38 +8,38 @@ import torch
 from torch import Tensor
 
 IndexDtype = Literal["float32", "bfloat16", "int8"]
-"""How an index keeps floating-point states.
+"""How an index stores floating-point states.
 
-- ``float32``: as they were computed;
-- ``bfloat16``: half the bytes, 8 bits of mantissa;
-- ``int8``: about a quarter; every vector (a token's query, a global feature) as 8-bit integers times its own scale.
-  A unit that keeps only a few numbers of an entity (CMFU) keeps these in bfloat16: there is little to save, and its
-  scores hang on each of them.
+- ``float32``: as computed;
+- ``bfloat16``: half the bytes, 8 bits of precision;
+- ``int8``: about a quarter; each vector (a token's query, a global feature) as 8-bit integers times its own scale.
+  Units with small states (CMFU) use bfloat16 instead: there is little to save, and each value matters more.
 
-Whatever the dtype, ranks are exact for the numbers that it keeps.
+Ranks are exact for the stored values, whatever the dtype.
 """
 
-FEW = 128
-"""Numbers of an entity; a unit that keeps no more of it keeps them in bfloat16 where others have 8 bits."""
+SMALL_STATE = 128
+"""Maximum number of values in a unit's state of an entity for which ``int8`` stores bfloat16 instead."""
 
 SCALE = "#scale"
-"""Ends the name of the column that holds the scales of another."""
+"""Suffix of the column with the scales of another column."""
 
 
 def encode(name: str, tensor: Tensor, dtype: IndexDtype) -> dict[str, Tensor]:
-    """Columns that keep a tensor ``[entities, ...]`` of a state in this dtype; integers stay as they are."""
+    """Convert a tensor ``[entities, ...]`` of a state to columns of this dtype; integers are stored unchanged."""
     if not tensor.is_floating_point():
         return {name: tensor}
     if dtype != "int8":
         return {name: tensor.to(getattr(torch, dtype))}
     largest = tensor.float().abs().amax(dim=-1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny * 2**8)
-    # Rounded up, so that nothing is clipped: bfloat16 has 8 bits, and 2^-8 of the scale costs less than its other half.
+    # Rounded up, so that nothing is clipped: with bfloat16's 8 bits this costs 2^-8 of the scale, less than the two
+    # extra bytes of a float32 scale.
     scale = (largest / 127 * (1 + 2**-8)).bfloat16()
     return {name: (tensor.float() / scale.float()).round().to(torch.int8), name + SCALE: scale}
 
 
 def decode(stored: Tensor, scale: Tensor | None) -> Tensor:
-    """The tensor that a column stands for: float32 if it was floating-point."""
+    """Convert a stored column back to a tensor: float32 if it was floating-point."""
     if scale is not None:
         return stored.float() * scale.float()
     return stored.float() if stored.is_floating_point() else stored

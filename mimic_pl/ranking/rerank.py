@@ -1,4 +1,4 @@
-"""New scores of the top entities, list by list: the second stage of ranking."""
+"""Reranking: list-wise rescoring of the top entities, the second stage of ranking."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from mimic_pl.units import Matcher, States
 def rerank(
     matcher: Matcher, mentions: States, top_entities: Tensor, top_scores: Mapping[str, Tensor], index: EntityIndex
 ) -> Tensor:
-    """Ask a matcher for new overall scores of each mention's top entities, ``[mentions, k]``; collective.
+    """Compute new overall scores of each mention's top entities, ``[mentions, k]``; collective.
 
-    The states of all top entities of a block are in memory at once, in the index's device.
+    The states of all top entities of a block are on the index's device at once.
 
     Args:
         matcher: Its :meth:`~mimic_pl.units.Matcher.rerank` scores the lists.
         mentions: States of this process's mentions.
         top_entities: Their top entities, int64 ``[mentions, k]``.
-        top_scores: Named scores of these, each ``[mentions, k]``.
-        index: All entities, held by all processes together.
+        top_scores: Scores of the top entities by name, each ``[mentions, k]``.
+        index: All entities, across all processes.
 
     Raises:
-        ConfigError: The new scores have another shape.
-        NonFiniteScoreError: One of them is NaN or infinite; all processes raise it for the first of all mentions.
+        ConfigError: The new scores have the wrong shape.
+        NonFiniteScoreError: A new score is NaN or infinite; all processes raise it for the first such mention.
     """
     everyone = torch.cat([order for (order,) in index.processes.gather([top_entities])])
     distinct = torch.unique(everyone)

@@ -1,4 +1,4 @@
-"""One scan of the entities: how many stand before the golds, and which are on top."""
+"""One scan of the entities: counts those ranked ahead of the golds and collects the top ones."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from mimic_pl.units import Bounds, Matcher, States
 OVERALL = "overall"
 
 TOLERANCE = 2.0**-16
-"""Differences up to this share of a block's largest score are settled in float64; rounding errors of float32 scores
-are dozens of times smaller."""
+"""Score differences up to this fraction of a block's largest score are resolved in float64; float32 rounding errors are
+dozens of times smaller."""
 
-_MANY = 0.3
-"""Share of a block's pairs from which on it is faster to score all of them, in large products, than those chosen."""
+_SCORE_ALL = 0.3
+"""Fraction of selected pairs above which scoring the whole block, in large products, is faster."""
 
 _TIES = 4
-"""Candidates for each place of the top lists from which on equals are sorted out before they are scored."""
+"""Candidates per slot of the top lists above which entities with equal states are dropped before scoring."""
 
-_CHOSEN_ON_CPU = 128
-"""Chosen pairs whose states, some 50 kB each, are copied at once on a CPU: what stays in its caches."""
+_SELECTED_ON_CPU = 128
+"""Selected pairs scored at once on a CPU; their states, some 50 kB each, stay in the caches."""
 
-_CHOSEN_ON_DEVICE = 1 << 14
-"""Chosen pairs at once on another device: enough to fill it, below a gigabyte."""
+_SELECTED_ON_DEVICE = 1 << 14
+"""Selected pairs scored at once on other devices: enough for full utilization, below a gigabyte."""
 
 
 class Query(NamedTuple):
-    """What is searched for.
+    """The query of a scan. Each row is a mention and one of its golds.
 
     Attributes:
         matcher: Scores mentions against entities.
-        mentions: States of each row's mention, prepared for bounds where pairs are bounded.
+        mentions: States of each row's mention, prepared for bounds if ``prune``.
         rows: Each row's mention, int64 ``[rows]``.
         exact: Scores pairs of a row and an entity in float64.
         ranked: Names of the scores to rank by.
-        top_k: Entities to keep on top.
+        top_k: Number of top entities to keep.
         prune: Bound before scoring.
     """
 
@@ -56,7 +56,7 @@ class Query(NamedTuple):
 
 
 class Golds(NamedTuple):
-    """Each row's gold by one score, all ``[rows]``."""
+    """Each row's gold: its value of one score, order number and state hash, all ``[rows]``."""
 
     score: Tensor
     order: Tensor
@@ -64,14 +64,14 @@ class Golds(NamedTuple):
 
 
 class Scan:
-    """Counts and top lists of the blocks seen so far, which may come in any order.
+    """Counts and top lists over the blocks seen so far; blocks may come in any order.
 
     Args:
-        query: What is searched for.
-        golds: Each row's gold by score.
+        query: Mentions to rank entities for, and how.
+        golds: Each row's gold by score name.
 
     Attributes:
-        ahead: By score, how many entities stand before each row's gold, int64 ``[rows]``.
+        ahead: Number of entities ranked ahead of each row's gold, by score name, int64 ``[rows]``.
         top: Each row's top entities.
     """
 
@@ -82,10 +82,10 @@ class Scan:
         self.top = TopEntities(len(query.rows), query.top_k, query.matcher.score_names, query.rows.device)
 
     def add(self, block: Block, order: Tensor) -> None:
-        """Count a block's entities before the golds, and merge those on top.
+        """Count a block's entities ranked ahead of the golds and merge its top entities.
 
         Args:
-            block: The entities.
+            block: Entities.
             order: Their order numbers, int64 ``[entities]``.
         """
         require_finite_states(block, order)
@@ -95,37 +95,37 @@ class Scan:
         expensive = tuple(name for name in self.query.matcher.units if not bounds[name].exact)
         state_hashes = with_overall(block.state_hashes)
 
-        open_pairs: dict[str, Tensor] = {}
+        undecided: dict[str, Tensor] = {}
         for name in self.query.ranked:
             score = self.golds[name].score[:, None]
             lower, upper = bounds[name]
-            before = lower > score + margins[name]
-            self.ahead[name] += before.sum(dim=1)
-            open_pairs[name] = (upper >= score - margins[name]) & ~before
+            ahead = lower > score + margins[name]
+            self.ahead[name] += ahead.sum(dim=1)
+            undecided[name] = (upper >= score - margins[name]) & ~ahead
 
-        on_top, threshold = self._reach_for_top(bounds[OVERALL], margins[OVERALL], state_hashes[OVERALL], order)
-        asked = on_top
+        maybe_top, threshold = self._top_candidates(bounds[OVERALL], margins[OVERALL], state_hashes[OVERALL], order)
+        selected = maybe_top
         for name in self.query.ranked:
             if bounds[name].exact:
-                rows, columns = open_pairs[name].nonzero(as_tuple=True)
-                self._settle(name, rows, columns, block, state_hashes, order)
+                rows, columns = undecided[name].nonzero(as_tuple=True)
+                self._count_exactly(name, rows, columns, block, state_hashes, order)
             else:
-                asked = asked | open_pairs[name]
-        rows, columns = asked.nonzero(as_tuple=True)
+                selected = selected | undecided[name]
+        rows, columns = selected.nonzero(as_tuple=True)
         scores = self._scores(rows, columns, bounds, expensive, block)
         for name in self.query.ranked:
             if bounds[name].exact:
                 continue
             gold_score = self.golds[name].score[rows]
-            of_name = open_pairs[name][rows, columns]
-            before = of_name & (scores[name] > gold_score + margins[name])
-            self.ahead[name].index_add_(0, rows, before.long())
-            near = of_name & ~before & (scores[name] >= gold_score - margins[name])
-            self._settle(name, rows[near], columns[near], block, state_hashes, order)
+            of_name = undecided[name][rows, columns]
+            ahead = of_name & (scores[name] > gold_score + margins[name])
+            self.ahead[name].index_add_(0, rows, ahead.long())
+            near = of_name & ~ahead & (scores[name] >= gold_score - margins[name])
+            self._count_exactly(name, rows[near], columns[near], block, state_hashes, order)
 
-        reach = on_top[rows, columns]
-        rows, columns = rows[reach], columns[reach]
-        candidates = _Candidates(rows, columns, order[columns], state_hashes[OVERALL][columns], scores[OVERALL][reach])
+        top = maybe_top[rows, columns]
+        rows, columns = rows[top], columns[top]
+        candidates = _Candidates(rows, columns, order[columns], state_hashes[OVERALL][columns], scores[OVERALL][top])
         self._merge(candidates, threshold, margins[OVERALL], block)
 
     def _bounds(self, block: Block) -> dict[str, Bounds]:
@@ -134,30 +134,30 @@ class Scan:
         scores = self.query.matcher.score(self.query.mentions, block.states)
         return {name: Bounds(score, score) for name, score in scores.items()}
 
-    def _reach_for_top(
+    def _top_candidates(
         self, overall: Bounds, margin: Tensor, state_hashes: Tensor, order: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Entities that may be among the top ones, bool ``[rows, entities]``, and scores ``[rows]`` that they reach."""
+        """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
         k = self.top.k
         threshold = self.top.last
         if overall.lower.shape[1] >= k:
-            # k entities whose lower bounds reach a score keep all below it out.
+            # The k-th largest lower bound excludes every entity below it.
             threshold = torch.maximum(threshold, overall.lower.topk(k, dim=1).values[:, -1])
-        reach = overall.upper >= (threshold - margin)[:, None]
-        # An entity with the state of a list's last one has the same score: its order number decides.
+        reaches = overall.upper >= (threshold - margin)[:, None]
+        # An entity with the same state as the last in a list has the same score, so the order number decides.
         last_hash, last_order = self.top.state_hashes[:, -1:], self.top.order[:, -1:]
-        behind = (state_hashes == last_hash) & (order > last_order) & last_order.ge(0)
-        return reach & ~behind, threshold
+        after_last = (state_hashes == last_hash) & (order > last_order) & last_order.ge(0)
+        return reaches & ~after_last, threshold
 
     def _merge(self, candidates: _Candidates, threshold: Tensor, margin: Tensor, block: Block) -> None:
-        """Merge those of these pairs into the lists that may belong there."""
+        """Merge the candidates that may still belong to the top lists."""
         rows, columns, overall = candidates.rows, candidates.columns, candidates.overall
         table = overall.new_full((len(threshold), len(block.finite)), -torch.inf).index_put((rows, columns), overall)
         if table.shape[1] >= self.top.k:
             threshold = torch.maximum(threshold, table.topk(self.top.k, dim=1).values[:, -1])
         rows, columns, order, state_hashes, _ = candidates.at(overall >= (threshold - margin)[rows])
         if len(rows) > _TIES * self.top.order.numel():
-            # Many ties: of equal states only the first have a place in the list.
+            # Many ties: of entities with equal states, only the first k can be in a list.
             first = first_of_each_hash(rows, state_hashes, order, self.top.k)
             rows, columns, order, state_hashes = rows[first], columns[first], order[first], state_hashes[first]
         self.top.merge(rows, order, state_hashes, self.query.exact(rows, pick(block.states, columns)))
@@ -165,13 +165,13 @@ class Scan:
     def _scores(
         self, rows: Tensor, columns: Tensor, bounds: dict[str, Bounds], expensive: tuple[str, ...], block: Block
     ) -> dict[str, Tensor]:
-        """Float32 scores of chosen pairs by name, ``[pairs]``."""
+        """Float32 scores of selected pairs by name, ``[pairs]``."""
         scores = {name: bounds[name].lower[rows, columns] for name in self.query.matcher.units}
-        if len(rows) > _MANY * bounds[OVERALL].lower.numel():
+        if len(rows) > _SCORE_ALL * bounds[OVERALL].lower.numel():
             scored = self.query.matcher.score(self.query.mentions, block.states)
             return {name: score[rows, columns] for name, score in scored.items()}
         if expensive:
-            at_once = _CHOSEN_ON_CPU if rows.device.type == "cpu" else _CHOSEN_ON_DEVICE
+            at_once = _SELECTED_ON_CPU if rows.device.type == "cpu" else _SELECTED_ON_DEVICE
             parts = [
                 self.query.matcher.pairs(
                     pick(self.query.mentions, rows[part]), pick(block.states, columns[part]), expensive
@@ -181,13 +181,13 @@ class Scan:
             scores |= {name: torch.cat([part[name] for part in parts]) for name in expensive}
         return {OVERALL: self.query.matcher.combine(scores), **scores}
 
-    def _settle(
+    def _count_exactly(
         self, name: str, rows: Tensor, columns: Tensor, block: Block, state_hashes: dict[str, Tensor], order: Tensor
     ) -> None:
-        """Count those of these pairs that come before the gold, by the scores that define the order."""
+        """Count the pairs that rank ahead of the gold by float64 scores, which define the order."""
         gold = self.golds[name]
         earlier = order[columns] < gold.order[rows]
-        # The gold's state: a tie.
+        # The same state as the gold is a tie.
         same = state_hashes[name][columns] == gold.state_hash[rows]
         self.ahead[name].index_add_(0, rows, (same & earlier).long())
         rows, columns, earlier = rows[~same], columns[~same], earlier[~same]
@@ -195,12 +195,12 @@ class Scan:
             return
         names = None if name == OVERALL else (name,)
         score, gold_score = self.query.exact(rows, pick(block.states, columns), names)[name], gold.score[rows]
-        before = (score > gold_score) | ((score == gold_score) & earlier)
-        self.ahead[name].index_add_(0, rows, before.long())
+        ahead = (score > gold_score) | ((score == gold_score) & earlier)
+        self.ahead[name].index_add_(0, rows, ahead.long())
 
 
 class _Candidates(NamedTuple):
-    """Pairs for the top lists, all ``[pairs]``: row, column of the block, and the entity's."""
+    """Candidate pairs for the top lists, all ``[pairs]``; ``columns`` are those of the block."""
 
     rows: Tensor
     columns: Tensor
@@ -209,12 +209,12 @@ class _Candidates(NamedTuple):
     overall: Tensor
 
     def at(self, chosen: Tensor) -> _Candidates:
-        """Some of them, bool ``[pairs]``."""
+        """Select candidates, bool ``[pairs]``."""
         return _Candidates(*(tensor[chosen] for tensor in self))
 
 
 def with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """State hashes by score: the overall score's as well: those of all units taken together."""
+    """Add a combined hash of all units' states, for the overall score, to the state hashes by unit."""
     overall: Tensor | None = None
     for state_hash in state_hashes.values():
         overall = state_hash if overall is None else overall * 0x5DEECE66D + state_hash
@@ -223,7 +223,7 @@ def with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _margins(bounds: dict[str, Bounds]) -> dict[str, Tensor]:
-    """How close two float32 scores may be without their order being sure, a scalar by name."""
+    """Margins within which float32 scores do not decide an order, scalars by name."""
     scale = {
         name: torch.maximum(bound.lower.abs().amax(), bound.upper.abs().amax()) * TOLERANCE
         for name, bound in bounds.items()
@@ -232,15 +232,15 @@ def _margins(bounds: dict[str, Bounds]) -> dict[str, Tensor]:
 
 
 def require_finite_states(block: Block, order: Tensor, mentions: Tensor | None = None) -> None:
-    """Check a block's states.
+    """Check that a block's states are finite.
 
     Args:
         block: Entities.
         order: Their order numbers, int64 ``[n]``.
-        mentions: For the error, the mentions that they are looked at for.
+        mentions: The mention that each is scored for, int64 ``[n]``, for the error.
 
     Raises:
-        NonFiniteScoreError: A number is NaN or infinite.
+        NonFiniteScoreError: A value is NaN or infinite.
     """
     if block.finite.all():
         return
@@ -253,8 +253,7 @@ def require_finite_states(block: Block, order: Tensor, mentions: Tensor | None =
 def _require_finite(bounds: dict[str, Bounds], order: Tensor, mentions: Tensor) -> None:
     for name, bound in bounds.items():
         for block in {id(tensor): tensor for tensor in bound}.values():
-            # One pass and one number to look at: a sum is finite unless a term is not (or all are near the largest
-            # float).
+            # A single pass: the sum is finite unless a term is not (or terms are near the largest float).
             if torch.isfinite(block.sum()) or torch.isfinite(block).all():
                 continue
             row, column = (~torch.isfinite(block)).nonzero()[0].tolist()

@@ -1,4 +1,4 @@
-"""States of a block that are decoded, moved and picked apart only where somebody looks at them."""
+"""Lazily decoded, moved and row-indexed states of a block."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from mimic_pl.units import State, States, flat, nested
 
 
 class StoredState(Mapping[str, Tensor]):
-    """A unit's state of some entities as an index keeps it; a tensor is decoded when it is first asked for.
+    """A unit's stored state of some entities; each tensor is decoded on first access.
 
-    Bounds look at a fifth of an entity's numbers; its tokens are decoded for the few pairs that need them.
+    Bounds need a fifth of an entity's values; its tokens are decoded only for the few pairs that need them.
 
     Args:
         columns: Stored columns by name, ``[entities, ...]``.
-        device: Where decoded tensors are wanted.
+        device: Device of the decoded tensors.
     """
 
     def __init__(self, columns: Mapping[str, Tensor], device: torch.device) -> None:
@@ -31,7 +31,7 @@ class StoredState(Mapping[str, Tensor]):
         """The decoded tensor."""
         if name not in self._decoded:
             scale = self._columns.get(name + SCALE)
-            # Moved before it is decoded: half or a quarter of the bytes.
+            # Moved before decoding: half or a quarter of the bytes.
             stored = self._columns[name].to(self._device, non_blocking=True)
             self._decoded[name] = decode(stored, None if scale is None else scale.to(self._device))
         return self._decoded[name]
@@ -46,26 +46,26 @@ class StoredState(Mapping[str, Tensor]):
 
 
 class PickedState(Mapping[str, Tensor]):
-    """Some rows of a state, copied when a tensor is first asked for.
+    """Some rows of a state; each tensor is copied on first access.
 
     Args:
         state: The state.
-        rows: Which rows, int64 ``[n]``; they may repeat.
-        double_on: Hand tensors out on this device, floating-point ones in float64.
+        rows: Row numbers, int64 ``[n]``; they may repeat.
+        float64_on: Convert floating-point tensors to float64 on this device.
     """
 
-    def __init__(self, state: State, rows: Tensor, double_on: torch.device | None = None) -> None:
+    def __init__(self, state: State, rows: Tensor, float64_on: torch.device | None = None) -> None:
         self._state = state
         self._rows = rows
-        self._double_on = double_on
+        self._float64_on = float64_on
         self._picked: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
-        """The tensor's rows, ``[n, ...]``."""
+        """The rows of the tensor, ``[n, ...]``."""
         if name not in self._picked:
             picked = self._state[name].index_select(0, self._rows)
-            if self._double_on is not None:
-                picked = picked.to(self._double_on)
+            if self._float64_on is not None:
+                picked = picked.to(self._float64_on)
                 picked = picked.double() if picked.is_floating_point() else picked
             self._picked[name] = picked
         return self._picked[name]
@@ -79,13 +79,13 @@ class PickedState(Mapping[str, Tensor]):
         return len(self._state)
 
 
-def pick(states: States, rows: Tensor, double_on: torch.device | None = None) -> States:
+def pick(states: States, rows: Tensor, float64_on: torch.device | None = None) -> States:
     """Some rows of each unit's state, as :class:`PickedState`."""
-    return {unit: PickedState(state, rows, double_on) for unit, state in states.items()}
+    return {unit: PickedState(state, rows, float64_on) for unit, state in states.items()}
 
 
 def joined(parts: Sequence[States]) -> States:
-    """States behind each other."""
+    """Concatenate states along the first dimension."""
     if len(parts) == 1:
         return parts[0]
     return {
@@ -94,16 +94,16 @@ def joined(parts: Sequence[States]) -> States:
     }
 
 
-def of_every_process(processes: ProcessGroup, states: States, further: Tensor) -> list[tuple[States, Tensor]]:
-    """States of every process, by rank, each with a tensor of as many rows; collective.
+def gather_states(processes: ProcessGroup, states: States, extra: Tensor) -> list[tuple[States, Tensor]]:
+    """Gather states and a tensor with as many rows from all processes, by rank; collective.
 
     Args:
         processes: The processes.
-        states: Those of this one.
-        further: A tensor of as many rows, ``[n, ...]``.
+        states: States of this process, tensors ``[n, ...]``.
+        extra: Tensor ``[n, ...]`` to gather with them.
     """
     if processes.world_size == 1:
-        return [(states, further)]
+        return [(states, extra)]
     own = flat(states)
-    everyone = processes.gather([further, *own.values()])
+    everyone = processes.gather([extra, *own.values()])
     return [(nested(dict(zip(own, tensors, strict=True))), rest) for rest, *tensors in everyone]

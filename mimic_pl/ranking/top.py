@@ -1,4 +1,4 @@
-"""The best entities seen so far, in the total order."""
+"""Running top-k lists of entities."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mimic_pl.distributed import ProcessGroup
 
 
 class TopEntities:
-    """The ``k`` best entities of the blocks seen so far for each mention: score descending, then order number.
+    """The top ``k`` entities of the blocks seen so far for each mention, by descending score, then order number.
 
     Args:
         mentions: Number of mentions.
-        k: How many to keep.
-        names: Names of the scores that are kept of them; ``overall`` orders.
-        device: Where the lists are kept.
+        k: Number of entities to keep.
+        names: Names of the scores to keep; the lists are ordered by ``overall``.
+        device: Device of the lists.
     """
 
     def __init__(self, mentions: int, k: int, names: tuple[str, ...], device: torch.device) -> None:
@@ -28,7 +28,7 @@ class TopEntities:
 
     @property
     def last(self) -> Tensor:
-        """Score of each mention's last entity, ``[mentions]``; -inf while a list is not full."""
+        """Overall score of each mention's last entity, ``[mentions]``; -inf while a list is not full."""
         return self.scores["overall"][:, -1]
 
     def merge(self, rows: Tensor, order: Tensor, state_hashes: Tensor, scores: dict[str, Tensor]) -> None:
@@ -36,8 +36,8 @@ class TopEntities:
 
         Args:
             rows: Mentions, ascending, int64 ``[pairs]``.
-            order: Entities' order numbers, int64 ``[pairs]``.
-            state_hashes: The entities' state hashes, int64 ``[pairs]``.
+            order: Order numbers of the entities, int64 ``[pairs]``.
+            state_hashes: State hashes of the entities, int64 ``[pairs]``.
             scores: Scores by name, ``[pairs]``.
         """
         if not len(rows):
@@ -46,8 +46,8 @@ class TopEntities:
         column = torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
         target = rows, self.k + column
 
-        def extended(kept: Tensor, new: Tensor, filling: float) -> Tensor:
-            wide = kept.new_full((len(kept), self.k + int(counts.max())), filling)
+        def extended(kept: Tensor, new: Tensor, fill_value: float) -> Tensor:
+            wide = kept.new_full((len(kept), self.k + int(counts.max())), fill_value)
             wide[:, : self.k] = kept
             wide[target] = new
             return wide
@@ -67,7 +67,7 @@ class TopEntities:
         )
 
     def joined(self, processes: ProcessGroup) -> TopEntities:
-        """The lists of the same mentions that all processes have, each of entities of its own, merged; collective."""
+        """Merge the lists that all processes have for the same mentions, each of local entities; collective."""
         if processes.world_size == 1:
             return self
         names = list(self.scores)
@@ -79,7 +79,7 @@ class TopEntities:
     def _best(
         self, order: Tensor, state_hashes: Tensor, scores: dict[str, Tensor]
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """The first ``k`` in the total order of each mention's entities, each ``[mentions, n]``."""
+        """Select each mention's first ``k`` entities of ``[mentions, n]``, in the total order."""
         by_order = order.argsort(dim=1)
         by_score = scores["overall"].gather(1, by_order).sort(dim=1, descending=True, stable=True).indices
         best = by_order.gather(1, by_score[:, : self.k])
@@ -96,13 +96,13 @@ class TopEntities:
 
 
 def first_of_each_hash(rows: Tensor, state_hashes: Tensor, order: Tensor, k: int) -> Tensor:
-    """Which pairs are among the first ``k`` with their state hash for their mention, bool ``[pairs]``.
+    """Which pairs are among the first ``k`` of their mention with the same state hash, bool ``[pairs]``.
 
     Args:
         rows: Mentions, int64 ``[pairs]``.
         state_hashes: State hashes of the entities, int64 ``[pairs]``.
         order: Order numbers of the entities, int64 ``[pairs]``.
-        k: How many of each hash to keep.
+        k: Number of entities to keep per hash.
     """
     # Sorted by mention, then hash, then order number.
     pairs = order.argsort()

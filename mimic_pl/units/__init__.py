@@ -1,4 +1,4 @@
-"""Interaction units: each scores every mention-entity pair; :class:`Matcher` holds them together."""
+"""Interaction units: each scores every mention-entity pair; :class:`Matcher` combines them."""
 
 from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
 from mimic_pl.units.check import check_unit

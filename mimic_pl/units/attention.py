@@ -1,4 +1,4 @@
-"""TGLU's global-to-local term for all pairs, forward and backward, and no tensor of pairs times tokens kept."""
+"""TGLU's global-to-local term for all pairs, forward and backward, without storing a tensor of pairs x tokens."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch.autograd.function import once_differentiable
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
 LOGITS_AT_ONCE_CPU = 1 << 20
-"""Attention logits of a block on the CPU: 4 MB in float32, about what stays in the caches between two passes."""
+"""Attention logits per block on the CPU: 4 MB in float32, which stays in the caches between two passes."""
 
 LOGITS_AT_ONCE_GPU = 1 << 26
-"""Attention logits of a block on another device: 256 MB in float32, enough to keep it busy."""
+"""Attention logits per block on other devices: 256 MB in float32, enough to keep them busy."""
 
 _SAFE_LOGIT = 100.0
-"""Logits to base 2 within this bound need no maximum subtracted: 2^-100 and sums of 2^100 are normal float32."""
+"""Base-2 logits within this bound need no maximum subtracted: 2^-100 and sums of 2^100 are normal float32 numbers."""
 
 
 def global_to_local(
@@ -37,11 +37,11 @@ def global_to_local(
 ) -> Tensor:
     """``c_e . LayerNorm(mean over the entity's tokens of A V)`` with ``A = softmax(Q K^T / sqrt(d))`` for every pair.
 
-    The mean is linear, so the attention weights are averaged before they meet V. Pairs are worked on in blocks, and
-    the backward pass computes a block's attention again: what is kept between the passes are the arguments alone.
+    The mean is linear, so the attention weights are averaged before they are multiplied with V. Pairs are processed in
+    blocks, and the backward pass recomputes a block's attention: only the arguments are saved for it.
 
-    Of the arithmetic only Q K^T, nearly all of it, is done in the type of ``query`` and ``key`` (under autocast in
-    autocast's); logits that leave this product, softmax, sums and the norm are float32, or float64 for float64.
+    Only Q K^T, nearly all of the arithmetic, is computed in the dtype of ``query`` and ``key`` (under autocast, in
+    autocast's dtype); its output, softmax, sums and the norm are float32, or float64 for float64.
 
     Args:
         query: Q of the entities, ``[entities, entity tokens, d]``.
@@ -50,17 +50,17 @@ def global_to_local(
         value: V of the mentions, ``[mentions, mention tokens, d]``.
         norm_weight: Weight of the LayerNorm, ``[d]``.
         norm_bias: Bias of the LayerNorm, ``[d]``.
-        eps: What the LayerNorm adds to the variance.
-        query_mask: 1 for a token, 0 for padding, ``[entities, entity tokens]``; padding leaves the mean. At least one
-            token of each entity is real. All are if None.
-        key_mask: The same for the mentions, ``[mentions, mention tokens]``; nothing attends to padding.
+        eps: The LayerNorm's epsilon.
+        query_mask: 1 for a token, 0 for padding, ``[entities, entity tokens]``; padding is excluded from the mean. Each
+            entity has at least one real token. None means no padding.
+        key_mask: The same for the mentions, ``[mentions, mention tokens]``; padding is not attended to.
         kernel: Implementation of the forward pass.
 
     Returns:
         ``[mentions, entities]``, float32 or float64, differentiable (once) in every floating-point tensor.
 
     Raises:
-        ConfigError: The Triton kernel is asked for where it cannot run.
+        ConfigError: The Triton kernel is requested where it cannot run.
 
     Example:
         >>> q, k, v = torch.randn(7, 40, 96), torch.randn(3, 40, 96), torch.randn(3, 40, 96)
@@ -93,10 +93,10 @@ def global_to_local_pairs(
     query_mask: Tensor | None = None,
     key_mask: Tensor | None = None,
 ) -> Tensor:
-    """The same term for selected pairs, ``[pairs]``: row i of every argument belongs to pair i. It has no gradient.
+    """The same term for selected pairs, ``[pairs]``: row i of every argument belongs to pair i. Not differentiable.
 
-    A pair costs two to three times what it costs in :func:`global_to_local`, whose products are larger: use it where
-    few pairs are left. In float64 arguments it settles what float32 leaves open.
+    A pair costs two to three times as much as in :func:`global_to_local`, whose products are larger: use it when few
+    pairs remain. With float64 arguments it resolves ties that float32 leaves undecided.
 
     Args:
         query: Q of each pair's entity, ``[pairs, entity tokens, d]``.
@@ -105,7 +105,7 @@ def global_to_local_pairs(
         value: V of each pair's mention, ``[pairs, mention tokens, d]``.
         norm_weight: Weight of the LayerNorm, ``[d]``.
         norm_bias: Bias of the LayerNorm, ``[d]``.
-        eps: What the LayerNorm adds to the variance.
+        eps: The LayerNorm's epsilon.
         query_mask: Real tokens of each pair's entity, ``[pairs, entity tokens]``.
         key_mask: Real tokens of each pair's mention, ``[pairs, mention tokens]``.
 
@@ -124,9 +124,9 @@ def global_to_local_pairs(
             masks = (None if mask is None else mask[pairs] for mask in (query_mask, key_mask))
             mean = mean_attention_pairs(query[pairs], key[pairs], *masks)
             local = _centre(torch.bmm(mean[:, None], value[pairs].to(exact)).squeeze(1))
-            asked = context[pairs].to(exact)
+            contexts = context[pairs].to(exact)
             inverse = _inverse_deviation(local, eps)
-            scores[pairs] = (local * asked * norm_weight).sum(-1) * inverse + asked @ norm_bias.to(exact)
+            scores[pairs] = (local * contexts * norm_weight).sum(-1) * inverse + contexts @ norm_bias.to(exact)
     return scores
 
 
@@ -134,12 +134,12 @@ def global_to_local_pairs(
 def mean_attention_pairs(
     query: Tensor, key: Tensor, query_mask: Tensor | None = None, key_mask: Tensor | None = None
 ) -> Tensor:
-    """A of selected pairs, averaged over the entity's tokens: how much each token of the mention counts.
+    """A of selected pairs, averaged over the entity's tokens: the attention weight of each token of the mention.
 
     Args:
         query: Q of each pair's entity, ``[pairs, entity tokens, d]``.
         key: K of each pair's mention, ``[pairs, mention tokens, d]``.
-        query_mask: Real tokens of each pair's entity, ``[pairs, entity tokens]``; all are if None.
+        query_mask: Real tokens of each pair's entity, ``[pairs, entity tokens]``; None means all.
         key_mask: Real tokens of each pair's mention, ``[pairs, mention tokens]``.
 
     Returns:
@@ -154,9 +154,9 @@ def mean_attention_pairs(
 
 
 class _NormedProduct(torch.autograd.Function):
-    """``g_e . u~ / sqrt(|u~|^2 / d + eps)`` with ``u~`` the attended value, centred over its width, of every pair.
+    """``g_e . u~ / sqrt(|u~|^2 / d + eps)`` for every pair, with ``u~`` the attended value, centred over its width.
 
-    With P = softmax(Q K^T / sqrt(d)) and w = sum_s weight_s P_s, u~ = w V~. Backwards, from the gradient of u~:
+    With P = softmax(Q K^T / sqrt(d)) and w = sum_s weight_s P_s, u~ = w V~. Backward, from the gradient of u~:
     dw = du~ V~^T, dP_s = weight_s dw, dS = P (dP - sum_t P dP), dQ = dS K / sqrt(d) and dK = dS^T Q / sqrt(d).
     """
 
@@ -177,12 +177,13 @@ class _NormedProduct(torch.autograd.Function):
         if fused:
             from mimic_pl.units.triton_attention import normed_product
 
-            fitting = normed_product(query, key, value, gain, weight, key_mask, eps)
-            if fitting is not None:
-                return fitting
+            product = normed_product(query, key, value, gain, weight, key_mask, eps)
+            if product is not None:
+                return product
             warnings.warn(
-                f"TGLU's Triton kernel has no tile for {query.shape[1]} x {key.shape[1]} tokens of {key.shape[2]} in "
-                f'{query.dtype} that fits this GPU; torch computes it (kernel = "torch" does so without this warning).',
+                f"TGLU's Triton kernel has no tile for {query.shape[1]} x {key.shape[1]} tokens of width "
+                f"{key.shape[2]} in {query.dtype} that fits this GPU, so torch computes it instead. Set "
+                'kernel = "torch" to silence this warning.',
                 stacklevel=2,
             )
         centred = _centre(value.to(gain.dtype))
@@ -217,7 +218,7 @@ class _NormedProduct(torch.autograd.Function):
                 d_gain[entities] += (scaled[..., None] * local).sum(dim=0)
                 d_value[mentions] += torch.bmm(mean.mT, d_local)
                 d_mean = torch.bmm(d_local, values.mT).transpose(0, 1)[:, None]  # [entities, 1, mentions, tokens]
-                # Gradient of the logits but for the entity tokens' weights.
+                # Gradient of the logits, still without the entity tokens' weights.
                 d_logits = attention * d_mean
                 d_logits.addcmul_(attention, d_logits.sum(-1, keepdim=True), value=-1)
                 scale = 1 / math.sqrt(width)
@@ -233,18 +234,18 @@ class _NormedProduct(torch.autograd.Function):
 
 
 def _blocks(query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
-    """Mentions and entities of each block, about as many of the one as of the other, all blocks of about one size."""
+    """Mentions and entities of each block: blocks are roughly square and of about the same size."""
     num_entities, entity_tokens, _ = query.shape
     num_mentions, mention_tokens, _ = key.shape
     pairs = max(1, _logits_at_once(query) // (entity_tokens * mention_tokens))
     mentions = min(num_mentions, max(math.isqrt(pairs), pairs // max(1, num_entities)))
     entities = max(1, pairs // max(1, mentions))
-    for rows in _even(num_mentions, mentions):
-        for columns in _even(num_entities, entities):
+    for rows in _even_slices(num_mentions, mentions):
+        for columns in _even_slices(num_entities, entities):
             yield rows, columns
 
 
-def _even(total: int, largest: int) -> Iterator[slice]:
+def _even_slices(total: int, largest: int) -> Iterator[slice]:
     count = -(-total // largest) if total else 0
     for i in range(count):
         yield slice(i * total // count, (i + 1) * total // count)
@@ -260,28 +261,28 @@ def _attention(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
     unused = query.new_empty(())  # beta = 0: it is not read
     logits = torch.addmm(unused, queries, keys.T, beta=0, alpha=scale).view(*query.shape[:2], *key.shape[:2])
     bound = math.inf
-    if _on_cpu(logits):  # elsewhere nothing reads it, and to fetch it would wait for the device
+    if _on_cpu(logits):  # unused on other devices, where fetching it would synchronize
         norms = (torch.linalg.vector_norm(tokens, dim=-1, dtype=_exact(query)).max() for tokens in (queries, keys))
         bound = scale * math.prod(norm.item() for norm in norms)
     return _softmax(logits.to(_exact(query)), key_mask, bound)
 
 
 def _logit_scale(query: Tensor) -> float:
-    """What makes Q K^T the logits that :func:`_softmax` expects on this device."""
+    """Factor that turns Q K^T into the logits that :func:`_softmax` expects on this device."""
     scale = 1 / math.sqrt(query.shape[-1])
     return scale / math.log(2) if _on_cpu(query) else scale
 
 
 def _softmax(logits: Tensor, mask: Tensor | None, bound: float = math.inf) -> Tensor:
-    """Softmax over the last dimension, on the CPU in place and of logits to base 2 that are at most ``bound``.
+    """Softmax over the last dimension; on the CPU in place, of base-2 logits whose magnitude is at most ``bound``.
 
-    torch's exp2 takes a third of the time of its exp on the CPU, so that exp2, a sum and a product in place take half
-    the time of torch.softmax. A row's maximum costs more than exp2 does, and is subtracted only where a power could
-    overflow, or all powers of a row vanish.
+    On the CPU, torch's exp2 takes a third of the time of exp, so exp2, a sum and an in-place product take half the time
+    of torch.softmax. A row's maximum costs more than exp2 and is subtracted only if a power could overflow or all
+    powers of a row could underflow.
     """
     if not _on_cpu(logits):
         return torch.softmax(logits if mask is None else logits.masked_fill(mask.eq(0), -torch.inf), dim=-1)
-    if not bound < _SAFE_LOGIT:  # too large, or not a number
+    if not bound < _SAFE_LOGIT:  # too large or NaN
         bound = torch.stack(logits.aminmax()).abs().max().item()
     if mask is not None:
         logits.masked_fill_(mask.eq(0), -torch.inf)
@@ -309,7 +310,7 @@ def _inverse_deviation(centred: Tensor, eps: float) -> Tensor:
 
 
 def _add_product(into: Tensor, left: Tensor, right: Tensor, scale: float) -> None:
-    """Add scale x left @ right to ``into``, ``[items, tokens, d]``; left and right may be of a lower precision."""
+    """Add scale * left @ right to ``into``, ``[items, tokens, d]``; left and right may have a lower precision."""
     flat, right = into.view(-1, into.shape[-1]), right.flatten(0, 1)
     if left.dtype == into.dtype:
         flat.addmm_(left, right, alpha=scale)
@@ -322,7 +323,7 @@ def _on_cpu(tensor: Tensor) -> bool:
 
 
 def _exact(tensor: Tensor) -> torch.dtype:
-    """Type of softmax, sums and norm."""
+    """Dtype of softmax, sums and norm."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
 
 

@@ -1,4 +1,4 @@
-"""What an interaction unit is: three functions, so that all one-sided work is done once per mention and per entity."""
+"""Base class of interaction units, split so that one-sided work is done once per mention and once per entity."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from mimic_pl.features import FeatureDims, Features
 from mimic_pl.loss_inputs import LossInputs
 
 State = Mapping[str, Tensor]
-"""What a unit keeps of one side: named tensors whose first dimension counts mentions or entities."""
+"""A unit's state of one side: named tensors whose first dimension is mentions or entities."""
 
 _DIAGONAL = 32
-"""Aligned pairs that a unit without :meth:`Unit.pairs` of its own scores at once, as the diagonal of a square."""
+"""Aligned pairs that the default :meth:`Unit.pairs` scores at once, as the diagonal of a square."""
 
 
 class Bounds(NamedTuple):
-    """Two tensors between which the scores of a block lie, both ``[mentions, entities]``.
+    """Lower and upper bounds of the scores of a block, both ``[mentions, entities]``.
 
-    Where a score costs no more than a bound, both are the score itself, one and the same tensor.
+    Where a score costs no more than a bound, both are the score itself, the same tensor.
     """
 
     lower: Tensor
@@ -36,20 +36,20 @@ class Bounds(NamedTuple):
 
 
 class Unit(Recorded, nn.Module, ABC):
-    """A part of the model that scores every pair of a mention and an entity.
+    """Base class of the modules that score every mention-entity pair.
 
-    A unit needs three functions. :meth:`mention` and :meth:`entity` compute all that depends on one side only, and
-    :meth:`score` what truly depends on the pair. Training, ranking and linking call these same three, and the entity
+    A unit implements three methods. :meth:`mention` and :meth:`entity` compute everything that depends on one side
+    only, and :meth:`score` what depends on the pair. Training, ranking and linking all use these three, and the entity
     index stores what :meth:`entity` returns: keep it small.
 
-    The others are optional. :meth:`bounds` (with :meth:`prepare`) and :meth:`pairs` make ranking faster and change no
-    rank: a unit whose :meth:`score` is a few products needs neither. :meth:`loss` adds a term to the training loss, and
-    :meth:`gates` shows gates to monitors and plots.
+    The other methods are optional. :meth:`bounds` (with :meth:`prepare`) and :meth:`pairs` make ranking faster without
+    changing any rank; a unit whose :meth:`score` is a few products needs neither. :meth:`loss` adds a term to the
+    training loss, and :meth:`gates` exposes gates to monitors and plots.
 
-    :func:`~mimic_pl.units.check_unit` tries whether a unit keeps what it promises.
+    :func:`~mimic_pl.units.check_unit` checks whether a unit meets these requirements.
 
     Args:
-        dims: Widths of the features that the encoder yields.
+        dims: Widths of the encoder's features.
 
     Example:
         >>> from mimic_pl import FeatureDims
@@ -67,11 +67,10 @@ class Unit(Recorded, nn.Module, ABC):
     """
 
     reads_padding: bool = True
-    """Whether a score depends on the text tokens behind a text's end. Where no unit's does, texts need not be padded to
-    one length."""
+    """Whether a score depends on padding tokens. If no unit's does, texts need not be padded to a fixed length."""
 
     expensive: bool = False
-    """Whether a score costs far more than its bounds, so that ranking may do without this unit's own ranks."""
+    """Whether a score costs far more than its bounds, so that ranking by this unit alone may be skipped."""
 
     def __init__(self, dims: FeatureDims) -> None:
         super().__init__()
@@ -79,24 +78,24 @@ class Unit(Recorded, nn.Module, ABC):
 
     @abstractmethod
     def mention(self, features: Features) -> State:
-        """Return the mention side's state from normed features: tensors ``[mentions, ...]``."""
+        """Compute the state of mentions from normed features: tensors ``[mentions, ...]``."""
 
     @abstractmethod
     def entity(self, features: Features) -> State:
-        """Return the entity side's state from normed features: tensors ``[entities, ...]``."""
+        """Compute the state of entities from normed features: tensors ``[entities, ...]``."""
 
     @abstractmethod
     def score(self, mentions: State, entities: State) -> Tensor:
         """Score every pair: ``[mentions, entities]``, higher is better."""
 
     def prepare(self, mentions: State) -> State:
-        """Add to the mentions' state what :meth:`bounds` needs of it; called once before a pass over the entities."""
+        """Add what :meth:`bounds` needs to the mentions' state; called once before a pass over the entities."""
         return mentions
 
     def bounds(self, mentions: State, entities: State) -> Bounds:
-        """Bound every pair's score, ``[mentions, entities]``; by default with the score itself.
+        """Bound every pair's score, ``[mentions, entities]``; the default returns the score itself.
 
-        The bounds must hold but for rounding errors.
+        The bounds must hold up to rounding errors.
         """
         score = self.score(mentions, entities)
         return Bounds(score, score)
@@ -104,7 +103,7 @@ class Unit(Recorded, nn.Module, ABC):
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """Score aligned pairs, ``[pairs]``: mention i with entity i.
 
-        Called in float32 for the pairs that bounds leave open, and in float64 for near ties.
+        Called in float32 for the pairs that bounds leave undecided, and in float64 for near ties.
         """
         count = len(next(iter(mentions.values())))  # one tensor: the others may not have been copied yet
         scores = []
@@ -115,24 +114,24 @@ class Unit(Recorded, nn.Module, ABC):
         return torch.cat(scores)
 
     def loss(self, inputs: LossInputs) -> Tensor | None:
-        """A term of the loss that the unit brings along, a scalar: a regulariser, an auxiliary task; none by default.
+        """An extra loss term of the unit, a scalar, such as a regulariser or an auxiliary task; none by default.
 
         Args:
-            inputs: Scores and features of the training batch; ``inputs.scores`` has the unit's own by its name.
+            inputs: Scores and features of the training batch; ``inputs.scores`` has the unit's scores under its name.
         """
         return None
 
     def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
-        """How far the unit's gates are open for a block of pairs, by name, each value between -1 and 1.
+        """Gate values for a block of pairs by gate name, each between -1 and 1; empty for a unit without gates.
 
-        For monitors and plots; no score reads it. A unit without gates, the default, has none.
+        For monitors and plots only; scores do not use it.
 
         Args:
             mentions: Normed features of mentions.
             entities: Normed features of entities.
 
         Returns:
-            ``[mentions, entities]`` for a gate of pairs, ``[mentions]`` or ``[entities]`` for a gate of one side.
+            ``[mentions, entities]`` for a pairwise gate, ``[mentions]`` or ``[entities]`` for a one-sided gate.
         """
         return {}
 
@@ -142,4 +141,4 @@ class Unit(Recorded, nn.Module, ABC):
 
 
 UnitFactory = Callable[[FeatureDims], Unit]
-"""How a configuration names a unit: its class and arguments, all but the widths, which the encoder decides."""
+"""A unit as given in a configuration: class and arguments, except the widths, which come from the encoder."""

@@ -1,4 +1,4 @@
-"""For authors of units: does a unit keep the promises that training and ranking rely on?"""
+"""A check for authors of units: does a unit meet the requirements of training and ranking?"""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from mimic_pl.units.base import State, Unit
 
 _MENTIONS, _ENTITIES, _TOKENS, _PATCHES = 6, 9, 7, 5
 _TOLERANCE = 1e-4
-"""Of the largest score, for what must be equal but for rounding in float32."""
+"""Tolerance relative to the largest score, for values that must agree up to float32 rounding."""
 
 
 def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None = None, seed: int = 0) -> None:
-    """Try a unit on random features, and raise where it breaks a promise.
+    """Check a unit on random features.
 
-    - Its states have a row for each mention or entity, and its scores are finite, ``[mentions, entities]``.
-    - A batch of one works; batches, blocks and order change no score.
-    - ``prepare`` keeps the mentions' state and adds rows to it; ``bounds`` hold.
-    - ``pairs`` gives the diagonal of ``score``, however many pairs there are.
-    - Float64 works in ``score`` and in ``pairs``, and agrees with float32.
-    - Unless ``reads_padding``, tokens behind a text's end change nothing.
-    - Every trainable parameter gets a gradient from the scores; not asked of a unit with a :meth:`Unit.loss`.
+    - States have one row per mention or entity, and scores are finite, ``[mentions, entities]``.
+    - A batch of one works; batching, blocking and order do not change scores.
+    - ``prepare`` keeps the mentions' state and only adds tensors to it; ``bounds`` hold.
+    - ``pairs`` equals the diagonal of ``score`` for any number of pairs.
+    - ``score`` and ``pairs`` work in float64 and agree with float32.
+    - Unless ``reads_padding``, padding tokens change nothing.
+    - Every trainable parameter gets a gradient from the scores (not required of a unit with a :meth:`Unit.loss`).
 
     Args:
-        unit: The unit, on the CPU; it is left as it is.
-        extra: The tensors that it reads from ``features.extra``: from a number of records to a tensor
-            ``[records, ...]``, such as ``lambda count: torch.randn(count, 3)``.
-        seed: Decides the features.
+        unit: The unit, on the CPU; it is not modified.
+        extra: Makes the tensors that the unit reads from ``features.extra``, by name: functions from a number of
+            records to a tensor ``[records, ...]``, such as ``lambda count: torch.randn(count, 3)``.
+        seed: Seed of the random features.
 
     Raises:
-        ConfigError: A promise is broken; the message says which, and by how much.
+        ConfigError: A requirement is not met; the message says which, and by how much.
 
     Example:
         >>> from mimic_pl.units import GlobalCosine
@@ -58,7 +58,7 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
         _check_blocks(name, unit, *states, scores)
         prepared = _checked_state(name, "prepare", unit.prepare(of_mentions), _MENTIONS)
         missing = sorted(of_mentions.keys() - prepared.keys())
-        _require(not missing, name, f"prepare leaves {missing} of the mentions' state out; it adds to the state")
+        _require(not missing, name, f"prepare drops {missing} from the mentions' state; it may only add to the state")
         _check_bounds(name, unit, prepared, states[1], scores)
         _check_pairs(name, unit, prepared, states[1], scores)
         _check_float64(name, unit, mentions, entities, scores)
@@ -69,12 +69,12 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
 
 
 def random_features(count: int, dims: FeatureDims, extra: Mapping[str, Callable[[int], Tensor]]) -> Features:
-    """Features of random texts of different lengths, drawn from torch's generator.
+    """Random features of texts of different lengths, drawn from torch's global generator.
 
     Args:
-        count: Mentions or entities.
-        dims: Widths.
-        extra: Further tensors by name, each from a number of records.
+        count: Number of mentions or entities.
+        dims: Feature widths.
+        extra: Makes additional tensors, by name, from a number of records.
     """
     lengths = torch.randint(1, _TOKENS + 1, (count, 1))
     return Features(
@@ -88,18 +88,18 @@ def random_features(count: int, dims: FeatureDims, extra: Mapping[str, Callable[
 
 
 def _checked_state(name: str, side: str, state: State, count: int) -> State:
-    _require(len(state) > 0, name, f"{side} returns no tensor; what score needs of one side belongs there")
+    _require(len(state) > 0, name, f"{side} returns no tensors; it must return what score needs of that side")
     for key, tensor in state.items():
         _require(
             tensor.ndim > 0 and len(tensor) == count,
             name,
-            f"the state {key!r} of {count} records has the shape {list(tensor.shape)}; its first dimension counts them",
+            f"the state {key!r} of {count} records has shape {list(tensor.shape)}; its first dimension must be {count}",
         )
     return state
 
 
 def _check_batches(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
-    """States of single records, and of records in another order."""
+    """Check states of single records, and of records in another order."""
     single_mentions, single_entities = (
         [features.rows(slice(row, row + 1)) for row in range(count)]
         for features, count in ((mentions, _MENTIONS), (entities, _ENTITIES))
@@ -112,7 +112,7 @@ def _check_batches(name: str, unit: Unit, mentions: Features, entities: Features
 
 
 def _check_blocks(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
-    """Ranking scores states in blocks of any size."""
+    """Check blocks of states, since ranking scores blocks of any size."""
     blocks = [unit.score(mentions, _rows(entities, slice(start, start + 4))) for start in range(0, _ENTITIES, 4)]
     _require_equal(name, "scores of entities in blocks and at once", torch.cat(blocks, dim=1), scores)
     rows = [unit.score(_rows(mentions, slice(m, m + 1)), entities) for m in range(_MENTIONS)]
@@ -120,7 +120,7 @@ def _check_blocks(name: str, unit: Unit, mentions: State, entities: State, score
 
 
 def _check_pairs(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
-    """Ranking scores any number of pairs at once, with prepared states."""
+    """Check selected pairs, since ranking scores any number of them at once, with prepared states."""
     grid = torch.cartesian_prod(torch.arange(_MENTIONS), torch.arange(_ENTITIES))
     for size in (len(grid), 7):
         pairs = []
@@ -133,15 +133,15 @@ def _check_pairs(name: str, unit: Unit, mentions: State, entities: State, scores
 def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
     bounds = unit.bounds(mentions, entities)
     for side, bound in bounds._asdict().items():
-        _require(bound.shape == scores.shape, name, f"the {side} bound has the shape {list(bound.shape)}")
-        _require(not bool(bound.isnan().any()), name, f"the {side} bound holds NaN")
-    missed = torch.maximum(bounds.lower - scores, scores - bounds.upper).max()
+        _require(bound.shape == scores.shape, name, f"the {side} bound has shape {list(bound.shape)}")
+        _require(not bool(bound.isnan().any()), name, f"the {side} bound contains NaN")
+    excess = torch.maximum(bounds.lower - scores, scores - bounds.upper).max()
     margin = _margin(scores)
-    _require(bool(missed <= margin), name, f"a score is outside of its bounds by {missed:.3g} (rounding: {margin:.1g})")
+    _require(bool(excess <= margin), name, f"a score is outside its bounds by {excess:.3g} (tolerance: {margin:.1g})")
 
 
 def _check_float64(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
-    """Near ties are settled in float64."""
+    """Check float64, since near ties are resolved in it."""
     double = copy.deepcopy(unit).double()
     exact = double(_in_float64(mentions), _in_float64(entities))
     _require(exact.dtype == torch.float64, name, f"in float64 its scores are {exact.dtype}")
@@ -159,7 +159,7 @@ def _check_padding(name: str, unit: Unit, mentions: Features, entities: Features
         return features._replace(text_local=features.text_local.masked_fill(padding, 7.0))
 
     changed = unit(other_padding(mentions), other_padding(entities))
-    _require_equal(name, "scores with other values behind the texts' ends (reads_padding is False)", changed, scores)
+    _require_equal(name, "scores with different padding (reads_padding is False)", changed, scores)
 
 
 def _check_gradients(name: str, unit: Unit, mentions: Features, entities: Features) -> None:
@@ -185,7 +185,7 @@ def _margin(scores: Tensor) -> float:
 
 def _require_equal(name: str, what: str, one: Tensor, other: Tensor) -> None:
     difference = float((one.double() - other.double()).abs().max())
-    _require(difference <= _margin(other), name, f"{what} differ by {difference:.3g} (rounding: {_margin(other):.1g})")
+    _require(difference <= _margin(other), name, f"{what} differ by {difference:.3g} (tolerance: {_margin(other):.1g})")
 
 
 def _require(holds: bool, name: str, problem: str) -> None:

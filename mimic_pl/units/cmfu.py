@@ -10,7 +10,7 @@ from mimic_pl.units.base import State, Unit
 
 
 class CMFU(Unit):
-    """Text and image of a side fused into one vector, by the same weights on both sides.
+    """Text and image of each side fused into one vector, with the same weights on both sides.
 
         x = W_t t^G,  y = W_v v^L,  a = softmax(x y^T),  z = a y,  gate = tanh(w x + b),  h = LayerNorm(gate x + z)
         S_C = h_m . h_e
@@ -48,10 +48,10 @@ class CMFU(Unit):
     def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
         """The gate of each side: ``mention`` ``[mentions]`` and ``entity`` ``[entities]``."""
         sides = {"mention": mentions, "entity": entities}
-        return {name: self._opening(self.text(side.text_global)).squeeze(-1) for name, side in sides.items()}
+        return {name: self._gate_value(self.text(side.text_global)).squeeze(-1) for name, side in sides.items()}
 
     def attention(self, features: Features) -> Tensor:
-        """a, how a side's text attends to the tokens of its own image, from normed features: ``[batch, tokens]``."""
+        """a, the attention of a side's text to the tokens of its image, from normed features: ``[batch, tokens]``."""
         return self._attend(self.text(features.text_global), self.image(features.image_local))
 
     @staticmethod
@@ -62,7 +62,7 @@ class CMFU(Unit):
         text = self.text(features.text_global)
         image = self.image(features.image_local)
         visual = torch.einsum("bt,btd->bd", self._attend(text, image), image)
-        return self.norm(self._opening(text) * text + visual)
+        return self.norm(self._gate_value(text) * text + visual)
 
-    def _opening(self, text: Tensor) -> Tensor:
+    def _gate_value(self, text: Tensor) -> Tensor:
         return torch.tanh(self.gate(text))

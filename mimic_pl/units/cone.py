@@ -1,4 +1,4 @@
-"""Bounds of a layer-normed weighted mean whose weights are not known: what TGLU's attention can reach at all."""
+"""Bounds of a layer-normed weighted mean over all possible weights, which bound TGLU's attention."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-_WIDEST = 0.05
-"""Cosine of the widest cone that is used. A wider one bounds nothing, and dividing by its cosines costs digits."""
+_MIN_COSINE = 0.05
+"""Cosine of the widest cone in use. Wider ones bound nothing, and dividing by their cosines loses precision."""
 
 _SLACK = 1e-5
-"""Share of the longest possible product by which bounds are widened against rounding in float32."""
+"""Fraction of the largest possible product by which bounds are widened to cover float32 rounding."""
 
 _ROWS, _COLUMNS = 32, 256
-"""Mentions and directions whose products with all rays are computed at once on a CPU, where they stay in the cache."""
+"""Mentions and directions per tile on a CPU, whose products with all rays stay in the cache."""
 
 
 class Cone(NamedTuple):
-    """The cone that the values of each mention span, seen from its axis.
+    """The cone that the values of each mention span, described relative to its axis.
 
     Let v_j be a mention's values, centred over the dimension as LayerNorm centres them, and w any weights with w_j >= 0
     that sum to 1. For a centred direction g,
@@ -28,19 +28,19 @@ class Cone(NamedTuple):
 
     (LayerNorm without its affine part). Let m be a unit vector, the axis, with m.v_j > 0 for all j. Then
 
-    - g.u / m.u is a mean of the g.v_j / m.v_j with positive weights w_j m.v_j, so it lies between the smallest and the
+    - g.u / m.u is a mean of the g.v_j / m.v_j with positive weights w_j m.v_j, so it is between the smallest and the
       largest of these: the products of g with the *rays* v_j / m.v_j;
     - m.u / |u| is a cosine, at most 1 and at least the smallest m.v_j / |v_j|, since the vectors within an angle of the
       axis form a convex cone;
     - eps only shrinks the value, by the factor above, and |u| >= m.u >= the smallest m.v_j.
 
-    Their product bounds g.u / |u|, and |g| bounds it where a mention's values point in all directions. A pair costs one
-    product per token of the mention instead of one per pair of tokens, and no exponential.
+    Their product bounds g.u / |u|; where a mention's values point in all directions, |g| does. A pair costs one product
+    per token of the mention instead of one per pair of tokens, and no exponential.
 
     Attributes:
         rays: v_j / m.v_j, ``[mentions, tokens, d]``; zeros where the cone is too wide.
-        factor: The smallest m.u / |u| times the smallest shrinking, ``[mentions]``.
-        wide: True where only |g| bounds, bool ``[mentions]``.
+        factor: The smallest m.u / |u| times the smallest eps factor, ``[mentions]``.
+        wide: Whether |g| is the only bound, bool ``[mentions]``.
     """
 
     rays: Tensor
@@ -54,7 +54,7 @@ class Cone(NamedTuple):
         Args:
             value: Values, ``[mentions, tokens, d]``.
             mask: 1 for a token that may have weight, 0 for one that has none, ``[mentions, tokens]``.
-            eps: LayerNorm's.
+            eps: The LayerNorm's epsilon.
         """
         centred = value - value.mean(dim=-1, keepdim=True)
         directions = torch.nn.functional.normalize(centred, dim=-1)
@@ -66,7 +66,7 @@ class Cone(NamedTuple):
         axis = torch.nn.functional.normalize(directions.sum(dim=1), dim=-1)
         along = torch.einsum("mtd,md->mt", centred, axis)
         cosine = (along / length.clamp_min(torch.finfo(value.dtype).tiny)).amin(dim=1)
-        wide = cosine < _WIDEST
+        wide = cosine < _MIN_COSINE
         rays = torch.where(wide[:, None, None], 0.0, centred / along.unsqueeze(-1))
         shortest = along.amin(dim=1).clamp_min(torch.finfo(value.dtype).tiny)
         factor = cosine * (1 + value.shape[-1] * eps / shortest.square()).rsqrt()
@@ -91,7 +91,7 @@ class Cone(NamedTuple):
                 product = rays @ direction[column : column + columns].T
                 product = product.view(-1, tokens, product.shape[-1])
                 part = slice(row, row + rows), slice(column, column + columns)
-                # Two passes in the cache are faster than torch.aminmax's one.
+                # Two passes in the cache are faster than one torch.aminmax.
                 lower[part], upper[part] = product.amin(dim=1), product.amax(dim=1)
         longest = direction.norm(dim=-1)
         factor, wide, slack = self.factor[:, None], self.wide[:, None], _SLACK * longest

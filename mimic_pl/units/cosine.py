@@ -1,4 +1,4 @@
-"""The simple baseline unit: no interaction at all, only the similarity of the global features."""
+"""A simple baseline unit: cosine similarity of the global features."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimic_pl.units.base import State, Unit
 
 
 class GlobalCosine(Unit):
-    """Cosine of the concatenated global features, scaled so that a contrastive loss can sharpen it.
+    """Cosine of the concatenated global features with a learned scale, which sharpens it for a contrastive loss.
 
         S = exp(tau) cos([t_m^G ; v_m^G], [t_e^G ; v_e^G]),  tau learned
 
@@ -32,11 +32,11 @@ class GlobalCosine(Unit):
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())
 
     def mention(self, features: Features) -> State:
-        """State: ``direction`` ``[mentions, width]``, of length 1."""
+        """State: ``direction`` ``[mentions, width]``, unit vectors."""
         return {"direction": self._direction(features)}
 
     def entity(self, features: Features) -> State:
-        """State: ``direction`` ``[entities, width]``, of length 1."""
+        """State: ``direction`` ``[entities, width]``, unit vectors."""
         return {"direction": self._direction(features)}
 
     def score(self, mentions: State, entities: State) -> Tensor:

@@ -1,4 +1,4 @@
-"""The pairwise part of VDLU's dual gate: five products and some twenty scalar operations a pair."""
+"""The pairwise part of VDLU's dual gate: five products and some twenty scalar operations per pair."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
 
 class QuerySide(NamedTuple):
-    """Query side of a direction: vectors ``[queries, d]`` and numbers ``[queries]``; ~ means centred over d."""
+    """Query side of a direction: vectors ``[queries, d]`` and scalars ``[queries]``; ~ means centred over d."""
 
     query: Tensor  # q~
     gated: Tensor  # a_q~, with a_q = W_f G1 q~
@@ -28,7 +28,7 @@ class QuerySide(NamedTuple):
 
 
 class KeySide(NamedTuple):
-    """Key side of a direction: vectors ``[keys, d]`` and numbers ``[keys]``."""
+    """Key side of a direction: vectors ``[keys, d]`` and scalars ``[keys]``."""
 
     pooled: Tensor  # p~
     gated: Tensor  # a_p~, with a_p = W_f G1 p~
@@ -58,18 +58,18 @@ def dual_gate(
         key_side: Key side.
         gate_bias: w . b + b_g, a scalar.
         bias_square: |b~|^2, a scalar.
-        norm_sum_eps: What the first norm adds to the variance.
-        norm_eps: What the second norm adds to the variance.
-        kernel: Implementation of the forward pass. The fused one keeps no ``[queries, keys]`` tensor but the result;
-            its backward pass computes the twenty again in torch.
+        norm_sum_eps: Epsilon of the first norm.
+        norm_eps: Epsilon of the second norm.
+        kernel: Implementation of the forward pass. The fused one stores no ``[queries, keys]`` tensor but the result;
+            its backward pass recomputes the others in torch.
 
     Returns:
         ``[queries, keys]``, differentiable in every tensor.
 
     Raises:
-        ConfigError: The Triton kernel is asked for where it cannot run.
+        ConfigError: The Triton kernel is requested where it cannot run.
     """
-    # Numbers of the query side become columns, so that they meet every key.
+    # Scalars of the query side become columns, to broadcast against the keys.
     columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in query_side)
     sides = (*columns, *key_side, gate_bias, bias_square)
     if uses_triton(kernel, query_side.query):
@@ -91,7 +91,7 @@ def dual_gate_pairs(
 
 
 def gate_values(query_side: QuerySide, key_side: KeySide, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
-    """tanh(w . c + b_g) of one direction alone, for every pair, ``[queries, keys]``."""
+    """tanh(w . c + b_g) of one direction for every pair, ``[queries, keys]``."""
     query_square, gate = query_side.query_square[:, None], query_side.gate[:, None]
     spread = _spread(_of_all, query_side.query, query_square, key_side.pooled, key_side.pooled_square)
     return torch.tanh((gate + key_side.gate) * (spread + norm_sum_eps).rsqrt() + gate_bias)
@@ -119,7 +119,7 @@ def _spread(
 def _dual_gate(
     product: Callable[[Tensor, Tensor], Tensor], norm_sum_eps: float, norm_eps: float, *sides: Tensor
 ) -> Tensor:
-    """The algebra, in torch's operations."""
+    """The dual gate in torch operations."""
     query, q_gated, target, query_square, q_gate, q_gated_square, q_gated_bias, target_gated, target_bias, offset = (
         sides[:10]
     )
@@ -128,7 +128,7 @@ def _dual_gate(
     width = query.shape[-1]
 
     r = (_spread(product, query, query_square, pooled, pooled_square) + norm_sum_eps).rsqrt()  # 1 / s
-    opening = torch.tanh((q_gate + gate) * r + gate_bias)
+    gate_value = torch.tanh((q_gate + gate) * r + gate_bias)
 
     # Products of the centred c with itself, with k~ and with y~.
     square = q_gated_square + gated_square + 2 * product(q_gated, gated)
@@ -136,13 +136,13 @@ def _dual_gate(
     c_key = r * (product(q_gated, key) + gated_key) + key_bias
     c_target = r * (product(target, gated) + target_gated) + target_bias
 
-    norm = opening * (opening * c_square + 2 * c_key) + key_square
-    numerator = opening * c_target + product(target, key)
+    norm = gate_value * (gate_value * c_square + 2 * c_key) + key_square
+    numerator = gate_value * c_target + product(target, key)
     return numerator * (norm.clamp_min(0) / width + norm_eps).rsqrt() + offset
 
 
 class _FusedDualGate(torch.autograd.Function):
-    """The Triton kernel forward, the torch algebra backward."""
+    """The Triton kernel forward, torch operations backward."""
 
     @staticmethod
     def forward(ctx: Any, norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
@@ -155,7 +155,7 @@ class _FusedDualGate(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        # Sides of several types, as autocast leaves them, meet in the type of the scores.
+        # Under autocast the sides have different dtypes; compute in that of the scores.
         sides = tuple(side.detach().to(grad.dtype).requires_grad_() for side in ctx.saved_tensors)
         with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
             scores = _dual_gate(_of_all, *ctx.eps, *sides)

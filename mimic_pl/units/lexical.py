@@ -1,4 +1,4 @@
-"""A lexical unit: what mention and entity spell alike, which no trained encoder sees as sharply."""
+"""A lexical unit: overlap of the terms of mention and entity, which dense encoders capture less precisely."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
 
 _PAIRS = 4096
-"""Aligned pairs whose terms are compared at once."""
+"""Aligned pairs compared at once."""
 
 
 class Lexical(Unit):
-    """Weighted overlap of the terms of both texts, times a learned factor.
+    """Weighted term overlap of both texts, times a learned factor.
 
         S = exp(tau) sum over terms t of w_m(t) w_e(t),  tau learned
 
-    The terms and their weights are features of the processor (:class:`~mimic_pl.processor.BM25Lexicon`: then the sum is
-    BM25 of the mention's text as the query). Nothing but tau is trained here.
+    Terms and weights are features from the processor. With :class:`~mimic_pl.processor.BM25Lexicon` the sum is BM25
+    with the mention's text as the query. Only tau is trained.
 
     Args:
         dims: Widths of the features.
         scale: Initial exp(tau).
-        feature: Name of the processor's features.
+        feature: Name of the features in the processor.
     """
 
     reads_padding = False
@@ -45,7 +45,7 @@ class Lexical(Unit):
     def score(self, mentions: State, entities: State) -> Tensor:
         """S, ``[mentions, entities]``."""
         ids, weights = entities["ids"], entities["weights"]
-        # Only the mentions' terms count: a row for each, and an empty last one for all others.
+        # Only terms of mentions matter: one row each, and an empty last row for all other terms.
         known = torch.unique(mentions["ids"])
         rows = torch.searchsorted(known, ids).clamp_max(len(known) - 1)
         rows = torch.where(known[rows] == ids, rows, len(known))
@@ -71,7 +71,7 @@ class Lexical(Unit):
             ids, weights = (features.extra[f"{self.feature}.{name}"] for name in ("ids", "weights"))
         except KeyError as error:
             raise ConfigError(
-                f"The Lexical unit needs the features {self.feature!r} of the processor, which has none of this name. "
+                f"The Lexical unit needs the features {self.feature!r}, which the processor does not have. "
                 f"Add them: --model.processor.features.{self.feature} mimic_pl.processor.BM25Lexicon."
             ) from error
         return {"ids": ids.to(torch.int32), "weights": weights}

@@ -1,4 +1,4 @@
-"""The shared norms, the units and their mean: from features of both sides to named scores."""
+"""The matcher: shared norms, units and their combination, from features of both sides to named scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mimic_pl.units.tglu import TGLU
 from mimic_pl.units.vdlu import VDLU
 
 MatcherFactory = Callable[[FeatureDims, Mapping[str, UnitFactory]], "Matcher"]
-"""How a configuration names the matcher: its class and arguments, all but the widths and the units."""
+"""A matcher as given in a configuration: class and arguments, except the widths and the units."""
 
 OVERALL = "overall"
 
@@ -30,26 +30,25 @@ def published_units() -> dict[str, UnitFactory]:
 
 
 class Matcher(Recorded, nn.Module):
-    """Scores every mention against every entity, unit by unit and overall (paper section 3.3).
+    """Scores every mention against every entity, by each unit and overall (paper section 3.3).
 
-    Four LayerNorms, each applied to mention and entity alike, precede the units; the overall score is the mean of the
-    units' scores. A subclass combines them otherwise (:meth:`combine`), or reorders the top of the ranking
-    (:meth:`rerank`).
+    Four LayerNorms, shared by mentions and entities, precede the units; the overall score is the mean of the units'
+    scores. A subclass may combine them differently (:meth:`combine`) or rerank the top entities (:meth:`rerank`).
 
     Args:
         dims: Widths of the encoder's features.
         units: Named factories of the units.
 
     Raises:
-        ConfigError: No unit, one named ``overall`` or as torch's modules name something else, or what is no unit.
+        ConfigError: There is no unit, something is not a unit, or a unit's name is ``overall`` or reserved by torch.
     """
 
     def __init__(self, dims: FeatureDims, units: Mapping[str, UnitFactory]) -> None:
         super().__init__()
         if not units or OVERALL in units:
             raise ConfigError(
-                f"A model needs at least one unit, and none may be called {OVERALL!r}, the name of their mean "
-                f"(got {list(units)}). Name units by what they look at: text, vision, cross_modal."
+                f"A model needs at least one unit, and none may be called {OVERALL!r}, the name of the overall score "
+                f"(got {list(units)}). Name units after what they compare, such as text, vision or cross_modal."
             )
         self.text_global_norm = nn.LayerNorm(dims.text)
         self.text_local_norm = nn.LayerNorm(dims.text)
@@ -59,16 +58,16 @@ class Matcher(Recorded, nn.Module):
         for name, unit in built.items():
             if not isinstance(unit, Unit):
                 raise ConfigError(
-                    f"The unit {name!r} is a {type(unit).__name__}, not a mimic_pl.units.Unit: it has no state of "
-                    "mentions and entities. Derive it from Unit."
+                    f"The unit {name!r} is a {type(unit).__name__}, not a mimic_pl.units.Unit. Derive its class from "
+                    "Unit."
                 )
             if hasattr(nn.ModuleDict, name) or "." in name:
-                raise ConfigError(f"A unit cannot be called {name!r}: torch's modules have this name for themselves.")
+                raise ConfigError(f"A unit cannot be called {name!r}: the name is reserved by torch. Rename the unit.")
         self.units = nn.ModuleDict(built)
 
     @property
     def score_names(self) -> tuple[str, ...]:
-        """``overall`` and the units' names."""
+        """``overall`` and the names of the units."""
         return (OVERALL, *self.units)
 
     @property
@@ -77,50 +76,50 @@ class Matcher(Recorded, nn.Module):
         return (OVERALL, *(name for name, unit in self.named_units() if not unit.expensive))
 
     def mention(self, features: Features) -> States:
-        """Each unit's state of the mentions."""
+        """States of mentions by unit."""
         normed = self.norm(features)
         return {name: unit.mention(normed) for name, unit in self.named_units()}
 
     def entity(self, features: Features) -> States:
-        """Each unit's state of the entities: what the index keeps of them."""
+        """States of entities by unit, as stored in the index."""
         normed = self.norm(features)
         return {name: unit.entity(normed) for name, unit in self.named_units()}
 
     def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
-        """Named scores ``overall`` and of each unit, each ``[mentions, entities]``."""
+        """Scores by name, ``overall`` and each unit's, each ``[mentions, entities]``."""
         scores = {name: unit.score(mentions[name], entities[name]) for name, unit in self.named_units()}
         return {OVERALL: self.combine(scores), **scores}
 
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
-        """The overall score of pairs from the units' scores: S = (S_T + S_V + S_C) / 3, of the same shape.
+        """Overall score of pairs from the units' scores: S = (S_T + S_V + S_C) / 3, of the same shape.
 
-        It works on each pair by itself. A subclass may combine otherwise, and says in :attr:`monotone` whether more of
-        any unit's score can never mean less overall.
+        Each pair is combined independently. A subclass that overrides it declares in :attr:`monotone` whether the
+        overall score never decreases when a unit's score increases.
         """
         return torch.stack(list(scores.values())).mean(dim=0)
 
     @property
     def monotone(self) -> bool:
-        """Whether bounds of the units' scores bound the overall score; without that, ranking computes every score.
+        """Whether bounds of the units' scores bound the overall score; if not, ranking computes every score.
 
-        True of the mean. A subclass with another :meth:`combine` says so itself.
+        True for the mean. A subclass that overrides :meth:`combine` may override this too.
         """
         return type(self).combine is Matcher.combine
 
     @property
     def reads_padding(self) -> bool:
-        """Whether any unit's score depends on the tokens behind a text's end."""
+        """Whether any unit's score depends on padding tokens."""
         return any(unit.reads_padding for _, unit in self.named_units())
 
     def prepare(self, mentions: States) -> States:
-        """Add to the mentions' states what :meth:`bounds` needs of them."""
+        """Add what :meth:`bounds` needs to the mentions' states."""
         return {name: unit.prepare(mentions[name]) for name, unit in self.named_units()}
 
     def bounds(self, mentions: States, entities: States) -> dict[str, Bounds]:
-        """Bounds of the scores ``overall`` and of each unit, each ``[mentions, entities]``.
+        """Bounds of the scores by name, ``overall`` and each unit's, each ``[mentions, entities]``.
 
         Args:
-            mentions: States of mentions, prepared.
+            mentions: Prepared states of mentions.
             entities: States of entities.
         """
         bounds = {name: unit.bounds(mentions[name], entities[name]) for name, unit in self.named_units()}
@@ -135,16 +134,16 @@ class Matcher(Recorded, nn.Module):
         Args:
             mentions: States of mentions.
             entities: States of as many entities.
-            names: Units to score by; all of them by default.
+            names: Units to score with; all by default.
         """
         wanted = set(self.units if names is None else names)
         return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
 
     def rerank(self, mentions: States, entities: States, scores: Mapping[str, Tensor]) -> Tensor:
-        """New overall scores of each mention's top entities, ``[mentions, k]``: a list-wise second stage of ranking.
+        """New overall scores of each mention's top entities, ``[mentions, k]``: a list-wise second ranking stage.
 
-        A subclass overrides it; by default the scores stay what they are. Only the top k change places among
-        themselves, ties in the order they had. A list's scores depend on this list alone, not on other mentions.
+        Override it in a subclass; the default keeps the scores. Only the top k are reordered, and ties keep their
+        order. The scores of one mention's list must not depend on other mentions.
 
         Args:
             mentions: States of mentions, tensors ``[mentions, ...]``.
@@ -161,22 +160,22 @@ class Matcher(Recorded, nn.Module):
 
     @property
     def reranks(self) -> bool:
-        """Whether a subclass has a :meth:`rerank`; without one, ranking does not fetch the top entities' states."""
+        """Whether :meth:`rerank` is overridden; if not, ranking does not fetch the top entities' states."""
         return type(self).rerank is not Matcher.rerank
 
     def gates(self, mentions: Features, entities: Features) -> dict[str, dict[str, Tensor]]:
-        """Values of the gates by unit and by gate; units without gates are left out (see :meth:`Unit.gates`).
+        """Gate values by unit and gate, without units that have no gates (see :meth:`Unit.gates`).
 
         Args:
-            mentions: Features of mentions, as the encoder yields them.
-            entities: Features of entities.
+            mentions: Features of mentions from the encoder.
+            entities: Features of entities from the encoder.
         """
         sides = self.norm(mentions), self.norm(entities)
         values = {name: unit.gates(*sides) for name, unit in self.named_units()}
         return {name: gates for name, gates in values.items() if gates}
 
     def named_units(self) -> list[tuple[str, Unit]]:
-        """The units with their names."""
+        """Names and units."""
         return [(name, cast(Unit, unit)) for name, unit in self.units.items()]
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Matcher:
@@ -185,14 +184,14 @@ class Matcher(Recorded, nn.Module):
         return self
 
     def _apply_pruning(self) -> None:
-        """Compute pruned weights anew, which torch does where a layer is called: units read weights without a call."""
+        """Recompute pruned weights; torch does so only when a layer is called, and units read weights directly."""
         for layer in self.modules():
             for hook in layer._forward_pre_hooks.values():
                 if isinstance(hook, BasePruningMethod):
                     hook(layer, None)
 
     def norm(self, features: Features) -> Features:
-        """The features as the units get them, after the shared norms."""
+        """Apply the shared norms: the features that the units get."""
         self._apply_pruning()
         return features._replace(
             text_global=self.text_global_norm(features.text_global),

@@ -1,4 +1,4 @@
-"""The states of all units, and the tensors in them."""
+"""States of all units as a nested or a flat mapping of tensors."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import Tensor
 from mimic_pl.units.base import State
 
 States = Mapping[str, State]
-"""The states of all units by the units' names."""
+"""The states of all units by unit name."""
 
 Named = dict[tuple[str, str], Tensor]
-"""Tensors by the name of the unit and their own."""
+"""Tensors by unit name and tensor name."""
 
 
 def flat(states: States) -> Named:
-    """All tensors of these states."""
+    """Flatten states to tensors by unit and tensor name."""
     return {(unit, name): state[name] for unit, state in states.items() for name in state}
 
 
 def nested(tensors: Named) -> States:
-    """The states that these tensors make."""
+    """Undo :func:`flat`."""
     states: dict[str, dict[str, Tensor]] = {}
     for (unit, name), tensor in tensors.items():
         states.setdefault(unit, {})[name] = tensor

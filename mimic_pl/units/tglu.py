@@ -14,7 +14,7 @@ from mimic_pl.units.kernel_choice import Kernel
 
 
 class TGLU(Unit):
-    """Text against text: the global embeddings' product, and the entity's tokens attending to the mention's.
+    """Text against text: product of the global embeddings, and attention of the entity's tokens to the mention's.
 
     With Q = W_q t_e^L, K = W_k t_m^L, V = W_v t_m^L and A = softmax(Q K^T / sqrt(d)) over the mention's tokens,
 
@@ -22,18 +22,18 @@ class TGLU(Unit):
         g2l = (W_c t_e^G) . LayerNorm(mean over the entity's tokens of A V)
         S_T = (g2g + g2l) / 2
 
-    The mean is linear, so the attention *weights* are averaged over the entity's tokens before they meet V: a pair
-    costs a ``[mention tokens]`` weight vector and no ``[entity tokens, hidden_dim]`` context (see
+    The mean is linear, so the attention *weights* are averaged over the entity's tokens before they are multiplied with
+    V: a pair costs a ``[mention tokens]`` weight vector and no ``[entity tokens, hidden_dim]`` context (see
     :func:`~mimic_pl.units.attention.global_to_local`).
 
-    Whatever the attention is, its context is a weighted mean of the mention's values: that bounds g2l without it (see
-    :class:`~mimic_pl.units.cone.Cone`).
+    Whatever the attention weights, the result is a weighted mean of the mention's values, which bounds g2l without
+    computing the attention (see :class:`~mimic_pl.units.cone.Cone`).
 
     Args:
         dims: Widths of the features.
         hidden_dim: Width d of queries, keys and values.
-        mask_padding: Keep padding out of the attention and of the mean. The published model attends over padding.
-        kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
+        mask_padding: Exclude padding from the attention and the mean. The published model attends to padding.
+        kernel: Implementation: a fused Triton kernel or torch operations; ``auto`` prefers the kernel on GPUs.
     """
 
     expensive = True
@@ -94,15 +94,12 @@ class TGLU(Unit):
         return (global_to_global + global_to_local_pairs(**self._local(mentions, entities))) / 2
 
     def attention(self, mentions: State, entities: State) -> Tensor:
-        """How much each token of the mention counts, in aligned pairs, ``[pairs, mention tokens]``; rows sum to 1.
-
-        The attention A, averaged over the entity's tokens.
-        """
+        """A of aligned pairs, averaged over the entity's tokens, ``[pairs, mention tokens]``; rows sum to 1."""
         local = self._local(mentions, entities)
         return mean_attention_pairs(*(local[name] for name in ("query", "key", "query_mask", "key_mask")))
 
     def _local(self, mentions: State, entities: State) -> dict[str, Any]:
-        """Arguments of the functions that compute g2l."""
+        """Arguments for the functions that compute g2l."""
         return {
             "query": entities["query"],
             "context": entities["context"],

@@ -12,29 +12,29 @@ from torch import Tensor
 from triton.runtime.errors import OutOfResources
 
 _SEGMENTS = 16
-"""Most entities of a tile: the least height of a tensor core's product."""
+"""Maximum entities per tile: the minimum height of a tensor core product."""
 
 _MENTIONS = 64
-"""Mentions that a program goes through with its tile of entities, so that loading the tile does not count."""
+"""Mentions per program and tile of entities, enough to make the cost of loading the tile negligible."""
 
-_MOST_ROWS = 128
-"""Rows of a tile, three entities of 40 tokens. Compiled for an H100, a 16-bit tile takes 60 kB of shared memory and 200
-registers of 128 threads, so that two run on a multiprocessor, one's exponentials beside the other's products. 256 rows
-would read keys half as often and leave room for one; in float32 128 rows are 168 kB already."""
+_MAX_ROWS = 128
+"""Rows of a tile: three entities of 40 tokens. Compiled for an H100, a 16-bit tile takes 60 kB of shared memory and 200
+registers in each of 128 threads, so two run per multiprocessor and overlap one's exponentials with the other's
+products. 256 rows would read keys half as often but leave room for one; in float32, 128 rows already take 168 kB."""
 
-_LONGEST = 256
-"""Tokens and width at most; no tile of more is tried."""
+_MAX_SIZE = 256
+"""Maximum tokens and width; no larger tile is tried."""
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether the kernels below run in Triton's interpreter, which has no products of bfloat16: they are float32 there."""
+"""Whether the kernels run in Triton's interpreter, which lacks bfloat16 products: they use float32 there."""
 
 _fitting_rows: dict[tuple[object, ...], int] = {}
-"""Rows of the tile that fits this GPU's shared memory, by device, types and sizes; 0 if none does."""
+"""Rows of the tile that fits this GPU's shared memory, by device, dtypes and sizes; 0 if none does."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
 def _piece(base, rows, row_ok, columns, WIDTH: tl.constexpr, TYPE: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Rows of a matrix of width WIDTH as TYPE, zeros outside: ``[rows, columns]``."""
+    """Load rows of a matrix of width WIDTH as TYPE, zero-padded: ``[rows, columns]``."""
     inside = row_ok[:, None] & (columns < WIDTH)[None, :]
     return tl.load(base + rows[:, None] * WIDTH + columns[None, :], mask=inside, other=0.0).to(TYPE)
 
@@ -71,11 +71,11 @@ def _normed_product(  # type: ignore[no-untyped-def]
 ):
     """Scores of one tile of entities with MENTIONS mentions.
 
-    The tile is PER_TILE whole entities, one token a row. The mean over an entity's tokens is a product with the
-    matrix that says which row is whose, because rows of a tile can only be summed in powers of two. Width and mention
-    tokens are worked on as two pieces each, 96 as 64 + 32 and 40 as 32 + 16, since one power of two would be 128 and
-    64. All of the entities' programs for the same mentions run one after the other, so that keys and values come from
-    the level-2 cache.
+    The tile is PER_TILE whole entities, one token per row. The mean over an entity's tokens is a product with the
+    row-to-entity assignment matrix, because rows of a tile can only be summed in powers of two. Width and mention
+    tokens are each split in two pieces, 96 into 64 + 32 and 40 into 32 + 16, since single powers of two would be 128
+    and 64. The programs of all entities for the same mentions run consecutively, so that keys and values come from the
+    L2 cache.
     """
     tiles = tl.cdiv(num_entities, PER_TILE)
     first = (tl.program_id(0) % tiles) * PER_TILE
@@ -92,7 +92,7 @@ def _normed_product(  # type: ignore[no-untyped-def]
         d2 = D1 + tl.arange(0, D2)
         q2 = _piece(queries, rows, row_ok, d2, WIDTH, TYPE)
         size += tl.sum(tl.abs(q2.to(tl.float32)), axis=1)
-    # A query that is not finite makes its own entity's scores NaN, not those of the tile's other entities.
+    # A non-finite query makes only its own entity's scores NaN, not those of other entities in the tile.
     finite = size < float("inf")
     q1 = tl.where(finite[:, None], q1, tl.zeros_like(q1))
     if D2 > 0:
@@ -182,18 +182,18 @@ def normed_product(
 ) -> Tensor | None:
     """``g_e . u~ / sqrt(|u~|^2 / d + eps)`` of every pair; see :func:`mimic_pl.units.attention.global_to_local`.
 
-    Products of float32 tensors are done in three TF32 parts, which is as exact as float32, or in one where
-    ``torch.set_float32_matmul_precision`` allows TF32. Those of 16-bit tensors sum in float32; the attention weights
-    meet the mean as float16, which is finer than bfloat16 between 0 and 1.
+    Float32 products use three TF32 products each, as accurate as float32, or one where
+    ``torch.set_float32_matmul_precision`` allows TF32. 16-bit products accumulate in float32; the attention weights are
+    averaged in float16, which is finer than bfloat16 between 0 and 1.
 
     Args:
         query: ``[entities, entity tokens, d]``, float32, bfloat16 or float16.
         key: ``[mentions, mention tokens, d]``, as ``query``.
         value: ``[mentions, mention tokens, d]``.
         gain: ``[entities, d]``, float32.
-        weight: 0 for padding, ``[entities, entity tokens]``; all others weigh the same.
+        weight: 0 for padding, ``[entities, entity tokens]``; all other tokens have equal weight.
         key_mask: 0 for padding, ``[mentions, mention tokens]``.
-        eps: What the norm adds to the variance.
+        eps: The norm's epsilon.
 
     Returns:
         ``[mentions, entities]``, float32; None if no tile fits this GPU's shared memory.
@@ -205,12 +205,12 @@ def normed_product(
     exact = query.dtype == torch.float32
     d1, d2 = _two_pieces(width)
     t1, t2 = _two_pieces(mention_tokens)
-    smallest = max(16, triton.next_power_of_2(entity_tokens))
-    # Before Hopper a tile's queries wait in registers, which 128 rows of 96 overflow.
-    most = _MOST_ROWS if INTERPRETED or torch.cuda.get_device_capability(query.device) >= (9, 0) else _MOST_ROWS // 2
-    known = (query.device, query.dtype, value.dtype, entity_tokens, mention_tokens, width)
-    rows = max(smallest, min(most, triton.next_power_of_2(_SEGMENTS * entity_tokens)))
-    rows = _fitting_rows.get(known, 0 if max(entity_tokens, mention_tokens, width) > _LONGEST else rows)
+    min_rows = max(16, triton.next_power_of_2(entity_tokens))
+    # Before Hopper a tile's queries are kept in registers, which 128 rows of width 96 overflow.
+    max_rows = _MAX_ROWS if INTERPRETED or torch.cuda.get_device_capability(query.device) >= (9, 0) else _MAX_ROWS // 2
+    cache_key = (query.device, query.dtype, value.dtype, entity_tokens, mention_tokens, width)
+    rows = max(min_rows, min(max_rows, triton.next_power_of_2(_SEGMENTS * entity_tokens)))
+    rows = _fitting_rows.get(cache_key, 0 if max(entity_tokens, mention_tokens, width) > _MAX_SIZE else rows)
     precision = "tf32" if not exact or torch.get_float32_matmul_precision() != "highest" else "tf32x3"
     while rows:
         per_tile = min(_SEGMENTS, rows // entity_tokens)
@@ -249,15 +249,15 @@ def normed_product(
                     num_stages=2,
                 )
         except OutOfResources:
-            rows = rows // 2 if rows > smallest else 0
-            _fitting_rows[known] = rows
+            rows = rows // 2 if rows > min_rows else 0
+            _fitting_rows[cache_key] = rows
         else:
             return scores
     return None
 
 
 def _two_pieces(size: int) -> tuple[int, int]:
-    """Two powers of two, 16 at least or 0, that hold ``size`` with the least waste: 40 is in 32 + 16, 60 in 64 + 0."""
+    """Two powers of two, at least 16 or 0, that cover ``size`` with the least waste: 32 + 16 for 40, 64 + 0 for 60."""
     whole = max(16, triton.next_power_of_2(size))
     rest = max(16, triton.next_power_of_2(max(1, size - whole // 2)))
     return (whole, 0) if whole == 16 or whole // 2 + rest >= whole else (whole // 2, rest)

@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 _INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-"""Whether the kernel runs in Triton's interpreter, which has no products of bfloat16: they are float32 there."""
+"""Whether the kernel runs in Triton's interpreter, which lacks bfloat16 products: it uses float32 there."""
 
 
 @triton.jit  # type: ignore[untyped-decorator, unused-ignore]
@@ -35,9 +35,9 @@ def _dual_gate(  # type: ignore[no-untyped-def]
     TYPE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    """A tile of TILE x TILE pairs: five products over pieces of the width, then the scalars in registers.
+    """Scores of a tile of TILE x TILE pairs: five products over pieces of the width, then scalars in registers.
 
-    64 x 64 pairs are five sums of 16 kB, 80 registers of each of 256 threads.
+    64 x 64 pairs need five accumulators of 16 kB: 80 registers in each of 256 threads.
     """
     tiles = tl.cdiv(num_keys, TILE)
     i = (tl.program_id(0) // tiles) * TILE + tl.arange(0, TILE)
@@ -66,7 +66,7 @@ def _dual_gate(  # type: ignore[no-untyped-def]
         target_gated = tl.dot(y, b, target_gated, input_precision=PRECISION)
         target_key = tl.dot(y, k, target_key, input_precision=PRECISION)
 
-    # One-sided numbers, in the order of the fields of _Asking and _Answering.
+    # One-sided scalars, in the field order of QuerySide and KeySide.
     query_square = tl.load(columns + i, mask=i_ok, other=0.0)[:, None]
     query_gate = tl.load(columns + num_queries + i, mask=i_ok, other=0.0)[:, None]
     query_gated_square = tl.load(columns + 2 * num_queries + i, mask=i_ok, other=0.0)[:, None]
@@ -101,13 +101,13 @@ def _dual_gate(  # type: ignore[no-untyped-def]
 def dual_gate(norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
     """f of one direction for every pair; see :func:`mimic_pl.units.gates.dual_gate`.
 
-    Products of float32 vectors are done in three TF32 parts, which is as exact as float32, or in one where
+    Float32 products use three TF32 products each, as accurate as float32, or one where
     ``torch.set_float32_matmul_precision`` allows TF32.
 
     Args:
-        norm_sum_eps: What the first norm adds to the variance.
-        norm_eps: What the second norm adds to the variance.
-        *sides: The fields of the query_side side, of the key_side side, and the two scalars.
+        norm_sum_eps: Epsilon of the first norm.
+        norm_eps: Epsilon of the second norm.
+        *sides: The fields of the query side, those of the key side, and the two scalars.
 
     Returns:
         ``[queries, keys]``, float32.

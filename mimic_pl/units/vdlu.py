@@ -11,15 +11,15 @@ from mimic_pl.units.kernel_choice import Kernel
 
 
 class VDLU(Unit):
-    """Image against image, in two directions with parameters of their own.
+    """Image against image, in two directions with separate parameters.
 
         S_V = (f(entity -> mention) + f(mention -> entity)) / 2
 
     Args:
         dims: Widths of the features.
         hidden_dim: Width d of the vectors inside; the published model has d = ``dims.image``.
-        kernel: What computes the pairs: a fused Triton kernel or torch's operations; by itself the former on GPUs.
-        gated: With False both gates are 1 for every pair, to see what the gates do.
+        kernel: Implementation: a fused Triton kernel or torch operations; ``auto`` prefers the kernel on GPUs.
+        gated: If False, both gates are 1 for every pair, for ablations.
     """
 
     reads_padding = False
@@ -32,11 +32,11 @@ class VDLU(Unit):
 
     def mention(self, features: Features) -> State:
         """State: ``query``, ``key``, ``pooled``, each ``[mentions, d]``."""
-        return self._state(features, asks=self.mention_to_entity, answers=self.entity_to_mention)
+        return self._state(features, query=self.mention_to_entity, key=self.entity_to_mention)
 
     def entity(self, features: Features) -> State:
         """State: ``query``, ``key``, ``pooled``, each ``[entities, d]``."""
-        return self._state(features, asks=self.entity_to_mention, answers=self.mention_to_entity)
+        return self._state(features, query=self.entity_to_mention, key=self.mention_to_entity)
 
     def score(self, mentions: State, entities: State) -> Tensor:
         """S_V, ``[mentions, entities]``."""
@@ -50,18 +50,18 @@ class VDLU(Unit):
         """The gate of each direction, ``entity_to_mention`` and ``mention_to_entity``, ``[mentions, entities]``."""
         if not self.gated:
             return {}
-        asked, known = self.mention(mentions), self.entity(entities)
+        mention, entity = self.mention(mentions), self.entity(entities)
         return {
-            "entity_to_mention": self.entity_to_mention.gates(known, asked).T,
-            "mention_to_entity": self.mention_to_entity.gates(asked, known),
+            "entity_to_mention": self.entity_to_mention.gates(entity, mention).T,
+            "mention_to_entity": self.mention_to_entity.gates(mention, entity),
         }
 
     @staticmethod
-    def _state(features: Features, asks: DualGate, answers: DualGate) -> State:
+    def _state(features: Features, query: DualGate, key: DualGate) -> State:
         return {
-            "query": asks.global_(features.image_global),
-            "key": answers.global_(features.image_global),
-            "pooled": answers.local(features.image_local).mean(dim=1),
+            "query": query.global_(features.image_global),
+            "key": key.global_(features.image_global),
+            "pooled": key.local(features.image_local).mean(dim=1),
         }
 
 
@@ -73,9 +73,9 @@ class DualGate(nn.Module):
         c = W_f LN1(p + q) + b_f,   gate = tanh(w . c + b_g),   o = LN2(gate c + k),   f = o . LN2(q)
 
     LN1(p + q) is affine in (p~ + q~) / s with s^2 = (|p~|^2 + |q~|^2 + 2 p~.q~) / d + eps, so c = (a_p + a_q) / s + b,
-    where a_p, a_q and b = W_f beta1 + b_f belong to one side or to none. The variance of gate c + k and its product
-    with y = G2 LN2(q), which are all that the second norm and the last product need, are sums of products of one-sided
-    vectors. A pair needs five products and some twenty scalars, never a vector of width d.
+    where a_p, a_q and b = W_f beta1 + b_f depend on one side or on none. The second norm and the final product only
+    need the variance of gate c + k and its product with y = G2 LN2(q), which are sums of products of one-sided vectors.
+    A pair needs five products and some twenty scalars, but no vector of width d.
     """
 
     def __init__(self, image_dim: int, hidden_dim: int, kernel: Kernel = "auto", gated: bool = True) -> None:
@@ -88,7 +88,7 @@ class DualGate(nn.Module):
         self.gate = nn.Linear(hidden_dim, 1)
         self.norm = nn.LayerNorm(hidden_dim)
         if not gated:
-            # tanh(0 . c + 20) is 1 to the last bit of every type, and no kernel needs to know.
+            # tanh(0 . c + 20) is exactly 1 in every dtype, so the kernels need no special case.
             nn.init.zeros_(self.gate.weight)
             nn.init.constant_(self.gate.bias, 20.0)
             self.gate.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Learned weights of the units instead of their mean."""
+"""A matcher with learned weights of the units instead of the mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimic_pl.units.base import UnitFactory
 from mimic_pl.units.matcher import Matcher
 
 _SMALLEST = 1e-6
-"""Weights are set no smaller than this."""
+"""Minimum of the weights that are set."""
 
 
 class WeightedMatcher(Matcher):
@@ -21,8 +21,8 @@ class WeightedMatcher(Matcher):
 
         S = sum over units u of softplus(a_u) S_u,  a learned
 
-    It starts as the mean. A weight is never negative, so that more of a unit's score can never mean less overall and
-    ranking may go on bounding it.
+    It starts as the mean. Weights are never negative, so the overall score never decreases when a unit's score
+    increases and ranking can still bound it.
 
     Args:
         dims: Widths of the encoder's features.
@@ -37,12 +37,12 @@ class WeightedMatcher(Matcher):
 
     @property
     def weights(self) -> dict[str, float]:
-        """The weight of each unit as it is now."""
+        """Current weight of each unit."""
         return dict(zip(self.units, nn.functional.softplus(self.raw_weights).tolist(), strict=True))
 
     def set_weights(self, weights: Tensor) -> None:
         """Set the weight of each unit, ``[units]``, none negative."""
-        # softplus's inverse; below the smallest weight it would run off to minus infinity.
+        # The inverse of softplus, which diverges at 0.
         wide = weights.to(self.raw_weights.device, torch.float64).clamp_min(_SMALLEST)
         with torch.no_grad():
             self.raw_weights.copy_(wide + torch.log(-torch.expm1(-wide)))

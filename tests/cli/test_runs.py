@@ -6,12 +6,15 @@ import json
 import os
 import shutil
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.runs import load_run, newest_run, open_run, run_of_checkpoint
+from tests.readme import readme_block
 
 
 def make_run(folder, *checkpoints, best=None, time=None, steps=()):
@@ -125,6 +128,22 @@ def test_model_and_data_of_a_run_are_connected(trained):
     assert not torch.equal(found["vision"], blank["vision"])
     explanation = model.explain(named[0], entities[0].id, model.build_index(paths))
     assert explanation.scores["vision"].score == pytest.approx(float(expected["vision"][0, 0]), abs=1e-5)
+
+
+def test_the_readme_links_a_mention(trained, tmp_path, monkeypatch, capsys):
+    (tmp_path / "lightning_logs").symlink_to(trained.home / "lightning_logs")
+    images = tmp_path / "data" / "Demo" / "mention_images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (9, 9), "red").save(images / "test-0.jpg")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(readme_block("from mimic_pl import Ranker, load_run"), names)
+    scores = names["model"].score(
+        names["model"].encode_mentions([names["mention"]]), names["model"].encode_entities(names["data"].entities)
+    )
+    best = scores["overall"][0].argsort(descending=True, stable=True)[:3]
+    assert names["links"] == [names["data"].entities[int(n)].id for n in best]
+    assert capsys.readouterr().out.startswith(f"{names['links'][1]}: rank 2 of {len(names['data'].entities)}")
 
 
 def test_the_best_checkpoint_has_the_best_logged_metric(trained):

@@ -80,7 +80,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "Stores and the index": (
         Fault("an index of another model, text template, dtype or number of entities", "another model", StoreError, INDEX + "test_an_index_of_another_model_is_rejected", 6),
         Fault("NaN in the index", "are not finite", NonFiniteScoreError, INDEX + "test_nan_in_the_index"),
-        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 is not what was written (checksum)", StoreError, INDEX + "test_a_corrupted_row_is_named", 3),
+        Fault("a flipped byte in a row of the index: the entity is named", "the entity 'Q33' with the order number 33 fails its checksum", StoreError, INDEX + "test_a_corrupted_row_is_named", 3),
         Fault("a flipped byte anywhere in the index's files: an error, or the same results", "is damaged", StoreError, INDEX + "test_one_flipped_byte_of_an_index", 120),
         Fault("a data file of the index is missing, truncated, or truncated while open: no SIGBUS", "is damaged", StoreError, INDEX + "test_a_missing_or_truncated_data_file", 5),
         Fault("an index build killed at a random moment: what was written is kept", "the same results", None, INDEX + "test_a_killed_build_resumes", 6),

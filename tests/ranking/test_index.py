@@ -110,11 +110,11 @@ def test_entities_are_found_by_id_and_by_order_number():
 def test_an_entity_is_added_once():
     index = MemoryIndex()
     index.add(["a", "b"], states(2))
-    with pytest.raises(DataError, match="id 'b' is in the index already"):
+    with pytest.raises(DataError, match="id 'b' is already in the index"):
         index.add(["c", "b"], states(2))
-    with pytest.raises(DataError, match="id 'd' is in the index already"):
+    with pytest.raises(DataError, match="id 'd' is already in the index"):
         index.add(["d", "d"], states(2))
-    with pytest.raises(DataError, match="order number 1 is in the index already"):
+    with pytest.raises(DataError, match="order number 1 is already in the index"):
         index.add(["c"], states(1), torch.tensor([1]))
     with pytest.raises(ValueError, match="2 ids, 2 order numbers, states of 3 entities"):
         index.add(["c", "d"], states(3))

@@ -167,7 +167,7 @@ class Unused(Product):
 @pytest.mark.parametrize(
     ("unit", "message"),
     [
-        (MissingRows, "the state 'mean' of 6 records has the shape"),
+        (MissingRows, "the state 'mean' of 6 records has shape"),
         (Transposed, r"score returns \[9, 6\] for 6 mentions and 9 entities"),
         (Infinite, "not finite"),
         (SinglePairDiffers, "one by one and together differ"),
@@ -176,12 +176,12 @@ class Unused(Product):
         (OtherPairs, "pairs, 54 at once, and score differ by 1"),
         (BlockDependentPairs, "pairs, 7 at once, and score differ by 1"),
         (Float32Pairs, r"in float64 its pairs are torch\.float32"),
-        (IncompletePrepare, r"prepare leaves \['image'\] of the mentions' state out"),
-        (BatchDependentPrepare, r"the state 'norm' of 6 records has the shape \[1\]"),
-        (WrongBounds, r"outside of its bounds by 0\.5"),
-        (NaNBounds, "upper bound holds NaN"),
+        (IncompletePrepare, r"prepare drops \['image'\] from the mentions' state"),
+        (BatchDependentPrepare, r"the state 'norm' of 6 records has shape \[1\]"),
+        (WrongBounds, r"outside its bounds by 0\.5"),
+        (NaNBounds, "upper bound contains NaN"),
         (Float32Scores, r"in float64 its scores are torch\.float32"),
-        (ReadsPadding, "behind the texts' ends"),
+        (ReadsPadding, "different padding"),
         (Unused, r"no gradient reaches idle\.weight, idle\.bias"),
     ],
 )

@@ -165,7 +165,7 @@ def test_no_pairs_are_no_scores():
 def test_inputs_that_fit_no_tile_fall_back_to_torch_with_a_warning():
     skip_unless_supported(torch.float32)
     tensors = attention_tensors(2, 3, 2, 300, 8)
-    with pytest.warns(UserWarning, match=r"no tile for 2 x 300 tokens of 8 .* torch computes it"):
+    with pytest.warns(UserWarning, match=r"no tile for 2 x 300 tokens of width 8 .* torch computes it"):
         scores = global_to_local(*tensors, EPS, kernel="triton")
     assert torch.equal(scores, global_to_local(*tensors, EPS, kernel="torch"))
 
