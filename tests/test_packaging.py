@@ -49,7 +49,7 @@ def test_the_readme_commands_are_one_line_each_and_run_what_they_say():
 
 
 @pytest.mark.parametrize("guide", ["README.md", "cli_configs/README.md", "notebooks/results/README.md"])
-def test_what_a_guide_names_exists(guide):
+def test_files_and_names_in_a_guide_exist(guide):
     folder, text = (ROOT / guide).parent, (ROOT / guide).read_text(encoding="utf-8")
     for path in re.findall(r"(?:cli_configs|tests)/[\w/]+\.\w+", text):
         assert (ROOT / path).is_file(), path
@@ -58,10 +58,10 @@ def test_what_a_guide_names_exists(guide):
     for module, name in re.findall(r"\b(mimic_pl(?:\.[a-z]\w*)*)\.([A-Z]\w+)", text):
         assert hasattr(import_module(module), name), f"{module}.{name}"
     for module in re.findall(r"help\(\"(mimic_pl\.[a-z]\w*)\"\)", text):
-        assert import_module(module).__doc__.count("\n") > 15, f"help({module}) is no guide"
+        assert import_module(module).__doc__.count("\n") > 15, f"help({module}) is not a guide"
 
 
-def test_the_overlays_that_the_guide_lists_are_those_that_ship():
+def test_the_guide_lists_every_overlay():
     text = (ROOT / "cli_configs" / "README.md").read_text(encoding="utf-8")
     for folder in ("experiments", "recipes"):
         table = re.search(rf"overlays? in `{folder}/`.+?\n\n", text, re.DOTALL).group()
