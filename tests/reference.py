@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -70,10 +72,31 @@ def cmfu(unit: CMFU, m: Features, e: Features) -> Tensor:
     return fuse(m) @ fuse(e)
 
 
-def ranks_by_sorting(scores: Tensor, gold: list[list[int]]) -> list[int]:
-    """Ranks from one sorted list per mention: score descending, then position; best gold; 0 without a gold."""
-    ranks = []
-    for row, golds in zip(scores.tolist(), gold, strict=True):
-        order = sorted(range(len(row)), key=lambda e: (-row[e], e))
-        ranks.append(min((order.index(g) + 1 for g in golds), default=0))
-    return ranks
+def ranking(scores: Sequence[float]) -> list[int]:
+    """Positions of all entities, best first: score descending, then position."""
+    return sorted(range(len(scores)), key=lambda entity: (-scores[entity], entity))
+
+
+def best_rank(scores: Sequence[float], golds: Iterable[int]) -> int:
+    """Rank of the best gold; 0 without a gold."""
+    order = ranking(scores)
+    return min((order.index(gold) + 1 for gold in golds), default=0)
+
+
+def ranks_by_sorting(scores: Tensor, golds: list[list[int]]) -> list[int]:
+    """Rank of the best gold of each mention; 0 without a gold."""
+    return [best_rank(row, own) for row, own in zip(scores.tolist(), golds, strict=True)]
+
+
+def bm25(query: list[str], documents: list[list[str]], k1: float, b: float) -> list[float]:
+    """Scores of all documents by Lucene's variant of BM25 (Kamphuis et al. 2020), term by term."""
+    average_length = sum(map(len, documents)) / len(documents)
+    scores = []
+    for document in documents:
+        counts, score = Counter(document), 0.0
+        for term in filter(counts.get, query):
+            owners = sum(term in other for other in documents)
+            idf = math.log(1 + (len(documents) - owners + 0.5) / (owners + 0.5))
+            score += idf * counts[term] / (counts[term] + k1 * (1 - b + b * len(document) / average_length))
+        scores.append(score)
+    return scores

@@ -17,6 +17,14 @@ FILE_STEMS = {"wikimel": "WIKIMEL", "richpedia": "RichpediaMEL", "wikidiverse": 
 PUBLISHED = ("wikimel", "richpedia", "wikidiverse")
 
 
+@pytest.fixture(autouse=True)
+def random_state():
+    """Restore the global random state, which the configurations seed."""
+    state = torch.random.get_rng_state()
+    yield
+    torch.random.set_rng_state(state)
+
+
 @pytest.fixture(scope="module")
 def clip_checkpoint(tmp_path_factory):
     """A small CLIP in place of the one that the configurations would download."""
@@ -41,9 +49,7 @@ def test_a_step_of_training_and_validation(name, clip_checkpoint, tmp_path, monk
     tiny.write_set(tmp_path / "set", FILE_STEMS[name])
     options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
     options += ["--trainer.accelerator", "cpu", "--trainer.fast_dev_run", "true", "--data.num_workers", "0"]
-    before = torch.random.get_rng_state()
     main(["fit", "--config", str(CONFIGS / f"{name}.yaml"), *options])
-    torch.random.set_rng_state(before)
 
 
 def test_a_step_of_the_demo(tmp_path, monkeypatch):
@@ -108,9 +114,7 @@ def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypat
     ]
     # fast_dev_run disables callbacks, and some recipes are callbacks.
     options += short if overlay.parent.name == "recipes" else ["--trainer.fast_dev_run", "true"]
-    before = torch.random.get_rng_state()
     main(["fit", "--config", str(CONFIGS / "richpedia.yaml"), "--config", str(overlay), *options])
-    torch.random.set_rng_state(before)
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
@@ -135,10 +139,8 @@ def test_a_step_across_data_sets(target, clip_checkpoint, tmp_path, monkeypatch)
     }
     (tmp_path / "alone.yaml").write_text(overlay.read_text().replace("num_workers: 8", "num_workers: 0"))
     options = ["--model.encoder.pretrained", clip_checkpoint, "--trainer.accelerator", "cpu"]
-    before = torch.random.get_rng_state()
     files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", "alone.yaml"]
     main(["fit", *files, *options, "--trainer.fast_dev_run", "true"])
-    torch.random.set_rng_state(before)
 
 
 @pytest.mark.parametrize(("percent", "mentions"), [(10, 2), (20, 4)])
@@ -149,9 +151,7 @@ def test_a_low_resource_run(percent, mentions, clip_checkpoint, tmp_path, monkey
     options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
     options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--data.batch_size", "1"]
     options += ["--trainer.max_epochs", "1", "--trainer.check_val_every_n_epoch", "1", "--checkpoint.save_last", "true"]
-    before = torch.random.get_rng_state()
     main(["fit", "--config", str(CONFIGS / "wikimel.yaml"), "--config", str(overlay), *options])
-    torch.random.set_rng_state(before)
     last = tmp_path / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     assert torch.load(last, weights_only=True)["global_step"] == mentions  # of 20 mentions, one per batch
 
@@ -162,9 +162,7 @@ def test_a_run_of_the_best_recipe_is_tested_from_its_folder(clip_checkpoint, tmp
     options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
     options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.max_epochs", "2"]
     files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", str(CONFIGS / "recipes" / "best.yaml")]
-    before = torch.random.get_rng_state()
     main(["fit", *files, *options])
     main(["test"])
-    torch.random.set_rng_state(before)
     metrics = json.loads((tmp_path / "lightning_logs" / "version_0" / "metrics.json").read_text())["metrics"]
     assert set(metrics) == {"overall", "text", "vision", "cross_modal", "image", "lexical"}

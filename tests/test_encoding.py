@@ -8,7 +8,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from PIL import Image
 
 from mimic_pl import MIMIC, Entity, MELDataModule, Mention, Processor
@@ -17,11 +16,11 @@ from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import BM25Lexicon, RecordArrays
 from mimic_pl.ranking import Ranker
-from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Lexical, State, Unit
+from mimic_pl.units import GlobalCosine, Lexical, State, Unit
 from mimic_pl.units.states import flat
 from tests import tiny
+from tests.training import UNITS, make_trainer
 
-UNITS = {"text": lambda d: TGLU(d, 8), "vision": lambda d: VDLU(d, 8), "cross_modal": lambda d: CMFU(d, 8)}
 SENTENCES = [
     {"mention": "jaguar", "sentence": "the jaguar runs in the forest today"},
     {"mention": "amazon", "sentence": "the amazon sells its shares"},
@@ -118,10 +117,9 @@ def test_states_equal_those_of_the_trainer_for_any_batch_size(root, tmp_path):
     """The Trainer ranks the batches of the data module, which read the same files."""
     model = make_model()
     data = MELDataModule(str(root), name="Tiny", num_workers=0, entity_batch_size=7, image_cache=None)
-    trainer = Trainer(logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path)
     found = []
     model.on_test_batch_end = lambda outputs, *_: found.append(outputs["ranking"])
-    trainer.test(model, data, verbose=False)
+    make_trainer(tmp_path).test(model, data, verbose=False)
     entities = [
         Entity(e.id, e.name, e.fields, tuple(str(root / "kb_image" / name) for name in e.images)) for e in data.entities
     ]
@@ -176,10 +174,7 @@ def test_arrays_reach_a_custom_unit(root, tmp_path):
     processor = Processor(features={"type": RecordArrays(entity="kind_vector", mention="kind_vector")})
     model = make_model(processor, {"kind": TypeMatch, "cosine": GlobalCosine})
     data = MELDataModule(str(with_types(root, tmp_path / "set")), name="Tiny", num_workers=0, image_cache=None)
-    trainer = Trainer(
-        logger=False, accelerator="cpu", enable_progress_bar=False, default_root_dir=tmp_path, max_epochs=1,
-        enable_checkpointing=False,
-    )  # fmt: skip
+    trainer = make_trainer(tmp_path, max_epochs=1)
     trainer.fit(model, data)
     model.on_test_batch_end = lambda outputs, *_: found.append(outputs["ranking"])
     found = []

@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from mimic_pl import MIMIC, MELDataModule, Processor
 from mimic_pl.checkpoint_reader import read_checkpoint
@@ -19,6 +18,7 @@ from mimic_pl.processor import BM25Lexicon
 from mimic_pl.ranking import Ranker
 from mimic_pl.units import TGLU, GlobalCosine, Lexical, WeightedMatcher
 from tests import tiny
+from tests.training import make_trainer
 
 
 class Theirs(GlobalCosine):
@@ -42,10 +42,7 @@ def data_root(tmp_path_factory):
 
 
 def saved(model, data_root, folder):
-    trainer = Trainer(
-        max_epochs=1, logger=False, accelerator="cpu", enable_progress_bar=False, enable_model_summary=False,
-        limit_val_batches=0, enable_checkpointing=False, default_root_dir=folder,
-    )  # fmt: skip
+    trainer = make_trainer(folder, max_epochs=1, limit_val_batches=0)
     trainer.fit(model, MELDataModule(data_root, name="Tiny", num_workers=0, batch_size=8))
     trainer.save_checkpoint(folder / "model.ckpt")
     return folder / "model.ckpt"

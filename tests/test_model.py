@@ -5,7 +5,7 @@ from typing import ClassVar
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mimic_pl import MIMIC, MELDataModule
@@ -18,6 +18,7 @@ from mimic_pl.units import TGLU, VDLU, GlobalCosine, Matcher
 from tests import tiny
 from tests.distributed.units import Auxiliary
 from tests.reference import ranks_by_sorting
+from tests.training import make_trainer
 
 UNITS = {"text": lambda dims: TGLU(dims, 8), "vision": lambda dims: VDLU(dims, 8), "cosine": GlobalCosine}
 
@@ -30,11 +31,6 @@ def make_model(**options):
 
 def make_data(tiny_set, **options):
     return MELDataModule(str(tiny_set), name="Tiny", **{"batch_size": 8, "num_workers": 0, **options})
-
-
-def make_trainer(folder, **options):
-    quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-    return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, logger=False, **{**quiet, **options})
 
 
 def all_scores(model, data):
@@ -50,7 +46,7 @@ def all_scores(model, data):
 
 def test_training_lowers_the_loss_and_raises_mrr(tiny_set, tmp_path):
     model, data = make_model(), make_data(tiny_set)
-    trainer = make_trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25, enable_checkpointing=False)
+    trainer = make_trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25)
     before = trainer.validate(model, data, verbose=False)[0]
     trainer.fit(model, data)
     after = trainer.callback_metrics
@@ -65,8 +61,7 @@ def test_overfit_batches_repeats_one_batch(tiny_set, tmp_path):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
             self.batches.append(batch["index"].tolist())
 
-    options = {"overfit_batches": 1, "max_epochs": 3, "enable_checkpointing": False, "callbacks": [Seen()]}
-    make_trainer(tmp_path, **options).fit(make_model(), make_data(tiny_set))
+    make_trainer(tmp_path, Seen(), overfit_batches=1, max_epochs=3).fit(make_model(), make_data(tiny_set))
     assert Seen.batches == [list(range(8))] * 3
 
 
@@ -101,7 +96,7 @@ def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_set, t
         model = MIMIC(CLIPEncoder(**{**tiny.ENCODER, "config": with_dropout()}), units=UNITS)
         model.optimizer = lambda params: torch.optim.AdamW(params, lr=1e-3)
         checkpoint = ModelCheckpoint(folder, monitor="val/mrr", mode="max", save_last=True)
-        trainer = make_trainer(folder, max_epochs=epochs, callbacks=[checkpoint])
+        trainer = make_trainer(folder, checkpoint, max_epochs=epochs, enable_checkpointing=True)
         trainer.fit(model, make_data(tiny_set, num_workers=num_workers), ckpt_path=ckpt_path)
         return model.state_dict()
 
@@ -129,7 +124,7 @@ def test_another_matcher_changes_training_and_ranking_alike(tiny_set, tmp_path):
 
     seed_everything(0)
     model, data = Model(CLIPEncoder(**tiny.ENCODER), units=UNITS), make_data(tiny_set)
-    trainer = make_trainer(tmp_path, max_epochs=1, enable_checkpointing=False)
+    trainer = make_trainer(tmp_path, max_epochs=1)
     trainer.fit(model, data)
     assert trainer.callback_metrics["train/loss_overall"] == trainer.callback_metrics["train/loss_vision"]
     metrics = trainer.test(model, data, verbose=False)[0]
@@ -157,7 +152,7 @@ def test_published_optimizer_settings_are_the_default():
 
 def test_a_scheduler_is_stepped_each_epoch(tiny_set, tmp_path):
     model = make_model(lr_scheduler=lambda optimizer: torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5))
-    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, enable_checkpointing=False)
+    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0)
     trainer.fit(model, make_data(tiny_set))
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
 
@@ -203,7 +198,7 @@ def test_a_unit_may_have_its_own_loss(tiny_set, tmp_path):
     model = make_model()
     model.matcher = Matcher(model.encoder.dims, {**UNITS, "auxiliary": Auxiliary})
     before = model.matcher.units["auxiliary"].head.weight.clone()
-    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1, enable_checkpointing=False)
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_train_batches=1)
     trainer.fit(model, make_data(tiny_set))
     logged = trainer.callback_metrics
     assert not torch.equal(model.matcher.units["auxiliary"].head.weight, before), "it is trained"
@@ -215,7 +210,7 @@ def test_a_unit_may_have_its_own_loss(tiny_set, tmp_path):
 def test_loss_options_reach_training(tiny_set, tmp_path):
     """A weight of zero removes the loss of a unit, which the overall loss still trains."""
     model = make_model(losses={"contrastive": UnitConsistentLoss(weights={"text": 0.0})})
-    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0, enable_checkpointing=False)
+    trainer = make_trainer(tmp_path, max_epochs=1, limit_val_batches=0)
     trainer.fit(model, make_data(tiny_set))
     logged = set(trainer.callback_metrics)
     assert {"train/loss_overall", "train/loss_vision", "train/loss_cosine"} <= logged

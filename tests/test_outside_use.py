@@ -6,6 +6,7 @@ import yaml
 
 from tests import tiny
 from tests.launch import needs_fork, run
+from tests.results import read_jsonl
 
 THEIR_MODEL = '''
 import torch
@@ -91,5 +92,4 @@ def test_subclasses_run_from_the_command_line(tmp_path):
     assert yaml.safe_load((results / "config.yaml").read_text())["model"]["init_args"]["symmetric"] == 0.25
     metrics = json.loads((results / "metrics.json").read_text())
     assert "names" in json.dumps(metrics), "the third-party unit is reported, too"
-    predictions = [json.loads(line) for line in (results / "predictions.jsonl").read_text().splitlines()]
-    assert len(predictions) == tiny.SPLITS["test"]
+    assert len(read_jsonl(results / "predictions.jsonl")) == tiny.SPLITS["test"]

@@ -13,7 +13,7 @@ import signal
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from mimic_pl import MIMIC, CrossDataModule, MELDataModule
@@ -22,6 +22,7 @@ from mimic_pl.callbacks import ExactResume, HardNegatives, Interrupted, Interrup
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.units import CMFU, GlobalCosine, WeightedMatcher
 from tests import tiny
+from tests.training import make_trainer
 
 UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8)}
 
@@ -115,16 +116,8 @@ def fit(folder, root, scenario, resume=None, points=None, workers=0, every=None)
         Interruption(),
         ModelCheckpoint(folder / "checkpoints", save_last=True, every_n_train_steps=every, save_top_k=-1),
     ]
-    trainer = Trainer(
-        **{"max_epochs": 2, "num_sanity_val_steps": 0, **scenario.get("trainer", {})},
-        accelerator="cpu",
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=callbacks,
-        plugins=[AtomicCheckpointIO()],
-    )
+    trainer_options = {"max_epochs": 2, "enable_checkpointing": True, **scenario.get("trainer", {})}
+    trainer = make_trainer(folder, *callbacks, plugins=[AtomicCheckpointIO()], **trainer_options)
     trainer.fit(model, data, ckpt_path=resume, weights_only=True)
     state = {f"weight {name}": tensor for name, tensor in model.state_dict().items()}
     optimizer_state = trainer.optimizers[0].state_dict()["state"]

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.callbacks.results import metrics_by_score
@@ -17,8 +16,8 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranking import IndexBuilder
 from mimic_pl.robustness import Grade, grades_of, measure, robustness_table, write_grades
-from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
+from tests.training import UNITS, make_trainer
 
 
 class RankRecorder(MIMIC):
@@ -53,21 +52,11 @@ class CountingBuilder(IndexBuilder):
 
 def make_model(**options) -> RankRecorder:
     torch.manual_seed(0)
-    units = {
-        "text": lambda dims: TGLU(dims, 8),
-        "vision": lambda dims: VDLU(dims, 8),
-        "cross_modal": lambda dims: CMFU(dims, 8),
-    }
-    return RankRecorder(CLIPEncoder(**tiny.ENCODER), units=units, **options)
+    return RankRecorder(CLIPEncoder(**tiny.ENCODER), units=UNITS, **options)
 
 
 def make_data(root: Path, **options) -> MELDataModule:
     return MELDataModule(str(root), name="Tiny", **{"num_workers": 0, **options})
-
-
-def make_trainer(folder: Path) -> Trainer:
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, enable_model_summary=False, **quiet)
 
 
 def test_a_grade_equals_a_test_with_that_degradation(tiny_set, tmp_path):

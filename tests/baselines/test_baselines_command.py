@@ -9,10 +9,7 @@ import yaml
 
 from mimic_pl.cli import main
 from tests import tiny
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from tests.results import read_jsonl
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +47,10 @@ def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsy
 
     # The predictions of a tested model have the same fields and mentions.
     main(["test", "--config", str(config), "--trainer.default_root_dir", str(tmp_path)])
-    written = read(next(tmp_path.glob("lightning_logs/*/predictions.jsonl")))
+    written = read_jsonl(next(tmp_path.glob("lightning_logs/*/predictions.jsonl")))
     summary = json.loads(next(tmp_path.glob("lightning_logs/*/metrics.json")).read_text())
     for name in names:
-        lines = read(folder / name / "predictions.jsonl")
+        lines = read_jsonl(folder / name / "predictions.jsonl")
         assert [list(line) for line in lines] == [list(line) for line in written]
         for key in ("id", "mention", "sentence", "golds"):
             assert [line[key] for line in lines] == [line[key] for line in written]
@@ -82,10 +79,10 @@ def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
     assert (results["split"], results["mentions"], results["entities"]) == ("val", 7, 12)
     # With names alone, the three entities of a name tie in every baseline: ranks are by position.
     by_position = [
-        (int(line["golds"][0]["qid"][1:]) % 3) + 1 for line in read(tmp_path / "here/bm25/predictions.jsonl")
+        (int(line["golds"][0]["qid"][1:]) % 3) + 1 for line in read_jsonl(tmp_path / "here/bm25/predictions.jsonl")
     ]
     for name in results["baselines"]:
-        lines = read(tmp_path / "here" / name / "predictions.jsonl")
+        lines = read_jsonl(tmp_path / "here" / name / "predictions.jsonl")
         assert [line["rank"]["overall"] for line in lines] == by_position
 
 
@@ -127,7 +124,7 @@ def test_a_mention_without_gold_in_the_knowledge_base_is_a_miss(tmp_path, capsys
     file.write_text(json.dumps(mentions))
     code, out, _ = run(capsys, "--data", "MELDataModule", "--data.root", root, "--output", tmp_path, "--only", "bm25")
     assert code == 0 and "2 without a gold in the knowledge base count as misses" in " ".join(out.split())
-    lines = read(tmp_path / "bm25" / "predictions.jsonl")
+    lines = read_jsonl(tmp_path / "bm25" / "predictions.jsonl")
     assert [line["rank"]["overall"] is None for line in lines] == [True, True, *[False] * 7]
     assert lines[0]["golds"] == [{"qid": "Q99", "name": None}] and lines[1]["golds"] == []
     hits = json.loads((tmp_path / "baselines.json").read_text())["baselines"]["bm25"]["hits@20"]

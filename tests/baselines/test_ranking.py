@@ -7,12 +7,9 @@ import pytest
 
 from mimic_pl.baselines import rank_all
 from mimic_pl.errors import NonFiniteScoreError
+from tests.reference import best_rank, ranking
 
 ENTITIES = 13
-
-
-def in_order(scores):
-    return sorted(range(len(scores)), key=lambda entity: (-scores[entity], entity))
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +30,10 @@ def test_ranks_and_top_entities_are_those_of_the_sorted_list(table, block_size, 
     blocks = list(rank_all(lambda block: scores[block], golds, ENTITIES, top_k, block_size))
     assert len(blocks) == -(-len(scores) // (block_size or 17))
     ranks = [rank for block in blocks for rank in block.ranks["overall"].tolist()]
-    expected = [
-        min((in_order(row).index(gold) + 1 for gold in own), default=0) for row, own in zip(scores, golds, strict=True)
-    ]
-    assert ranks == expected
+    assert ranks == [best_rank(row, own) for row, own in zip(scores, golds, strict=True)]
     assert ranks[3] == 8 and ranks[4] == 0  # a tie, ranked by position; no gold
     tops = [top for block in blocks for top in block.top_entities.tolist()]
-    assert tops == [in_order(row)[:top_k] for row in scores]
+    assert tops == [ranking(row)[:top_k] for row in scores]
     kept = [line for block in blocks for line in block.top_scores["overall"].tolist()]
     assert kept == [row[top].tolist() for row, top in zip(scores, tops, strict=True)]
 

@@ -13,10 +13,10 @@ from mimic_pl.benchmark.settings import ROWS
 from mimic_pl.cli import main
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
-from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
 from tests.launch import needs_fork, run_python
 from tests.launch import run as run_command
+from tests.training import UNITS
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,7 @@ def run(tiny_set, tmp_path_factory):
     (folder / "checkpoints").mkdir()
     (folder / "config.yaml").write_text(yaml.safe_dump(tiny.config(tiny_set, folder)))
     torch.manual_seed(3)
-    units = {"text": lambda d: TGLU(d, 8), "vision": lambda d: VDLU(d, 8), "cross_modal": lambda d: CMFU(d, 8)}
-    model = MIMIC(CLIPEncoder(**tiny.ENCODER), units=units)
+    model = MIMIC(CLIPEncoder(**tiny.ENCODER), units=UNITS)
     torch.save({"state_dict": model.state_dict()}, folder / "checkpoints" / "only.ckpt")
     return folder
 

@@ -15,14 +15,11 @@ from mimic_pl.data import PublishedStatistics
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
+from tests import training
+from tests.reference import ranking
 
 NUM_ENTITIES = 8
 NUM_MENTIONS = 11
-
-
-def brute_force(scores: np.ndarray) -> list[int]:
-    """Positions of all entities, best first: score descending, then position."""
-    return sorted(range(len(scores)), key=lambda entity: (-scores[entity], entity))
 
 
 class Records(LightningDataModule):
@@ -80,13 +77,13 @@ class GivenScores(LightningModule):
         self.text = torch.nn.ModuleDict({stage: rank_metrics(f"{stage}/text/") for stage in ("val", "test")})
 
     def rank(self, name: str, index: int) -> int:
-        return 0 if index == 4 else brute_force(self.scores[name][index]).index(index % NUM_ENTITIES) + 1
+        return 0 if index == 4 else ranking(self.scores[name][index]).index(index % NUM_ENTITIES) + 1
 
     def _step(self, batch: list[torch.Tensor]) -> dict[str, Any]:
         rows = batch[0].tolist()
         if self.fail_at in rows:
             raise RuntimeError("interrupted")
-        top = [brute_force(self.scores["overall"][row])[: self.kept] for row in rows]
+        top = [ranking(self.scores["overall"][row])[: self.kept] for row in rows]
         ranks = {name: torch.tensor([self.rank(name, row) for row in rows]) for name in self.scores}
         tops = {
             name: torch.tensor(np.array([matrix[row][best] for row, best in zip(rows, top, strict=True)]))
@@ -138,16 +135,8 @@ def make_trainer(tmp_path):
     """Make a Trainer in one process with some callbacks, which writes below tmp_path."""
 
     def make(*callbacks: Any, **kwargs: Any) -> Trainer:
-        settings = {
-            "accelerator": "cpu",
-            "devices": 1,
-            "default_root_dir": tmp_path,
-            "callbacks": list(callbacks),
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "enable_checkpointing": False,
-            "logger": False,
-        }
-        return Trainer(**(settings | kwargs))
+        return training.make_trainer(
+            kwargs.pop("default_root_dir", tmp_path), *callbacks, **{"num_sanity_val_steps": 2, **kwargs}
+        )
 
     return make

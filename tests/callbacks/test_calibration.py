@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mimic_pl import MIMIC, MELDataModule
@@ -13,6 +12,7 @@ from mimic_pl.errors import ConfigError
 from mimic_pl.processor import BM25Lexicon, Processor
 from mimic_pl.units import CMFU, GlobalCosine, Lexical, WeightedMatcher
 from tests import tiny
+from tests.training import make_trainer
 
 UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8), "lexical": Lexical}
 
@@ -43,21 +43,9 @@ def test_the_fit_is_the_minimum_over_nonnegative_weights(scale):
         assert abs(slope) < 1e-3 if size > 1e-2 else slope > -1e-3
 
 
-def trainer(folder, *callbacks, **options):
-    options = {"max_epochs": 1, "num_sanity_val_steps": 0, "logger": False, "enable_progress_bar": False, **options}
-    return Trainer(
-        accelerator="cpu", default_root_dir=folder, callbacks=list(callbacks), enable_model_summary=False, **options
-    )
-
-
 def parts(tmp_path, **options):
     torch.manual_seed(0)
-    data = MELDataModule(
-        str(tiny.write_set(tmp_path / "set")),
-        name="Tiny",
-        num_workers=0,
-        batch_size=8,
-    )
+    data = MELDataModule(str(tiny.write_set(tmp_path / "set")), name="Tiny", num_workers=0, batch_size=8)
     processor = Processor(features={"lexical": BM25Lexicon()})
     return MIMIC(CLIPEncoder(**tiny.ENCODER), processor, UNITS, **options), data
 
@@ -65,26 +53,26 @@ def parts(tmp_path, **options):
 def test_validation_ranks_with_the_fitted_weights_and_checkpoints_store_them(tmp_path):
     model, data = parts(tmp_path, matcher=WeightedMatcher)
     checkpoint = ModelCheckpoint(tmp_path / "checkpoints")
-    runner = trainer(tmp_path, WeightCalibration(), checkpoint)
-    runner.fit(model, data)
-    logged = {name: runner.callback_metrics[f"weight/{name}"].item() for name in UNITS}
+    trainer = make_trainer(tmp_path, WeightCalibration(), checkpoint, max_epochs=1, enable_checkpointing=True)
+    trainer.fit(model, data)
+    logged = {name: trainer.callback_metrics[f"weight/{name}"].item() for name in UNITS}
     kept = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]["matcher.raw_weights"]
     assert torch.nn.functional.softplus(kept).tolist() == pytest.approx(list(logged.values()), rel=1e-5)
     assert logged != pytest.approx(dict.fromkeys(UNITS, 1 / 3)), "the weights are no longer equal"
 
     # Without the callback, the same weights give the metrics that validation reported.
-    reported = runner.callback_metrics["val/mrr"].item()
+    reported = trainer.callback_metrics["val/mrr"].item()
     again, data = parts(tmp_path / "again", matcher=WeightedMatcher)
     again.load_state_dict(model.state_dict())
-    alone = trainer(tmp_path)
-    alone.validate(again, data, verbose=False)
-    assert alone.callback_metrics["val/mrr"].item() == pytest.approx(reported)
+    trainer = make_trainer(tmp_path)
+    trainer.validate(again, data, verbose=False)
+    assert trainer.callback_metrics["val/mrr"].item() == pytest.approx(reported)
 
 
 def test_a_model_that_averages_its_units_has_nothing_to_fit(tmp_path):
     model, data = parts(tmp_path)
     with pytest.raises(ConfigError, match="--model.matcher mimic_pl.units.WeightedMatcher"):
-        trainer(tmp_path, WeightCalibration()).fit(model, data)
+        make_trainer(tmp_path, WeightCalibration(), max_epochs=1).fit(model, data)
 
 
 def test_set_weights_sets_the_weights():

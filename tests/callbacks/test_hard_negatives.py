@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 
 from mimic_pl import MIMIC, CrossDataModule, MELDataModule
 from mimic_pl.callbacks import HardNegatives
@@ -14,6 +14,7 @@ from mimic_pl.losses import UnitConsistentLoss, same_gold
 from mimic_pl.units import CMFU, GlobalCosine
 from tests import tiny
 from tests.reference import random_features
+from tests.training import make_trainer
 
 UNITS = {"similarity": GlobalCosine, "cross_modal": lambda dims: CMFU(dims, 8)}
 
@@ -56,17 +57,7 @@ def parts(tmp_path, **options):
 
 def trained(tmp_path, callbacks, epochs, resume=None, **options):
     model, data = parts(tmp_path, **options)
-    trainer = Trainer(
-        max_epochs=epochs,
-        accelerator="cpu",
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        limit_val_batches=0,
-        default_root_dir=tmp_path,
-        callbacks=callbacks,
-        enable_checkpointing=False,
-    )
+    trainer = make_trainer(tmp_path, *callbacks, max_epochs=epochs, limit_val_batches=0)
     trainer.fit(model, data, ckpt_path=resume)
     return trainer, model, data
 
@@ -127,7 +118,7 @@ def test_mining_several_knowledge_bases_is_rejected(tmp_path):
     model, data = parts(tmp_path)
     tiny.write_set(tmp_path / "other")
     cross = CrossDataModule([data], MELDataModule(str(tmp_path / "other"), name="Tiny"))
-    trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[HardNegatives()])
+    trainer = make_trainer(tmp_path, HardNegatives(), max_epochs=1)
     with pytest.raises(ConfigError, match="mines one knowledge base"):
         trainer.fit(model, cross)
 

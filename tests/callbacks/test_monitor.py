@@ -120,7 +120,7 @@ def curves(folder):
 @pytest.mark.parametrize(
     "kwargs", [{}, {"precision": "bf16-mixed", "accumulate_grad_batches": 2}], ids=["plain", "bf16"]
 )
-def test_a_healthy_run_is_silent_and_leaves_its_curves(fit, kwargs):
+def test_a_healthy_run_is_silent_and_logs_its_curves(fit, kwargs):
     warnings, found = fit(**kwargs)
     assert warnings == []
     assert set(found) == {

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from mimic_pl.callbacks import SamplePanels
 from mimic_pl.callbacks.panels import TILE, image_strip
 from mimic_pl.errors import ConfigError
+from tests.reference import ranking
 
 
 def events(folder) -> EventAccumulator:
@@ -38,7 +39,7 @@ def test_the_same_samples_each_epoch(make_trainer, given_scores, records, tmp_pa
     assert image.width == 5 * TILE  # mention, gold, three candidates
 
     sample = next(i for i in range(11) if f"**mention {i}** in:" in shown[0])
-    best = sorted(range(8), key=lambda entity: (-model.scores["overall"][sample][entity], entity))[:3]
+    best = ranking(model.scores["overall"][sample])[:3]
     for place, entity in enumerate(best, start=1):
         assert f"| {place} | entity {entity} Q{entity}" in shown[0]
     assert f"a \\| sentence {sample}" in shown[0]  # the bar is escaped in the table

@@ -8,29 +8,23 @@ import pytest
 
 from mimic_pl.callbacks import PredictionWriter
 from mimic_pl.errors import ConfigError
-
-
-def brute_force(scores):
-    return sorted(range(len(scores)), key=lambda entity: (-scores[entity], entity))
-
-
-def read(path):
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+from tests.reference import ranking
+from tests.results import read_jsonl
 
 
 def test_predictions_equal_the_ranking(make_trainer, given_scores, records, tmp_path):
     model = given_scores()
     make_trainer(PredictionWriter(top_k=3)).test(model, records, verbose=False)
-    lines = read(tmp_path / "predictions.jsonl")
+    lines = read_jsonl(tmp_path / "predictions.jsonl")
     assert [line["id"] for line in lines] == [mention.id for mention in records.mentions["test"]]
     for index, line in enumerate(lines):
-        best = brute_force(model.scores["overall"][index])[:3]
+        best = ranking(model.scores["overall"][index])[:3]
         assert [c["qid"] for c in line["candidates"]] == [f"Q{entity}" for entity in best]
         assert [c["name"] for c in line["candidates"]] == [f"entity {entity}" for entity in best]
         for name in ("overall", "text"):
             assert [c["scores"][name] for c in line["candidates"]] == [model.scores[name][index][e] for e in best]
             gold = index % 8
-            in_order = brute_force(model.scores[name][index]).index(gold) + 1
+            in_order = ranking(model.scores[name][index]).index(gold) + 1
             assert line["rank"][name] == (None if index == 4 else in_order)
     assert lines[3]["golds"] == [{"qid": "Q3", "name": "entity 3"}]
     assert lines[4]["golds"] == [{"qid": "Q99", "name": None}]  # not in the knowledge base
@@ -39,7 +33,7 @@ def test_predictions_equal_the_ranking(make_trainer, given_scores, records, tmp_
 def test_metrics_follow_from_the_written_ranks(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(top_k=1)).test(given_scores(), records, verbose=False)
     summary = json.loads((tmp_path / "metrics.json").read_text())
-    lines = read(tmp_path / "predictions.jsonl")
+    lines = read_jsonl(tmp_path / "predictions.jsonl")
     assert (summary["mentions"], summary["mentions_without_gold_in_kb"], summary["entities"]) == (11, 1, 8)
     assert list(summary["metrics"]) == ["overall", "text"]
     for name, metrics in summary["metrics"].items():
@@ -52,7 +46,7 @@ def test_metrics_follow_from_the_written_ranks(make_trainer, given_scores, recor
 
 def test_predict_writes_links_without_golds(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(top_k=2)).predict(given_scores(), records, return_predictions=False)
-    lines = read(tmp_path / "links.jsonl")
+    lines = read_jsonl(tmp_path / "links.jsonl")
     assert [line["id"] for line in lines] == [f"predict-{i}" for i in range(11)]
     assert set(lines[0]) == {"id", "mention", "sentence", "candidates"}
     assert all(len(line["candidates"]) == 2 for line in lines)
@@ -62,11 +56,11 @@ def test_predict_writes_links_without_golds(make_trainer, given_scores, records,
 def test_two_processes_write_every_mention_once(make_trainer, given_scores, records, tmp_path):
     """Eleven mentions on two processes: the sampler repeats one."""
     make_trainer(PredictionWriter()).test(given_scores(kept=8), records, verbose=False)
-    expected = read(tmp_path / "predictions.jsonl")
+    expected = read_jsonl(tmp_path / "predictions.jsonl")
     folder = tmp_path / "two"
     trainer = make_trainer(PredictionWriter(), default_root_dir=folder, devices=2, strategy="ddp_fork")
     trainer.test(given_scores(kept=8), records, verbose=False)
-    assert read(folder / "predictions.jsonl") == expected
+    assert read_jsonl(folder / "predictions.jsonl") == expected
     assert sorted(path.name for path in folder.iterdir()) == ["metrics.json", "predictions.jsonl"]
 
 
@@ -86,7 +80,7 @@ def test_more_candidates_than_the_model_keeps(make_trainer, given_scores, record
 
 def test_a_knowledge_base_smaller_than_top_k(make_trainer, given_scores, records, tmp_path):
     make_trainer(PredictionWriter(top_k=50)).test(given_scores(kept=8), records, verbose=False)
-    assert {len(line["candidates"]) for line in read(tmp_path / "predictions.jsonl")} == {8}
+    assert {len(line["candidates"]) for line in read_jsonl(tmp_path / "predictions.jsonl")} == {8}
 
 
 def test_fast_dev_run_writes_nothing(make_trainer, given_scores, records, tmp_path):

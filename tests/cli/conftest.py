@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,6 +40,12 @@ def trained(tmp_path_factory, tiny_set) -> Trained:
     finally:
         os.chdir(before)
     return Trained(tiny_set, path, home, home / "lightning_logs" / "version_0")
+
+
+@pytest.fixture
+def home(trained, tmp_path) -> Path:
+    """A writable copy of the folder with the trained run."""
+    return shutil.copytree(trained.home, tmp_path / "home")
 
 
 @pytest.fixture

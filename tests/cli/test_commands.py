@@ -18,13 +18,7 @@ from mimic_pl.cli import main
 from mimic_pl.cli.program import COMMANDS, STAGES
 from mimic_pl.runs import load_run, open_run
 from tests.launch import run_python
-
-
-@pytest.fixture
-def home(trained, tmp_path):
-    """A copy of the folder with the trained run, to work in."""
-    shutil.copytree(trained.home, tmp_path / "home")
-    return tmp_path / "home"
+from tests.results import read_jsonl
 
 
 def versions(home):
@@ -35,7 +29,7 @@ def metrics(folder):
     return json.loads((folder / "metrics.json").read_text())["metrics"]
 
 
-def test_fit_leaves_a_run_behind(trained):
+def test_fit_writes_a_run(trained):
     names = {path.name for path in trained.run.iterdir()}
     assert {"config.yaml", "checkpoints"} <= names
     assert any(name.startswith("events.out.tfevents") for name in names)
@@ -58,7 +52,7 @@ def test_test_without_arguments_uses_the_newest_run(command, home):
     assert "overall" in out and "cross_modal" in out
     assert versions(home) == ["version_0"]
     assert (run / "config.yaml").read_bytes() == config
-    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    lines = read_jsonl(run / "predictions.jsonl")
     assert [line["id"] for line in lines] == [f"test-{i}" for i in range(9)]
 
     # The same metrics from the loaded run, evaluated by another Trainer.
@@ -77,7 +71,7 @@ def test_two_processes_give_the_metrics_of_one(command, home):
     alone = metrics(run), (run / "predictions.jsonl").read_text()
     assert command("test", "--trainer.devices", "2", "--trainer.strategy", "ddp_fork")[0] == 0
     assert metrics(run) == alone[0]  # nine mentions in two processes: none is counted twice
-    ids = [json.loads(line)["id"] for line in (run / "predictions.jsonl").read_text().splitlines()]
+    ids = [line["id"] for line in read_jsonl(run / "predictions.jsonl")]
     assert ids == [f"test-{i}" for i in range(9)]
 
 

@@ -5,12 +5,12 @@ import shutil
 
 import pytest
 
+from tests.results import read_jsonl
+
 
 @pytest.fixture
-def home(trained, tmp_path):
+def home(home, trained):
     """The trained run, and a copy of its data whose test split has several golds and unseen golds."""
-    home = tmp_path / "home"
-    shutil.copytree(trained.home, home)
     shutil.copytree(trained.root, home / "set")
     rows = json.loads((home / "set" / "Tiny_train.json").read_text())
     for row in rows:
@@ -24,8 +24,7 @@ def home(trained, tmp_path):
 
 def results(home):
     run = home / "lightning_logs" / "version_0"
-    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
-    return json.loads((run / "metrics.json").read_text()), lines
+    return json.loads((run / "metrics.json").read_text()), read_jsonl(run / "predictions.jsonl")
 
 
 def test_seen_and_unseen_golds_are_reported_separately(command, home, monkeypatch):

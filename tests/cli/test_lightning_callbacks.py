@@ -7,10 +7,11 @@ import json
 import pytest
 import torch
 import yaml
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder
 
 from mimic_pl.runs import load_run, open_run
+from tests.training import make_trainer
 
 CALLBACKS = {
     "BatchSizeFinder": {"init_val": 2, "steps_per_trial": 1, "max_trials": 2},
@@ -48,13 +49,6 @@ def model_and_data(trained):
     return load_run(trained.run)
 
 
-def trainer(tmp_path, *callbacks, **options):
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    quiet |= {"enable_checkpointing": False, "num_sanity_val_steps": 0}
-    options = {"accelerator": "cpu", "devices": 1, "max_epochs": 1, **quiet, **options}
-    return Trainer(default_root_dir=tmp_path, callbacks=list(callbacks), **options)
-
-
 @pytest.mark.parametrize("name", CALLBACKS)
 def test_a_run_with_the_callback_trains_and_tests(command, trained, tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(tmp_path)
@@ -79,7 +73,8 @@ def test_a_run_with_the_callback_trains_and_tests(command, trained, tmp_path, mo
 
 def test_the_batch_size_found_is_used(model_and_data, tmp_path):
     model, data = model_and_data
-    trainer(tmp_path, BatchSizeFinder(init_val=2, steps_per_trial=1, max_trials=2)).fit(model, data)
+    finder = BatchSizeFinder(init_val=2, steps_per_trial=1, max_trials=2)
+    make_trainer(tmp_path, finder, max_epochs=1).fit(model, data)
     assert data.batch_size == 4 and model.trainer.global_step == 5
 
 
@@ -92,7 +87,7 @@ def test_the_learning_rate_found_is_used(model_and_data, tmp_path):
     model.on_train_start = lambda: seen.append(({n: t.clone() for n, t in model.state_dict().items()}, model.lr))
     data.batch_size = 2
     finder = LearningRateFinder(num_training_steps=20, min_lr=1e-5, max_lr=1e-2)
-    trainer(tmp_path, finder, max_epochs=2, limit_val_batches=0).fit(model, data)
+    make_trainer(tmp_path, finder, max_epochs=2, limit_val_batches=0).fit(model, data)
     ((weights, rate),) = seen[-1:]
     assert rate == finder.optimal_lr.suggestion() and 1e-5 < rate < 1e-2
     assert all(torch.equal(before[name], tensor) for name, tensor in weights.items())  # the trial steps are undone
@@ -107,6 +102,6 @@ def test_there_is_no_learning_rate_before_there_is_an_optimizer(model_and_data):
 def test_the_encoder_is_frozen_at_first(model_and_data, tmp_path):
     model, data = model_and_data
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    trainer(tmp_path, BackboneFinetuning(unfreeze_backbone_at_epoch=5)).fit(model, data)
+    make_trainer(tmp_path, BackboneFinetuning(unfreeze_backbone_at_epoch=5), max_epochs=1).fit(model, data)
     moved = {name for name, tensor in model.state_dict().items() if not torch.equal(before[name], tensor)}
     assert moved and not [name for name in moved if name.startswith("encoder.")]

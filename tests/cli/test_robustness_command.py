@@ -6,15 +6,6 @@ import hashlib
 import json
 import shutil
 
-import pytest
-
-
-@pytest.fixture
-def home(trained, tmp_path):
-    """A copy of the folder with the trained run, to work in."""
-    shutil.copytree(trained.home, tmp_path / "home")
-    return tmp_path / "home"
-
 
 def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}

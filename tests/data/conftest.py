@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from PIL import Image
 
-from mimic_pl.data import MELDataModule
+from mimic_pl.data import CrossDataModule, MELDataModule
 from mimic_pl.processor import Processor
 
 PROCESSOR_OPTIONS = set(inspect.signature(Processor).parameters)
@@ -104,6 +105,32 @@ class Folder:
         module = MELDataModule(str(self.root), name="Set", **options)
         module.processor = word_processor(**settings)
         return module
+
+
+def epoch_of(module: MELDataModule | CrossDataModule, epoch: int) -> list[dict[str, Any]]:
+    """All training batches of an epoch."""
+    loader = module.train_dataloader()
+    loader.sampler.set_epoch(epoch)
+    batches = list(loader)
+    assert len(loader) == len(batches)
+    return batches
+
+
+class BatchRecorder(LightningModule):
+    """A model that records its training batches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.processor = word_processor()
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.batches: list[dict[str, Any]] = []
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> torch.Tensor:
+        self.batches.append(batch)
+        return (self.weight * batch["mentions"]["pixel_values"].mean()).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters())
 
 
 @pytest.fixture

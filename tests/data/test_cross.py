@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mimic_pl import MIMIC, CrossDataModule, MELDataModule
@@ -15,7 +15,8 @@ from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.units import GlobalCosine
 from tests import tiny
-from tests.data.conftest import Folder, word_processor
+from tests.data.conftest import Folder, epoch_of, word_processor
+from tests.training import make_trainer
 
 
 @pytest.fixture
@@ -43,13 +44,6 @@ def cross(tmp_path):
         return data
 
     return build
-
-
-def epoch_of(data, epoch):
-    loader = data.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    assert len(loader) == len(list(loader))
-    return list(loader)
 
 
 def test_a_training_batch_comes_from_one_set_and_its_knowledge_base(cross):
@@ -152,16 +146,13 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_tests_on_the_target_alone
         parts = [MELDataModule(root, seed=number, **options) for number, root in enumerate(roots)]
         return CrossDataModule(parts[:2], parts[2])
 
-    def trainer(folder, **more):
-        quiet = {"enable_progress_bar": False, "enable_model_summary": False, "num_sanity_val_steps": 0}
-        return Trainer(accelerator="cpu", devices=1, default_root_dir=folder, logger=False, **quiet, **more)
-
     def fit(folder, epochs, ckpt_path=None):
         seed_everything(7)
         model = MIMIC(CLIPEncoder(**tiny.ENCODER), units={"cosine": GlobalCosine})
         model.optimizer = lambda params: torch.optim.AdamW(params, lr=1e-3)
         checkpoint = ModelCheckpoint(folder, save_last=True)
-        trainer(folder, max_epochs=epochs, callbacks=[checkpoint]).fit(model, build(), ckpt_path=ckpt_path)
+        trainer = make_trainer(folder, checkpoint, max_epochs=epochs, enable_checkpointing=True)
+        trainer.fit(model, build(), ckpt_path=ckpt_path)
         return model
 
     whole = fit(tmp_path / "whole", 3)
@@ -169,6 +160,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one_and_tests_on_the_target_alone
     resumed = fit(tmp_path / "part", 3, tmp_path / "part" / "last.ckpt")
     assert all(torch.equal(tensor, resumed.state_dict()[name]) for name, tensor in whole.state_dict().items())
 
-    (across,) = trainer(tmp_path).test(whole, build(), verbose=False)
-    (alone,) = trainer(tmp_path).test(whole, MELDataModule(roots[2], **options), verbose=False)
+    (across,) = make_trainer(tmp_path).test(whole, build(), verbose=False)
+    (alone,) = make_trainer(tmp_path).test(whole, MELDataModule(roots[2], **options), verbose=False)
     assert {n: v for n, v in across.items() if "seen" not in n} == {n: v for n, v in alone.items() if "seen" not in n}

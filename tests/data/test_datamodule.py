@@ -6,19 +6,13 @@ import logging
 
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 
 from mimic_pl.data import Entity, MELDataModule, Mention
 from mimic_pl.data.dataset import TokenTable
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor.template import TextTemplate
-from tests.data.conftest import WordTokenizer, word_processor
-
-
-def epoch_of(module, epoch):
-    loader = module.train_dataloader()
-    loader.sampler.set_epoch(epoch)
-    return list(loader)
+from tests.data.conftest import BatchRecorder, WordTokenizer, epoch_of, word_processor
+from tests.training import make_trainer
 
 
 def test_training_batches(folder):
@@ -130,27 +124,13 @@ def test_workers_report_each_failure_once(folder, caplog):
     assert "2 images could not be used (1 missing, 1 unreadable)" in record.message
 
 
-def test_the_trainer_shuffles_every_epoch(folder):
-    class Seen(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.processor = word_processor()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-            self.indices = []
-
-        def training_step(self, batch, batch_idx):
-            self.indices += batch["index"].tolist()
-            return (self.weight * batch["mentions"]["pixel_values"].mean()).sum()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters())
-
+def test_the_trainer_shuffles_every_epoch(folder, tmp_path):
     folder.write()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
-    model = Seen()
+    model = BatchRecorder()
     module = MELDataModule(str(folder.root), name="Set", batch_size=4, num_workers=0)
-    Trainer(max_epochs=2, **quiet, enable_model_summary=False).fit(model, module)
-    first, second = model.indices[:11], model.indices[11:]
+    make_trainer(tmp_path, max_epochs=2).fit(model, module)
+    indices = [index for batch in model.batches for index in batch["index"].tolist()]
+    first, second = indices[:11], indices[11:]
     assert sorted(first) == sorted(second) == list(range(11)) and first != second
 
 

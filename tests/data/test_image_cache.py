@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 from tqdm.auto import tqdm
 
@@ -25,8 +24,9 @@ from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
 from mimic_pl.processor.decoding import decode
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder
-from tests.data.conftest import Folder, SmallImages, word_processor
+from tests.data.conftest import BatchRecorder, Folder, SmallImages
 from tests.launch import FORK, needs_fork
+from tests.training import make_trainer
 
 
 class Square(SmallImages):
@@ -339,30 +339,15 @@ def test_fallback_images_are_cached(folder, tmp_path):
 
 
 def test_the_trainer_gets_identical_batches(folder, tmp_path):
-    class Seen(LightningModule):
-        def __init__(self):
-            super().__init__()
-            self.processor = word_processor()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-            self.batches = []
-
-        def training_step(self, batch, batch_idx):
-            self.batches.append(batch)
-            return (self.weight * batch["mentions"]["pixel_values"].mean()).sum()
-
-        def configure_optimizers(self):
-            return torch.optim.SGD(self.parameters())
-
     damage_images(folder)
     folder.write()
     wait_for_new_mtime()
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "accelerator": "cpu"}
     seen = []
     for cache in (None, str(tmp_path / "cache")):
         for workers in (0, 2):
-            model = Seen()
+            model = BatchRecorder()
             module = MELDataModule(str(folder.root), name="Set", batch_size=4, num_workers=workers, image_cache=cache)
-            Trainer(max_epochs=2, **quiet, enable_model_summary=False).fit(model, module)
+            make_trainer(tmp_path, max_epochs=2).fit(model, module)
             assert len(model.batches) == 6
             seen.append([{**batch, "failures": None} for batch in model.batches])
     for other in seen[1:]:

@@ -126,7 +126,7 @@ def test_an_image_outside_of_the_folder(tmp_path, name):
         (b"[" + b"1" * 5000 + b"]", "digits"),
     ],
 )
-def test_malformed_files_say_where(tmp_path, content, says):
+def test_malformed_files_are_errors_with_a_location(tmp_path, content, says):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(DataError, match=says):
         read_mentions(tmp_path / "x.json")

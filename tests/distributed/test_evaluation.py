@@ -13,6 +13,7 @@ import yaml
 
 from tests import tiny
 from tests.launch import RunningCommand, needs_fork, run
+from tests.results import read_jsonl
 
 pytestmark = needs_fork
 
@@ -106,10 +107,7 @@ def test_metrics_ranks_and_predictions_are_those_of_one_process(results, case, c
 
 
 def test_candidates_and_their_golds_are_reranked(results):
-    reranked, plain = (
-        [json.loads(line) for line in (results[case, 1] / "predictions.jsonl").read_text().splitlines()]
-        for case in ("reranked", "in_order")
-    )
+    reranked, plain = (read_jsonl(results[case, 1] / "predictions.jsonl") for case in ("reranked", "in_order"))
     moved = 0
     for new, old in zip(reranked, plain, strict=True):
         places, places_before = ([c["qid"] for c in line["candidates"]] for line in (new, old))

@@ -8,12 +8,12 @@ from collections import Counter
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
-from mimic_pl.units import CMFU, TGLU, VDLU
 from tests import tiny
+from tests.training import UNITS, make_trainer
 
 TEXT = {"model_type": "bert", "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 TEXT |= {"intermediate_size": 16, "max_position_embeddings": 40}
@@ -31,12 +31,7 @@ def make_encoder(kind, folder, freeze=True):
 def make_model(kind, folder, freeze=True):
     encoder = make_encoder(kind, folder, freeze)
     seed_everything(1)
-    units = {
-        "text": lambda dims: TGLU(dims, 8),
-        "vision": lambda dims: VDLU(dims, 8),
-        "cross_modal": lambda dims: CMFU(dims, 8),
-    }
-    return MIMIC(encoder, units=units, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05))
+    return MIMIC(encoder, units=UNITS, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05))
 
 
 class RowCounter:
@@ -58,9 +53,7 @@ class RowCounter:
 def fit(model, root, folder, **options):
     seed_everything(2)
     data = MELDataModule(str(root), name="Tiny", batch_size=8, num_workers=0, **options)
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "num_sanity_val_steps": 0}
-    trainer = Trainer(max_epochs=3, accelerator="cpu", default_root_dir=folder, enable_model_summary=False, **quiet)
-    trainer.fit(model, data)
+    make_trainer(folder, max_epochs=3).fit(model, data)
     return data
 
 

@@ -65,9 +65,9 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a path that leaves the data folder through a symbolic link", "lies outside of the data folder", DataError, "faults/test_image_files.py::test_symlinked_folders_are_followed_but_names_cannot_escape"),
     ),
     "Data files": (
-        Fault("malformed JSON", "line 2, column 10", DataError, "data/test_reader.py::test_malformed_files_say_where", 3),
-        Fault("a JSON object instead of a list", "a list of records is due", DataError, "data/test_reader.py::test_malformed_files_say_where"),
-        Fault("a byte that is not valid UTF-8, a NUL byte", "the byte 0xff", DataError, "data/test_reader.py::test_malformed_files_say_where", 2),
+        Fault("malformed JSON", "line 2, column 10", DataError, "data/test_reader.py::test_malformed_files_are_errors_with_a_location", 3),
+        Fault("a JSON object instead of a list", "a list of records is due", DataError, "data/test_reader.py::test_malformed_files_are_errors_with_a_location"),
+        Fault("a byte that is not valid UTF-8, a NUL byte", "the byte 0xff", DataError, "data/test_reader.py::test_malformed_files_are_errors_with_a_location", 2),
         Fault("a duplicate qid", "is record 0 too", DataError, "data/test_reader.py::test_problems_come_in_the_order_of_the_records", 2),
         Fault("a duplicate mention id: both mentions are kept, the doctor reports it", "used more than once", None, "data/test_doctor.py::test_everything_at_once"),
         Fault("`qid2id.json` with other ids", "remove qid2id.json", DataError, "data/test_reader.py::test_qid2id_disagrees", 3),

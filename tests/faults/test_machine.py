@@ -25,6 +25,7 @@ from mimic_pl.cli.problems import as_mimic_error
 from mimic_pl.runs import open_run
 from tests.faults.catalogue import BY_TEST, check_command_error
 from tests.launch import FORK, RunningCommand, needs_fork
+from tests.results import read_jsonl
 
 needs_linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs Linux mounts")
 
@@ -192,7 +193,7 @@ def test_two_processes_test_one_run(trained, tmp_path):
     assert codes in ([0, 0], [0, 7])
     if codes == [0, 7]:
         assert "Another process is writing" in tests[0].output() + tests[1].output()
-    lines = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    lines = read_jsonl(run / "predictions.jsonl")
     assert [line["id"] for line in lines] == [f"test-{i}" for i in range(9)]
     assert json.loads((run / "metrics.json").read_text())["mentions"] == 9
 

@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import seed_everything
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder
@@ -13,6 +13,7 @@ from mimic_pl.ranking import IndexBuilder, Ranker
 from mimic_pl.units import TGLU, VDLU
 from tests import tiny
 from tests.launch import FORK, needs_fork
+from tests.training import make_trainer
 
 pytestmark = pytest.mark.own_process
 
@@ -30,17 +31,9 @@ def make_model(seed=0, mask_padding=False, **options):
 
 def evaluate(tiny_set, folder, run="test", **options):
     model, data = make_model(**options), MELDataModule(str(tiny_set), name="Tiny", entity_batch_size=5, num_workers=0)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        default_root_dir=folder,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
     encoded = []
     model.entity_states = lambda side: encoded.append(len(side["input_ids"])) or MIMIC.entity_states(model, side)
-    metrics = getattr(trainer, run)(model, data, verbose=False)[0]
+    metrics = getattr(make_trainer(folder), run)(model, data, verbose=False)[0]
     return metrics, encoded
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from mimic_pl.errors import ConfigError, NonFiniteScoreError
 from mimic_pl.ranking import Ranker
 from mimic_pl.units import Matcher
+from tests import reference
 from tests.ranking.tables import pad, table_matcher, table_states
 
 
@@ -23,7 +24,7 @@ class MiddleFirst(Matcher):
 
 def reordered(row, top_k):
     """All entities of one mention, best first, with the first few of them reranked."""
-    order = sorted(range(len(row)), key=lambda e: (-row[e], e))
+    order = reference.ranking(row)
     top, rest = order[:top_k], order[top_k:]
     mean = float(torch.tensor([row[e] for e in top]).mean())
     return sorted(top, key=lambda e: (abs(row[e] - mean), order.index(e))) + rest

@@ -9,16 +9,13 @@ from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking import MemoryIndex, Ranker
 from mimic_pl.units import Matcher
 from tests.ranking.tables import TableUnit, add, pad, table_matcher, table_states
-from tests.ranking.test_engine import DIMS, reference_scores, trained_like
-
-
-def rank_of(row, gold):
-    return sorted(range(len(row)), key=lambda e: (-row[e], e)).index(gold) + 1
+from tests.ranking.test_engine import DIMS, reference_scores, top_by_sorting, trained_like
+from tests.reference import best_rank
 
 
 def rank_every_gold(scores, gold):
     return [
-        [rank_of(row, g) if g >= 0 else 0 for g in golds]
+        [best_rank(row, [g]) if g >= 0 else 0 for g in golds]
         for row, golds in zip(scores.tolist(), gold.tolist(), strict=True)
     ]
 
@@ -41,11 +38,8 @@ def test_every_gold_has_its_rank_in_one_sorted_list(data):
         if gold.shape[1]:
             assert ranking.gold_ranks[name].tolist() == expected
         assert ranking.ranks[name].tolist() == [min(filter(None, ranks), default=0) for ranks in expected]
-    top = [
-        sorted(range(num_entities), key=lambda e, row=row: (-row[e], e))[:3]
-        for row in ((tables["expensive"] + tables["cheap"]) / 2).tolist()
-    ]
-    assert ranking.top_entities.tolist() == top
+    overall = (tables["expensive"] + tables["cheap"]) / 2
+    assert ranking.top_entities.tolist() == top_by_sorting(overall, 3)
 
 
 @pytest.mark.parametrize("prune", [True, False])
@@ -61,9 +55,7 @@ def test_ranks_of_a_real_matcher_equal_those_of_float64(prune):
         ranking = Ranker(prune=prune, pairs_per_block=300)(matcher, matcher.mention(mentions), index, gold)
     for name, table in scores.items():
         assert ranking.gold_ranks[name].tolist() == rank_every_gold(table, gold), name
-    for row in range(13):
-        top = sorted(range(61), key=lambda e, row=row: (-scores["overall"][row, e].item(), e))[:10]
-        assert ranking.top_entities[row].tolist() == top
+    assert ranking.top_entities.tolist() == top_by_sorting(scores["overall"], 10)
 
 
 def test_a_non_finite_score_names_the_mention_and_not_the_row_of_its_gold():

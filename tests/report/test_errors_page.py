@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import shutil
 from html.parser import HTMLParser
 
@@ -23,6 +22,7 @@ from mimic_pl.report.loaded import LoadedRun
 from mimic_pl.report.thumbnails import heat_map
 from mimic_pl.report.worst import worst_cases
 from tests.report.conftest import IMAGE_INJECTION, SCRIPT_INJECTION
+from tests.results import read_jsonl
 
 ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code", "div", "table", "tr", "th", "td",
@@ -70,7 +70,7 @@ def page(reported) -> Page:
 
 
 def records(run):
-    return [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    return read_jsonl(run / "predictions.jsonl")
 
 
 def test_the_page_runs_and_fetches_nothing(page):
