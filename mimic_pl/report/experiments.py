@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 from collections.abc import Iterator, Sequence
@@ -12,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+import mimic_pl
+from mimic_pl.construction import class_of
 from mimic_pl.data.statistics import PublishedStatistics
+from mimic_pl.errors import ConfigError
 from mimic_pl.processor import Processor
 from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.runs import RUNS
@@ -38,6 +42,19 @@ _BESIDE_THE_POINT = {
 }  # fmt: skip
 """Keys that leave the result the same, wherever they stand in their part: seeds, places, logging, speed."""
 
+_UNLESS_CONFIGURED: dict[str, Any] = {
+    "processor": {"class_path": "mimic_pl.Processor"},
+    "units": {
+        "text": {"class_path": "mimic_pl.TGLU"},
+        "vision": {"class_path": "mimic_pl.VDLU"},
+        "cross_modal": {"class_path": "mimic_pl.CMFU"},
+    },
+    "matcher": {"class_path": "mimic_pl.Matcher"},
+    "losses": {"contrastive": {"class_path": "mimic_pl.UnitConsistentLoss"}},
+    "index": {"class_path": "mimic_pl.IndexBuilder"},
+}
+"""What :class:`~mimic_pl.MIMIC` builds where its configuration names nothing."""
+
 
 @dataclass(frozen=True)
 class Experiment:
@@ -45,8 +62,9 @@ class Experiment:
 
     Two runs are one experiment if their configurations agree but for the seed (``seed_everything``, the data's
     ``seed``), for places (of a path only the last part counts), and for settings of logging and speed, and if they were
-    tested on as many mentions and entities. A baseline that is not trained has no settings but its name (``baseline``
-    in ``metrics.json``). Whatever is not known to be beside the point tells experiments apart.
+    tested on as many mentions and entities. A setting that is left out has the default of its class. A baseline that is
+    not trained has no settings but its name (``baseline`` in ``metrics.json``). Whatever is not known to be beside the
+    point tells experiments apart.
 
     Attributes:
         name: The folder that the runs lie in (``no_gate`` of ``runs/no_gate/version_0``), or the one above it where
@@ -143,7 +161,8 @@ def group_runs(runs: Sequence[EvaluatedRun]) -> list[Experiment]:
 
 
 def settings_of(config: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a configuration that tell experiments apart, flat."""
+    """The settings of a configuration that tell experiments apart, flat; one that is left out has its default."""
+    config = {part: _completed(config.get(part), is_model=part == "model") for part in _COUNTED}
     return {
         key: _place(value, always=key.endswith(".root")) if isinstance(value, str) else value
         for part in _COUNTED
@@ -156,6 +175,45 @@ def differences(first: Experiment, other: Experiment) -> list[tuple[str, str, st
     keys = [*first.settings, *(key for key in other.settings if key not in first.settings)]
     pairs = ((key, first.settings.get(key), other.settings.get(key)) for key in keys)
     return [(key.replace(".init_args", ""), _shown(a), _shown(b)) for key, a, b in pairs if a != b]
+
+
+def _completed(value: Any, is_model: bool = False) -> Any:
+    """A part of a configuration with the defaults of the classes that it names, to any depth."""
+    if isinstance(value, list):
+        return [_completed(own) for own in value]
+    if not isinstance(value, dict):
+        return value
+    if not isinstance(value.get("class_path"), str):
+        return {name: _completed(own) for name, own in value.items()}
+    arguments = dict(value.get("init_args") or {})
+    if is_model:
+        arguments |= {name: own for name, own in _UNLESS_CONFIGURED.items() if arguments.get(name) is None}
+    path = value["class_path"]
+    try:
+        found = class_of({"class_path": path})
+    except ConfigError:  # of another project, whose code is not run for a report, or a function
+        found = None
+    if found is not None:
+        arguments = {**_defaults(found), **arguments}
+        public = found.__name__ in mimic_pl.__all__ and getattr(mimic_pl, found.__name__) is found
+        path = f"mimic_pl.{found.__name__}" if public else path  # several modules may name it
+    completed = {**value, "class_path": path}
+    return completed | ({"init_args": _completed(arguments)} if arguments else {})
+
+
+def _defaults(of_class: type) -> dict[str, Any]:
+    """Defaults of a class's arguments, if a YAML file can hold them; also of those that it hands on to its bases."""
+    found: dict[str, Any] = {}
+    for base in of_class.__mro__:
+        if "__init__" not in base.__dict__:
+            continue
+        parameters = list(inspect.signature(base.__dict__["__init__"]).parameters.values())[1:]
+        for parameter in parameters:
+            found.setdefault(parameter.name, parameter.default)
+        if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    plain = ((name, list(own) if isinstance(own, tuple) else own) for name, own in found.items())
+    return {name: own for name, own in plain if isinstance(own, (bool, int, float, str, list))}
 
 
 def _flat(value: Any, key: str, left_out: set[str]) -> Iterator[tuple[str, Any]]:
