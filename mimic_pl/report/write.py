@@ -141,8 +141,8 @@ def _significance(experiments: Sequence[Experiment], baseline: EvaluatedRun | No
     text = (
         "## Significance\n\nDifferences in percentage points with 95 % confidence intervals and two-sided p-values: "
         f"paired bootstrap over test mentions ({RESAMPLES:,} resamples; Koehn 2004, Berg-Kirkpatrick et al. 2012). "
-        "With several seeds, the value of a mention is its mean: intervals cover variation over mentions, not over seeds. p "
-        "is not corrected for multiple comparisons."
+        "With several seeds, the value of a mention is its mean: intervals cover variation over mentions, not seeds. "
+        "p is not corrected for multiple comparisons."
     )
     head = "| experiment | against | H@1 | p | MRR | p |\n|---|---|---|---|---|---|"
     return ["\n\n".join((text, "\n".join((head, *lines))))]

@@ -8,14 +8,14 @@ from mimic_pl.benchmark.counting import counting
 from mimic_pl.benchmark.machine import arithmetic
 from mimic_pl.benchmark.memory import peak_memory
 from mimic_pl.benchmark.problem import random_problem
-from mimic_pl.benchmark.timing import Timing, Work, in_turn, ratio
+from mimic_pl.benchmark.timing import Timing, Work, ratio, time_interleaved
 from mimic_pl.ranking import Ranker
 
 
 def test_works_take_turns():
     calls = []
     works = {name: Work(lambda name=name: calls.append(name), 10) for name in "ab"}
-    times = in_turn(works, rounds=3)
+    times = time_interleaved(works, rounds=3)
     assert calls == list("ab" * 4)  # once to warm up
     assert all(len(timing.rounds) == 3 and min(timing.rounds) > 0 for timing in times.values())
 
@@ -39,7 +39,7 @@ def test_memory_is_that_of_the_work_and_not_of_its_preparation():
     peak = peak_memory(prepare, "cpu", 1, 300 * mega, 100 * mega)
     assert peak.result == 2
     assert peak.before > 300 * mega
-    assert 100 * mega <= peak.beyond < 140 * mega
+    assert 100 * mega <= peak.increase < 140 * mega
 
 
 def test_the_arithmetic_of_a_pair_at_published_sizes():
