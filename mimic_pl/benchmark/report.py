@@ -20,7 +20,7 @@ Comparisons of several quantities also have a ``table``: a list of dictionaries 
 """
 
 Line = dict[str, Any]
-"""A measurement: ``what``, ``value`` in ``unit``; a comparison also has ``against``, ``other`` and ``ratio`` other / value."""
+"""A measurement: ``what``, ``value``, ``unit``; in comparisons also ``against``, ``other``, ``ratio`` (other / value)."""
 
 
 def timed(what: str, ours: Timing, against: str, other: Timing, of: str) -> Line:
