@@ -213,7 +213,7 @@ def test_a_complete_report(tmp_path):
         if path.suffix == ".png":
             assert f"({path.name})" in text
             assert Image.open(path).width > 300
-    assert "**Rows of Tiny differ in text of mentions, number of mentions: compare only those with the same.**" in text
+    assert "**Rows of Tiny differ in text of mentions, number of mentions: only compare those that agree.**" in text
     assert "base has several runs of seed 43" in text
     assert "| base | model.optimizer.lr | 0.001 | 9.0 in worse |" in text
     (compared,) = [line for line in text.splitlines() if line.startswith("| base | worse |")]
@@ -282,8 +282,12 @@ def test_calibration_equals_counting_one_by_one(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda run: (run / "config.yaml").unlink(), ConfigError, "is no run: it has no config.yaml"),
-        (lambda run: (run / "metrics.json").unlink(), ConfigError, "was never tested: mimic-pl test --run"),
+        (lambda run: (run / "config.yaml").unlink(), ConfigError, "is not a run: it has no config.yaml"),
+        (
+            lambda run: (run / "metrics.json").unlink(),
+            ConfigError,
+            "was not tested. Test it first: mimic-pl test --run",
+        ),
         (lambda run: (run / "metrics.json").write_text("{}"), DataError, "mimic-pl test --run"),
         (lambda run: (run / "predictions.jsonl").unlink(), ConfigError, "has no predictions.jsonl. Test it again"),
         (lambda run: (run / "predictions.jsonl").write_text("{}\n"), DataError, "predictions.jsonl, line 1"),
