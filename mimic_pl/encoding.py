@@ -1,4 +1,4 @@
-"""Batches -> states or features: the one loop in which an encoder runs, with a Trainer and without one."""
+"""The encoding loop: from batches to states or features, with or without a Trainer."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ T = TypeVar("T")
 
 
 class BatchEncoder:
-    """Runs a module over one side of many batches: on its device, in evaluation mode, without gradients.
+    """Encodes one side of batches on the module's device, in evaluation mode and without gradients.
 
-    While a batch is computed, the next one is on its way to the device.
+    The next batch is transferred to the device while the current one is computed.
 
     Args:
-        module: Whose device and precision count: a model or an encoder.
-        processor: Normalises images on the device and counts those that failed.
-        trainer: The Trainer that runs the module, if one does: its device, precision and batch hooks are used, and no
-            progress bar is shown where it shows none.
+        module: A model or an encoder, which determines device and precision.
+        processor: Normalises images on the device and counts failed ones.
+        trainer: The Trainer that is running the module, if any: its device, precision and batch hooks are used, and
+            progress bars are only shown if it shows them.
 
     Example:
         >>> run = BatchEncoder(model, model.processor)  # doctest: +SKIP
@@ -48,16 +48,16 @@ class BatchEncoder:
         """Encode one side of each batch.
 
         Args:
-            batches: As a data module's loader or a processor makes them.
+            batches: Batches from a data module's loader or a processor.
             side: ``mentions`` or ``entities``.
-            encode: From the inputs of that side to what is wanted: ``model.encode``, ``model.entity_states``, ...
-            description: Title of a progress bar; none is shown without.
+            encode: Maps the inputs of that side to the output: ``model.encode``, ``model.entity_states``, ...
+            description: Title of the progress bar; without it, none is shown.
 
         Yields:
-            Each batch on the device, and what became of it.
+            Each batch on the device, and its encoding.
         """
         bar = tqdm(
-            self._ahead(batches),
+            self._prefetched(batches),
             total=len(batches) if isinstance(batches, Sized) else None,
             desc=description,
             unit="batch",
@@ -75,9 +75,9 @@ class BatchEncoder:
             self.module.train(was_training)
 
     def to_device(self, batch: Batch) -> Batch:
-        """A batch on the module's device, in its precision, with normalised images."""
+        """Move a batch to the module's device and precision, and normalise its images."""
         if self.trainer is not None:
-            # The data module's hook finishes the batch with its processor.
+            # The data module's hook calls the processor's finish.
             moved = self.trainer.strategy.batch_to_device(batch, dataloader_idx=0)
             converted: Batch = self.trainer.precision_plugin.convert_input(moved)
             return converted
@@ -102,7 +102,7 @@ class BatchEncoder:
     def _precision(self) -> AbstractContextManager[None]:
         return nullcontext() if self.trainer is None else self.trainer.precision_plugin.forward_context()
 
-    def _ahead(self, batches: Iterable[Batch]) -> Iterator[Batch]:
+    def _prefetched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
         moved: list[Batch] = []
         for batch in batches:
             moved.append(self.to_device(batch))

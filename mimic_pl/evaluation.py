@@ -1,4 +1,4 @@
-"""The index of the knowledge base that an evaluation ranks, made with the model's present weights."""
+"""Building the entity index for an evaluation with the model's current weights."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
     """Encode the knowledge base, or this process's shard of it, or open the index on disk.
 
     Args:
-        model: Encodes.
+        model: The model that encodes.
         trainer: Its Trainer, with a data module.
-        builder: In which dtype, and where.
+        builder: Dtype and storage of the index.
 
     Raises:
-        ConfigError: The Trainer was given bare loaders instead of a data module.
+        ConfigError: The Trainer was given data loaders instead of a data module.
         StoreError: The index on disk was built by another model or from other data, or is damaged.
     """
     data = data_of(trainer, RankedData)
     num_entities = len(data.entities)
     on_disk = builder.storage == "disk"
-    # Where texts need not be padded to one length, those of about one length are encoded together.
+    # If texts need not be padded to a fixed length, those of similar length are batched together.
     loader = data.entity_dataloader(by_length=not (on_disk or model.matcher.reads_padding))
     shard = _shard_of(loader, num_entities)
     description: dict[str, object] = {}
@@ -56,14 +56,14 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
         lambda first: _encoded(model, data.entity_dataloader(first=first)),
         model.device,
         description,
-        # Validation follows a model that changes; what is stored is of an earlier epoch.
+        # During fit, the stored index is of an earlier epoch's weights.
         rebuild=validating,
         shard=shard,
     )
 
 
 def _shard_of(loader: DataLoader[Batch], num_entities: int) -> Shard:
-    """What this process encodes: what the sampler of the entities' loader says, or all of them."""
+    """The shard given by the sampler of the entity loader, or all entities."""
     positions = getattr(loader.sampler, "positions", None)
     if positions is None:
         return Shard.whole(num_entities)

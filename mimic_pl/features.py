@@ -1,4 +1,4 @@
-"""What an encoder hands to the interaction units (paper section 3.2)."""
+"""Features: the output of an encoder and input of the interaction units (paper section 3.2)."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class Features(NamedTuple):
         text_local: t^L, one vector per text token, ``[batch, text_tokens, dims.text]``.
         image_global: v^G, the pooled image embedding, ``[batch, dims.image]``.
         image_local: v^L, one vector per image token, ``[batch, image_tokens, dims.image]``.
-        text_mask: 1 for a text token, 0 for padding, ``[batch, text_tokens]``. The published model does not look at
-            it; units that mask padding do.
-        extra: Further tensors by name, each ``[batch, ...]``: those of the processor's
-            :class:`~mimic_pl.processor.RecordFeatures`, which no encoder makes, and what an encoder of your own adds.
+        text_mask: 1 for a text token, 0 for padding, ``[batch, text_tokens]``. The published model ignores it; units
+            that mask padding use it.
+        extra: Additional tensors by name, each ``[batch, ...]``: those of the processor's
+            :class:`~mimic_pl.processor.RecordFeatures`, and any that a custom encoder adds.
     """
 
     text_global: Tensor
@@ -38,36 +38,36 @@ class Features(NamedTuple):
     extra: Mapping[str, Tensor] = {}
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Features:
-        """The same with each of its tensors replaced by what a function makes of it."""
+        """Apply a function to each tensor."""
         return Features.of({name: function(tensor) for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, Tensor]:
-        """All tensors by name, the extra ones as well."""
+        """All tensors by name, including the extra ones."""
         return {**{name: getattr(self, name) for name in _FIELDS}, **self.extra}
 
     @staticmethod
     def of(tensors: Mapping[str, Tensor]) -> Features:
-        """The features of which these are the :meth:`tensors`."""
+        """Undo :meth:`tensors`."""
         extra = {name: tensor for name, tensor in tensors.items() if name not in _FIELDS}
         own: dict[str, Tensor] = {name: tensors[name] for name in _FIELDS}
         return Features(**own, extra=extra)
 
     def as_float32(self) -> Features:
-        """The same in float32, whatever precision it was computed in: what is ordered must not be rounded."""
+        """Convert floating-point tensors to float32, so that ranking is not affected by rounding."""
         return self.map(lambda field: field.float() if field.is_floating_point() else field)
 
     def rows(self, chosen: slice | int | Tensor) -> Features:
-        """Some of the mentions or entities."""
+        """Select mentions or entities."""
         return self.map(lambda field: field[chosen])
 
     @staticmethod
     def joined(batches: Iterable[Features]) -> Features:
-        """Batches one after the other."""
+        """Concatenate batches."""
         parts = [batch.tensors() for batch in batches]
         return Features.of({name: torch.cat([part[name] for part in parts]) for name in parts[0]})
 
     def padded(self, tokens: int) -> Features:
-        """The same with at least this many text tokens: zeros that the mask leaves out."""
+        """Pad to at least this many text tokens with zeros, masked out."""
         missing = tokens - self.text_local.shape[1]
         if missing <= 0:
             return self
@@ -78,7 +78,7 @@ class Features(NamedTuple):
 
     @property
     def dims(self) -> FeatureDims:
-        """The widths of these features."""
+        """Widths of these features."""
         return FeatureDims(self.text_global.shape[-1], self.image_global.shape[-1])
 
 

@@ -1,4 +1,4 @@
-"""The batch of all processes: their entities are each other's negatives."""
+"""The global batch: entities of all processes as negatives of each mention."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from mimic_pl.units import States, flat, nested
 
 
 class GatheredBatch:
-    """The batch that the processes of a training step have together.
+    """The global batch of a training step across all processes.
 
-    A process scores its own mentions against the entities of all. Its columns are ordered by itself: the golds of its
-    mentions first, so that column j is the gold of mention j as in a batch of one process, then the golds of the other
-    processes, then the further entities of all (hard negatives).
+    A process scores its local mentions against the entities of all processes. Each process has its own column order:
+    the golds of its mentions first, so that column j is the gold of mention j as with one process, then the golds of
+    the other processes, then the hard negatives of all.
 
-    Every method is collective. A single process gets back what it gave.
+    Every method is collective. With a single process, its inputs are returned unchanged.
 
     Args:
         processes: The processes.
-        mentions: Mentions of this process.
-        entities: Its entities: a gold for each mention, and further ones behind them.
-        device: Where the batch is.
-        global_negatives: Off, every process keeps to its own entities: each gets back what it gave.
+        mentions: Number of local mentions.
+        entities: Number of local entities: a gold for each mention, then hard negatives.
+        device: Device of the batch.
+        global_negatives: If False, processes use their local entities only, and inputs are returned unchanged.
     """
 
     def __init__(
@@ -42,69 +42,67 @@ class GatheredBatch:
         self.exchanges = global_negatives and processes.world_size > 1
         self.mentions, self.entities = map(list, zip(*processes.sizes(mentions, entities, device=device), strict=True))
         self.device = device
-        self._first = [processes.rank, *(rank for rank in range(processes.world_size) if rank != processes.rank)]
+        self._ranks = [processes.rank, *(rank for rank in range(processes.world_size) if rank != processes.rank)]
 
     @property
-    def own_weight(self) -> float:
-        """What a mean over this process's mentions counts: 1 where all processes have equally many.
+    def local_weight(self) -> float:
+        """Weight of a mean over the local mentions: 1 if all processes have the same number.
 
-        DDP takes the mean of the processes' gradients; with this factor that is the gradient of the mean over all
-        mentions.
+        DDP averages gradients over processes; with this factor, that is the gradient of the mean over all mentions.
         """
-        own = self.mentions[self.processes.rank]
-        return own * self.processes.world_size / sum(self.mentions)
+        return self.mentions[self.processes.rank] * self.processes.world_size / sum(self.mentions)
 
     def states(self, own: States) -> States:
-        """States of all columns from those of this process's entities."""
+        """States of all columns from those of the local entities."""
         tensors = flat(own)
         return nested(dict(zip(tensors, self._columns(list(tensors.values())), strict=True)))
 
     def positions(self, own: Tensor) -> Tensor:
-        """Knowledge-base positions of all columns, int64 ``[columns]``, from those of this process's entities."""
+        """Knowledge base positions of all columns, int64 ``[columns]``, from those of the local entities."""
         return self._columns([own])[0]
 
     def all_entities(self, own: Features) -> Features:
-        """Features of all columns."""
+        """Features of all columns from those of the local entities."""
         return _features(own, self._columns(list(own.tensors().values())))
 
     def all_mentions(self, own: Features) -> Features:
-        """Features of the mentions of all processes, this one's first."""
+        """Features of the mentions of all processes, local ones first."""
         return _features(own, self.rows(*own.tensors().values()))
 
     def rows(self, *own: Tensor) -> list[Tensor]:
-        """Tensors of the mentions of all processes, ``[mentions, ...]``, this one's first."""
+        """Tensors of the mentions of all processes, ``[mentions, ...]``, local ones first."""
         if not self.exchanges:
             return list(own)
         parts = self.processes.gather(own, self.mentions)
-        return [torch.cat(pieces) for pieces in zip(*(parts[rank] for rank in self._first), strict=True)]
+        return [torch.cat(pieces) for pieces in zip(*(parts[rank] for rank in self._ranks), strict=True)]
 
     def all_scores(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Scores of the mentions of all processes ``[mentions, columns]``: this one's first, each one's gold in turn.
+        """Scores of all processes' mentions ``[mentions, columns]``, local ones first, with golds on the diagonal.
 
         Args:
-            own: Scores of this process's mentions with all columns.
+            own: Scores of the local mentions with all columns.
         """
         if not self.exchanges:
             return dict(own)
-        # Each process sends its columns in the common order, and puts those that it gets into its own.
+        # Columns are sent in the common order and reordered on receipt.
         back = self._order.argsort()
         rows = self.rows(*(score[:, back] for score in own.values()))
         return {name: score[:, self._order] for name, score in zip(own, rows, strict=True)}
 
     @cached_property
     def _order(self) -> Tensor:
-        """Where this process's columns stand in the order that all have in common: all golds by rank, then the rest."""
+        """Positions of this process's columns in the common order, which is all golds by rank, then hard negatives."""
         golds = torch.split(torch.arange(sum(self.mentions), device=self.device), self.mentions)
-        further = torch.arange(sum(self.mentions), sum(self.entities), device=self.device)
-        return torch.cat([*(golds[rank] for rank in self._first), further])
+        negatives = torch.arange(sum(self.mentions), sum(self.entities), device=self.device)
+        return torch.cat([*(golds[rank] for rank in self._ranks), negatives])
 
     def _columns(self, own: list[Tensor]) -> list[Tensor]:
         if not self.exchanges:
             return own
         parts = self.processes.gather(own, self.entities)
-        golds = [[tensor[: self.mentions[rank]] for tensor in parts[rank]] for rank in self._first]
-        further = [[tensor[self.mentions[rank] :] for tensor in part] for rank, part in enumerate(parts)]
-        return [torch.cat(pieces) for pieces in zip(*golds, *further, strict=True)]
+        golds = [[tensor[: self.mentions[rank]] for tensor in parts[rank]] for rank in self._ranks]
+        negatives = [[tensor[self.mentions[rank] :] for tensor in part] for rank, part in enumerate(parts)]
+        return [torch.cat(pieces) for pieces in zip(*golds, *negatives, strict=True)]
 
 
 def _features(like: Features, tensors: list[Tensor]) -> Features:

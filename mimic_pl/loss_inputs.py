@@ -1,4 +1,4 @@
-"""What a loss sees of a training batch."""
+"""Inputs of a training loss."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ class Rows(NamedTuple):
     """Mentions and the entities that they are scored against.
 
     Attributes:
-        scores: Named scores ``[mentions, columns]``, ``overall`` and each unit's: column j is the gold of mention j,
-            the columns behind the golds are further negatives.
-        same_gold: Where a column holds a right answer of the mention once more, bool ``[mentions, columns]``; never on
-            the diagonal. What is right cannot be a negative.
+        scores: Scores by name ``[mentions, columns]``, ``overall`` and each unit's: column j is the gold of mention j,
+            and the columns after the golds are hard negatives.
+        same_gold: Which columns other than the diagonal contain a gold of the mention, bool ``[mentions, columns]``:
+            false negatives.
     """
 
     scores: Mapping[str, Tensor]
@@ -27,21 +27,21 @@ class Rows(NamedTuple):
 
 
 class LossInputs:
-    """A training batch as a loss sees it: the batch of all processes, where there are several.
+    """A training batch as passed to a loss; with several processes, the global batch.
 
     Args:
-        scores: Scores of this process's mentions; see :attr:`scores`.
-        mentions: Features of this process's mentions.
-        entities: Features of this process's entities.
-        same_gold: Of this process's mentions; see :attr:`same_gold`.
-        gather: Gives the same of all processes, its own mentions first; collective. Called once, where it is asked for.
-        own_weight: What a mean over this process's mentions counts; see :attr:`own_weight`.
+        scores: Scores of the local mentions; see :attr:`scores`.
+        mentions: Features of the local mentions.
+        entities: Features of the local entities.
+        same_gold: False negatives of the local mentions; see :attr:`same_gold`.
+        gather: Returns these four for all processes, local mentions first; collective. Called once, on first access.
+        local_weight: Weight of a mean over the local mentions; see :attr:`local_weight`.
 
     Attributes:
-        own: The rows of this process's mentions, with the columns of all processes. A loss that is a mean over
-            mentions, each by itself, needs no more, and nothing is exchanged for it: it returns ``own_weight`` times
-            that mean.
-        own_weight: 1 for a single process; otherwise what makes the processes' means that of the whole batch.
+        local: Rows of the local mentions, with the columns of all processes. A loss that is a mean over independent
+            mentions only needs these, without communication: it returns ``local_weight`` times that mean.
+        local_weight: 1 for a single process; otherwise the weight with which the mean of the processes' means is the
+            mean over the global batch.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class LossInputs:
         entities: Features,
         same_gold: Tensor,
         gather: Callable[[], tuple[Mapping[str, Tensor], Features, Features, Tensor]] | None = None,
-        own_weight: float = 1.0,
+        local_weight: float = 1.0,
     ) -> None:
-        self.own = Rows(scores, same_gold)
-        self.own_weight = own_weight
+        self.local = Rows(scores, same_gold)
+        self.local_weight = local_weight
         self._gather = gather or (lambda: (scores, mentions, entities, same_gold))
 
     @cached_property
@@ -63,37 +63,37 @@ class LossInputs:
 
     @property
     def scores(self) -> Mapping[str, Tensor]:
-        """Named scores ``[mentions, columns]``, ``overall`` and each unit's.
+        """Scores by name ``[mentions, columns]``, ``overall`` and each unit's.
 
-        Column j is the gold of mention j. Columns behind the golds are further negatives: hard ones, where they are
-        mined. :meth:`square` leaves these out.
+        Column j is the gold of mention j. Columns after the golds are mined hard negatives, which :meth:`square` leaves
+        out.
         """
         return self._all[0]
 
     @property
     def mentions(self) -> Features:
-        """Features of the mentions as the encoder yields them, before the shared norms."""
+        """Features of the mentions from the encoder, before the shared norms."""
         return self._all[1]
 
     @property
     def entities(self) -> Features:
-        """Features of the entities in the columns."""
+        """Features of the columns' entities, before the shared norms."""
         return self._all[2]
 
     @property
     def same_gold(self) -> Tensor:
-        """Where a column holds a right answer of the mention once more, bool ``[mentions, columns]``."""
+        """Which columns other than the diagonal contain a gold of the mention, bool ``[mentions, columns]``."""
         return self._all[3]
 
     def square(self, name: str = "overall") -> Tensor:
-        """A score of the mentions with their golds alone, ``[mentions, mentions]``: the diagonal is right.
+        """One score of mentions x golds, ``[mentions, mentions]``, at least float32, with targets on the diagonal.
 
-        What is right elsewhere (:attr:`same_gold`) is minus infinity. Its transpose contrasts the mentions of an
-        entity.
+        False negatives (:attr:`same_gold`) are minus infinity. Transpose it for a loss over the mentions of an entity.
         """
         size = len(self.same_gold)
-        scores = self.scores[name][:, :size]
-        # A loss is not computed in half precision.
-        return scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(
-            self.same_gold[:, :size], -torch.inf
-        )
+        return at_least_float32(self.scores[name][:, :size]).masked_fill(self.same_gold[:, :size], -torch.inf)
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Convert half precision to float32, since losses are not computed in half precision."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

@@ -1,21 +1,21 @@
-"""Metrics over ranks: Hits@k, recall@k, mean reciprocal rank and mean rank, as torchmetrics classes.
+"""Ranking metrics: Hits@k, recall@k, mean reciprocal rank and mean rank, as torchmetrics classes.
 
-The rank of a mention is the 1-based position of its best-ranked gold among *all* entities of the knowledge base, in one
-total order: score descending, and between equal scores position in the knowledge base ascending. Top-k lists are
-printed in the same order. The rule is deterministic and adds up over shards, and a constant scorer gains nothing by it:
-its ranks are the golds' positions in the knowledge base, whatever the scores.
+The rank of a mention is the 1-based position of its best-ranked gold among *all* entities of the knowledge base,
+ordered by descending score and then by position in the knowledge base. Top-k lists use the same order. It is
+deterministic, counts can be summed over shards, and a constant scorer gains nothing: its ranks are the golds' positions
+in the knowledge base.
 
-A rank of 0 says that no gold of the mention is in the knowledge base. Such a mention counts in every denominator: as a
-miss for Hits@k, as 0 for the reciprocal rank, and as one place behind the last entity for the mean rank.
+A rank of 0 means that no gold of the mention is in the knowledge base. Such a mention counts in every denominator: as a
+miss for Hits@k, as 0 for the reciprocal rank, and as one more than the last rank for the mean rank.
 
-A mention may have several golds. Its rank is then that of the best one, and Hits@k asks whether any of them is among
-the best ``k``. Recall@k asks how many are: it is the mean over mentions of the share of a mention's golds that are
-among the best ``k`` entities. A gold that is not in the knowledge base counts in the share's denominator and is never
-found; a mention without any gold counts as 0. So recall@k equals Hits@k where every mention has one gold, and it is
-reported only where some mention has several. A mention with more golds than ``k`` cannot reach 1.
+If a mention has several golds, its rank is that of the best one, and Hits@k is whether any of them is among the top
+``k``. Recall@k is the mean over mentions of the fraction of a mention's golds among the top ``k``. A gold that is not
+in the knowledge base counts in the denominator and is never found; a mention without any gold counts as 0. Recall@k
+equals Hits@k if every mention has one gold, and is reported only if some mention has several. It is below 1 for a
+mention with more than ``k`` golds.
 
-Every metric is a ratio of two integer sums, so memory does not grow with the data, and neither batch size, nor order,
-nor the number of processes changes the result.
+Every metric is a ratio of two integer sums, so memory is constant, and the result depends neither on batch size, nor on
+order, nor on the number of processes.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from torch import Tensor, nn
 from torchmetrics import Metric, MetricCollection
 
 HITS = (1, 3, 5, 10, 20)
-"""The k of Hits@k and recall@k that are reported."""
+"""Values of k for which Hits@k and recall@k are reported."""
 
 GROUPS = ("seen", "unseen")
-"""Mentions with a gold that was a gold in training, and those without: ``test`` reports them separately, too."""
+"""Mentions with and without a gold seen in training, for which ``test`` also reports separate metrics."""
 
 
 class RankMetric(Metric):
-    """Mean over mentions of an integer value of the rank; a subclass says which in :meth:`values`.
+    """Mean over mentions of an integer function of the rank, which subclasses define in :meth:`values`.
 
     Args:
         kwargs: Arguments of :class:`torchmetrics.Metric`, for example ``dist_sync_on_step``.
@@ -52,42 +52,42 @@ class RankMetric(Metric):
         self.add_state("mentions", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
     def values(self, ranks: Tensor, num_entities: int) -> Tensor:
-        """What each rank adds to the sum, int64 ``[mentions]``."""
+        """Value of each rank, int64 ``[mentions]``."""
         raise NotImplementedError
 
     def update(self, ranks: Tensor, num_entities: int) -> None:
         """Add a batch.
 
         Args:
-            ranks: 1-based ranks, int64 ``[mentions]``; 0 where no gold is in the knowledge base.
+            ranks: 1-based ranks, int64 ``[mentions]``; 0 if no gold is in the knowledge base.
             num_entities: Size of the knowledge base.
 
         Raises:
-            TypeError: The ranks are no integers.
+            TypeError: The ranks are not integers.
             ValueError: A rank is negative or larger than the knowledge base.
         """
         if ranks.is_floating_point() or ranks.is_complex() or ranks.dtype == torch.bool:
-            raise TypeError(f"{type(self).__name__} takes ranks as integers, got {ranks.dtype}.")
+            raise TypeError(f"{type(self).__name__} needs ranks as integers, got {ranks.dtype}.")
         outside = (ranks < 0) | (ranks > num_entities)
         if outside.any():
             raise ValueError(
-                f"{type(self).__name__}: rank {int(ranks[outside][0])} lies outside of 0 .. {num_entities}, the size "
-                "of the knowledge base. Pass 1-based ranks, and 0 for a mention without a gold in it."
+                f"{type(self).__name__}: rank {int(ranks[outside][0])} is outside 0 .. {num_entities}, the size of the "
+                "knowledge base. Pass 1-based ranks, and 0 for a mention without a gold in it."
             )
-        # Not in place: a state reset inside of inference mode may meet an update outside of it.
+        # Not in place: the state may have been reset in inference mode and be updated outside it.
         self.total = self.total + self.values(ranks.long(), num_entities).sum()
         self.mentions = self.mentions + ranks.numel()
 
     def compute(self) -> Tensor:
-        """The mean over all mentions so far, a float32 scalar; NaN if there was none."""
+        """Mean over all mentions so far, a float32 scalar; NaN without mentions."""
         return self.total.float() / self.mentions.float()
 
 
 class HitsAtK(RankMetric):
-    """Share of mentions whose gold is among the best ``k`` entities.
+    """Fraction of mentions whose gold is among the top ``k`` entities.
 
     Args:
-        k: How many entities count as a hit, at least 1.
+        k: Number of top entities, at least 1.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Example:
@@ -119,21 +119,21 @@ class MeanReciprocalRank(RankMetric):
     """
 
     higher_is_better = True
-    # Reciprocals are summed in units of 2^-40: integers add up to the same in any order, and devices without float64
-    # (MPS) need none. The error is below 1e-12 per mention; the sum holds eight million mentions.
+    # Reciprocals are summed in units of 2^-40: integer sums do not depend on order and need no float64, which MPS
+    # lacks. The error is below 1e-12 per mention; the sum can count eight million mentions.
     scale = 2**40
 
     def values(self, ranks: Tensor, num_entities: int) -> Tensor:
-        """The reciprocal rank in units of ``1 / scale``, rounded down."""
+        """Reciprocal rank in units of ``1 / scale``, rounded down."""
         return torch.where(ranks == 0, 0, self.scale // ranks.clamp_min(1))
 
     def compute(self) -> Tensor:
-        """The mean over all mentions so far, a float32 scalar; NaN if there was none."""
+        """Mean over all mentions so far, a float32 scalar; NaN without mentions."""
         return super().compute() / self.scale
 
 
 class MeanRank(RankMetric):
-    """Mean of the ranks; ``num_entities + 1`` for a mention without a gold in the knowledge base.
+    """Mean rank; ``num_entities + 1`` for a mention without a gold in the knowledge base.
 
     Example:
         >>> metric = MeanRank()
@@ -144,7 +144,7 @@ class MeanRank(RankMetric):
     higher_is_better = False
 
     def values(self, ranks: Tensor, num_entities: int) -> Tensor:
-        """The rank itself, or one place behind the last entity."""
+        """The rank, or one more than the last rank."""
         return torch.where(ranks == 0, num_entities + 1, ranks)
 
 
@@ -152,7 +152,7 @@ def rank_metrics(prefix: str) -> MetricCollection:
     """Build the published metrics for one score: ``hits@1/3/5/10/20``, ``mrr`` and ``mr``.
 
     Args:
-        prefix: What the names start with, for example ``"val/"`` for the overall score or ``"val/text/"`` for a unit.
+        prefix: Prefix of the names, for example ``"val/"`` for the overall score or ``"val/text/"`` for a unit.
 
     Example:
         >>> metrics = rank_metrics("val/")
@@ -162,16 +162,16 @@ def rank_metrics(prefix: str) -> MetricCollection:
     """
     metrics: dict[str, Metric | MetricCollection] = {f"hits@{k}": HitsAtK(k) for k in HITS}
     metrics |= {"mrr": MeanReciprocalRank(), "mr": MeanRank()}
-    # torchmetrics takes metrics whose states are equal after the first batch for the same metric and then updates only
-    # one of them: Hits@1 would follow Hits@3 for ever if the first batch has no rank of 2 or 3.
+    # torchmetrics merges metrics whose states are equal after the first batch: Hits@1 would follow Hits@3 from then on
+    # if the first batch has no rank of 2 or 3.
     return MetricCollection(metrics, prefix=prefix, compute_groups=False)
 
 
 class RecallAtK(Metric):
-    """Mean over mentions of the share of a mention's golds that are among the best ``k`` entities.
+    """Mean over mentions of the fraction of a mention's golds among the top ``k`` entities.
 
     Args:
-        k: How many entities are looked at, at least 1.
+        k: Number of top entities, at least 1.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Example:
@@ -199,9 +199,9 @@ class RecallAtK(Metric):
         """Add a batch.
 
         Args:
-            gold_ranks: 1-based rank of every gold, int64 ``[mentions, golds]``; 0 where there is none, or where it is
+            gold_ranks: 1-based rank of every gold, int64 ``[mentions, golds]``; 0 for padding and for golds that are
                 not in the knowledge base.
-            gold_count: Golds of each mention, in the knowledge base or not, int64 ``[mentions]``.
+            gold_count: Number of golds of each mention, in the knowledge base or not, int64 ``[mentions]``.
 
         Raises:
             ValueError: A mention has more ranks than golds.
@@ -213,49 +213,41 @@ class RecallAtK(Metric):
         self.mentions = self.mentions + len(gold_ranks)
 
     def compute(self) -> Tensor:
-        """The mean over all mentions so far, a float32 scalar; NaN if there was none."""
+        """Mean over all mentions so far, a float32 scalar; NaN without mentions."""
         return self.total.float() / self.mentions.float() / self.scale
 
 
 class MentionCount(RankMetric):
-    """How many mentions there were, whatever their ranks."""
+    """Number of mentions, whatever their ranks."""
 
     def values(self, ranks: Tensor, num_entities: int) -> Tensor:
-        """Nothing: mentions are counted anyway."""
+        """Zeros: only the mentions are counted."""
         return torch.zeros_like(ranks)
 
     def compute(self) -> Tensor:
-        """The number of mentions so far, a float32 scalar."""
+        """Number of mentions so far, a float32 scalar."""
         return self.mentions.float()
 
 
 class GoldMetrics(nn.Module):
-    """What is reported only where a data set has it: recall over several golds, and golds seen in training or not.
+    """Metrics that need several golds per mention, or golds seen and unseen in training; reported only if applicable.
 
-    - ``{stage}/recall@k`` and ``{stage}/{unit}/recall@k`` where some mention has several golds;
+    - ``{stage}/recall@k`` and ``{stage}/{unit}/recall@k`` if some mention has several golds;
     - for the overall score ``{stage}/seen/...`` and ``{stage}/unseen/...``: the published metrics and the number of
-      ``mentions`` of each of the two :data:`GROUPS`, where both occur. Mentions without a gold are in neither.
+      ``mentions`` of each of the two :data:`GROUPS`, if both occur. Mentions without a gold are in neither.
 
     Args:
         stage: ``val`` or ``test``.
-        names: The scores that golds are ranked by, ``overall`` among them.
+        names: Names of the scores by which golds are ranked, including ``overall``.
     """
 
     def __init__(self, stage: str, names: Sequence[str]) -> None:
         super().__init__()
-
-        def collection(prefix: str, metrics: dict[str, Metric | MetricCollection]) -> MetricCollection:
-            return MetricCollection(metrics, prefix=prefix, compute_groups=False)
-
-        self.recall = nn.ModuleDict(
-            {
-                name: collection(
-                    f"{stage}/" if name == "overall" else f"{stage}/{name}/",
-                    {f"recall@{k}": RecallAtK(k) for k in HITS},
-                )
-                for name in names
-            }
-        )
+        self.recall = nn.ModuleDict()
+        for name in names:
+            prefix = f"{stage}/" if name == "overall" else f"{stage}/{name}/"
+            recalls: dict[str, Metric | MetricCollection] = {f"recall@{k}": RecallAtK(k) for k in HITS}
+            self.recall[name] = MetricCollection(recalls, prefix=prefix, compute_groups=False)
         self.groups = nn.ModuleDict()
         for group in GROUPS:
             metrics = rank_metrics(f"{stage}/{group}/")
@@ -274,37 +266,38 @@ class GoldMetrics(nn.Module):
 
         Args:
             ranks: Rank of each mention by score name, int64 ``[mentions]``.
-            gold_ranks: Rank of every gold, int64 ``[mentions, golds]``; empty if nobody ranked them all.
-            gold_count: Golds of each mention, int64 ``[mentions]``; ``None`` where no mention of the split has several.
-            seen: 1 for a mention with a gold seen in training, 0 for one without, int64 ``[mentions]``, other numbers
-                for those without gold; ``None`` where that is not known.
+            gold_ranks: Rank of every gold by score name, int64 ``[mentions, golds]``; may be empty.
+            gold_count: Number of golds of each mention, int64 ``[mentions]``; ``None`` if no mention of the split has
+                several.
+            seen: 1 for a mention with a gold seen in training, 0 for one without, other values for mentions without
+                golds, int64 ``[mentions]``; ``None`` if unknown.
             num_entities: Size of the knowledge base.
         """
         if gold_count is not None:
-            for name, every in gold_ranks.items():
-                self._collection(self.recall, name).update(every, gold_count)
+            for name, all_ranks in gold_ranks.items():
+                self._collection(self.recall, name).update(all_ranks, gold_count)
         if seen is not None:
-            for group, wanted in zip(GROUPS, (1, 0), strict=True):
-                chosen = ranks["overall"][seen == wanted]
-                self._collection(self.groups, group).update(chosen, num_entities=num_entities)
+            for group, value in zip(GROUPS, (1, 0), strict=True):
+                group_ranks = ranks["overall"][seen == value]
+                self._collection(self.groups, group).update(group_ranks, num_entities=num_entities)
 
-    def compute(self, anywhere: Callable[[bool], bool] = bool) -> dict[str, Tensor]:
-        """All that there is to report; every process must ask.
+    def compute(self, on_any_process: Callable[[bool], bool] = bool) -> dict[str, Tensor]:
+        """Compute the applicable metrics; collective.
 
         Args:
-            anywhere: Whether something holds for any process, from whether it does for this one.
+            on_any_process: Reduces a condition on this process to whether it holds on any process.
         """
-        told: dict[str, Tensor] = {}
+        results: dict[str, Tensor] = {}
         for collections in (self.recall, self.groups):
-            mine = [self._collection(collections, name) for name in collections]
-            if anywhere(any(metric.update_called for metrics in mine for metric in metrics.values())):
-                told |= {name: value for metrics in mine for name, value in metrics.compute().items()}
-        if any(value.isnan() for value in told.values()):  # one of the two groups has no mention
-            told = {name: value for name, value in told.items() if name.split("/")[1] not in GROUPS}
-        return told
+            local = [self._collection(collections, name) for name in collections]
+            if on_any_process(any(metric.update_called for metrics in local for metric in metrics.values())):
+                results |= {name: value for metrics in local for name, value in metrics.compute().items()}
+        if any(value.isnan() for value in results.values()):  # one of the two groups has no mentions
+            results = {name: value for name, value in results.items() if name.split("/")[1] not in GROUPS}
+        return results
 
     def reset(self) -> None:
-        """Forget all mentions."""
+        """Reset all metrics."""
         for collections in (self.recall, self.groups):
             for name in collections:
                 self._collection(collections, name).reset()

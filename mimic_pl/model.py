@@ -1,4 +1,4 @@
-"""MIMIC as a LightningModule: encoder, units, loss and ranking wired together (Luo et al., KDD 2023)."""
+"""MIMIC as a LightningModule: encoder, units, losses and ranking (Luo et al., KDD 2023)."""
 
 from __future__ import annotations
 
@@ -41,43 +41,42 @@ from mimic_pl.unused import unused_parameters
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
-    """AdamW with the paper's settings."""
+    """AdamW with the published settings."""
     return torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.999), eps=1e-4, weight_decay=1e-4)
 
 
 class MIMIC(Recorded, LightningModule):
     """Multi-grained multimodal interaction network for entity linking.
 
-    A batch's mentions and entities are encoded by the same encoder; every unit scores every pair; the overall score is
-    the units' mean. Validation and test rank the whole knowledge base of the data module, exactly.
+    Mentions and entities are encoded by the same encoder, every unit scores every pair, and the overall score is the
+    mean of the units' scores. Validation and test rank the whole knowledge base of the data module exactly.
 
-    To build on it, subclass and override the hook that holds your idea:
+    To customize it, override a hook in a subclass:
 
     - :meth:`encode`: from the inputs of one side to features;
-    - :meth:`configure_matcher`: the shared norms, the units and how their scores combine;
+    - :meth:`configure_matcher`: shared norms, units and the combination of their scores;
     - :meth:`compute_loss`: from the scores and features of a training batch to the loss;
-    - :meth:`parameter_groups`: what decays and at which rate;
-    - :meth:`configure_metrics`: what is computed from the ranks;
+    - :meth:`parameter_groups`: weight decay and learning rates;
+    - :meth:`configure_metrics`: metrics computed from the ranks;
     - :meth:`rank`: from a batch of mentions to ranks and top entities.
 
     Args:
-        encoder: Turns tokens and images into features.
-        processor: Turns records into inputs: text templates, image policy, modalities, further features. Its tokenizer
-            and image size are the encoder's.
-        units: The interaction units by name; the published three by default. The names are those of the scores.
-        matcher: Holds the units and combines their scores: their mean by default, as published, or
+        encoder: Encodes tokens and images to features.
+        processor: Converts records to inputs: text templates, image policy, modalities, extra features. Tokenizer and
+            image size are the encoder's.
+        units: Interaction units by name, which is also the name of their score; the three published ones by default.
+        matcher: Contains the units and combines their scores: by their mean by default, as published, or
             :class:`~mimic_pl.units.WeightedMatcher`.
-        losses: Losses by name, which are summed; by default ``contrastive``, the published one. Any module that is
-            called with :class:`~mimic_pl.LossInputs` and returns a scalar is a loss; a subclass overrides
-            :meth:`compute_loss`.
-        optimizer: Makes the optimizer from parameter groups; published settings by default.
-        lr_scheduler: Makes a scheduler from the optimizer, stepped each epoch; none by default, as published.
+        losses: Losses by name, which are summed; by default ``contrastive``, the published one. A loss is any module
+            that maps :class:`~mimic_pl.LossInputs` to a scalar. See also :meth:`compute_loss`.
+        optimizer: Creates the optimizer from parameter groups; published settings by default.
+        lr_scheduler: Creates a scheduler from the optimizer, stepped each epoch; none by default, as published.
         ranker: Ranks the knowledge base in evaluation.
-        index: Builds the index of the knowledge base that is ranked: in which dtype, and where it is stored.
-        global_negatives: In training on several processes, the entities of all processes' batches are negatives of
-            each mention, as if one process had the whole batch; off, those of its own process's batch.
-        compile_encoder: Compile the encoder with :func:`torch.compile` (a minute or more before the first step; needs a
-            C++ compiler).
+        index: Builds the entity index for ranking, with a dtype and storage.
+        global_negatives: In distributed training, use the entities of all processes' batches as negatives of each
+            mention, as if one process had the whole batch; if False, only those of the local batch.
+        compile_encoder: Compile the encoder with :func:`torch.compile` (takes a minute or more before the first step;
+            needs a C++ compiler).
 
     Example:
         >>> model = MIMIC(CLIPEncoder("openai/clip-vit-base-patch32"))  # doctest: +SKIP
@@ -114,7 +113,7 @@ class MIMIC(Recorded, LightningModule):
         self.index_builder = index or IndexBuilder()
         self.global_negatives = global_negatives
         if compile_encoder:
-            self.encoder.compile()  # in place: the names of the weights stay
+            self.encoder.compile()  # in place, which keeps the names of the weights
         self.metrics = self.configure_metrics()
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
@@ -124,15 +123,15 @@ class MIMIC(Recorded, LightningModule):
     # ---- scores -----------------------------------------------------------------------------------------------
 
     def configure_matcher(self, units: dict[str, UnitFactory]) -> Matcher:
-        """Make the part that scores pairs.
+        """Create the matcher, which scores pairs.
 
-        Training and ranking both score through it and nothing else: to combine the units otherwise than by their mean,
-        configure or return a subclass of :class:`~mimic_pl.units.Matcher` with another ``combine``.
+        Training and ranking both score through the matcher only: to combine the units differently, configure or return
+        a subclass of :class:`~mimic_pl.units.Matcher` that overrides ``combine``.
         """
         return self.make_matcher(self.encoder.dims, units)
 
     def encode(self, inputs: Inputs) -> Features:
-        """Turn the inputs of one side into features; training, ranking and linking all do it here.
+        """Encode the inputs of one side to features; used by training, ranking and linking.
 
         Args:
             inputs: ``input_ids``, ``attention_mask``, ``pixel_values`` of a batch of mentions or entities; every other
@@ -140,8 +139,8 @@ class MIMIC(Recorded, LightningModule):
         """
         if "pixel_values" not in inputs:
             raise ConfigError(
-                "The batch holds pixels that are not normalised. A data module of your own finishes its batches on the "
-                "device: def on_after_batch_transfer(self, batch, dataloader_idx): return self.processor.finish(batch)"
+                "The pixels of the batch are not normalised. A custom data module must finish batches on the device: "
+                "def on_after_batch_transfer(self, batch, dataloader_idx): return self.processor.finish(batch)"
             )
         names = (*INPUTS, "image_key") if self.encoder.keeps_features and "image_key" in inputs else INPUTS
         features: Features = self.encoder(**{name: inputs[name] for name in names})
@@ -175,20 +174,20 @@ class MIMIC(Recorded, LightningModule):
         batch_size: int = 64,
         show_progress_bar: bool = False,
     ) -> States:
-        """Encode mentions, with a Trainer or without one.
+        """Encode mentions, with or without a Trainer.
 
         Args:
             records: Mentions, or dictionaries with ``mention``, ``sentence``, ``image`` and the fields of the template;
                 an image is a path, bytes, a PIL image or an array.
-            batch_size: Mentions that are encoded at once.
-            show_progress_bar: Show how far it is.
+            batch_size: Number of mentions to encode at once.
+            show_progress_bar: Show a progress bar.
 
         Returns:
-            The units' states of the mentions, float32, on the model's device: for :meth:`score` and
+            The units' states of the mentions, float32, on the model's device, for :meth:`score` and
             :class:`~mimic_pl.Ranker`.
 
         Raises:
-            DataError: A record lacks what the template asks for, or is malformed.
+            DataError: A record is malformed or lacks a field of the template.
         """
         run = self.batch_encoder()
         made = _Chunks(records, batch_size, lambda own: {"mentions": self.processor.mentions(own)})
@@ -203,19 +202,19 @@ class MIMIC(Recorded, LightningModule):
         batch_size: int = 64,
         show_progress_bar: bool = False,
     ) -> States:
-        """Encode entities, with a Trainer or without one.
+        """Encode entities, with or without a Trainer.
 
         Args:
             records: Entities, or dictionaries with ``id``, ``name``, ``images`` and the fields of the template.
-            batch_size: Entities that are encoded at once.
-            show_progress_bar: Show how far it is.
+            batch_size: Number of entities to encode at once.
+            show_progress_bar: Show a progress bar.
 
         Returns:
-            The units' states of the entities, on the model's device: for :meth:`score`. For many entities see
+            The units' states of the entities, on the model's device, for :meth:`score`. For many entities, use
             :meth:`build_index`.
 
         Raises:
-            DataError: A record lacks what the template asks for, or is malformed.
+            DataError: A record is malformed or lacks a field of the template.
         """
         return joined([states for _, states in self._entity_batches(records, batch_size, show_progress_bar)])
 
@@ -225,12 +224,12 @@ class MIMIC(Recorded, LightningModule):
         batch_size: int = 64,
         show_progress_bar: bool = False,
     ) -> EntityIndex:
-        """Encode entities into an index in memory, which a :class:`~mimic_pl.Ranker` ranks for encoded mentions.
+        """Encode entities into an index in memory, for ranking with a :class:`~mimic_pl.Ranker`.
 
         Args:
             records: Entities, or dictionaries with ``id``, ``name``, ``images`` and the fields of the template.
-            batch_size: Entities that are encoded at once.
-            show_progress_bar: Show how far it is.
+            batch_size: Number of entities to encode at once.
+            show_progress_bar: Show a progress bar.
         """
         index = MemoryIndex(self.device, capacity=len(records))
         done = 0
@@ -243,16 +242,16 @@ class MIMIC(Recorded, LightningModule):
     def explain(
         self, mention: Mention | Mapping[str, Any], entity: str, index: EntityIndex, top_k: int = 5
     ) -> Explanation:
-        """Why an entity has its rank for a mention: ``print`` it to see scores, bounds and competitors.
+        """Explain the rank of an entity for a mention: ``print`` it to see scores, bounds and competitors.
 
         Args:
             mention: A mention, or a dictionary; see :meth:`encode_mentions`.
-            entity: The entity's id.
-            index: All entities, for example of :meth:`build_index`.
-            top_k: How many competitors are listed.
+            entity: Id of the entity.
+            index: All entities, for example from :meth:`build_index`.
+            top_k: Number of competitors to list.
 
         Raises:
-            DataError: The index has no such entity.
+            DataError: The entity is not in the index.
         """
         return explain(self.matcher, self.encode_mentions([mention]), entity, index, top_k)
 
@@ -265,36 +264,33 @@ class MIMIC(Recorded, LightningModule):
         self.processor.log_failures(alone=True)
 
     def batch_encoder(self) -> BatchEncoder:
-        """The loop that encodes batches of this model's, on its device and in its precision."""
+        """Encoding loop for batches, on the model's device and in its precision."""
         return BatchEncoder(self, self.processor, self._trainer)
 
     def entity_states(self, inputs: Inputs) -> States:
-        """Encode entities for an index: those that a unit cannot tell apart (all without an image) get one state."""
+        """Encode entities for an index; those with equal inputs to a unit, such as missing images, get equal states."""
         size = len(inputs["input_ids"])
         features = self.encode(repeat_last(inputs))
         states = self.matcher.entity(features.padded(self.encoder.text_length))
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
     def mention_states(self, inputs: Inputs) -> States:
-        """Encode mentions to be ranked for.
-
-        Scores are ordered, so the states are float32 whatever precision the features were computed in.
-        """
+        """Encode mentions for ranking, with float32 states whatever the precision of the features."""
         states = self.matcher.mention(self.encode(inputs))
         return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
 
     # ---- training ---------------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Freeze what does not train, where DDP would wait for its gradients; the log names it.
+        """Freeze parameters without gradients, for which DDP would wait, and log their names.
 
-        It stays in the optimizer's groups, so that a checkpoint goes on with any number of processes. The run's seed is
-        remembered: here, as callbacks such as BatchSizeFinder train before ``on_fit_start``.
+        They stay in the optimizer's parameter groups, so that a checkpoint can be resumed with any number of processes.
+        The run's seed is saved here since callbacks such as BatchSizeFinder train before ``on_fit_start``.
         """
         self._seed = torch.initial_seed()
         if stage != "fit" or not isinstance(self.trainer.strategy, DDPStrategy):
             return
-        # A small batch, with nothing compiled for its shape, and random numbers that nobody misses.
+        # A small batch, without compiling for its shape or advancing the random generators.
         with torch.enable_grad(), torch.random.fork_rng(), torch.compiler.set_stance("force_eager"):
             sample = self.processor.finish(self._training_data().training_sample())
             loss, _ = self._training_loss(sample, ProcessGroup(alone=True))
@@ -302,33 +298,33 @@ class MIMIC(Recorded, LightningModule):
         for parameter in self._unused.values():
             parameter.requires_grad_(False)
         if self._unused:
-            rank_zero_info(f"Not trained, since the loss does not depend on them: {', '.join(self._unused)}.")
+            rank_zero_info(f"Frozen, since the loss does not depend on them: {', '.join(self._unused)}.")
 
     def _training_data(self) -> TrainingData:
         datamodule = getattr(self.trainer, "datamodule", None)
         if not isinstance(datamodule, TrainingData):
             raise ConfigError(
-                "Training on several processes needs a data module with training_sample(), a small training batch. "
+                "Distributed training needs a data module with training_sample(), which returns a small batch. "
                 "Call the Trainer with datamodule=..., for example mimic_pl.RichpediaMEL(root)."
             )
         return datamodule
 
     def compute_loss(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss of a training batch, and its terms for the log: the sum of :attr:`losses` and of the units' own.
+        """Compute the loss of a training batch, :attr:`losses` plus the units' losses, and its terms for logging.
 
-        A loss may return its parts by name next to their sum; where two losses have a part of one name, the second's is
-        logged as ``{loss}_{part}``.
+        A loss may also return its terms by name, next to their sum; if two losses have terms of the same name, the
+        second is logged as ``{loss}_{term}``.
 
         Args:
-            inputs: Scores and features of the batch, of all processes where there are several: what is computed from
-                them by one process is what all have in common.
+            inputs: Scores and features of the batch; with several processes, of the global batch, so that all processes
+                compute the same value from them.
         """
         total = torch.zeros((), device=self.device)
         terms: dict[str, Tensor] = {}
         for name, loss in self.losses.items():
             value = loss(inputs)
             value, parts = value if isinstance(value, tuple) else (value, {name: value})
-            for part, term in parts.items():  # two losses may have parts of the same name
+            for part, term in parts.items():
                 terms[f"{name}_{part}" if part in terms else part] = term
             total = total + value
         for name, unit in self.matcher.named_units():
@@ -339,7 +335,7 @@ class MIMIC(Recorded, LightningModule):
         return total, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step: loss of the batch's mentions against the batch's gold entities."""
+        """Compute and log the loss of a batch."""
         total, terms = self._training_loss(batch, ProcessGroup())
         size = len(batch["index"])
         self.log("train/loss", total, prog_bar=True, on_step=True, on_epoch=True, batch_size=size)
@@ -347,7 +343,7 @@ class MIMIC(Recorded, LightningModule):
         return total
 
     def _training_loss(self, batch: Batch, processes: ProcessGroup) -> tuple[Tensor, dict[str, Tensor]]:
-        """Loss and terms of a batch, whose entities are negatives of the mentions of all processes."""
+        """Loss and terms of a batch, with in-batch negatives from all processes."""
         gold, own_columns = batch["gold"], batch["columns"]
         gathered = GatheredBatch(processes, len(gold), len(own_columns), self.device, self.global_negatives)
         mentions, entities = self.encode(batch["mentions"]), self.encode(batch["entities"])
@@ -361,25 +357,25 @@ class MIMIC(Recorded, LightningModule):
             return gathered.all_scores(scores), *sides, same_gold(golds, columns)
 
         own = same_gold(gold, columns)
-        if not gathered.exchanges:  # with negatives of its own, each process has a loss of its own
+        if not gathered.exchanges:  # local negatives only: the loss is local too
             total, terms = self.compute_loss(LossInputs(scores, mentions, entities, own))
-            return gathered.own_weight * total, terms
-        return self.compute_loss(LossInputs(scores, mentions, entities, own, gather, gathered.own_weight))
+            return gathered.local_weight * total, terms
+        return self.compute_loss(LossInputs(scores, mentions, entities, own, gather, gathered.local_weight))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        """Seed dropout by step and process, so that a resumed run draws what the undisturbed one would have drawn."""
+        """Seed dropout by step and process, so that a resumed run draws the same numbers as an uninterrupted one."""
         torch.manual_seed((self._seed + 1_000_003 * (self.global_step + 1) + self.global_rank) % 2**63)
 
     @property
     def backbone(self) -> Encoder:
-        """The encoder, by the name under which BackboneFinetuning looks for what it freezes at first."""
+        """The encoder, under the name that BackboneFinetuning expects."""
         return self.encoder
 
     @property
     def lr(self) -> float:
-        """The optimizer's learning rate (of its first parameter group), where LearningRateFinder looks for it."""
+        """Learning rate of the optimizer's first parameter group, under the name that LearningRateFinder expects."""
         if self._trainer is None or not self._trainer.optimizers:
-            raise AttributeError("There is no learning rate before the Trainer has made the optimizer.")
+            raise AttributeError("There is no learning rate before the Trainer has created the optimizer.")
         return float(self._trainer.optimizers[0].param_groups[0]["lr"])
 
     @lr.setter
@@ -387,21 +383,21 @@ class MIMIC(Recorded, LightningModule):
         for optimizer in self.trainer.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = group["initial_lr"] = value
-        for config in self.trainer.lr_scheduler_configs:  # which computes from where it began
+        for config in self.trainer.lr_scheduler_configs:  # schedulers compute from base_lrs
             config.scheduler.base_lrs = [value] * len(config.scheduler.optimizer.param_groups)
 
     def configure_optimizers(self) -> Any:
-        """Optimizer over :meth:`parameter_groups`, and the scheduler if there is one."""
+        """Create the optimizer over :meth:`parameter_groups`, and the scheduler if there is one."""
         optimizer = self.optimizer(self.parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
         return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """Trainable parameters, split by the published rule of what is exempt from weight decay.
+        """Trainable parameters, split into those with and without weight decay as in the published model.
 
-        Exempt are names that contain ``bias`` or ``LayerNorm.weight``; norms under other names (CLIP's ``layer_norm1``,
-        the units') do decay in the published model, and so here.
+        Parameters whose names contain ``bias`` or ``LayerNorm.weight`` are exempt; norms with other names (CLIP's
+        ``layer_norm1``, the units') decay in the published model, and so here.
         """
         named = [(name, p) for name, p in self.named_parameters() if p.requires_grad or name in self._unused]
         exempt = [p for name, p in named if "bias" in name or "LayerNorm.weight" in name]
@@ -412,7 +408,7 @@ class MIMIC(Recorded, LightningModule):
     # ---- evaluation -------------------------------------------------------------------------------------------
 
     def configure_metrics(self) -> nn.ModuleDict:
-        """Make the metrics: for ``val`` and ``test``, a collection over ranks for each score."""
+        """Create the metrics: a collection over ranks for each score, for ``val`` and ``test``."""
         return nn.ModuleDict(
             {
                 stage: nn.ModuleDict(
@@ -426,7 +422,7 @@ class MIMIC(Recorded, LightningModule):
         )
 
     def on_validation_epoch_start(self) -> None:
-        """Encode the knowledge base with the present weights."""
+        """Encode the knowledge base with the current weights."""
         self._start_ranking()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -438,7 +434,7 @@ class MIMIC(Recorded, LightningModule):
         self._log_metrics("val")
 
     def on_test_epoch_start(self) -> None:
-        """Encode the knowledge base with the present weights."""
+        """Encode the knowledge base with the current weights."""
         self._start_ranking()
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -450,7 +446,7 @@ class MIMIC(Recorded, LightningModule):
         self._log_metrics("test")
 
     def on_predict_epoch_start(self) -> None:
-        """Encode the knowledge base with the present weights."""
+        """Encode the knowledge base with the current weights."""
         self._start_ranking()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
@@ -465,7 +461,7 @@ class MIMIC(Recorded, LightningModule):
 
     @contextmanager
     def one_index(self) -> Iterator[None]:
-        """Rank the same index in all evaluations of this context: it is made by the first of them.
+        """Build the index only once, in the first evaluation within this context.
 
         For evaluations between which neither the weights nor the knowledge base change.
         """
@@ -486,7 +482,7 @@ class MIMIC(Recorded, LightningModule):
             self.index = None
 
     def rank(self, batch: Batch, split: str) -> Ranking:
-        """Rank the whole knowledge base for a batch of mentions; with several processes each has a batch of its own.
+        """Rank the whole knowledge base for a batch of mentions; with several processes, each passes its own batch.
 
         Args:
             batch: Mentions, their golds and their positions in the split.
@@ -505,25 +501,25 @@ class MIMIC(Recorded, LightningModule):
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:
         assert self.index is not None, "the index is filled at the start of the epoch"
-        counted = batch["index"].ge(0).nonzero()[:, 0]  # without those that even out the processes' turns
+        counted = batch["index"].ge(0).nonzero()[:, 0]  # without padding that evens out the batches of processes
         ranking = self.rank(batch, stage).at(counted)
         for name, metrics in self._metrics(stage):
             metrics.update(ranking.ranks[name], num_entities=len(self.index))
         count = batch["gold_count"][counted] if "gold_count" in batch else None
         seen = batch["seen"][counted] if "seen" in batch else None
-        metrics_of_golds = self._gold_metrics(stage)
-        metrics_of_golds.update(ranking.ranks, ranking.gold_ranks, count, seen, num_entities=len(self.index))
+        gold_metrics = self._gold_metrics(stage)
+        gold_metrics.update(ranking.ranks, ranking.gold_ranks, count, seen, num_entities=len(self.index))
         return {"ranking": ranking, "index": batch["index"][counted]}
 
     def _explain(self, error: NonFiniteScoreError, ranked: list[int], split: str) -> str:
-        """Name the mention and the entity whose score no ranking can order."""
+        """Message that names the mention and entity with the non-finite score."""
         data = data_of(self.trainer, Records)
         mention = data.mentions[split][ranked[error.mention]]
         entity = data.entities[error.entity]
         return (
             f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.id} "
-            f"({entity.name!r}) is {error.value}. The weights have diverged, or the features overflow in this "
-            "precision: lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate with "
+            f"({entity.name!r}) is {error.value}. The weights have diverged, or features overflow in this precision. "
+            "Lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate with "
             "--trainer.precision 32-true."
         )
 
@@ -531,8 +527,8 @@ class MIMIC(Recorded, LightningModule):
         for _, metrics in self._metrics(stage):
             self.log_dict(metrics.compute())
             metrics.reset()
-        anywhere = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
-        self.log_dict(self._gold_metrics(stage).compute(anywhere))
+        on_any_process = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
+        self.log_dict(self._gold_metrics(stage).compute(on_any_process))
         self._gold_metrics(stage).reset()
         self._end_ranking()
 
@@ -546,40 +542,40 @@ class MIMIC(Recorded, LightningModule):
     # ---- checkpoints --------------------------------------------------------------------------------------------
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Write how the model was built."""
+        """Add the description of the model to the checkpoint."""
         checkpoint[KEY] = describe_model(self)
 
     @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # Lightning's other arguments are for models that it builds
+    def load_from_checkpoint(  # type: ignore[override]  # without Lightning's arguments for hyperparameters
         cls,
         checkpoint_path: str | Path,
         map_location: torch.device | str | None = None,
         trust_remote_code: bool = False,
         **kwargs: Any,
     ) -> Self:
-        """Build the model that a checkpoint was written by, and load its weights.
+        """Build the model that a checkpoint describes, and load its weights.
 
-        The checkpoint holds class paths and plain arguments of all that the model is made of; no code in it is run.
+        The checkpoint contains class paths and plain arguments of all parts of the model; no code in it is executed.
 
         Args:
-            checkpoint_path: The file.
-            map_location: Device for the model; the CPU by default.
-            trust_remote_code: Build classes of other packages than mimic_pl, too: importing them runs their code.
-            **kwargs: Arguments of the model that take the place of recorded ones, such as ``ranker`` or ``optimizer``.
+            checkpoint_path: Path of the checkpoint.
+            map_location: Device of the model; the CPU by default.
+            trust_remote_code: Also build classes of packages other than mimic_pl; importing them executes their code.
+            **kwargs: Arguments of the model that override stored ones, such as ``ranker`` or ``optimizer``.
 
         Returns:
             The model in evaluation mode.
 
         Raises:
-            CheckpointError: The file is damaged, does not describe a model, or its weights do not fit it.
-            ConfigError: It names a class of another package, or one that is not there.
+            CheckpointError: The file is damaged, does not describe a model, or its weights do not match it.
+            ConfigError: It names a class of another package, or one that does not exist.
 
         Example:
             >>> model = MIMIC.load_from_checkpoint("lightning_logs/version_0/checkpoints/last.ckpt")  # doctest: +SKIP
         """
         model = load_model(checkpoint_path, trust_remote_code, **kwargs)
         if not isinstance(model, cls):
-            raise CheckpointError(f"{checkpoint_path} holds a {type(model).__name__}, not a {cls.__name__}.")
+            raise CheckpointError(f"{checkpoint_path} contains a {type(model).__name__}, not a {cls.__name__}.")
         return model.to(map_location or "cpu")
 
     # ---- published weights ------------------------------------------------------------------------------------
@@ -591,13 +587,13 @@ class MIMIC(Recorded, LightningModule):
         All sizes are read from its tensors.
 
         Args:
-            checkpoint: Its Lightning ``.ckpt``, or a state dict or safetensors file with its names.
-            pretrained: The CLIP checkpoint it was trained from: the architecture, the tokenizer and the image
-                preprocessing come from there, the weights from ``checkpoint``.
-            **kwargs: Further arguments of the model.
+            checkpoint: Its Lightning ``.ckpt``, or a state dict or safetensors file with the same names.
+            pretrained: The CLIP checkpoint that it was trained from, for architecture, tokenizer and image
+                preprocessing; the weights are those of ``checkpoint``.
+            **kwargs: Additional arguments of the model.
 
         Raises:
-            CheckpointError: Names are unknown or missing, or shapes do not fit; all of them are listed.
+            CheckpointError: Names are unknown or missing, or shapes do not match; the message lists all of them.
         """
         state = read_published(checkpoint)
         sizes = published_sizes(state)
@@ -615,7 +611,7 @@ class MIMIC(Recorded, LightningModule):
 
 
 class _Chunks:
-    """Records -> batches, each made when it is asked for."""
+    """Lazily created batches of records."""
 
     def __init__(self, records: Sequence[Any], size: int, make: Callable[[Sequence[Any]], Batch]) -> None:
         self.records = records

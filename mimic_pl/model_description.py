@@ -1,4 +1,4 @@
-"""How a MIMIC was built: written into its checkpoints, so that one of them is enough to have the model again."""
+"""Descriptions of how a MIMIC was built, stored in its checkpoints so that the model can be rebuilt from one."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
     from mimic_pl.model import MIMIC
 
 KEY = "mimic_pl"
-"""Where a checkpoint holds the description."""
+"""Key of the description in a checkpoint."""
 
 _FACTORIES = ("matcher", "units")
 _ONLY_TRAINING = {"optimizer", "lr_scheduler"}
 
 
 def describe_model(model: MIMIC) -> Description:
-    """Class paths and plain arguments of a model: encoder, processor, units, matcher, losses, ranking.
+    """Describe a model by class paths and plain arguments: encoder, processor, units, matcher, losses, ranking.
 
-    Units and matcher are described as they were built, whatever their factories were. What only training needs and is
-    a function (optimizer, scheduler) is left out.
+    Units and matcher are described as built, whatever their factories were. Functions that only training needs
+    (optimizer, scheduler) are left out.
     """
     described: Description = without(model.description, *_ONLY_TRAINING)
     units = {name: without(unit.description, "dims") for name, unit in model.matcher.named_units()}
@@ -37,19 +37,19 @@ def build_model(description: Description, trust_remote_code: bool = False, **giv
     """Build a described model, with new weights.
 
     Args:
-        description: What :func:`describe_model` made.
+        description: Output of :func:`describe_model`.
         trust_remote_code: Import and build classes of any package.
-        **given: Arguments that take the place of described ones.
+        **given: Arguments that override described ones.
 
     Raises:
-        ConfigError: A class is not of a trusted package, or is not there.
-        CheckpointError: An argument could not be described, and is not given.
+        ConfigError: A class is not in a trusted package, or does not exist.
+        CheckpointError: An argument could not be described and is not given.
     """
     missing = sorted(set(description["unrecorded"]) - given.keys())
     if missing:
         raise CheckpointError(
-            f"The model was built with arguments that a checkpoint cannot hold: {', '.join(missing)}. Give them again: "
-            f"load_from_checkpoint(path, {missing[0]}=...)."
+            f"The model was built with arguments that a checkpoint cannot contain: {', '.join(missing)}. Pass them "
+            f"again: load_from_checkpoint(path, {missing[0]}=...)."
         )
     described = {name: own for name, own in description["init_args"].items() if name not in given}
     arguments: dict[str, Any] = {}
@@ -70,14 +70,14 @@ def load_model(path: str | Path, trust_remote_code: bool = False, **given: Any) 
     checkpoint = read_checkpoint(path)
     if KEY not in checkpoint:
         raise CheckpointError(
-            f"{path} does not say how its model was built. A run's is built from its configuration: "
-            "mimic_pl.load_run(FOLDER). A checkpoint of the published implementation: MIMIC.from_published(PATH, "
-            "ENCODER)."
+            f"{path} does not describe its model. Load the model of a run from its configuration with "
+            "mimic_pl.load_run(FOLDER), and a checkpoint of the published implementation with "
+            "MIMIC.from_published(PATH, ENCODER)."
         )
     require_numbers(checkpoint["state_dict"], path)
     model = build_model(checkpoint[KEY], trust_remote_code, **given)
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        raise CheckpointError(f"The weights in {path} do not fit the model that it describes: {error}") from error
+        raise CheckpointError(f"The weights in {path} do not match the model that it describes: {error}") from error
     return model.eval()

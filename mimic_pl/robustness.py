@@ -1,4 +1,4 @@
-"""How a trained model's results fall as its mentions get worse: grade by grade, the knowledge base indexed once."""
+"""Robustness of a trained model to degraded mentions, measured with a single index of the knowledge base."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mimic_pl.files import write_file
 from mimic_pl.model import MIMIC
 
 FILE = "robustness.json"
-"""Name in the run's folder of what was measured."""
+"""Name of the results file in the run's folder."""
 
 
 class Grade(NamedTuple):
@@ -28,7 +28,7 @@ class Grade(NamedTuple):
     Attributes:
         kind: The kind's name, for example ``blur``.
         side: ``image`` or ``text``.
-        strength: In the kind's unit; 0 is undisturbed.
+        strength: In the kind's unit; 0 is the original input.
         metrics: By score and name: ``{"overall": {"hits@1": ..., "mrr": ...}, "text": {...}, ...}``.
     """
 
@@ -39,21 +39,21 @@ class Grade(NamedTuple):
 
 
 def grades_of(kinds: str, seed: int) -> list[Degradation]:
-    """The degradations to measure: of each kind strength 0, and then its grades.
+    """Degradations to measure: strength 0 and the grades of each kind.
 
     Args:
-        kinds: Names of kinds, separated by commas.
-        seed: Decides what is drawn.
+        kinds: Comma-separated names of kinds.
+        seed: Seed of the degradations.
 
     Raises:
-        ConfigError: There is no such kind.
+        ConfigError: A kind is unknown.
     """
     known = {kind.kind: kind for kind in KINDS}
     names = [name.strip() for name in kinds.split(",") if name.strip()]
     unknown = [name for name in names if name not in known]
     if unknown or not names:
         raise ConfigError(
-            f"--kinds: there is no kind {', '.join(unknown) or repr(kinds)}. There are: {', '.join(known)}."
+            f"--kinds: unknown kind {', '.join(unknown) or repr(kinds)}. Choose from: {', '.join(known)}."
         )
     return [known[name](strength, seed) for name in names for strength in (0.0, *known[name].grades)]
 
@@ -66,43 +66,43 @@ def measure(
     split: Literal["test", "val"] = "test",
     ckpt_path: str | None = None,
 ) -> Iterator[Grade]:
-    """Evaluate the model once for each degradation; what strength 0 gives is measured once for all kinds.
+    """Evaluate the model for each degradation; strength 0 is evaluated once for all kinds.
 
-    Every evaluation is the Trainer's own ``test`` or ``validate``, with all hooks of the model; only the index of the
-    knowledge base is made once, when the first evaluation asks for it.
+    Every evaluation is the Trainer's ``test`` or ``validate``, with all hooks of the model; only the index of the
+    knowledge base is built just once, by the first evaluation.
 
     Args:
-        trainer: Evaluates.
+        trainer: The Trainer that evaluates.
         model: The trained model.
-        data: Its data; a degradation that it has already is replaced.
-        degradations: What is measured, in this order.
-        split: The split that is evaluated.
-        ckpt_path: Checkpoint to take the weights from; by default they stay as they are.
+        data: Its data; the degradation that it has is replaced in the meantime.
+        degradations: Degradations to measure, in this order.
+        split: The split to evaluate.
+        ckpt_path: Checkpoint to load weights from; by default the model's current weights are used.
 
     Example:
         >>> model, data = load_run("lightning_logs/version_0")  # doctest: +SKIP
         >>> list(measure(Trainer(logger=False), model, data, [Blur(4), Typos(0.1)]))  # doctest: +SKIP
     """
     evaluate = trainer.test if split == "test" else trainer.validate
-    undisturbed: dict[str, dict[str, float]] | None = None
+    original: dict[str, dict[str, float]] | None = None
     with model.one_index(), _original_degradation(data):
         for degradation in degradations:
-            metrics = None if degradation.strength else undisturbed
+            metrics = None if degradation.strength else original
             if metrics is None:
                 data.degradation = degradation if degradation.strength else None
                 evaluate(model, datamodule=data, ckpt_path=ckpt_path, verbose=False, weights_only=True)
                 metrics = metrics_by_score(trainer.callback_metrics, split)
-                ckpt_path = None  # loaded
+                ckpt_path = None  # loaded by the first evaluation
             if not degradation.strength:
-                undisturbed = metrics
+                original = metrics
             yield Grade(degradation.kind, degradation.side, float(degradation.strength), metrics)
 
 
 def write_grades(folder: Path, grades: Sequence[Grade]) -> Path:
-    """Write what was measured into a run's folder, wholly or not at all.
+    """Write results into a run's folder, atomically.
 
     Raises:
-        StoreError: There is no room, or the folder cannot be written to.
+        StoreError: The disk is full, or the folder is not writable.
     """
     records = [grade._asdict() for grade in grades]
     path = folder / FILE
@@ -111,8 +111,8 @@ def write_grades(folder: Path, grades: Sequence[Grade]) -> Path:
 
 
 def robustness_table(grades: Sequence[Grade], title: str | None = None) -> Table:
-    """H@1 in percent: a row for each kind and strength, a column for each score."""
-    table = Table(title=title, caption="H@1 in percent; strength 0 is undisturbed")
+    """Table of H@1 in percent: a row per kind and strength, a column per score."""
+    table = Table(title=title, caption="H@1 in percent; strength 0 is the original input")
     table.add_column("kind")
     table.add_column("strength", justify="right")
     scores = list(grades[0].metrics) if grades else []
@@ -130,7 +130,7 @@ def robustness_table(grades: Sequence[Grade], title: str | None = None) -> Table
 
 @contextmanager
 def _original_degradation(data: MELDataModule) -> Iterator[None]:
-    """The data keeps its own degradation."""
+    """Restore the degradation of the data on exit."""
     degradation = data.degradation
     try:
         yield

@@ -106,14 +106,14 @@ def test_a_subclass_records_its_own_arguments(data_root, tmp_path):
     again = MIMIC.load_from_checkpoint(path, trust_remote_code=True)
     assert type(again) is Wider and again.bonus == 0.5
     path = saved(make_model(kind=Wider, callback=print), data_root, tmp_path)
-    with pytest.raises(CheckpointError, match=r"cannot hold: callback.*callback=\.\.\."):
+    with pytest.raises(CheckpointError, match=r"cannot contain: callback.*callback=\.\.\."):
         MIMIC.load_from_checkpoint(path, trust_remote_code=True)
     assert Wider.load_from_checkpoint(path, trust_remote_code=True, callback=print).callback is print
 
 
 def test_a_checkpoint_of_another_class(data_root, tmp_path):
     path = saved(make_model(), data_root, tmp_path)
-    with pytest.raises(CheckpointError, match="holds a MIMIC, not a Wider"):
+    with pytest.raises(CheckpointError, match="contains a MIMIC, not a Wider"):
         Wider.load_from_checkpoint(path)
 
 

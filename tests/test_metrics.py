@@ -93,7 +93,7 @@ def test_reset_and_empty():
 @pytest.mark.parametrize("metric", [HitsAtK(1), MeanReciprocalRank(), MeanRank()])
 @pytest.mark.parametrize("bad", [-1, 11])
 def test_rank_outside_of_the_knowledge_base(metric, bad):
-    with pytest.raises(ValueError, match=rf"rank {bad} lies outside of 0 \.\. 10"):
+    with pytest.raises(ValueError, match=rf"rank {bad} is outside 0 \.\. 10"):
         metric.update(torch.tensor([1, bad]), num_entities=10)
 
 

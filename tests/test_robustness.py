@@ -138,7 +138,7 @@ def test_every_kind_starts_at_strength_zero():
         assert strengths[0] == 0 and strengths == sorted({*strengths}) and len(strengths) >= 4
     assert {d.seed for d in grades} == {3}
     for wrong in ("blur,sharpness", "", " , "):
-        with pytest.raises(ConfigError, match=r"--kinds: there is no kind .*There are: blur, jpeg"):
+        with pytest.raises(ConfigError, match=r"--kinds: unknown kind .*Choose from: blur, jpeg"):
             grades_of(wrong, seed=3)
 
 

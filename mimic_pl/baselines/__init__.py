@@ -1,4 +1,4 @@
-"""Baselines that need no training: what a result of a trained model has to be held against."""
+"""Baselines without training, with which to compare trained models."""
 
 from mimic_pl.baselines.bm25 import BM25
 from mimic_pl.baselines.names import ExactName, NameSimilarity

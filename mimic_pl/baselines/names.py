@@ -1,4 +1,4 @@
-"""Scores of names alone: the mentioned words against the entity's name."""
+"""Baselines that compare the mention with the entity's name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from mimic_pl.records import Entity, Mention
 
 
 class ExactName:
-    """1 where the mention is the entity's name, character by character, else 0.
+    """1 if the mention equals the entity's name exactly, else 0.
 
     Args:
         mentions: The mentions.
@@ -20,31 +20,31 @@ class ExactName:
     """
 
     def __init__(self, mentions: Sequence[Mention], entities: Sequence[Entity]) -> None:
-        owners: dict[str, list[int]] = {}
+        by_name: dict[str, list[int]] = {}
         for position, entity in enumerate(entities):
-            owners.setdefault(entity.name, []).append(position)
-        self._owners = [owners.get(mention.mention, []) for mention in mentions]
+            by_name.setdefault(entity.name, []).append(position)
+        self._matches = [by_name.get(mention.mention, []) for mention in mentions]
         self._num_entities = len(entities)
 
     def __call__(self, block: slice) -> npt.NDArray[np.float32]:
         """Scores of these mentions, ``[mentions, entities]``."""
-        owners = self._owners[block]
-        scores = np.zeros((len(owners), self._num_entities), np.float32)
-        for row, own in zip(scores, owners, strict=True):
-            row[own] = 1
+        matches = self._matches[block]
+        scores = np.zeros((len(matches), self._num_entities), np.float32)
+        for row, positions in zip(scores, matches, strict=True):
+            row[positions] = 1
         return scores
 
 
 class NameSimilarity:
     """Normalised Indel similarity of mention and name, both lower-cased: rapidfuzz's ``ratio``, 0 to 100.
 
-    ``100 (1 - d / (len(mention) + len(name)))``, where d counts the characters that must be inserted or deleted to turn
-    one into the other. It is the longest common subsequence, twice, over both lengths.
+    ``100 (1 - d / (len(mention) + len(name)))``, where d is the number of insertions and deletions that turn one into
+    the other. The fraction is twice the length of the longest common subsequence over the sum of both lengths.
 
     Args:
         mentions: The mentions.
         entities: The knowledge base.
-        workers: Threads; all cores by default.
+        workers: Number of threads; all cores by default.
     """
 
     def __init__(self, mentions: Sequence[Mention], entities: Sequence[Entity], workers: int = -1) -> None:

@@ -1,4 +1,4 @@
-"""Ranks and top entities of any scorer that can score a block of mentions against the whole knowledge base."""
+"""Ranking with any scorer of a block of mentions against the whole knowledge base."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking import Ranking
 
 _SCORES_AT_ONCE = 1 << 24
-"""Scores of a block: 64 MB."""
+"""Scores per block: 64 MB."""
 
 
 class BlockScorer(Protocol):
     """Scores some of the mentions against all entities."""
 
     def __call__(self, block: slice) -> npt.NDArray[np.float32]:
-        """Scores of the mentions in the slice, ``[mentions, entities]``; the larger the better."""
+        """Scores of the mentions in the slice, ``[mentions, entities]``; higher is better."""
 
 
 def rank_all(
@@ -28,15 +28,15 @@ def rank_all(
 ) -> Iterator[Ranking]:
     """Rank all entities for all mentions, block by block.
 
-    The order is that of :mod:`mimic_pl.metrics`: score descending, then position in the knowledge base; a mention's
-    rank is that of its best-ranked gold.
+    The order is that of :mod:`mimic_pl.metrics`: by descending score, then by position in the knowledge base; a
+    mention's rank is that of its best-ranked gold.
 
     Args:
         scorer: Scores the mentions.
-        golds: For each mention the positions of its golds; none where no gold is in the knowledge base (rank 0).
+        golds: Positions of each mention's golds; empty if no gold is in the knowledge base (rank 0).
         num_entities: Size of the knowledge base.
-        top_k: Top entities to keep of each mention.
-        block_size: Mentions that are scored at once; by default as many as make 64 MB of scores.
+        top_k: Number of top entities per mention.
+        block_size: Number of mentions to score at once; by default 64 MB of scores.
 
     Raises:
         NonFiniteScoreError: A score is NaN or infinite.
@@ -57,7 +57,7 @@ def rank_all(
 
 
 def _rank(scores: npt.NDArray[np.float32], golds: Sequence[int]) -> int:
-    """Rank of the best-ranked gold by one mention's scores ``[entities]``; 0 without a gold."""
+    """Rank of the best-ranked gold from one mention's scores ``[entities]``; 0 without a gold."""
     if not golds:
         return 0
     best = max(golds, key=lambda gold: (scores[gold], -gold))
@@ -66,7 +66,7 @@ def _rank(scores: npt.NDArray[np.float32], golds: Sequence[int]) -> int:
 
 
 def _top(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
-    """Positions of the k best by one mention's scores ``[entities]``, best first."""
+    """Positions of the top k entities from one mention's scores ``[entities]``, best first."""
     last = np.partition(scores, -k)[-k]
     above = np.flatnonzero(scores > last)
     chosen = np.concatenate([above, np.flatnonzero(scores == last)[: k - len(above)]])
@@ -79,8 +79,8 @@ def _require_finite(scores: npt.NDArray[np.float32], start: int) -> None:
     row, column = (int(place[0]) for place in np.nonzero(~np.isfinite(scores)))
     value = float(scores[row, column])
     raise NonFiniteScoreError(
-        f"The score of mention {start + row} of the split with entity {column} of the knowledge base is {value}, which "
-        "no ranking can order. Are the encoder's weights those of a whole checkpoint?",
+        f"The score of mention {start + row} of the split with entity {column} of the knowledge base is {value}. Check "
+        "that the encoder's checkpoint is complete.",
         "overall",
         start + row,
         column,

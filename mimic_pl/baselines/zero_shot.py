@@ -1,4 +1,4 @@
-"""Zero-shot cosine of an encoder: its global features as its towers were trained, without any of ours."""
+"""Zero-shot cosine of an encoder's pretrained global features, without the library's projections."""
 
 from __future__ import annotations
 
@@ -19,17 +19,16 @@ from mimic_pl.encoders import INPUTS, Encoder, repeat_last
 from mimic_pl.encoding import BatchEncoder, Side
 
 _ENTITIES_AT_ONCE = 1 << 14
-"""Entities whose vectors are held in float64 at once."""
+"""Entities whose vectors are converted to float64 at once."""
 
 
 class Embeddings(NamedTuple):
-    """Global features of one side, of length 1.
+    """Normalised global features of one side.
 
     Attributes:
         text: float32 ``[records, text width]``.
-        image: float32 ``[records, image width]``; a record without an image has that of the blank image, as in the
-            model.
-        with_image: How many records have an image that opens.
+        image: float32 ``[records, image width]``; a record without an image has that of a blank image, as in the model.
+        with_image: Number of records with an image that can be opened.
     """
 
     text: Tensor
@@ -38,11 +37,11 @@ class Embeddings(NamedTuple):
 
 
 class Cosine:
-    """Mean over kinds of features of the cosine of mention and entity.
+    """Cosine of mention and entity, averaged over modalities.
 
     Args:
-        mentions: For each kind the mentions' vectors of length 1, ``[mentions, width]``.
-        entities: For each kind the entities' vectors of length 1, ``[entities, width]``.
+        mentions: Unit vectors of the mentions for each modality, ``[mentions, width]``.
+        entities: Unit vectors of the entities for each modality, ``[entities, width]``.
     """
 
     def __init__(self, mentions: Sequence[Tensor], entities: Sequence[Tensor]) -> None:
@@ -54,7 +53,7 @@ class Cosine:
         parts = []
         for start in range(0, len(self._entities[0]), _ENTITIES_AT_ONCE):
             part = slice(start, start + _ENTITIES_AT_ONCE)
-            # In float64 and rounded: equal entities have equal scores wherever they stand.
+            # In float64 and rounded, so that equal entities have equal scores whatever their positions.
             sides = zip(self._mentions, self._entities, strict=True)
             cosines = [mentions[block].double() @ entities[part].double().T for mentions, entities in sides]
             parts.append(torch.stack(cosines).mean(dim=0).float())
@@ -65,18 +64,17 @@ class Cosine:
 def embed(encoder: Encoder, data: MELDataModule, split: str, device: str) -> tuple[Embeddings, Embeddings]:
     """Encode the mentions of a split and the knowledge base.
 
-    The linear projections ``text_global`` and ``image_global`` that the library's encoders put on top of pretrained
-    towers start from random weights and would blur what the towers say: they are stepped over. The features of an
-    encoder without parts of these names are taken as it returns them.
+    The linear projections ``text_global`` and ``image_global`` on top of pretrained towers are randomly initialised and
+    would distort the features, so they are bypassed. Encoders without modules of these names are used as they are.
 
     Args:
         encoder: The encoder; it is moved to the device.
         data: The data, set up for the split.
         split: ``val`` or ``test``.
-        device: Where to compute, as torch calls it.
+        device: Torch device to compute on.
 
     Returns:
-        Those of the mentions and those of the entities.
+        Embeddings of the mentions and of the entities.
     """
     encoder.to(device)
     run = BatchEncoder(encoder, data.processor)
@@ -106,7 +104,7 @@ def _embed_side(encoder: Encoder, run: BatchEncoder, side: Side, loader: DataLoa
 
 @contextmanager
 def _without_projections(encoder: Encoder) -> Iterator[None]:
-    """Let the encoder's global features through as its towers yield them."""
+    """Replace the projections of global features by identities."""
     projections = {
         name: module
         for name in ("text_global", "image_global")

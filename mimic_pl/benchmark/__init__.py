@@ -1,1 +1,1 @@
-"""The benchmark: ratios measured side by side in one run, against the published order of operations and the machine."""
+"""The benchmark: speed and memory relative to the published order of operations and to the machine's limits."""

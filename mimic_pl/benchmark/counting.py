@@ -1,4 +1,4 @@
-"""How many pairs ranking really scores, counted from outside."""
+"""Counting the pairs that ranking actually scores."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mimic_pl.units import Matcher, States, Unit
 
 
 class PairCount:
-    """Pairs whose expensive scores were computed.
+    """Number of pairs whose expensive scores were computed.
 
     Attributes:
-        pairs: In float32, where bounds left them open: chosen ones, or whole blocks.
-        exact: In float64, where float32 could not decide, and of golds and top entities.
+        pairs: Pairs scored in float32 because bounds left them undecided: selected pairs or whole blocks.
+        exact: Pairs scored in float64: near ties, golds and top entities.
     """
 
     def __init__(self) -> None:
@@ -24,12 +24,12 @@ class PairCount:
         self.exact = 0
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PairCount:
-        """Ranking copies the matcher; all copies count together."""
+        """Return itself: ranking copies the matcher, and all copies share the count."""
         return self
 
 
 class _Counting(Matcher):
-    """A matcher that counts the pairs it is asked for."""
+    """A matcher that counts the pairs that it scores."""
 
     count: PairCount
 
@@ -56,7 +56,7 @@ class _Counting(Matcher):
 
 
 def counting(matcher: Matcher) -> tuple[Matcher, PairCount]:
-    """The same matcher, sharing its weights, but one that counts; and what it counts."""
+    """Return a counting copy of a matcher, which shares its weights, and its count."""
     other = copy.copy(matcher)
     other.__class__ = type("Counting", (_Counting, type(matcher)), {})
     other.count = count = PairCount()  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""Images and a data set, drawn for the benchmark."""
+"""Synthetic images and a synthetic data set for the benchmark."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mimic_pl.benchmark.encoders import WORDS
 
 
 def draw_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> list[str]:
-    """Draw JPEGs that take as long to decode as photographs do: smooth shades, edges, and grain.
+    """Draw JPEGs that take as long to decode as photographs: smooth shades, edges and grain.
 
     Args:
-        folder: Where they go; it is made.
-        count: How many.
+        folder: Output folder, created if it does not exist.
+        count: Number of images.
         size: Width and height in pixels.
-        seed: Decides what is drawn.
+        seed: Random seed.
 
     Returns:
-        Their names.
+        File names.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -36,7 +36,7 @@ def draw_images(folder: Path, count: int, size: tuple[int, int], seed: int) -> l
 
 
 def draw_set(root: Path, entities: int, size: tuple[int, int], seed: int) -> None:
-    """Draw a data set in the published layout: entities with an image each, and one mention to test."""
+    """Draw a data set in the published layout: entities with one image each, and one test mention."""
     images = draw_images(root / "kb_image", entities, size, seed)
     rng = np.random.default_rng(seed)
     table = [

@@ -1,4 +1,4 @@
-"""Encoding a knowledge base: entities per second, from files to states, and what reading them costs."""
+"""Encoding a knowledge base: entities per second from files to states, and the cost of reading the files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mimic_pl.benchmark.encoders import build_encoder
 from mimic_pl.benchmark.images import PROCESSOR, transformers_processor
 from mimic_pl.benchmark.report import Row, fact, timed
 from mimic_pl.benchmark.settings import Settings
-from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.benchmark.timing import Work, time_interleaved
 from mimic_pl.data import MELDataModule
 from mimic_pl.encoding import BatchEncoder
 from mimic_pl.model import MIMIC
@@ -24,7 +24,7 @@ _IMAGE = 500, 400
 
 
 def encoding(settings: Settings) -> Row:
-    """A drawn knowledge base through the data module's loader, the encoder and the matcher."""
+    """Measure encoding of a synthetic knowledge base with the data module's loader, the encoder and the matcher."""
     entities = settings.size(512, 24)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(settings.seed)
@@ -59,7 +59,7 @@ def encoding(settings: Settings) -> Row:
             PROCESSOR: Work(one_by_one, entities),
             "ready tensors": Work(lambda: encode(ready), entities),
         }
-        times = in_turn(works, min(settings.turns, 3), settings.device)
+        times = time_interleaved(works, min(settings.num_rounds, 3), settings.device)
     ours = times["ours, images cached"]
     return {
         "title": f"Encoding a knowledge base with the {settings.encoder} encoder",

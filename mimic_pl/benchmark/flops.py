@@ -1,4 +1,4 @@
-"""Operations of matrix products, counted by torch while they run."""
+"""FLOPs of matrix products, counted by torch during execution."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from mimic_pl.units import Matcher
 
 
 class MatcherFlops(NamedTuple):
-    """What the matcher computes, beside the encoder.
+    """FLOPs of the matcher, without the encoder.
 
     Attributes:
-        mention: Of a mention alone, once for a block of entities.
-        entity: Of an entity alone, once for a block of mentions.
-        pair: Of a pair.
+        mention: FLOPs per mention, once per block of entities.
+        entity: FLOPs per entity, once per block of mentions.
+        pair: FLOPs per pair.
     """
 
     mention: float
@@ -30,47 +30,47 @@ class MatcherFlops(NamedTuple):
 
 @torch.no_grad()
 def flops(run: Callable[[], object]) -> int:
-    """Multiplications and additions of the matrix products, convolutions and attentions that ``run`` does.
+    """Count multiplications and additions of the matrix products, convolutions and attentions in ``run``.
 
-    What works number by number (norms, softmax, activations) is not counted.
+    Elementwise operations, norms and softmax are not counted.
 
     Example:
         >>> flops(lambda: torch.ones(2, 3) @ torch.ones(3, 4))
         48
     """
-    # Of torch's attention kernels the counter knows some; written out, attention is two products anywhere.
+    # The counter supports only some of torch's attention kernels; the math backend always uses two products.
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         run()
     return int(counter.get_total_flops())
 
 
 def matcher_flops(matcher: Matcher, mentions: Features, entities: Features) -> MatcherFlops:
-    """What one mention, one entity and one pair take.
+    """FLOPs per mention, per entity and per pair.
 
-    The operations for M mentions and E entities are a + b M + c E + d M E: counted for the whole and for the half of
-    either side, they give b, c and d exactly.
+    M mentions and E entities take a + b M + c E + d M E operations; counts for all and for half of each side determine
+    b, c and d exactly.
 
     Args:
-        matcher: On the CPU: fused kernels of GPUs do not tell what they compute.
+        matcher: The matcher, on the CPU: operations of fused GPU kernels cannot be counted.
         mentions: Features of two or more mentions.
         entities: Features of two or more entities.
     """
 
-    def count(asked: int, known: int) -> int:
-        sides = mentions.rows(slice(asked)), entities.rows(slice(known))
+    def count(num_mentions: int, num_entities: int) -> int:
+        sides = mentions.rows(slice(num_mentions)), entities.rows(slice(num_entities))
         return flops(lambda: matcher.score(matcher.mention(sides[0]), matcher.entity(sides[1])))
 
-    more, many = len(mentions.text_global), len(entities.text_global)
-    few, some = more // 2, many // 2
-    both, half_asked, half_known, halves = count(more, many), count(few, many), count(more, some), count(few, some)
-    pair = (both - half_asked - half_known + halves) / ((more - few) * (many - some))
+    m, e = len(mentions.text_global), len(entities.text_global)
+    half_m, half_e = m // 2, e // 2
+    full, fewer_mentions, fewer_entities = count(m, e), count(half_m, e), count(m, half_e)
+    pair = (full - fewer_mentions - fewer_entities + count(half_m, half_e)) / ((m - half_m) * (e - half_e))
     return MatcherFlops(
-        mention=(both - half_asked) / (more - few) - pair * many,
-        entity=(both - half_known) / (many - some) - pair * more,
+        mention=(full - fewer_mentions) / (m - half_m) - pair * e,
+        entity=(full - fewer_entities) / (e - half_e) - pair * m,
         pair=pair,
     )
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers are trained."""
+    """Number of trainable parameters."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

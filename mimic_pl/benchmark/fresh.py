@@ -1,4 +1,4 @@
-"""Processes that begin with the imports and nothing else."""
+"""Processes with a small initial memory footprint."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from multiprocessing.context import BaseContext
 
 
 def fresh_processes() -> BaseContext:
-    """How to start them.
+    """Multiprocessing context that starts them.
 
-    A fork of this process would begin with all of its memory; one of a server that only imports does not. Where there
-    is no such server each process imports for itself.
+    A fork of this process would inherit its memory; a fork of a fork server, which only imports, does not. Without a
+    fork server, processes are spawned.
     """
     if "forkserver" not in multiprocessing.get_all_start_methods():
         return multiprocessing.get_context("spawn")

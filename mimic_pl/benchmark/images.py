@@ -1,4 +1,4 @@
-"""From a JPEG to what the encoder takes: the first epoch and later ones, against Pillow and transformers' processor."""
+"""Loading images in first and later epochs, against Pillow and transformers' processor."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mimic_pl.benchmark.drawing import draw_images
 from mimic_pl.benchmark.encoders import build_encoder
 from mimic_pl.benchmark.report import Line, Row, timed
 from mimic_pl.benchmark.settings import Settings
-from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.benchmark.timing import Work, time_interleaved
 from mimic_pl.data.image_cache import ImageCache
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.processor import ImageProcessor
@@ -29,7 +29,7 @@ _BATCH = 64
 
 
 def images(settings: Settings) -> Row:
-    """Images of two sizes, one by one and in batches."""
+    """Measure loading of images of two sizes, one by one and in batches."""
     lines: list[Line] = []
     differences: dict[str, Any] = {}
     number = settings.size(64, 8)
@@ -42,15 +42,15 @@ def images(settings: Settings) -> Row:
             lines += lines_of_size
             differences[f"largest difference of a normalised {title} image"] = difference
     return {
-        "title": "Image pipeline: a JPEG to a normalised 224 x 224 float32 tensor",
-        "setting": {"images": number, "batch": min(_BATCH, number), "rounds": settings.turns},
+        "title": "Image pipeline: from JPEG to normalised 224 x 224 float32 tensor",
+        "setting": {"images": number, "batch": min(_BATCH, number), "rounds": settings.num_rounds},
         "lines": lines,
         "checks": differences,
     }
 
 
 def transformers_processor(image_processor: ImageProcessor) -> Callable[[Path], Tensor]:
-    """Opens an image with Pillow and hands it to transformers' processor, set to the published preprocessing."""
+    """A function that loads an image with Pillow and transformers' processor, with the published preprocessing."""
     from transformers.models.clip import CLIPImageProcessorPil
 
     side = image_processor.image_size
@@ -77,8 +77,8 @@ def _measured(
     process = transformers_processor(image_processor)
     paths = [folder.path(name) for name in names]
 
-    def filled(place: Path) -> ImageCache:
-        cache = ImageCache(place, image_processor)
+    def filled(path: Path) -> ImageCache:
+        cache = ImageCache(path, image_processor)
         cache.fill(lambda: [(folder, (name,)) for name in names])
         return cache
 
@@ -86,10 +86,10 @@ def _measured(
     source = PixelSource(folder, image_processor, cache=cache)
     fresh = count()
 
-    def epoch(by: PixelSource, batch: int) -> Tensor:
+    def epoch(source: PixelSource, batch: int) -> Tensor:
         for start in range(0, len(names), batch):
-            pixels, there, _ = by.batch([(name,) for name in names[start : start + batch]])
-            normalized = image_processor.normalize(pixels.to(settings.device), there.to(settings.device))
+            pixels, has_image, _ = source.batch([(name,) for name in names[start : start + batch]])
+            normalized = image_processor.normalize(pixels.to(settings.device), has_image.to(settings.device))
         return normalized
 
     def first_epoch() -> Tensor:
@@ -98,12 +98,12 @@ def _measured(
 
     works = {
         PROCESSOR: Work(lambda: [process(path) for path in paths], len(names)),
-        "first epoch, which fills the cache": Work(first_epoch, len(names)),
+        "first epoch, filling the cache": Work(first_epoch, len(names)),
         "without a cache": Work(lambda: epoch(PixelSource(folder, image_processor), _BATCH), len(names)),
         "later epochs, one by one": Work(lambda: epoch(source, 1), len(names)),
         "later epochs, in batches": Work(lambda: epoch(source, _BATCH), len(names)),
     }
-    times = in_turn(works, settings.turns, settings.device)
+    times = time_interleaved(works, settings.num_rounds, settings.device)
     lines = [
         timed(f"{size}: {what}", times[what], PROCESSOR, times[PROCESSOR], "image")
         for what in works

@@ -1,4 +1,4 @@
-"""The index on disk: how long it takes to open, and what a pass over more and more entities takes."""
+"""The index on disk: opening, ranking and memory as the knowledge base grows."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from mimic_pl.benchmark.memory import Peak, peak_memory
 from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, add, random_features, random_matcher, rows
 from mimic_pl.benchmark.report import Line, Row, fact, sized
 from mimic_pl.benchmark.settings import Settings
-from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.benchmark.timing import Work, time_interleaved
 from mimic_pl.ranking import IndexBuilder, IndexDtype, LanceIndex, MemoryIndex, Ranker
 from mimic_pl.records import Entity
 from mimic_pl.units import States
@@ -31,7 +31,7 @@ _FEW_MENTIONS = 8
 
 
 def memory(settings: Settings) -> Row:
-    """Peak memory of a test pass over an index on disk, beyond the model."""
+    """Measure the peak memory of a test pass over an index on disk, in addition to the model."""
     entities = settings.memory_entities or settings.size(RICHPEDIA_ENTITIES, 1000)
     mentions = settings.size(MENTIONS_AT_ONCE, 24)
     dtype: IndexDtype = "bfloat16"
@@ -42,14 +42,14 @@ def memory(settings: Settings) -> Row:
         "title": "Peak memory of ranking over an index on disk",
         "setting": {"entities": entities, "mentions at once": mentions, "dtype": dtype},
         "lines": [
-            sized("a pass, beyond the model", peak.beyond, "the index on disk", size),
+            sized("a pass, without the model", peak.increase, "the index on disk", size),
             fact("a pass", peak.result, "s"),
         ],
     }
 
 
 def index(settings: Settings) -> Row:
-    """Opening, passing and memory as the knowledge base grows."""
+    """Measure opening, ranking and memory as the knowledge base grows."""
     dtype: IndexDtype = "int8"
     lines: list[Line] = []
     checks: dict[str, Any] = {}
@@ -58,23 +58,25 @@ def index(settings: Settings) -> Row:
         with tempfile.TemporaryDirectory() as folder:
             needed = entities * _bytes_per_entity(dtype)
             if needed * 1.1 > shutil.disk_usage(folder).free:
-                checks[f"{entities} entities"] = f"left out: {folder} has no room for {needed} bytes"
+                checks[f"{entities} entities"] = f"skipped: {folder} has no space for {needed} bytes"
                 continue
             start = time.perf_counter()
             _build(Path(folder), entities, dtype, settings.seed)
             lines.append(fact(f"{entities:,} entities: building", time.perf_counter() - start, "s"))
             expects = {**_DESCRIPTION, "dtype": dtype, "number of entities": entities}
-            opening = in_turn({"open": Work(partial(LanceIndex, folder, expects))}, settings.turns)["open"]
+            opening = time_interleaved({"open": Work(partial(LanceIndex, folder, expects))}, settings.num_rounds)[
+                "open"
+            ]
             peak = passes[entities] = _pass(folder, dtype, entities, _FEW_MENTIONS, False, settings)
             lines += [
                 fact(f"{entities:,} entities: opening", opening.median, "s"),
                 fact(f"{entities:,} entities: a pass of {_FEW_MENTIONS} mentions", peak.result, "s"),
-                fact(f"{entities:,} entities: peak memory beyond the model", peak.beyond, "B"),
+                fact(f"{entities:,} entities: peak memory without the model", peak.increase, "B"),
             ]
     for fewer, more in zip(list(passes), list(passes)[1:], strict=False):
         for what, unit, a, b in (
             ("time per entity", "s", passes[fewer].result / fewer, passes[more].result / more),
-            ("peak memory", "B", passes[fewer].beyond, passes[more].beyond),
+            ("peak memory", "B", passes[fewer].increase, passes[more].increase),
         ):
             line = {"what": f"{what} at {more:,}", "value": b, "unit": unit, "against": f"at {fewer:,}", "other": a}
             lines.append({**line, "ratio": a / max(b, 1e-12)})
@@ -87,7 +89,7 @@ def index(settings: Settings) -> Row:
 
 
 def _pass(folder: str, dtype: IndexDtype, entities: int, mentions: int, prune: bool, settings: Settings) -> Peak:
-    """Seconds and peak memory of a pass, in a process of its own."""
+    """Seconds and peak memory of a pass, in a separate process."""
     arguments = folder, dtype, entities, mentions, prune, settings.seed, settings.device
     return peak_memory(prepare_pass, settings.device, torch.get_num_threads(), *arguments)
 
@@ -95,12 +97,12 @@ def _pass(folder: str, dtype: IndexDtype, entities: int, mentions: int, prune: b
 def prepare_pass(
     folder: str, dtype: IndexDtype, entities: int, mentions: int, prune: bool, seed: int, device: str
 ) -> Callable[[], float]:
-    """Build the model and its mentions; what is returned opens the index and ranks it, and says how long that took."""
+    """Build a model and mentions; the returned function opens the index, ranks it and returns the seconds taken."""
     matcher = random_matcher(seed, device)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         states = matcher.mention(random_features(mentions, generator, device))
-        # A first small ranking: whatever torch sets up once belongs to the model.
+        # A small warm-up ranking, so that torch's one-time allocations count as the model's.
         small = MemoryIndex(device)
         add(small, matcher.entity(random_features(64, generator, device)))
     gold = torch.arange(mentions, device=device)[:, None] % min(64, entities)
@@ -119,7 +121,7 @@ def prepare_pass(
 
 
 def _build(folder: Path, entities: int, dtype: IndexDtype, seed: int) -> LanceIndex:
-    """Write an index of entities that are put together from the states of some random ones."""
+    """Write an index of entities whose states are combined from those of some random ones."""
     batches = partial(_batches, entities, seed)
     records = [Entity(f"Q{n}", f"entity {n}") for n in range(entities)]
     built = IndexBuilder(dtype, "disk").on_disk(folder, records, batches, torch.device("cpu"), _DESCRIPTION)
@@ -131,8 +133,8 @@ def _build(folder: Path, entities: int, dtype: IndexDtype, seed: int) -> LanceIn
 def _batches(entities: int, seed: int, first: int) -> Iterable[tuple[Tensor, States]]:
     """Batches of states from ``first`` on.
 
-    Every tensor of an entity's state is that of another one of the random entities, which is faster than to draw
-    millions of numbers, and no two entities are the same.
+    Each tensor of an entity's state comes from a different random entity, which is faster than sampling millions of
+    values and keeps entities distinct.
     """
     matcher = random_matcher(seed, "cpu")
     drawn = matcher.entity(random_features(min(_DRAWN, entities), torch.Generator().manual_seed(seed), "cpu"))

@@ -1,8 +1,8 @@
-"""The published order of operations, against which the benchmark and the tests compare; nothing else uses it.
+"""A literal implementation of the published order of operations, as the reference of the benchmark and the tests.
 
-For every batch of mentions the features of all entities, every token of them, are moved to the device and go through
-the units again. TGLU's attention meets V before the mean over the entity's tokens, for every pair; VDLU has its vectors
-for every pair.
+For every batch of mentions, the features of all entities, including every token, are moved to the device and go through
+the units again. TGLU's attention is multiplied with V before the mean over the entity's tokens, for every pair; VDLU
+has vectors for every pair.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, Unit
 from mimic_pl.units.vdlu import DualGate
 
 MENTIONS_AT_ONCE = 20
-"""Mentions that the published evaluation ranks at once."""
+"""Mentions per batch of the published evaluation."""
 
 ENTITIES_AT_ONCE = 200
-"""Entities that meet them at once here: as many as leave the machine its fastest."""
+"""Entities scored at once, chosen for the best speed."""
 
 
 def scores(
     matcher: Matcher, mentions: Features, entities: Features, only: str | None = None, device: str | None = None
 ) -> dict[str, Tensor]:
-    """Scores of all pairs, ``[mentions, entities]`` by name, batch by batch as the published evaluation goes.
+    """Scores of all pairs by name, ``[mentions, entities]``, batch by batch as in the published evaluation.
 
     Args:
-        matcher: Norms and units, of the published kinds.
+        matcher: Norms and published units.
         mentions: Features of the mentions.
-        entities: Features of the entities, wherever they are kept.
-        only: Of all the scores only this unit's, from features that are normed already.
-        device: Where features are moved; they stay where they are by default.
+        entities: Features of the entities, on any device.
+        only: Score with this unit only, from features that are already normed.
+        device: Device to which features are moved; not moved by default.
     """
     rows: list[dict[str, Tensor]] = []
     for batch in _parts(mentions, MENTIONS_AT_ONCE):
@@ -50,14 +50,14 @@ def scores(
 
 
 def pair_scores(matcher: Matcher, mentions: Features, entities: Features) -> dict[str, Tensor]:
-    """``overall`` and each unit's scores of all pairs of one batch, ``[mentions, entities]``; they differentiate."""
+    """Differentiable scores of all pairs of one batch by name, ``[mentions, entities]``."""
     mentions, entities = normed(matcher, mentions), normed(matcher, entities)
     units = {name: _unit(unit)(mentions, entities) for name, unit in matcher.units.items()}
     return {"overall": matcher.combine(units), **units}
 
 
 def normed(matcher: Matcher, features: Features) -> Features:
-    """Features behind the four shared norms."""
+    """Features after the four shared norms."""
     return features._replace(
         text_global=matcher.text_global_norm(features.text_global),
         text_local=matcher.text_local_norm(features.text_local),
@@ -67,10 +67,10 @@ def normed(matcher: Matcher, features: Features) -> Features:
 
 
 def require_published(matcher: Matcher) -> None:
-    """Refuse units for which there is no published order.
+    """Check that all units are published ones.
 
     Raises:
-        ConfigError: There is one.
+        ConfigError: A unit is not.
     """
     for unit in matcher.units.values():
         _unit(unit)
@@ -89,13 +89,13 @@ def tglu(unit: TGLU, mentions: Features, entities: Features) -> Tensor:
         mean = (context * real).sum(dim=2) / real.sum(dim=2)
     else:
         mean = context.mean(dim=2)
-    asked = unit.context(entities.text_global)[:, None]
-    global_to_local = (asked * unit.norm(mean)).sum(dim=-1).T
+    entity_context = unit.context(entities.text_global)[:, None]
+    global_to_local = (entity_context * unit.norm(mean)).sum(dim=-1).T
     return (mentions.text_global @ entities.text_global.T + global_to_local) / 2
 
 
 def vdlu(unit: VDLU, mentions: Features, entities: Features) -> Tensor:
-    """S_V with its vectors, ``[mentions, entities, d]`` and the other way round."""
+    """S_V with a vector for every pair, ``[mentions, entities, d]`` and ``[entities, mentions, d]``."""
     entity_to_mention = _dual_gate(unit.entity_to_mention, entities, mentions).T
     return (entity_to_mention + _dual_gate(unit.mention_to_entity, mentions, entities)) / 2
 
@@ -105,12 +105,12 @@ def _dual_gate(gate: DualGate, queries: Features, keys: Features) -> Tensor:
     query, key = gate.global_(queries.image_global)[:, None], gate.global_(keys.image_global)
     pooled = gate.local(keys.image_local).mean(dim=1)
     mixed = gate.mix(gate.norm_sum(pooled + query))  # [queries, keys, d]
-    opened = torch.tanh(gate.gate(mixed)) * mixed + key
-    return (gate.norm(opened) * gate.norm(query)).sum(dim=-1)
+    gated = torch.tanh(gate.gate(mixed)) * mixed + key
+    return (gate.norm(gated) * gate.norm(query)).sum(dim=-1)
 
 
 def cmfu(unit: CMFU, mentions: Features, entities: Features) -> Tensor:
-    """S_C, both sides fused anew."""
+    """S_C, with both sides fused again for every batch."""
     return _fused(unit, mentions) @ _fused(unit, entities).T
 
 
@@ -126,7 +126,7 @@ _UNITS: dict[type[Unit], Callable[..., Tensor]] = {TGLU: tglu, VDLU: vdlu, CMFU:
 def _unit(unit: Any) -> Callable[[Features, Features], Tensor]:
     if type(unit) not in _UNITS:
         raise ConfigError(
-            f"The benchmark compares with the published model, and {type(unit).__name__} is no unit of it. Give a run "
+            f"The benchmark compares with the published model, which has no unit {type(unit).__name__}. Give a run "
             "whose units are TGLU, VDLU and CMFU."
         )
     function = _UNITS[type(unit)]

@@ -1,4 +1,4 @@
-"""The machine's own limit: how many pairs a second its matrix products and exponentials allow."""
+"""The machine's limit: time per pair of its matrix products and exponentials alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mimic_pl.units import CMFU, VDLU, Matcher, States
 
 
 class Arithmetic(NamedTuple):
-    """What a pair costs at least.
+    """Minimum operations per pair.
 
     Attributes:
         products: Multiplications and additions of matrix products.
-        exponentials: Exponentials.
+        exponentials: Number of exponentials.
     """
 
     products: int
@@ -23,11 +23,10 @@ class Arithmetic(NamedTuple):
 
 
 def arithmetic(matcher: Matcher, mentions: States, entities: States) -> Arithmetic:
-    """Arithmetic of a pair in the formulation that ranking uses, counted from the sizes of the states.
+    """Operations per pair in the formulation used by ranking, from the sizes of the states.
 
-    TGLU: the tokens' products and their exponentials, the mean weights times V, the product with the context, and that
-    of the global vectors. VDLU: five products in each direction. CMFU: one. What is left are some dozens of scalar
-    operations, which are not counted.
+    TGLU: products of the tokens and their exponentials, mean weights times V, and products with the context and of the
+    global vectors. VDLU: five products in each direction. CMFU: one product. Dozens of scalar operations are ignored.
     """
     products = exponentials = 0
     for name, entity in entities.items():
@@ -46,24 +45,24 @@ def arithmetic(matcher: Matcher, mentions: States, entities: States) -> Arithmet
 
 
 def machine_works(device: str, quick: bool = False) -> dict[str, Work]:
-    """Works whose times tell what the machine does: an operation of a float32 product, and an exponential.
+    """Works that measure the machine's time per operation of a float32 matrix product, and per exponential.
 
-    The product is of large square matrices. Exponentials are taken of numbers that stay in the caches, to base e and to
-    base 2, which torch computes faster on a CPU.
+    The product is of large square matrices. The exponentials, of values that stay in the caches, are to base e and to
+    base 2, which is faster in torch on a CPU.
     """
     cuda = torch.device(device).type == "cuda"
     side = 8192 if cuda else 256 if quick else 1024
     left, right, into = (torch.rand(side, side, device=device) for _ in range(3))
     numbers = torch.rand(1 << (21 if cuda else 17), device=device)
     powers = torch.empty_like(numbers)
-    again = 20 if quick else 400
+    repeats = 20 if quick else 400
 
     def exponentials(function: Any) -> Work:
         def run() -> None:
-            for _ in range(again):
+            for _ in range(repeats):
                 function(numbers, out=powers)
 
-        return Work(run, again * len(numbers))
+        return Work(run, repeats * len(numbers))
 
     return {
         "product": Work(lambda: torch.mm(left, right, out=into), 2 * side**3),
@@ -73,6 +72,6 @@ def machine_works(device: str, quick: bool = False) -> dict[str, Work]:
 
 
 def limit(pair: Arithmetic, times: dict[str, Timing], exponential: str = "exp2") -> Timing:
-    """Seconds that a pair would take if nothing but its products and exponentials took time."""
+    """Seconds per pair if only its products and exponentials took time."""
     rounds = zip(times["product"].rounds, times[exponential].rounds, strict=True)
     return Timing([pair.products * product + pair.exponentials * power for product, power in rounds])

@@ -1,4 +1,4 @@
-"""Peak memory of a work, measured in a fresh process."""
+"""Peak memory of a function, measured in a fresh process."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 
 Preparing = Callable[..., Callable[[], Any]]
-"""Imports, builds and warms up; what it returns is measured."""
+"""Imports, builds and warms up, and returns the function to measure."""
 
 
 class Peak(NamedTuple):
-    """Memory of a work.
+    """Peak memory of a function.
 
     Attributes:
-        beyond: Bytes at the peak beyond those that were taken before the work began.
-        before: Bytes that were taken before, in all of the process.
-        result: What the work returned.
+        increase: Peak bytes minus ``before``.
+        before: Bytes used by the process before the function was called.
+        result: Return value of the function.
     """
 
-    beyond: int
+    increase: int
     before: int
     result: Any
 
 
 def peak_memory(prepare: Preparing, device: str, threads: int | None, *arguments: Any) -> Peak:
-    """Measure a work in a process of its own: resident memory, or on CUDA what torch has handed out.
+    """Measure peak memory in a separate process: resident memory, or on CUDA the memory allocated by torch.
 
-    Pages of mapped files count as far as they are in the process's memory.
+    Resident pages of mapped files are included.
 
     Args:
-        prepare: A function of a module, called with ``arguments`` in that process; the work that it returns is
+        prepare: A module-level function, called with ``arguments`` in that process; the function that it returns is
             measured.
-        device: Where the work computes.
-        threads: Threads of torch.
-        *arguments: What ``prepare`` gets; all of it must be picklable.
+        device: Device on which the function computes.
+        threads: Number of torch threads.
+        *arguments: Picklable arguments of ``prepare``.
 
     Raises:
-        ConfigError: The system does not tell.
+        ConfigError: The system does not report peak memory.
     """
     if torch.device(device).type != "cuda" and not _STATUS.exists():
         raise ConfigError(
-            "Peak memory is read from /proc/self/status, which this system does not have. Leave out the rows memory, "
+            "Peak memory is read from /proc/self/status, which this system does not have. Omit the rows memory, "
             "training and index (--rows ranking,bytes,encoding,images)."
         )
     with ProcessPoolExecutor(1, mp_context=fresh_processes()) as process:
@@ -71,14 +71,14 @@ def _measure(prepare: Preparing, device: str, threads: int | None, arguments: tu
         result = work()
         torch.cuda.synchronize(device)
         return Peak(torch.cuda.max_memory_allocated(device) - before, before, result)
-    _forget_peak()
+    _reset_peak()
     before = _resident("VmRSS")
     result = work()
     return Peak(max(0, _resident("VmHWM") - before), before, result)
 
 
-def _forget_peak() -> None:
-    """Let the kernel count the peak anew; where it does not, a peak of the preparation counts as well."""
+def _reset_peak() -> None:
+    """Reset the kernel's peak; where that is not permitted, the peak of the preparation is included."""
     try:
         _CLEAR.write_text("5")
     except OSError:

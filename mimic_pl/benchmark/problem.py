@@ -1,4 +1,4 @@
-"""What is ranked: a model, mentions with golds, and the states of a knowledge base."""
+"""Ranking problems to measure: a model, mentions with golds, and the states of a knowledge base."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from mimic_pl.units import Matcher, States, published_units
 
 DIMS = FeatureDims(512, 96)
 TEXT_TOKENS, IMAGE_TOKENS = 40, 50
-"""The published sizes; hidden width 96 is what the units have by default."""
+"""Published sizes; the units' default hidden width is the published 96."""
 
 MENTIONS_AT_ONCE = 128
-"""Mentions that are ranked together, as the data module has it."""
+"""Mentions ranked at once, the default of the data module."""
 
-DISTURBANCE = 0.5
-"""Deviation of the noise in disturbed copies of entities, as a share of the deviation of the disturbed numbers."""
+NOISE = 0.5
+"""Standard deviation of the noise in noisy copies of entities, relative to that of the values."""
 
 _BATCH = 256
 _GOLDS_FROM = 40
@@ -35,17 +35,17 @@ _GOLDS_FROM = 40
 
 @dataclass
 class Problem:
-    """Mentions, and the knowledge base that is to be ranked for them.
+    """Mentions, and the knowledge base to rank for them.
 
     Attributes:
-        name: What the table calls it.
-        matcher: Scores.
+        name: Name in the table.
+        matcher: The matcher.
         mentions: Features of the mentions.
-        states: Their states.
+        states: States of the mentions.
         gold: Positions of their golds, int64 ``[mentions, golds]``, padded with -1.
         index: All entities, in float32.
-        sample: Positions of some entities, ascending, the golds among them, int64 ``[sample]``.
-        sample_features: Features of these.
+        sample: Ascending positions of some entities, including all golds, int64 ``[sample]``.
+        sample_features: Features of the sample.
     """
 
     name: str
@@ -58,9 +58,9 @@ class Problem:
     sample_features: Features
 
     def sampled(self) -> tuple[EntityIndex, Tensor]:
-        """The sample as a knowledge base of its own, and the golds' positions in it."""
-        place = torch.searchsorted(self.sample.to(self.gold.device), self.gold.clamp_min(0))
-        return in_dtype(self.index, "float32", self.sample), torch.where(self.gold >= 0, place, -1)
+        """The sample as a separate knowledge base, and the golds' positions in it."""
+        position = torch.searchsorted(self.sample.to(self.gold.device), self.gold.clamp_min(0))
+        return in_dtype(self.index, "float32", self.sample), torch.where(self.gold >= 0, position, -1)
 
 
 def rows(states: States, part: slice) -> States:
@@ -71,13 +71,13 @@ def rows(states: States, part: slice) -> States:
 def in_dtype(
     index: EntityIndex, dtype: IndexDtype, positions: Tensor | None = None, unit: str | None = None
 ) -> MemoryIndex:
-    """A copy of an index in another dtype.
+    """Copy an index to another dtype.
 
     Args:
-        index: In float32.
-        dtype: The copy's.
-        positions: Which entities; all by default.
-        unit: Which unit's states; all by default.
+        index: An index in float32.
+        dtype: Dtype of the copy.
+        positions: Positions of the entities to copy; all by default.
+        unit: The unit whose states to copy; all by default.
     """
     count = len(index) if positions is None else len(positions)
     copy = MemoryIndex(index.device, dtype, capacity=count)
@@ -90,13 +90,13 @@ def in_dtype(
 
 
 def add(index: MemoryIndex, states: States) -> None:
-    """Add entities that have no ids of their own to an index."""
+    """Add entities to an index with numbers as ids."""
     count = len(next(iter(next(iter(states.values())).values())))
     index.add([str(number) for number in range(len(index), len(index) + count)], states)
 
 
 def random_features(count: int, generator: torch.Generator, device: str) -> Features:
-    """Features of the published sizes, with texts of random lengths."""
+    """Random features of the published sizes, with texts of random lengths."""
 
     def numbers(*shape: int) -> Tensor:
         return torch.randn(count, *shape, generator=generator).to(device)
@@ -120,14 +120,14 @@ def random_matcher(seed: int, device: str) -> Matcher:
 
 @torch.no_grad()
 def random_problem(mentions: int, entities: int, sample: int, seed: int, device: str) -> Problem:
-    """Random features through random weights.
+    """A problem with random features and random weights.
 
-    Each gold is one of its mention's best 40 entities, so that golds stand where H@k is decided.
+    Each gold is one of its mention's top 40 entities, so that golds have the ranks that H@k depends on.
     """
     generator = torch.Generator().manual_seed(seed)
     matcher = random_matcher(seed, device)
-    asked = random_features(mentions, generator, device)
-    states = matcher.mention(asked)
+    mention_features = random_features(mentions, generator, device)
+    states = matcher.mention(mention_features)
     index = MemoryIndex(device, capacity=entities)
     kept: list[Features] = []
     for start in range(0, entities, _BATCH):
@@ -137,17 +137,17 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
             kept.append(batch)
     sample = min(sample, entities)
     features = Features.joined(kept)
-    # Golds come from the sample, whose ranking the literal scores check.
+    # Golds come from the sample, whose ranking is checked against the reference.
     best = min(_GOLDS_FROM, sample)
     small = in_dtype(index, "float32", torch.arange(sample))
     top = Ranker(best, "cheap", prune=False)(matcher, states, small).top_entities
-    place = torch.arange(mentions, device=device)[:, None] % best
+    rank = torch.arange(mentions, device=device)[:, None] % best
     return Problem(
         "random",
         matcher,
-        asked,
+        mention_features,
         states,
-        top.gather(1, place),
+        top.gather(1, rank),
         index,
         torch.arange(sample),
         features.rows(slice(sample)),
@@ -158,19 +158,19 @@ def random_problem(mentions: int, entities: int, sample: int, seed: int, device:
 def run_problem(
     folder: str, mentions: int, entities: int | None, inflate: int | None, sample: int, seed: int, device: str
 ) -> Problem:
-    """A trained run's model on its own data: test mentions with golds, and its knowledge base or a part of it.
+    """A trained run's model on its data: test mentions with golds, and its knowledge base or a part of it.
 
     Args:
-        folder: The run's.
-        mentions: How many, at most.
-        entities: Entities that are drawn from the knowledge base, the golds among them; all by default.
-        inflate: Fill up to so many with disturbed copies.
-        sample: Entities whose features are kept.
-        seed: Decides what is drawn.
-        device: Where to compute.
+        folder: Folder of the run.
+        mentions: Maximum number of mentions.
+        entities: Number of entities to sample from the knowledge base, including the golds; all by default.
+        inflate: Number of entities to reach by adding noisy copies.
+        sample: Number of entities whose features are kept.
+        seed: Random seed.
+        device: Device to compute on.
 
     Raises:
-        ConfigError: The folder is no run, or its units are not those of the published model.
+        ConfigError: The folder is not a run, or its units are not those of the published model.
     """
     model, datamodule = load_run(folder)
     require_published(model.matcher)
@@ -178,10 +178,10 @@ def run_problem(
     datamodule.setup("test")
     data = datamodule.ranked
     generator = torch.Generator().manual_seed(seed)
-    asked = data.dataset("test")
-    known = [row for row, golds in enumerate(asked.golds) if golds]
-    chosen = sorted(known[row] for row in torch.randperm(len(known), generator=generator)[:mentions].tolist())
-    batches = list(_encoded(model, asked, chosen, data.num_workers, "mentions"))
+    dataset = data.dataset("test")
+    with_gold = [row for row, golds in enumerate(dataset.golds) if golds]
+    selected = sorted(with_gold[row] for row in torch.randperm(len(with_gold), generator=generator)[:mentions].tolist())
+    batches = list(_encoded(model, dataset, selected, data.num_workers, "mentions"))
     features = Features.joined([features for _, features in batches])
     golds = torch.cat([batch["gold"] for batch, _ in batches])
 
@@ -190,27 +190,27 @@ def run_problem(
     others = torch.randperm(size, generator=generator)
     others = others[~torch.isin(others, first)]
     positions = torch.cat([first, others[: max(0, (entities or size) - len(first))]]).sort().values
-    # All golds and some others, by their places among the positions.
+    # All golds and some other entities.
     sampled = torch.cat([first, others[torch.isin(others, positions)][: max(0, sample - len(first))]]).sort().values
     size = max(inflate or 0, len(positions))
     index = MemoryIndex(device, capacity=size)
     kept: list[Features] = []
     done = 0
-    for _, own in _encoded(model, data.entity_dataset, positions.tolist(), data.num_workers, "entities"):
-        own = own.padded(model.encoder.text_length)
-        add(index, model.matcher.entity(own))
-        mine = torch.isin(positions[done : done + len(own.text_global)], sampled).to(device)
-        kept.append(own.rows(mine))
-        done += len(mine)
+    for _, batch in _encoded(model, data.entity_dataset, positions.tolist(), data.num_workers, "entities"):
+        batch = batch.padded(model.encoder.text_length)
+        add(index, model.matcher.entity(batch))
+        in_sample = torch.isin(positions[done : done + len(batch.text_global)], sampled).to(device)
+        kept.append(batch.rows(in_sample))
+        done += len(in_sample)
     while len(index) < size:
-        add(index, _disturbed(index, done, min(_BATCH * 4, size - len(index)), generator))
-    places = torch.searchsorted(positions, golds.clamp_min(0).cpu())
+        add(index, _noisy_copies(index, done, min(_BATCH * 4, size - len(index)), generator))
+    gold_positions = torch.searchsorted(positions, golds.clamp_min(0).cpu())
     return Problem(
-        f"{data.folder.name}, {done} entities" + (f" and {len(index) - done} disturbed copies" if inflate else ""),
+        f"{data.folder.name}, {done} entities" + (f" and {len(index) - done} noisy copies" if inflate else ""),
         model.matcher,
         features,
         model.matcher.mention(features),
-        torch.where(golds >= 0, places.to(golds.device), -1),
+        torch.where(golds >= 0, gold_positions.to(golds.device), -1),
         index,
         torch.searchsorted(positions, sampled),
         Features.joined(kept),
@@ -218,22 +218,22 @@ def run_problem(
 
 
 def _encoded(
-    model: MIMIC, dataset: BatchDataset, chosen: list[int], num_workers: int, side: Side
+    model: MIMIC, dataset: BatchDataset, selected: list[int], num_workers: int, side: Side
 ) -> Iterator[tuple[Batch, Features]]:
-    """Batches of chosen items, and their features."""
-    batches = [chosen[start : start + _BATCH] for start in range(0, len(chosen), _BATCH)]
+    """Batches of selected records, and their features."""
+    batches = [selected[start : start + _BATCH] for start in range(0, len(selected), _BATCH)]
     loader = DataLoader(dataset, sampler=batches, batch_size=None, collate_fn=collate, num_workers=num_workers)
     return model.batch_encoder()(loader, side, model.encode)
 
 
-def _disturbed(index: MemoryIndex, entities: int, count: int, generator: torch.Generator) -> States:
-    """States of ``count`` of the first ``entities``, drawn with repetition, plus Gaussian noise."""
+def _noisy_copies(index: MemoryIndex, entities: int, count: int, generator: torch.Generator) -> States:
+    """States of ``count`` of the first ``entities``, sampled with replacement, plus Gaussian noise."""
     states = index.select(torch.randint(entities, (count,), generator=generator)).states
 
-    def disturb(tensor: Tensor) -> Tensor:
+    def add_noise(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor
         noise = torch.randn(tensor.shape, generator=generator).to(tensor.device)
-        return tensor + DISTURBANCE * tensor.std() * noise
+        return tensor + NOISE * tensor.std() * noise
 
-    return {unit: {name: disturb(state[name]) for name in state} for unit, state in states.items()}
+    return {unit: {name: add_noise(state[name]) for name in state} for unit, state in states.items()}

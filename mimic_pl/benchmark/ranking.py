@@ -1,8 +1,9 @@
-"""Ranking: pairs per second against the published order and the machine's limit, and whether the ranks are the same."""
+"""Ranking: time per pair against the published order and the machine's limit, and agreement of ranks."""
 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -16,7 +17,7 @@ from mimic_pl.benchmark.machine import arithmetic, limit, machine_works
 from mimic_pl.benchmark.problem import MENTIONS_AT_ONCE, Problem, in_dtype, random_problem, rows, run_problem
 from mimic_pl.benchmark.report import Line, Row, fact, timed
 from mimic_pl.benchmark.settings import Settings
-from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.benchmark.timing import Work, time_interleaved
 from mimic_pl.features import Features
 from mimic_pl.ranking import EntityIndex, IndexDtype, Ranker
 from mimic_pl.units import Matcher, States
@@ -31,7 +32,7 @@ Ranks = dict[str, Tensor]
 
 
 def ranking(settings: Settings) -> Row:
-    """Random states at the published sizes."""
+    """Measure ranking of random states at published sizes."""
     mentions = settings.mentions or settings.size(256, 24)
     entities = settings.entities or settings.size(8192, 150)
     problem = random_problem(mentions, entities, settings.size(1000, 100), settings.seed, settings.device)
@@ -39,7 +40,7 @@ def ranking(settings: Settings) -> Row:
 
 
 def trained(settings: Settings) -> Row:
-    """A trained run's model on its own data."""
+    """Measure ranking of a trained run's model on its data."""
     assert settings.run is not None
     problem = run_problem(
         settings.run,
@@ -63,7 +64,7 @@ def _measured(problem: Problem, settings: Settings, title: str) -> Row:
             "mentions": len(problem.gold),
             "at once": min(MENTIONS_AT_ONCE, len(problem.gold)),
             "entities": len(problem.index),
-            "rounds": settings.turns,
+            "rounds": settings.num_rounds,
         },
         "lines": [*lines, *changed],
         "limit": limits,
@@ -74,29 +75,31 @@ def _measured(problem: Problem, settings: Settings, title: str) -> Row:
 def _speed(
     problem: Problem, indices: dict[IndexDtype, EntityIndex], settings: Settings
 ) -> tuple[list[Line], dict[str, float]]:
-    """Times of ranking, side by side with the published order and with the machine itself."""
+    """Times of ranking, of the published order and of the machine's limit."""
     matcher, device = problem.matcher, settings.device
     mentions = slice(0, MENTIONS_AT_ONCE)
     states, gold = rows(problem.states, mentions), problem.gold[mentions]
-    # Without pruning a pair costs what it costs: some of the entities tell it.
+    # Without pruning the time per pair is constant, so some of the entities are enough.
     few = torch.arange(min(len(problem.index), settings.size(8192, 150)))
     heads = {dtype: in_dtype(index, dtype, few) if len(few) < len(index) else index for dtype, index in indices.items()}
     head_gold = torch.where(gold < len(few), gold, -1)
 
-    def ours(index: EntityIndex, golds: Tensor, ranker: Ranker, asked: States = states, by: Matcher = matcher) -> Work:
-        return Work(lambda: ranker(by, asked, index, golds), len(golds) * len(index))
+    def ours(index: EntityIndex, golds: Tensor, ranker: Ranker, side: States = states, by: Matcher = matcher) -> Work:
+        return Work(lambda: ranker(by, side, index, golds), len(golds) * len(index))
 
     works = machine_works(device, settings.quick)
-    asked = _head(problem.mentions, literal.MENTIONS_AT_ONCE)
-    known = _head(problem.sample_features, settings.size(2, 1) * literal.ENTITIES_AT_ONCE)
-    pairs = len(asked.text_global) * len(known.text_global)
-    works[LITERAL] = Work(_without_grad(lambda: literal.scores(matcher, asked, known, device=device)), pairs)
+    sides = (
+        _head(problem.mentions, literal.MENTIONS_AT_ONCE),
+        _head(problem.sample_features, settings.size(2, 1) * literal.ENTITIES_AT_ONCE),
+    )
+    pairs = math.prod(len(side.text_global) for side in sides)
+    works[LITERAL] = Work(_without_grad(lambda: literal.scores(matcher, *sides, device=device)), pairs)
     for dtype in DTYPES:
         works[f"all, {dtype}"] = ours(heads[dtype], head_gold, Ranker(prune=False))
         works[f"pruned, {dtype}"] = ours(indices[dtype], gold, Ranker(unit_ranks="cheap"))
     works["pruned, unit ranks"] = ours(indices["float32"], gold, Ranker())
     with torch.no_grad():
-        normed = literal.normed(matcher, asked), literal.normed(matcher, known)
+        normed = literal.normed(matcher, sides[0]), literal.normed(matcher, sides[1])
     for name in matcher.units:
         alone = _alone(matcher, name)
         index = in_dtype(heads["float32"], "float32", unit=name)
@@ -104,7 +107,7 @@ def _speed(
         by_unit = partial(literal.scores, matcher, *normed, only=name)
         works[f"{LITERAL} {name}"] = Work(_without_grad(by_unit), pairs)
 
-    times = in_turn(works, settings.turns, device)
+    times = time_interleaved(works, settings.num_rounds, device)
     pair = arithmetic(matcher, states, problem.index.select(torch.arange(1)).states)
     bound = limit(pair, times)
     lines = [
@@ -123,11 +126,11 @@ def _speed(
     )
     lines.append(timed("the machine's limit, float32", bound, "every pair scored", times["all, float32"], "pair"))
     for ranks, what in (("cheap", "overall and top 10"), ("all", "units' ranks too")):
-        attended, settled = _attended(problem, mentions, ranks)
-        lines.append(fact(f"pairs that needed attention, pruned, {what}", 100 * attended, "%"))
-        lines.append(fact(f"golds, top entities and near ties in float64, pruned, {what}", 100 * settled, "%"))
+        scored, exact = _scored_fractions(problem, mentions, ranks)
+        lines.append(fact(f"pairs that needed attention, pruned, {what}", 100 * scored, "%"))
+        lines.append(fact(f"golds, top entities and near ties in float64, pruned, {what}", 100 * exact, "%"))
     reached = {
-        f"share of the limit, every pair scored ({power})": limit(pair, times, power).median
+        f"fraction of the limit, every pair scored ({power})": limit(pair, times, power).median
         / times["all, float32"].median
         for power in ("exp2", "exp")
     }
@@ -142,8 +145,8 @@ def _speed(
     }
 
 
-def _attended(problem: Problem, mentions: slice, unit_ranks: Any) -> tuple[float, float]:
-    """Shares of the pairs whose attention was computed in float32, and of those scored in float64."""
+def _scored_fractions(problem: Problem, mentions: slice, unit_ranks: Any) -> tuple[float, float]:
+    """Fractions of the pairs whose attention was computed in float32, and that were scored in float64."""
     matcher, count = counting(problem.matcher)
     gold = problem.gold[mentions]
     Ranker(unit_ranks=unit_ranks)(matcher, rows(problem.states, mentions), problem.index, gold)
@@ -153,21 +156,23 @@ def _attended(problem: Problem, mentions: slice, unit_ranks: Any) -> tuple[float
 
 @torch.no_grad()
 def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
-    """Ranks of the sampled entities against those of the literal scores in float64."""
+    """Ranks among the sampled entities against those of the published order in float64."""
     count = min(len(problem.gold), settings.size(100, 24))
-    asked, (index, gold) = _head(problem.mentions, count), problem.sampled()
+    mentions, (index, gold) = _head(problem.mentions, count), problem.sampled()
     gold = gold[:count]
     double = copy.deepcopy(problem.matcher).double()
-    arbiter = literal.scores(double, _doubled(asked), _doubled(problem.sample_features), device=settings.device)
-    expected = {name: _ranks(scores, gold) for name, scores in arbiter.items()}
-    published = literal.scores(problem.matcher, asked, problem.sample_features, device=settings.device)
+    reference = literal.scores(double, _doubled(mentions), _doubled(problem.sample_features), device=settings.device)
+    expected = {name: _ranks(scores, gold) for name, scores in reference.items()}
+    published = literal.scores(problem.matcher, mentions, problem.sample_features, device=settings.device)
     found: dict[str, Any] = {
-        "ranks compared with the float64 literal": count * len(expected),
-        "of the float32 literal differ": _differing({n: _ranks(s, gold) for n, s in published.items()}, expected),
+        "ranks compared with the published order in float64": count * len(expected),
+        "differing ranks, published order in float32": _differing(
+            {name: _ranks(scores, gold) for name, scores in published.items()}, expected
+        ),
     }
     for prune in (False, True):
         ranks = Ranker(prune=prune)(problem.matcher, rows(problem.states, slice(0, count)), index, gold).ranks
-        found[f"of ours {'pruned' if prune else 'with every pair scored'} differ"] = _differing(ranks, expected)
+        found[f"differing ranks, {'pruned' if prune else 'every pair scored'}"] = _differing(ranks, expected)
     return found
 
 
@@ -178,28 +183,26 @@ def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
     full, pruned = (Ranker(prune=prune)(problem.matcher, states, problem.index, gold) for prune in (False, True))
     return {
         "ranks compared over the whole knowledge base": count * len(full.ranks),
-        "of pruned ones differ from those with every pair scored": _differing(pruned.ranks, full.ranks),
-        "of pruned top entities differ": int((pruned.top_entities != full.top_entities).sum()),
+        "differing ranks, pruned against every pair scored": _differing(pruned.ranks, full.ranks),
+        "differing top entities": int((pruned.top_entities != full.top_entities).sum()),
     }
 
 
 def _agreement(
     problem: Problem, indices: dict[IndexDtype, EntityIndex], settings: Settings
 ) -> tuple[dict[str, Any], list[Line]]:
-    """What the smaller dtypes change: whether golds are among the first 1, 3, 5, 10, 20."""
-    # As many mentions as take some seconds.
+    """Changes of H@k and ranks in the smaller dtypes."""
+    # A number of mentions that takes some seconds.
     count = min(len(problem.gold), max(MENTIONS_AT_ONCE, settings.size(1 << 23, 1 << 16) // len(problem.index)))
     ranks = {dtype: _overall_ranks(problem, index, count) for dtype, index in indices.items()}
     exact, lines = ranks["float32"], []
-    checks: dict[str, Any] = {"golds compared between the dtypes": count}
+    checks: dict[str, Any] = {"mentions compared between dtypes": count}
     for dtype in DTYPES[1:]:
         shares = {k: ((ranks[dtype] <= k) != (exact <= k)).double().mean().item() for k in HITS}
         unchanged = 1 - sum(shares.values()) / len(shares)
-        lines.append(fact(f"golds' places among H@1..20 that {dtype} leaves as they are", 100 * unchanged, "%"))
-        checks |= {f"share of golds that {dtype} moves over H@{k}": share for k, share in shares.items()}
-        checks[f"share of overall ranks that {dtype} leaves as they are"] = (
-            (ranks[dtype] == exact).double().mean().item()
-        )
+        lines.append(fact(f"hits of H@1..20 unchanged in {dtype}", 100 * unchanged, "%"))
+        checks |= {f"fraction of hits of H@{k} changed in {dtype}": share for k, share in shares.items()}
+        checks[f"fraction of overall ranks unchanged in {dtype}"] = (ranks[dtype] == exact).double().mean().item()
     return checks, lines
 
 
@@ -212,7 +215,7 @@ def _overall_ranks(problem: Problem, index: EntityIndex, mentions: int) -> Tenso
 
 
 def _ranks(scores: Tensor, gold: Tensor) -> Tensor:
-    """Ranks of the best gold by sorting: score descending, then position."""
+    """Ranks of the best-ranked golds, by sorting by descending score, then position."""
     order = scores.sort(dim=1, descending=True, stable=True).indices
     place = torch.empty_like(order).scatter(
         1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
@@ -226,7 +229,7 @@ def _differing(ranks: Ranks, expected: Ranks) -> int:
 
 
 def _alone(matcher: Matcher, name: str) -> Matcher:
-    """A matcher with one of the units."""
+    """A matcher with only this unit."""
     unit: Any = matcher.units[name]
     alone = Matcher(unit.dims, {name: lambda _: unit})
     return alone.to(next(unit.parameters()).device)

@@ -1,4 +1,4 @@
-"""What was measured, as plain dictionaries, and as tables for people."""
+"""Results of the benchmark as plain dictionaries and as printed tables."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from rich.table import Table
 from mimic_pl.benchmark.timing import Timing, ratio
 
 Row = dict[str, Any]
-"""A family of measurements: ``title``, ``setting``, ``lines``, and ``checks``, what was found to be right or wrong.
+"""A group of measurements: ``title``, ``setting``, ``lines``, and ``checks`` of correctness.
 
-Where things are compared by several figures there is a ``table`` too: a dictionary for each of them, of the same keys.
+Comparisons of several quantities also have a ``table``: a list of dictionaries with the same keys.
 """
 
 Line = dict[str, Any]
-"""One of them: ``what``, ``value`` in ``unit``, and mostly ``against``, ``other`` and the ``ratio`` other / value."""
+"""A measurement: ``what``, ``value``, ``unit``; if compared also ``against``, ``other``, ``ratio`` (other / value)."""
 
 
 def timed(what: str, ours: Timing, against: str, other: Timing, of: str) -> Line:
-    """How many times faster ours is, in seconds per item; the spread is that of single rounds."""
+    """Compare seconds per item; the ratio is the speedup, with its range over single rounds."""
     return {
         "what": what,
         "value": ours.median,
@@ -37,19 +37,19 @@ def timed(what: str, ours: Timing, against: str, other: Timing, of: str) -> Line
 
 
 def sized(what: str, ours: float, against: str, other: float, per: str | None = None) -> Line:
-    """How many times fewer bytes ours takes."""
+    """Compare bytes."""
     line = {"what": what, "value": ours, "unit": "B", "against": against, "other": other, "ratio": other / max(ours, 1)}
     return line if per is None else {**line, "per": per}
 
 
 def fact(what: str, value: float, unit: str, per: str | None = None) -> Line:
-    """A number without another to compare it with; unit ``s``, ``B``, ``%`` or none."""
+    """A single value in ``s``, ``B``, ``%`` or without a unit."""
     line = {"what": what, "value": value, "unit": unit}
     return line if per is None else {**line, "per": per}
 
 
 def machine(device: str) -> dict[str, Any]:
-    """What everything was measured on."""
+    """Description of the machine."""
     found = {
         "processor": _processor(),
         "cores": os.cpu_count(),
@@ -64,12 +64,12 @@ def machine(device: str) -> dict[str, Any]:
 
 
 def print_machine(console: Console, found: dict[str, Any]) -> None:
-    """Print it on top."""
+    """Print the description of the machine."""
     console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False)
 
 
 def print_row(console: Console, row: Row) -> None:
-    """Print a family of measurements as a table."""
+    """Print a group of measurements as a table."""
     setting = ", ".join(f"{name} {value}" for name, value in row["setting"].items())
     title = row["title"]
     if "table" in row:
@@ -79,7 +79,7 @@ def print_row(console: Console, row: Row) -> None:
     table.add_column("what", overflow="fold")
     table.add_column("measured", justify="right")
     table.add_column("against", overflow="fold")
-    table.add_column("which took", justify="right")
+    table.add_column("reference", justify="right")
     table.add_column("ratio", justify="right")
     for line in row["lines"]:
         unit, per = line["unit"], line.get("per")
@@ -91,7 +91,7 @@ def print_row(console: Console, row: Row) -> None:
 
 
 def _compared(rows: list[dict[str, Any]], title: str) -> Table:
-    """Things that are compared by several figures: a row for each of them, the first column their names."""
+    """Table of several quantities, with names in the first column."""
     table = Table(title=title, title_justify="left")
     for column, value in rows[0].items():
         table.add_column(column, justify="left" if isinstance(value, str) else "right")

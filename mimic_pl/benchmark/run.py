@@ -1,4 +1,4 @@
-"""Row by row: measure, print, write."""
+"""Running the benchmark: measures, prints and writes row by row."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ _FUNCTIONS = {
     "images": ("images", "images"),
     "index": ("index", "index"),
 }
-"""Where each row is measured: file and function."""
+"""Module and function of each row."""
 
 
 def run_benchmark(settings: Settings) -> dict[str, Any]:
-    """Measure the chosen rows and print each as soon as it is there.
+    """Measure the selected rows and print each as soon as it is finished.
 
     Args:
-        settings: What is measured, at which sizes and where.
+        settings: Settings of the benchmark.
 
     Returns:
-        All that was measured, as it is written to ``settings.output``: plain values by row, and the machine.
+        All results as written to ``settings.output``: plain values by row, and the machine.
 
     Raises:
-        ConfigError: The settings do not fit, or the output cannot be written.
+        ConfigError: The settings are invalid, or the output cannot be written.
     """
     chosen = settings.chosen()
     if settings.output is not None:
@@ -60,13 +60,13 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
         row["seconds"] = time.perf_counter() - start
         print_row(console, row)
         measured["rows"][name] = row
-        if settings.output is not None:  # after each row: what was measured is not lost
+        if settings.output is not None:  # after each row, so that no results are lost
             Path(settings.output).write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
     return measured
 
 
 def _function(name: str) -> Callable[[Settings], Row]:
-    # Imported when it is measured: some rows need transformers' processors, others nothing but torch.
+    # Lazy imports: some rows need transformers' processors, others only torch.
     file, function = _FUNCTIONS[name]
     found: Callable[[Settings], Row] = getattr(import_module(f"mimic_pl.benchmark.{file}"), function)
     return found
@@ -74,4 +74,4 @@ def _function(name: str) -> Callable[[Settings], Row]:
 
 def _require_folder(path: Path) -> None:
     if path.is_dir() or not path.absolute().parent.is_dir():
-        raise ConfigError(f"The output {path} must be a file in a folder that exists.")
+        raise ConfigError(f"The output {path} must be a file in an existing folder.")

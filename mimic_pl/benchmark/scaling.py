@@ -1,4 +1,4 @@
-"""Two processes on two cores against one process on one: encoding and ranking a knowledge base."""
+"""Encoding and ranking with two processes on two cores, against one process on one core."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Times = dict[str, list[float]]
 
 
 def scaling(settings: Settings) -> Row:
-    """Each process has one thread, on a CPU; what the first does alone, and what both shard, are measured in turn."""
+    """Measure one process alone and two sharing the work, interleaved, each with one thread on a CPU."""
     with tempfile.TemporaryDirectory() as folder:
         method = fresh_processes().get_start_method()
         start_processes(_measure, (folder, settings), _PROCESSES, start_method=method)  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ def scaling(settings: Settings) -> Row:
         lines.append(timed(f"{what}, {_PROCESSES} processes", shared, "one process", alone, unit))
     entities, mentions = _sizes(settings)
     return {
-        "title": f"{_PROCESSES} processes on a core each against one process on one core (CPU, gloo)",
+        "title": f"{_PROCESSES} processes with one core each against one process on one core (CPU, gloo)",
         "setting": {"encoder": settings.encoder, "entities ranked": entities, "mentions": mentions},
         "lines": lines,
     }
@@ -55,14 +55,14 @@ def _measure(rank: int, folder: str, settings: Settings) -> None:
     try:
         works = {"encoding": _encoding(settings), "ranking": _ranking(settings)}
         times: dict[str, Times] = {what: {"alone": [], "shared": []} for what in works}
-        for turn in range(settings.turns + 1):
+        for turn in range(settings.num_rounds + 1):
             for what, (items, alone, shared) in works.items():
                 for name, work in (("alone", alone if rank == 0 else _nothing), ("shared", shared)):
                     dist.barrier()
                     start = time.perf_counter()
                     work()
                     dist.barrier()
-                    if turn:  # the first one warms up
+                    if turn:  # the first is a warm-up
                         times[what][name].append((time.perf_counter() - start) / items)
         if rank == 0:
             torch.save(times, Path(folder) / "times.pt")
@@ -71,7 +71,7 @@ def _measure(rank: int, folder: str, settings: Settings) -> None:
 
 
 def _encoding(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], None]]:
-    """How many entities, and how one process encodes all of them and each of several its shard."""
+    """Number of entities, and functions to encode all of them and a process's shard."""
     encoder = build_encoder(settings.encoder, settings.seed).eval()
     matcher = Matcher(DIMS, published_units()).eval()
     generator = torch.Generator().manual_seed(settings.seed)
@@ -88,16 +88,18 @@ def _encoding(settings: Settings) -> tuple[int, Callable[[], None], Callable[[],
 
 
 def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], None]]:
-    """How many pairs, and how one process ranks all mentions and each of several its share of them."""
-    together = ProcessGroup()
+    """Number of pairs, and functions to rank all mentions and a process's share of them."""
+    processes = ProcessGroup()
     entities, mentions = _sizes(settings)
     problem = random_problem(mentions, entities, min(entities, 1000), settings.seed, "cpu")
-    # In turn: of a stretch, one process would hold the golds of all mentions, which are at the beginning.
-    local = torch.arange(together.rank, entities, together.world_size)
-    part = MemoryIndex(shard=Shard(local, entities, together))
+    # Interleaved, since in contiguous shards one process would have all golds, which are at the beginning.
+    local = torch.arange(processes.rank, entities, processes.world_size)
+    part = MemoryIndex(shard=Shard(local, entities, processes))
     states = {unit: dict(state) for unit, state in problem.index.select(local).states.items()}
     part.add(problem.index.ids_of(local), states, local)
-    own = slice(mentions * together.rank // together.world_size, mentions * (together.rank + 1) // together.world_size)
+    own = slice(
+        mentions * processes.rank // processes.world_size, mentions * (processes.rank + 1) // processes.world_size
+    )
     ranker, size = Ranker(), MENTIONS_AT_ONCE
 
     def alone() -> None:
@@ -106,13 +108,13 @@ def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], 
             ranker(problem.matcher, rows(problem.states, block), problem.index, problem.gold[block])
 
     def shared() -> None:
-        # As many mentions at once as the one process has.
-        for start in range(own.start, own.stop, size // together.world_size):
-            block = slice(start, min(start + size // together.world_size, own.stop))
+        # All processes together rank as many mentions at once as a single process.
+        for start in range(own.start, own.stop, size // processes.world_size):
+            block = slice(start, min(start + size // processes.world_size, own.stop))
             ranker(problem.matcher, rows(problem.states, block), part, problem.gold[block])
 
     return mentions * entities, alone, shared
 
 
 def _nothing() -> None:
-    """What a process does while another works alone."""
+    """Idle while another process works alone."""

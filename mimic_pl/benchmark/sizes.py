@@ -1,4 +1,4 @@
-"""Bytes that an entity takes."""
+"""Bytes per entity."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mimic_pl.ranking import MemoryIndex
 
 @torch.no_grad()
 def sizes(settings: Settings) -> Row:
-    """An entity in the index, beside its features, which the published evaluation keeps."""
+    """Compare an entity's bytes in the index with its features, which the published evaluation stores."""
     features = random_features(64, torch.Generator().manual_seed(settings.seed), "cpu")
     index = MemoryIndex()
     add(index, random_matcher(settings.seed, "cpu").entity(features))

@@ -1,4 +1,4 @@
-"""Times that can be compared: both sides measured in turn, several times, in one run."""
+"""Comparable times, from repeated interleaved measurements."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import torch
 
 
 class Work(NamedTuple):
-    """Something to be timed.
+    """A function to time.
 
     Attributes:
-        run: Does it.
-        items: What it does so many of (pairs, images, ...); times are given per item.
+        run: The function.
+        items: Number of items that it processes (pairs, images, ...); times are per item.
     """
 
     run: Callable[[], object]
@@ -23,23 +23,23 @@ class Work(NamedTuple):
 
 
 class Timing(NamedTuple):
-    """Seconds per item, one for each round."""
+    """Seconds per item of each round."""
 
     rounds: list[float]
 
     @property
     def median(self) -> float:
-        """Their median."""
+        """Median over rounds."""
         return statistics.median(self.rounds)
 
 
 class Ratio(NamedTuple):
-    """How many times as long one work takes as another.
+    """Ratio of two times.
 
     Attributes:
-        ratio: Of the medians.
-        lowest: The lowest ratio of a single round.
-        highest: The highest.
+        ratio: Ratio of the medians.
+        lowest: Lowest ratio of a single round.
+        highest: Highest ratio of a single round.
     """
 
     ratio: float
@@ -47,14 +47,16 @@ class Ratio(NamedTuple):
     highest: float
 
 
-def in_turn(works: Mapping[str, Work], rounds: int, device: str = "cpu", warm_up: bool = True) -> dict[str, Timing]:
-    """Time works one after the other, again and again, so that a machine that slows down does so for all of them.
+def time_interleaved(
+    works: Mapping[str, Work], rounds: int, device: str = "cpu", warm_up: bool = True
+) -> dict[str, Timing]:
+    """Time works one after the other in each round, so that changes of the machine's speed affect all of them.
 
     Args:
-        works: By name.
-        rounds: How often each is timed.
-        device: Where they compute; it is waited for.
-        warm_up: Do each of them once before.
+        works: Works by name.
+        rounds: Number of repetitions.
+        device: Device on which they compute, which is synchronized.
+        warm_up: Run each of them once before.
     """
     if warm_up:
         for work in works.values():
@@ -71,7 +73,7 @@ def in_turn(works: Mapping[str, Work], rounds: int, device: str = "cpu", warm_up
 
 
 def ratio(slow: Timing, fast: Timing) -> Ratio:
-    """How many times as long ``slow`` takes as ``fast``."""
+    """Ratio of the times of ``slow`` and ``fast``."""
     single = [a / b for a, b in zip(slow.rounds, fast.rounds, strict=True)]
     return Ratio(slow.median / fast.median, min(single), max(single))
 

@@ -1,4 +1,4 @@
-"""The training step: time and peak memory against the published order, for the matcher alone and the whole model."""
+"""Time and peak memory of a training step against the published order, for the matcher and the whole model."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mimic_pl.benchmark.memory import peak_memory
 from mimic_pl.benchmark.problem import random_features, random_matcher
 from mimic_pl.benchmark.report import Line, Row, fact, sized, timed
 from mimic_pl.benchmark.settings import Settings
-from mimic_pl.benchmark.timing import Work, in_turn
+from mimic_pl.benchmark.timing import Work, time_interleaved
 from mimic_pl.encoders import Encoder
 from mimic_pl.features import Features
 from mimic_pl.loss_inputs import LossInputs
@@ -28,13 +28,13 @@ OURS: Order = "ours"
 
 
 def training(settings: Settings) -> Row:
-    """Forward and backward of a batch of pairs."""
+    """Measure forward and backward pass of a batch of pairs."""
     batch = min(settings.batches[0], settings.size(settings.batches[0], 16))
     lines: list[Line] = []
     for whole in (False, True):
         works: dict[str, Work] = {order: Work(_step(order, batch, whole, settings)) for order in (OURS, PUBLISHED)}
-        rounds = min(settings.turns, 3) if whole else settings.turns
-        times = in_turn(works, rounds, settings.device)
+        rounds = min(settings.num_rounds, 3) if whole else settings.num_rounds
+        times = time_interleaved(works, rounds, settings.device)
         what = f"whole model, {settings.encoder} encoder" if whole else "matcher alone"
         lines.append(timed(f"{what}, batch {batch}", times[OURS], PUBLISHED, times[PUBLISHED], "step"))
         del works
@@ -44,35 +44,35 @@ def training(settings: Settings) -> Row:
         lines.append(sized(f"{what}, batch {batch}, peak memory", peaks[OURS], PUBLISHED, peaks[PUBLISHED]))
     for size in settings.batches[1:]:
         lines.append(fact(f"matcher alone, batch {size}, peak memory", _peak(OURS, size, False, settings), "B"))
-        times = in_turn({OURS: Work(_step(OURS, size, False, settings))}, 1, settings.device)
+        times = time_interleaved({OURS: Work(_step(OURS, size, False, settings))}, 1, settings.device)
         lines.append(fact(f"matcher alone, batch {size}", times[OURS].median, "s", "step"))
     return {
         "title": "Training step, forward and backward, at published sizes of the units",
-        "setting": {"rounds": settings.turns},
+        "setting": {"rounds": settings.num_rounds},
         "lines": lines,
-        "checks": {"largest difference of a gradient, as a share of the largest gradient": _difference(settings)},
+        "checks": {"largest difference of a gradient, relative to the largest gradient": _difference(settings)},
     }
 
 
 def prepare_step(order: Order, batch: int, whole: bool, encoder: EncoderSize, seed: int, device: str) -> Any:
-    """A training step, ready to run; small ones have run before."""
-    run, warm = make_step(order, batch, whole, encoder, seed, device)
-    warm()
+    """Build a training step and warm up with a small one."""
+    run, warm_up = make_step(order, batch, whole, encoder, seed, device)
+    warm_up()
     return run
 
 
 def make_step(
     order: Order, batch: int, whole: bool, encoder: EncoderSize, seed: int, device: str
 ) -> tuple[Callable[[], None], Callable[[], None]]:
-    """A training step on a batch, and one on a few of its pairs.
+    """Build a training step on a batch, and one on a few of its pairs.
 
     Args:
-        order: Of operations.
-        batch: Pairs.
-        whole: With an encoder; otherwise features come ready, and get a gradient as those of an encoder do.
-        encoder: Which encoder.
-        seed: Of weights and batch.
-        device: Where to compute.
+        order: Order of operations.
+        batch: Number of pairs.
+        whole: Include an encoder; otherwise features are given and get gradients.
+        encoder: Size of the encoder.
+        seed: Seed of weights and batch.
+        device: Device to compute on.
     """
     generator = torch.Generator().manual_seed(seed)
     matcher = random_matcher(seed, device).train()
@@ -108,7 +108,7 @@ def _step(order: Order, batch: int, whole: bool, settings: Settings) -> Callable
 
 def _peak(order: Order, batch: int, whole: bool, settings: Settings) -> int:
     arguments = order, batch, whole, settings.encoder, settings.seed, settings.device
-    return peak_memory(prepare_step, settings.device, torch.get_num_threads(), *arguments).beyond
+    return peak_memory(prepare_step, settings.device, torch.get_num_threads(), *arguments).increase
 
 
 def _leaves(batch: int, generator: torch.Generator, device: str) -> Features:
@@ -125,12 +125,12 @@ def _features(tower: Encoder | None, side: Any, size: int | None) -> Features:
 
 
 def _of_batch(scores: dict[str, Tensor], mentions: Features, entities: Features) -> LossInputs:
-    """A batch in which no gold occurs twice."""
+    """Loss inputs of a batch without duplicate golds."""
     return LossInputs(scores, mentions, entities, torch.zeros_like(scores["overall"], dtype=torch.bool))
 
 
 def _difference(settings: Settings) -> float:
-    """Gradients of all weights in both orders, on a small batch."""
+    """Largest relative difference of gradients between the two orders, on a small batch."""
     matcher = random_matcher(settings.seed, settings.device).train()
     found: list[dict[str, Tensor]] = []
     for order in (OURS, PUBLISHED):

@@ -1,4 +1,4 @@
-"""Encoders turn the tokens and images of one side into :class:`~mimic_pl.features.Features`."""
+"""Encoders: from tokens and images to :class:`~mimic_pl.features.Features`."""
 
 from mimic_pl.encoders.base import INPUTS, Encoder, repeat_last
 from mimic_pl.encoders.clip import CLIPEncoder

@@ -1,4 +1,4 @@
-"""What every encoder has: its widths, tokenizer and image processor, and one call from inputs to features."""
+"""Base class of encoders: from inputs to features, with a tokenizer and an image processor."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
-"""What an encoder is called with; a side of a batch may hold more."""
+"""Arguments of an encoder; one side of a batch may contain more tensors."""
 
-_SMALLEST_BATCH = 32
+_MIN_BATCH = 32
 
 
 def repeat_last(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A batch with its last record repeated until there are 32; a larger one as it is.
+    """Pad a batch to 32 records by repeating the last one; larger batches are unchanged.
 
-    The kernels for small products round differently from row to row, and records that are equal must have equal
-    features wherever they are.
+    Kernels for small products round differently from row to row, but equal records must have equal features wherever
+    they are in a batch.
 
     Args:
-        inputs: Tensors ``[batch, ...]``, ``input_ids`` among them.
+        inputs: Tensors ``[batch, ...]``, including ``input_ids``.
     """
     size = len(inputs["input_ids"])
-    if size >= _SMALLEST_BATCH:
+    if size >= _MIN_BATCH:
         return dict(inputs)
-    rows = torch.arange(_SMALLEST_BATCH, device=inputs["input_ids"].device).clamp_max(size - 1)
+    rows = torch.arange(_MIN_BATCH, device=inputs["input_ids"].device).clamp_max(size - 1)
     return {name: tensor[rows] for name, tensor in inputs.items()}
 
 
 class Encoder(Recorded, nn.Module, ABC):
-    """Turns the tokens and images of a batch of mentions, or of entities, into features (paper section 3.2).
+    """Encodes tokens and images of a batch of mentions or entities to features (paper section 3.2).
 
     A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with
-    :meth:`add_towers`, and implements :meth:`forward`, :meth:`build_tokenizer` and :meth:`build_image_processor`. The
-    same weights serve mentions and entities.
+    :meth:`add_towers`, and implements :meth:`forward`, :meth:`build_tokenizer` and :meth:`build_image_processor`.
+    Mentions and entities share the same weights.
 
     Args:
-        freeze: Keep the towers as they are.
-        frozen_features: Folder in which the outputs of frozen towers are kept, so that each record goes through them
-            once: ``auto`` for the user's cache folder, ``None`` for nowhere.
+        freeze: Freeze the towers.
+        frozen_features: Folder that caches the outputs of frozen towers, so that each record is encoded once: ``auto``
+            for the user's cache folder, ``None`` for no cache.
 
     Attributes:
-        dims: Widths of the features it returns; the units are built to them.
-        text_length: Tokens that a text is padded or cut to.
+        dims: Widths of the features, to which the units are built.
+        text_length: Number of tokens to which texts are padded or truncated.
     """
 
     dims: FeatureDims
@@ -63,7 +63,7 @@ class Encoder(Recorded, nn.Module, ABC):
         self._frozen: FrozenFeatures | None = None
 
     def add_towers(self, *towers: nn.Module) -> None:
-        """Name the pretrained parts: these alone are frozen by ``freeze``; projections on top stay trainable."""
+        """Register the pretrained towers, which ``freeze`` freezes; projections on top stay trainable."""
         self._towers = towers
         if self.freeze:
             for tower in towers:
@@ -71,11 +71,11 @@ class Encoder(Recorded, nn.Module, ABC):
             if self.frozen_features is not None:
                 folder = None if self.frozen_features == "auto" else self.frozen_features
                 self._frozen = FrozenFeatures(towers, folder)
-        # transformers hands models out in evaluation mode and Lightning keeps the mode that it finds.
+        # transformers returns models in evaluation mode, and Lightning does not change it.
         self.train()
 
     def train(self, mode: bool = True) -> Encoder:
-        """Switch dropout on or off, except in frozen towers, which stay in evaluation mode."""
+        """Set training or evaluation mode; frozen towers stay in evaluation mode."""
         super().train(mode)
         if self.freeze:
             for tower in self._towers:
@@ -84,17 +84,17 @@ class Encoder(Recorded, nn.Module, ABC):
 
     @property
     def keeps_features(self) -> bool:
-        """Whether outputs of frozen towers are kept; then :meth:`forward` takes an ``image_key`` as well."""
+        """Whether outputs of frozen towers are cached; if so, :meth:`forward` also takes an ``image_key``."""
         return self._frozen is not None
 
     def run_tower(self, name: str, tower: Tower, inputs: Sequence[Tensor], keys: Tensor | None) -> dict[str, Tensor]:
-        """Run a tower; without a graph if it is frozen, and only for inputs that are not known if features are kept.
+        """Run a tower: without gradients if it is frozen, and only on inputs that are not in the cache if it is used.
 
         Args:
             name: ``text`` or ``vision``.
-            tower: From the inputs to named outputs ``[batch, ...]``.
+            tower: Maps the inputs to named outputs ``[batch, ...]``.
             inputs: Tensors ``[batch, ...]``.
-            keys: What tells the inputs' rows apart, int64 ``[batch, n]``; ``None`` if their outputs are not to be kept.
+            keys: Cache keys of the rows, int64 ``[batch, n]``; ``None`` to bypass the cache.
         """
         if keys is not None and self._frozen is not None and self._frozen.usable:
             return self._frozen(name, tower, inputs, keys)
@@ -110,14 +110,14 @@ class Encoder(Recorded, nn.Module, ABC):
             attention_mask: 1 for a token, 0 for padding, int64 ``[batch, text_tokens]``.
             pixel_values: Normalised images, ``[batch, 3, image_size, image_size]``.
 
-        An encoder that keeps features of frozen towers (:attr:`keeps_features`) also takes ``image_key``, int64
-        ``[batch, 2]``: a hash of each image, without which nothing is kept.
+        An encoder that caches features of frozen towers (:attr:`keeps_features`) also takes ``image_key``, int64
+        ``[batch, 2]``: a hash of each image, without which nothing is cached.
         """
 
     @abstractmethod
     def build_tokenizer(self) -> TextTokenizer:
-        """Make the tokenizer of the checkpoint that the text tower came from."""
+        """Build the tokenizer of the text tower's checkpoint."""
 
     @abstractmethod
     def build_image_processor(self) -> ImageProcessor:
-        """Make the image processor of the checkpoint that the vision tower came from."""
+        """Build the image processor of the vision tower's checkpoint."""

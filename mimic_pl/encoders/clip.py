@@ -18,10 +18,10 @@ from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 
 class CLIPEncoder(Encoder):
-    """A dual encoder whose two towers yield pooled embeddings and hidden states (paper section 3.2).
+    """A CLIP-like dual encoder with pooled embeddings and hidden states of both towers (paper section 3.2).
 
     Text features are the normalised text embedding and the last hidden states; image features are linear projections
-    of the normalised image embedding and of the last hidden states, CLS included. Any checkpoint whose model has
+    of the normalised image embedding and of the last hidden states, including CLS. Any checkpoint whose model has
     ``get_text_features`` and ``get_image_features`` works (CLIP, SigLIP, ...).
 
     Args:
@@ -32,13 +32,14 @@ class CLIPEncoder(Encoder):
             (see :func:`~mimic_pl.encoders.wordpiece.build_tokenizer`).
         text_length: Tokens per text.
         image_dim: Width of the image features after projection (the paper's d_V).
-        freeze: Keep the towers as they are; the projections still train.
-        frozen_features: Folder in which the outputs of frozen towers are kept, so that each record goes through them
-            once: ``auto`` for the user's cache folder, ``None`` for nowhere.
+        freeze: Freeze the towers; the projections are still trained.
+        frozen_features: Folder that caches the outputs of frozen towers, so that each record is encoded once: ``auto``
+            for the user's cache folder, ``None`` for no cache.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
     Raises:
-        ConfigError: Both or neither of ``pretrained`` and ``config``, or a text longer than the model can take.
+        ConfigError: Both or neither of ``pretrained`` and ``config`` are given, or ``text_length`` exceeds the model's
+            positions.
 
     Example:
         >>> encoder = CLIPEncoder("openai/clip-vit-base-patch32")  # doctest: +SKIP
@@ -63,7 +64,7 @@ class CLIPEncoder(Encoder):
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:
             if vocabulary is not None:
-                raise ConfigError("CLIPEncoder: 'vocabulary' goes with 'config'; a checkpoint brings its tokenizer.")
+                raise ConfigError("CLIPEncoder: 'vocabulary' needs 'config'; a checkpoint has its own tokenizer.")
             self.clip = load_tower(pretrained)
         else:
             self.tokenizer = build_tokenizer(vocabulary or [])
@@ -75,7 +76,7 @@ class CLIPEncoder(Encoder):
                 f"text_length is {text_length}, but this text tower has only {text.max_position_embeddings} positions. "
                 "Lower text_length or choose another checkpoint."
             )
-        # CLIP projects both pooled embeddings to one width; SigLIP projects the text's, in its head.
+        # CLIP projects both pooled embeddings to the same width; SigLIP projects only the text embedding.
         joint = getattr(self.clip.config, "projection_dim", None)
         text_dim = joint or getattr(text, "projection_size", None) or text.hidden_size
         image_global_dim = joint or vision.hidden_size
@@ -88,7 +89,7 @@ class CLIPEncoder(Encoder):
         self.dims = FeatureDims(text_dim, image_dim)
         if gradient_checkpointing:
             self.clip.activation_checkpointing_enable()
-        # The scale (and bias) of the contrastive logits have no part in MIMIC; DDP would wait for their gradients.
+        # MIMIC does not use the scale and bias of the contrastive logits; DDP would wait for their gradients.
         for name, parameter in self.clip.named_parameters():
             if name in ("logit_scale", "logit_bias"):
                 parameter.requires_grad_(False)
@@ -130,7 +131,7 @@ class CLIPEncoder(Encoder):
 
 
 def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text_length: int) -> CLIPConfig:
-    """The configuration of a new CLIP whose text tower fits the tokenizer."""
+    """Configuration of a new CLIP whose text tower fits the tokenizer."""
     unknown = set(sizes) - {"projection_dim", "text_config", "vision_config"}
     if unknown:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""What frozen towers compute, kept on disk: each text and each image goes through them once."""
+"""A disk cache of frozen tower outputs, so that each text and image is encoded once."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mimic_pl.files import readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
 
 Tower = Callable[..., dict[str, Tensor]]
-"""From tensors ``[batch, ...]`` to named tensors ``[batch, ...]``."""
+"""Maps tensors ``[batch, ...]`` to named tensors ``[batch, ...]``."""
 
 _KEY_BYTES = 16
 _log = logging.getLogger(__name__)
@@ -31,11 +31,11 @@ def default_folder() -> Path:
 
 
 def content_keys(pixels: Tensor, has_image: Tensor) -> Tensor:
-    """A 128-bit hash of each image, int64 ``[batch, 2]``.
+    """128-bit hash of each image, int64 ``[batch, 2]``.
 
     Args:
         pixels: uint8 ``[batch, 3, S, S]``.
-        has_image: Whether there is one, bool ``[batch]``: a missing image is not a black one.
+        has_image: Whether there is an image, bool ``[batch]``: a missing image differs from a black one.
     """
     hashes = bytearray()
     for row, present in zip(pixels.contiguous(), has_image.tolist(), strict=True):
@@ -44,18 +44,17 @@ def content_keys(pixels: Tensor, has_image: Tensor) -> Tensor:
 
 
 class FrozenFeatures:
-    """Outputs of frozen towers by their inputs, for experiments that train only what follows them.
+    """Cache of frozen tower outputs, for experiments that train only the layers after them.
 
-    They are stored by content: a record that is moved, or named otherwise, is still known. Every state of the weights,
-    precision and kind of device has a folder of its own, so that features of other weights are never returned.
+    It is keyed by content: records may be moved or renamed. Each combination of weights, precision and device type has
+    its own folder, so features of other weights are never returned.
 
-    It takes room: with CLIP ViT-B/32 about 80 kB for a text of 40 tokens and 155 kB for an image, in float32. Where
-    there is none, that is logged, and what is not stored is computed as without it.
+    With CLIP ViT-B/32 it needs about 80 kB for a text of 40 tokens and 155 kB for an image, in float32. If the disk is
+    full, a warning is logged and the remaining features are computed without the cache.
 
     Args:
-        towers: The frozen parts.
-        folder: Where features are kept; by default :func:`default_folder`, of whose disk half of what is free may be
-            taken.
+        towers: The frozen towers.
+        folder: Folder of the cache; by default :func:`default_folder`, limited to half of the free disk space.
     """
 
     def __init__(self, towers: Sequence[nn.Module], folder: str | Path | None = None) -> None:
@@ -64,25 +63,25 @@ class FrozenFeatures:
         self._disk_fraction = 0.5 if folder is None else 1.0
         self._versions: object = None
         self._fingerprint = ""
-        self._room: float | None = None  # bytes that may still be written; not known before the first are
+        self._room: float | None = None  # bytes that may still be written; determined at the first write
 
     @property
     def usable(self) -> bool:
-        """Whether the towers are frozen now: BackboneFinetuning may have unfrozen them."""
+        """Whether the towers are still frozen: BackboneFinetuning may have unfrozen them."""
         return not any(weight.requires_grad for weight in self._weights())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, name: str, tower: Tower, inputs: Sequence[Tensor], keys: Tensor) -> dict[str, Tensor]:
-        """What a tower returns for these inputs; only those that are not known run through it.
+        """Look up a tower's outputs for these inputs; the tower runs only on those that are not cached.
 
         Args:
-            name: The tower's: ``text`` or ``vision``.
-            tower: Runs it.
+            name: ``text`` or ``vision``.
+            tower: The tower.
             inputs: Its arguments, each ``[batch, ...]``.
-            keys: What tells the rows of the inputs apart, int64 ``[batch, n]``.
+            keys: Keys of the rows, int64 ``[batch, n]``.
 
         Raises:
-            StoreError: The store is damaged as a whole.
+            StoreError: The whole store is damaged.
         """
         device = inputs[0].device
         store = KeyValueStore(self.root / self.fingerprint(device), ("text", "vision"))
@@ -91,16 +90,16 @@ class FrozenFeatures:
         rows = {key: load(value) for key, value in found.items() if value is not None}
         missing = [key for key, value in found.items() if value is None]
         if missing:
-            chosen = torch.tensor([wanted.index(key) for key in missing], device=device)
+            missing_rows = torch.tensor([wanted.index(key) for key in missing], device=device)
             with torch.no_grad():
-                outputs = tower(*(tensor[chosen] for tensor in inputs))
-            made = {output: tensor.detach().cpu().contiguous() for output, tensor in outputs.items()}
-            rows |= {key: {o: tensor[n].clone() for o, tensor in made.items()} for n, key in enumerate(missing)}
-            self._keep(store, [(name, key, save(rows[key])) for key in missing])
+                outputs = tower(*(tensor[missing_rows] for tensor in inputs))
+            computed = {output: tensor.detach().cpu().contiguous() for output, tensor in outputs.items()}
+            rows |= {key: {o: tensor[n].clone() for o, tensor in computed.items()} for n, key in enumerate(missing)}
+            self._store(store, [(name, key, save(rows[key])) for key in missing])
         return {output: torch.stack([rows[key][output] for key in wanted]).to(device) for output in rows[wanted[0]]}
 
     def fingerprint(self, device: torch.device) -> str:
-        """A hash of the towers' weights, and of all else that decides what they return on a device."""
+        """Hash of the towers' weights and of everything else that their outputs on a device depend on."""
         versions = [(id(w), w._version, w.data_ptr(), w.dtype) for w in self._weights()]
         if versions != self._versions:
             digest = hashlib.blake2b(digest_size=_KEY_BYTES)
@@ -111,32 +110,32 @@ class FrozenFeatures:
                     digest.update(weight.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
             self._versions, self._fingerprint = versions, digest.hexdigest()
         autocast = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
-        circumstances = (
+        environment = (
             *(self._fingerprint, device.type, autocast, torch.get_float32_matmul_precision()),
             *(version(package) for package in ("torch", "transformers", "timm")),
         )
-        return hashlib.blake2b(repr(circumstances).encode(), digest_size=_KEY_BYTES).hexdigest()
+        return hashlib.blake2b(repr(environment).encode(), digest_size=_KEY_BYTES).hexdigest()
 
     def _weights(self) -> Iterable[Tensor]:
         for tower in self.towers:
             yield from tower.parameters()
             yield from tower.buffers()
 
-    def _keep(self, store: KeyValueStore, items: list[tuple[str, bytes, bytes]]) -> None:
+    def _store(self, store: KeyValueStore, items: list[tuple[str, bytes, bytes]]) -> None:
         size = sum(len(value) for _, _, value in items)
         try:
             if self._room is None:
                 store.folder.mkdir(parents=True, exist_ok=True)
                 self._room = self._disk_fraction * shutil.disk_usage(store.folder).free
                 _log.info(
-                    f"Features of frozen towers are kept in {store.folder}, {readable_bytes(size // len(items))} for "
-                    "each record. Another folder: --model.encoder.frozen_features FOLDER; none: null."
+                    f"Features of frozen towers are cached in {store.folder}, {readable_bytes(size // len(items))} per "
+                    "record. To change the folder, set --model.encoder.frozen_features FOLDER; to disable it, null."
                 )
             if size > self._room:
                 if self._room:
                     _log.warning(
-                        f"The disk of {self.root} has no more room for features of frozen towers; further ones are "
-                        "computed in every epoch. Another folder: --model.encoder.frozen_features FOLDER."
+                        f"The disk of {self.root} has no space left for features of frozen towers; the remaining ones "
+                        "are computed in every epoch. Set another folder: --model.encoder.frozen_features FOLDER."
                     )
                 self._room = 0
                 return
@@ -144,4 +143,4 @@ class FrozenFeatures:
             self._room -= size
         except (StoreError, OSError) as error:
             self._room = 0
-            _log.warning(f"Features of frozen towers will be computed in every epoch. {error}")
+            _log.warning(f"Features of frozen towers cannot be cached and are computed in every epoch. {error}")

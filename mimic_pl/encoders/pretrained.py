@@ -1,4 +1,4 @@
-"""What comes out of a checkpoint in Hugging Face format: weights, tokenizer, image statistics."""
+"""Loading weights, tokenizer and image statistics of pretrained checkpoints."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from mimic_pl.errors import CheckpointError, ConfigError
 
 
 def require_one_start(pretrained: str | None, config: object | None, what: str) -> None:
-    """Check that a tower starts either from weights or from a configuration.
+    """Check that a tower is given either a checkpoint or a configuration.
 
     Raises:
         ConfigError: Both or neither are given.
     """
     if (pretrained is None) == (config is None):
         raise ConfigError(
-            f"{what} starts either from a checkpoint or from a configuration: give exactly one of the two "
+            f"{what} needs either a checkpoint or a configuration: give exactly one of them "
             f"(got the checkpoint {pretrained!r} and {'a' if config else 'no'} configuration)."
         )
 
 
 def load_tower(pretrained: str) -> Any:
-    """Load a transformers model in float32, in evaluation mode as transformers hands it out.
+    """Load a transformers model in float32 and, as transformers returns it, in evaluation mode.
 
     Args:
         pretrained: Checkpoint folder or hub name.
@@ -45,29 +45,30 @@ def load_tower(pretrained: str) -> Any:
             "Give an existing folder in Hugging Face format, or a hub name such as 'openai/clip-vit-base-patch32'."
         )
     try:
-        # float32 whatever the file holds: half-precision weights do not survive the published learning rate.
+        # Always float32: in half precision, updates at the published learning rate are rounded away.
         return AutoModel.from_pretrained(str(path) if looks_local else pretrained, dtype=torch.float32)
     except (SafetensorError, EOFError) as error:
         raise CheckpointError(
-            f"The weights of {pretrained!r} cannot be read: {error}. The file is damaged or incomplete; get it again."
+            f"The weights of {pretrained!r} cannot be read: {error}. The file is damaged or incomplete; download it "
+            "again."
         ) from error
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"transformers cannot load {pretrained!r}: {_first_line(error)} Give a folder with config.json and "
-            "weights, or a hub name; without a network the model must be in the cache (HF_HOME) already."
+            "weights, or a hub name; without network access the model must already be in the cache (HF_HOME)."
         ) from error
 
 
 def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
-    """Make a timm model without a classifier.
+    """Create a timm model without a classifier.
 
     Args:
-        name: Its name.
-        pretrained: Load timm's weights for it.
-        arguments: Further arguments of :func:`timm.create_model`.
+        name: Name of the model.
+        pretrained: Load timm's pretrained weights.
+        arguments: Additional arguments of :func:`timm.create_model`.
 
     Raises:
-        ConfigError: timm does not know the model or the arguments, or its weights cannot be had.
+        ConfigError: timm does not know the model or the arguments, or cannot get the weights.
     """
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
@@ -75,8 +76,8 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
         similar = difflib.get_close_matches(name, timm.list_models(), n=3)
         hint = f"Similar names: {', '.join(similar)}." if similar and name not in similar else ""
         raise ConfigError(
-            f"timm cannot make the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
-            f"{hint} Without a network its weights must be in the cache already, or vision_pretrained be false."
+            f"timm cannot create the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
+            f"{hint} Without network access, its weights must already be in the cache, or vision_pretrained be false."
         ) from error
 
 
@@ -94,21 +95,23 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
     except (OSError, ValueError) as error:
-        raise ConfigError(f"transformers can load no tokenizer from the checkpoint {pretrained!r}: {error}") from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
-        # transformers makes an empty tokenizer of the model's type where the files are absent.
         raise ConfigError(
-            f"The checkpoint {pretrained!r} comes without tokenizer files (tokenizer.json, or vocab.json and "
-            "merges.txt). Save the tokenizer beside the weights."
+            f"transformers cannot load a tokenizer from the checkpoint {pretrained!r}: {error}"
+        ) from error
+    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+        # If the files are missing, transformers returns an empty tokenizer of the model's type.
+        raise ConfigError(
+            f"The checkpoint {pretrained!r} has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
+            "Save the tokenizer next to the weights."
         )
     return tokenizer
 
 
 def image_statistics(pretrained: str) -> tuple[list[float], list[float]]:
-    """Mean and deviation that the checkpoint's images were normalised with.
+    """Mean and standard deviation with which the checkpoint's images were normalised.
 
     Raises:
-        ConfigError: The checkpoint does not say.
+        ConfigError: The checkpoint does not contain them.
     """
     try:
         settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)

@@ -1,4 +1,4 @@
-"""A text model from transformers beside a vision model from timm (the paper's BERT + ViT)."""
+"""A text model from transformers and a vision model from timm (the paper's BERT + ViT)."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 
 class TextVisionEncoder(Encoder):
-    """Two towers that were not trained together: any text model of transformers, any ViT or CNN of timm.
+    """Two separately pretrained towers: any text model from transformers and any ViT or CNN from timm.
 
     Args:
         text: Checkpoint folder or hub name of the text model, for example ``bert-base-uncased``.
-        text_config: Instead of ``text``: the configuration of a new text model, with ``model_type`` (``bert``, ...).
+        text_config: Instead of ``text``: configuration of a new text model, with ``model_type`` (``bert``, ...).
         vocabulary: With ``text_config``: the words of its tokenizer.
-        text_pooling: How the text model's hidden states become the global feature: ``cls`` (first token, as BERT is
-            pooled) or ``mean`` (over the real tokens, as sentence encoders are).
-        vision: Name of the timm model, for example ``vit_base_patch16_224`` or ``resnet50``; a checkpoint folder or
-            hub name of timm is written ``local-dir:PATH`` or ``hf-hub:NAME``.
-        vision_pretrained: Load timm's weights for it; otherwise they are random.
-        vision_args: Further arguments of :func:`timm.create_model`, for example ``{img_size: 64}``.
+        text_pooling: Pooling of the text model's hidden states: ``cls`` (first token, as in BERT) or ``mean`` (over the
+            real tokens, as in sentence encoders).
+        vision: Name of the timm model, for example ``vit_base_patch16_224`` or ``resnet50``; a timm checkpoint folder
+            or hub name is written ``local-dir:PATH`` or ``hf-hub:NAME``.
+        vision_pretrained: Load timm's pretrained weights; otherwise they are random.
+        vision_args: Additional arguments of :func:`timm.create_model`, for example ``{img_size: 64}``.
         text_length: Tokens per text.
-        text_dim: Project the text features to this width; as they are if not given.
+        text_dim: Width to which text features are projected; no projection by default.
         image_dim: Width of the image features after projection (the paper's d_V).
-        freeze: Keep both towers as they are; the projections still train.
-        frozen_features: Folder in which the outputs of frozen towers are kept, so that each record goes through them
-            once: ``auto`` for the user's cache folder, ``None`` for nowhere.
+        freeze: Freeze both towers; the projections are still trained.
+        frozen_features: Folder that caches the outputs of frozen towers, so that each record is encoded once: ``auto``
+            for the user's cache folder, ``None`` for no cache.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
     Raises:
-        ConfigError: Both or neither of ``text`` and ``text_config``, a text too long for the model, or a vision model
-            without local features.
+        ConfigError: Both or neither of ``text`` and ``text_config`` are given, ``text_length`` exceeds the model's
+            positions, or the vision model has no local features.
     """
 
     def __init__(
@@ -77,11 +77,11 @@ class TextVisionEncoder(Encoder):
                 "Lower text_length or choose another text model."
             )
         self.text_pooling = text_pooling
-        # A timm model has more than torch's Module: forward_features, forward_head, num_features, ...
+        # timm models have attributes beyond nn.Module: forward_features, forward_head, num_features, ...
         self.vision = cast(Any, create_vision(vision, vision_pretrained, vision_args or {}))
-        # timm's record of a model does not know of a size that was asked for.
-        asked = {"img_size": (vision_args or {}).get("img_size")}
-        self.image_settings = resolve_data_config(asked, model=self.vision)  # type: ignore[no-untyped-call]
+        # timm's pretrained configuration ignores a requested image size.
+        requested = {"img_size": (vision_args or {}).get("img_size")}
+        self.image_settings = resolve_data_config(requested, model=self.vision)  # type: ignore[no-untyped-call]
         self._channels_last = _channels_last(self.vision, self.image_settings["input_size"], vision)
 
         hidden = self.text.config.hidden_size
@@ -94,7 +94,7 @@ class TextVisionEncoder(Encoder):
         if gradient_checkpointing:
             self.text.activation_checkpointing_enable()
             self.vision.set_grad_checkpointing()
-        # BERT's pooler head is no part of either pooling; DDP would wait for its gradient.
+        # Neither pooling uses BERT's pooler head; DDP would wait for its gradient.
         for name, parameter in self.text.named_parameters():
             if name.startswith("pooler."):
                 parameter.requires_grad_(False)
@@ -105,7 +105,7 @@ class TextVisionEncoder(Encoder):
         return TextTokenizer(self.tokenizer or load_tokenizer(str(self.text_name)), self.text_length)
 
     def build_image_processor(self) -> ImageProcessor:
-        """The vision model's size, mean and deviation; see :meth:`Encoder.build_image_processor`."""
+        """The vision model's image size and statistics; see :meth:`Encoder.build_image_processor`."""
         settings = self.image_settings
         return ImageProcessor(settings["input_size"][-1], settings["mean"], settings["std"])
 
@@ -133,7 +133,7 @@ class TextVisionEncoder(Encoder):
         return {"tokens": self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state}
 
     def _vision_tower(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        # Of a model that is in half or double precision as a whole; text and transformers' models see to it.
+        # timm does not cast its inputs if the whole model is in half or double precision; transformers does.
         feature_map = self.vision.forward_features(pixel_values.to(next(self.vision.parameters()).dtype))
         return {"map": feature_map, "pooled": self.vision.forward_head(feature_map, pre_logits=True)}
 
@@ -145,7 +145,7 @@ class TextVisionEncoder(Encoder):
 
 
 def _channels_last(vision: Any, input_size: tuple[int, int, int], name: str) -> bool:
-    """Find out by one forward pass how a vision model lays its local features out."""
+    """Determine by one forward pass whether a vision model's feature map is channels-last."""
     vision.eval()
     with torch.no_grad():
         shape = tuple(vision.forward_features(torch.zeros(1, *input_size)).shape)
@@ -155,6 +155,6 @@ def _channels_last(vision: Any, input_size: tuple[int, int, int], name: str) -> 
     if len(shape) == 4 and width in (shape[1], shape[-1]):
         return shape[1] != width
     raise ConfigError(
-        f"The vision model {name!r} yields features of shape {shape}, which are no tokens or feature map of width "
-        f"{width}. Choose a ViT or CNN with local features."
+        f"The vision model {name!r} returns features of shape {shape}, which is neither tokens nor a feature map of "
+        f"width {width}. Choose a ViT or CNN with local features."
     )

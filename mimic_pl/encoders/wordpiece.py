@@ -1,4 +1,4 @@
-"""A tokenizer made from a list of words, for models that start from a configuration instead of a checkpoint."""
+"""A tokenizer built from a list of words, for models that are created from a configuration instead of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ PAD, UNKNOWN, START, END = "[PAD]", "[UNK]", "[CLS]", "[EOS]"
 
 
 def build_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
-    """Build a lower-casing WordPiece tokenizer that knows these words and spells out all others.
+    """Build a lower-casing WordPiece tokenizer from a vocabulary.
 
-    Every text of printable ASCII has a tokenization: a word outside the vocabulary falls apart into the longest known
-    pieces, down to single characters. Each text becomes ``[CLS] tokens [EOS]``.
+    Every printable ASCII text can be tokenized: out-of-vocabulary words are split into the longest known pieces, down
+    to single characters. Each text becomes ``[CLS] tokens [EOS]``.
 
     Args:
-        vocabulary: Words that become one token each; order decides their ids, repeated words count once.
+        vocabulary: Words that become one token each, with ids in this order; duplicates are ignored.
     """
     characters = sorted(set(string.printable.lower()) - set(string.whitespace))
     pieces = [*characters, *(f"##{character}" for character in characters), *(word.lower() for word in vocabulary)]

@@ -1,4 +1,4 @@
-"""Losses of a training batch: the published one, and others that may be added to it or take its place."""
+"""Training losses: the published one, and others to add to it or replace it."""
 
 from mimic_pl.losses.assignment import AssignmentLoss
 from mimic_pl.losses.intra_modal import IntraModalLoss

@@ -1,4 +1,4 @@
-"""Mentions and entities of a batch as an optimal-transport problem (Sinkhorn)."""
+"""Optimal-transport assignment of a batch's mentions to entities (Sinkhorn)."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from mimic_pl.losses.loss import Loss
 
 
 class AssignmentLoss(Loss):
-    """Negative log of the transport plan's mass on the golds, after OT-MEL (Zhang et al. 2024).
+    """Negative log of the transport plan's mass on the golds (OT-MEL, Zhang et al. 2024).
 
         P = Sinkhorn(exp(S / temperature)), rows and columns of mass 1;  L = mean over mentions i of -log P_ii
 
-    An entity that many mentions of the batch claim is shared out among them, so that one entity close to everything
-    gains nothing. Entities beyond the batch's golds take no part: nobody's mass belongs to them.
+    The mass of an entity with high scores for many mentions is distributed among them, so an entity close to everything
+    gains nothing. Hard negatives are ignored, since no mass belongs to them.
 
     Args:
         weight: Weight of the term.
-        temperature: Divides the scores; the smaller, the harder the assignment.
-        iterations: Alternating normalisations, the last one of the rows.
+        temperature: Divides the scores; a lower one makes the assignment harder.
+        iterations: Number of alternating normalisations, columns then rows.
 
     Raises:
-        ConfigError: A weight or a temperature that is not positive, or no iteration.
+        ConfigError: The weight or temperature is not positive, or there are no iterations.
     """
 
     def __init__(self, weight: float = 1.0, temperature: float = 1.0, iterations: int = 5) -> None:
         super().__init__(weight)
         if temperature <= 0 or iterations < 1:
             raise ConfigError(
-                f"AssignmentLoss takes a positive temperature and at least one iteration, not {temperature} and "
+                f"AssignmentLoss needs a positive temperature and at least one iteration, got {temperature} and "
                 f"{iterations}."
             )
         self.temperature = temperature
         self.iterations = iterations
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """The weighted term of a batch."""
+        """Compute the weighted term of a batch."""
         plan = inputs.square() / self.temperature
         for _ in range(self.iterations):
             plan = plan - plan.logsumexp(dim=0, keepdim=True)

@@ -1,4 +1,4 @@
-"""Features of one modality, drawn together directly (M3EL's intra-modal contrast)."""
+"""Contrastive loss within each modality (M3EL)."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
-from mimic_pl.loss_inputs import LossInputs
-from mimic_pl.losses.loss import Loss, contrast, in_float32
+from mimic_pl.loss_inputs import LossInputs, at_least_float32
+from mimic_pl.losses.loss import Loss, contrast
 
 
 class IntraModalLoss(Loss):
-    """Contrast of the global features of mention and entity within each modality (M3EL, Hu et al. 2024).
+    """Contrastive loss on the global features of each modality (M3EL, Hu et al. 2024).
 
         L = mean over modalities x of CE(cos(x_m^G, x_e^G) / temperature)
 
-    It acts on the encoder alone, before norms and units.
+    It only affects the encoder: the features are taken before norms and units.
 
     Args:
         weight: Weight of the term.
@@ -25,7 +25,7 @@ class IntraModalLoss(Loss):
         modalities: ``text``, ``image`` or both.
 
     Raises:
-        ConfigError: A weight or a temperature that is not positive, or no modality.
+        ConfigError: The weight or temperature is not positive, or there is no modality.
     """
 
     def __init__(
@@ -37,17 +37,17 @@ class IntraModalLoss(Loss):
         super().__init__(weight)
         if temperature <= 0 or not modalities:
             raise ConfigError(
-                f"IntraModalLoss takes a positive temperature and at least one modality, not {temperature} and "
+                f"IntraModalLoss needs a positive temperature and at least one modality, got {temperature} and "
                 f"{list(modalities)}."
             )
         self.temperature = temperature
         self.modalities = tuple(modalities)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """The weighted term of a batch."""
+        """Compute the weighted term of a batch."""
         terms = []
         for modality in self.modalities:
-            sides = (in_float32(getattr(side, f"{modality}_global")) for side in (inputs.mentions, inputs.entities))
-            mention, entity = (nn.functional.normalize(side, dim=-1) for side in sides)
+            sides = (getattr(side, f"{modality}_global") for side in (inputs.mentions, inputs.entities))
+            mention, entity = (nn.functional.normalize(at_least_float32(side), dim=-1) for side in sides)
             terms.append(contrast(mention @ entity.T / self.temperature, inputs.same_gold))
         return self.weight * torch.stack(terms).mean()

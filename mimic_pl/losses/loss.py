@@ -1,4 +1,4 @@
-"""What a loss is, and what all of them are made of."""
+"""Base class of losses, and functions that they share."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ from torch import Tensor, nn
 
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
-from mimic_pl.loss_inputs import LossInputs
+from mimic_pl.loss_inputs import LossInputs, at_least_float32
 
 
 class Loss(Recorded, nn.Module, ABC):
-    """A term of the loss: a scalar made of the scores and features of a training batch.
+    """A loss term: a scalar computed from the scores and features of a training batch.
 
-    The model sums its losses. Any module that is called with :class:`~mimic_pl.LossInputs` and returns a scalar can be
-    one; this class adds a weight.
+    The model sums its losses. Any module that maps :class:`~mimic_pl.LossInputs` to a scalar can be used; this class
+    adds a weight.
 
     Args:
-        weight: Multiplies the term, positive.
+        weight: Weight of the term, positive.
 
     Raises:
-        ConfigError: A weight that is not positive.
+        ConfigError: The weight is not positive.
 
     Example:
         >>> class Margin(Loss):
@@ -35,7 +35,7 @@ class Loss(Recorded, nn.Module, ABC):
         super().__init__()
         if weight <= 0:
             raise ConfigError(
-                f"The weight of {type(self).__name__} is {weight} and must be positive. Leave the loss out instead."
+                f"The weight of {type(self).__name__} is {weight} but must be positive. To disable the loss, remove it."
             )
         self.weight = weight
 
@@ -44,29 +44,24 @@ class Loss(Recorded, nn.Module, ABC):
         """Compute the weighted term of a batch, a scalar."""
 
 
-def in_float32(tensor: Tensor) -> Tensor:
-    """The tensor in float32 if it is of a narrower type: a loss is not computed in half precision."""
-    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
-
-
 def contrast(logits: Tensor, same_gold: Tensor) -> Tensor:
     """Cross-entropy of each row with its diagonal as the target, a scalar.
 
     Args:
         logits: ``[batch, columns]``, at least as many columns as rows.
-        same_gold: Columns that a row leaves out, bool of the same shape.
+        same_gold: Columns to exclude from a row, bool of the same shape.
     """
     target = torch.arange(len(logits), device=logits.device)
-    return nn.functional.cross_entropy(in_float32(logits).masked_fill(same_gold, -torch.inf), target)
+    return nn.functional.cross_entropy(at_least_float32(logits).masked_fill(same_gold, -torch.inf), target)
 
 
 def same_gold(gold: Tensor, columns: Tensor) -> Tensor:
-    """Which columns hold a right answer of a row besides the row's own column, bool ``[batch, columns]``.
+    """Which columns other than the diagonal contain a gold of the row's mention, bool ``[batch, columns]``.
 
     Args:
-        gold: Positions in the knowledge base of each mention's golds, int64 ``[batch, golds]``, padded with -1.
-        columns: Positions of the entities in the columns, int64 ``[columns]``; column j is a gold of mention j.
+        gold: Positions of each mention's golds in the knowledge base, int64 ``[batch, golds]``, padded with -1.
+        columns: Positions of the columns' entities, int64 ``[columns]``; column j is a gold of mention j.
     """
-    right = gold[:, :, None].eq(columns).any(dim=1)
-    own = torch.arange(len(columns), device=gold.device)
-    return right & own[: len(gold), None].ne(own)
+    is_gold = gold[:, :, None].eq(columns).any(dim=1)
+    column = torch.arange(len(columns), device=gold.device)
+    return is_gold & column[: len(gold), None].ne(column)

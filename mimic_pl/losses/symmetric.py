@@ -1,4 +1,4 @@
-"""The other direction: which mention an entity belongs to."""
+"""Contrastive loss in the direction from entities to mentions."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ class SymmetricLoss(Loss):
     Args:
         weight: Weight of the term.
         temperature: Divides the scores.
-        scores: Which scores it is taken of, as a mean; the overall score by default.
+        scores: Names of the scores to average the loss over; the overall score by default.
 
     Raises:
-        ConfigError: A weight or a temperature that is not positive.
+        ConfigError: The weight or temperature is not positive.
     """
 
     def __init__(self, weight: float = 1.0, temperature: float = 1.0, scores: tuple[str, ...] = ("overall",)) -> None:
         super().__init__(weight)
         if temperature <= 0:
-            raise ConfigError(f"SymmetricLoss: the temperature is {temperature} and must be positive.")
+            raise ConfigError(f"SymmetricLoss: the temperature is {temperature} but must be positive.")
         self.temperature = temperature
         self.scores = tuple(scores)
 
     def forward(self, inputs: LossInputs) -> Tensor:
-        """The weighted term of a batch.
+        """Compute the weighted term of a batch.
 
         Raises:
             ConfigError: The model has no such score.
@@ -40,7 +40,7 @@ class SymmetricLoss(Loss):
         unknown = set(self.scores) - set(inputs.scores)
         if unknown:
             raise ConfigError(
-                f"SymmetricLoss names {sorted(unknown)}, but the model's scores are {sorted(inputs.scores)}."
+                f"SymmetricLoss uses {sorted(unknown)}, but the model's scores are {sorted(inputs.scores)}."
             )
         squares = [inputs.square(name).T / self.temperature for name in self.scores]
         target = torch.arange(len(squares[0]), device=squares[0].device)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
-from mimic_pl.loss_inputs import LossInputs
-from mimic_pl.losses.loss import contrast, in_float32
+from mimic_pl.loss_inputs import LossInputs, at_least_float32
+from mimic_pl.losses.loss import contrast
 
 
 class UnitConsistentLoss(Recorded, nn.Module):
-    """A contrastive loss for the overall score and one for each unit's, summed.
+    """Sum of contrastive losses of the overall score and of each unit's score.
 
         L = sum over scores S of w_S CE(S / temperature)
 
@@ -22,15 +22,14 @@ class UnitConsistentLoss(Recorded, nn.Module):
     are negatives.
 
     Args:
-        weights: w_S by score name (``overall``, ``text``, ...); scores that are not named weigh 1, and a weight of 0
-            leaves a term out.
+        weights: w_S by score name (``overall``, ``text``, ...), 1 by default; a weight of 0 drops the term.
         temperature: Divides the scores; 1 in the paper.
-        learn_temperature: Train the temperature, from that value on.
-        mask_false_negatives: Leave out a column that holds the row's own gold a second time (two mentions of the batch
-            with the same gold entity), or another of its golds. The published loss counts it as a negative.
+        learn_temperature: Train the temperature, starting from this value.
+        mask_false_negatives: Exclude other columns with a gold of the row's mention, such as the same gold entity of
+            another mention in the batch. The published loss counts them as negatives.
 
     Raises:
-        ConfigError: A negative weight or a temperature that is not positive.
+        ConfigError: A weight is negative, or the temperature is not positive.
     """
 
     def __init__(
@@ -42,10 +41,10 @@ class UnitConsistentLoss(Recorded, nn.Module):
     ) -> None:
         super().__init__()
         if temperature <= 0:
-            raise ConfigError(f"The loss's temperature is {temperature}; it divides the scores and must be positive.")
+            raise ConfigError(f"UnitConsistentLoss: the temperature is {temperature} but must be positive.")
         negative = {name: weight for name, weight in (weights or {}).items() if weight < 0}
         if negative:
-            raise ConfigError(f"Loss weights must not be negative, but {negative} are.")
+            raise ConfigError(f"UnitConsistentLoss: weights must not be negative, got {negative}.")
         self.weights: Mapping[str, float] = dict(weights or {})
         self.log_temperature: nn.Parameter | None = None
         if learn_temperature:
@@ -55,29 +54,31 @@ class UnitConsistentLoss(Recorded, nn.Module):
 
     @property
     def temperature(self) -> Tensor | float:
-        """What the scores are divided by, as it is now."""
+        """Current temperature."""
         return self.fixed_temperature if self.log_temperature is None else self.log_temperature.exp()
 
     def forward(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a batch.
 
         Returns:
-            The weighted sum, and each unweighted term by score name (those of weight 0 left out).
+            The weighted sum, and each unweighted term by score name, without those of weight 0.
 
         Raises:
-            ConfigError: A weight is given for a score that the model does not have.
+            ConfigError: There is a weight for a score that the model does not have, or all weights are 0.
         """
-        scores, same_gold = inputs.own  # each mention by itself: nothing is exchanged between processes
+        scores, same_gold = inputs.local  # mentions are independent: no communication between processes
         unknown = set(self.weights) - set(scores)
         if unknown:
-            raise ConfigError(f"Loss weights for {sorted(unknown)}, but the model's scores are {sorted(scores)}.")
-        nothing = torch.zeros_like(same_gold)
+            raise ConfigError(
+                f"UnitConsistentLoss has weights for {sorted(unknown)}, but the model's scores are {sorted(scores)}."
+            )
+        masked = same_gold if self.mask_false_negatives else torch.zeros_like(same_gold)
         terms = {
-            name: contrast(in_float32(score) / self.temperature, same_gold if self.mask_false_negatives else nothing)
+            name: contrast(at_least_float32(score) / self.temperature, masked)
             for name, score in scores.items()
             if self.weights.get(name, 1.0) != 0
         }
         if not terms:
-            raise ConfigError("All loss weights are 0: nothing is left to train on. Give one a positive weight.")
+            raise ConfigError("UnitConsistentLoss: all weights are 0. Make at least one positive.")
         total = torch.stack([self.weights.get(name, 1.0) * term for name, term in terms.items()]).sum()
-        return inputs.own_weight * total, terms
+        return inputs.local_weight * total, terms

@@ -17,8 +17,9 @@ from mimic_pl.errors import ConfigError, StoreError
 from mimic_pl.files import readable_bytes
 from mimic_pl.ranking.columns import to_columns
 from mimic_pl.ranking.index import EntityIndex, Shard
+from mimic_pl.ranking.lance_dataset import open_dataset
 from mimic_pl.ranking.lance_index import LanceIndex
-from mimic_pl.ranking.lance_writer import PartWriter, is_published, publish
+from mimic_pl.ranking.lance_writer import IndexWriter, mark_complete
 from mimic_pl.ranking.memory_index import MemoryIndex
 from mimic_pl.ranking.quantization import IndexDtype
 from mimic_pl.records import Entity
@@ -99,8 +100,8 @@ class IndexBuilder(Recorded):
     ) -> EntityIndex:
         """Open the index in a folder, after encoding the entities that it lacks: all, or the rest of a build.
 
-        Each process writes one part, and a single commit publishes all parts. An interrupted build resumes when it is
-        started again with the same number of processes.
+        Each process writes the entities of its shard. An interrupted build resumes when it is started again, with any
+        number of processes.
 
         Args:
             folder: Folder of the index.
@@ -117,8 +118,8 @@ class IndexBuilder(Recorded):
         """
         shard = shard or Shard.whole(len(entities))
         wanted = {**description, "dtype": self.dtype, "number of entities": len(entities)}
-        # The first process decides for all.
-        if shard.processes.objects(rebuild or not is_published(folder))[0]:
+        opened = None if rebuild else open_dataset(folder)
+        if shard.processes.objects(opened is None or not opened.complete)[0]:  # the first process decides for all
             self._write(folder, entities, batches, device, wanted, rebuild, shard)
         index = LanceIndex(folder, wanted, device, shard)
         _require_complete(index, len(entities), repr(sorted(wanted.items())))
@@ -135,43 +136,29 @@ class IndexBuilder(Recorded):
         rebuild: bool,
         shard: Shard,
     ) -> None:
-        processes, rows = shard.processes, len(shard.order)
-        writers = [rank for rank, local in enumerate(processes.objects(rows)) if local]
-        part = writers.index(processes.rank) if rows else -1
+        processes = shard.processes
         with ExitStack() as stack:
 
-            def begin() -> PartWriter:
-                writer = PartWriter(folder, part, len(writers), rows, description, rebuild)
+            def begin() -> IndexWriter:
+                writer = IndexWriter(folder, shard.order, description, processes.rank, rebuild)
                 return stack.enter_context(writer)
 
-            def write() -> PartWriter | None:
-                if not rows:
-                    return None
-                writer = first if first is not None else begin()
-                if writer.next_row < rows:
-                    for positions, states in batches(writer.next_row):
-                        new = torch.searchsorted(shard.order, positions.cpu()) >= writer.next_row
-                        new_positions = positions.cpu()[new]
-                        columns = to_columns(states, self.dtype)
-                        records = [entities[position] for position in new_positions.tolist()]
-                        mask = new.to(positions.device)
-                        writer.append(records, new_positions, {name: column[mask] for name, column in columns.items()})
+            def write() -> None:
+                if not len(writer.missing):
+                    return
+                for positions, states in batches(int(torch.searchsorted(shard.order, writer.missing[0]))):
+                    missing = torch.isin(positions.cpu(), writer.missing)
+                    new = positions.cpu()[missing]
+                    mask = missing.to(positions.device)
+                    columns = {name: column[mask] for name, column in to_columns(states, self.dtype).items()}
+                    writer.append([entities[position] for position in new.tolist()], new, columns)
                 writer.flush()
-                return writer
 
-            # The first writer removes leftovers of other builds before any other starts.
-            first = processes.together(lambda: begin() if part == 0 else None, device)
-            own = processes.together(write, device)
-            fragments = [
-                f for part_fragments in processes.objects(own.fragments if own else []) for f in part_fragments
-            ]
-
-            def commit() -> None:
-                if part == 0:
-                    assert own is not None and own.format is not None, "the first part has rows"
-                    publish(folder, own.format, fragments)
-
-            processes.together(commit, device)
+            # The first process deletes what is rebuilt before any other starts.
+            first = processes.together(lambda: None if processes.rank else begin(), device)
+            writer = processes.together(lambda: first or begin(), device)
+            processes.together(write, device)
+            processes.together(lambda: None if processes.rank else mark_complete(folder), device)
 
     def _log_size(self, index: EntityIndex) -> None:
         """Log the size of the index, once rather than after every epoch."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +15,8 @@ from torch import Tensor
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import StoreError
 from mimic_pl.ranking.index import EntityIndex, Shard
-from mimic_pl.ranking.lance_rows import (
-    INDEX,
-    METADATA,
-    RECORD_COLUMNS,
-    STATE_CHECKSUM,
-    RowFormat,
-    differences,
-    lance,
-)
-from mimic_pl.ranking.lance_writer import data_file, is_published, rows_written
+from mimic_pl.ranking.lance_dataset import damaged_index, lance, open_dataset, reading
+from mimic_pl.ranking.lance_rows import INDEX, RECORD_COLUMNS, STATE_CHECKSUM, differences
 from mimic_pl.records import Entity
 
 
@@ -57,27 +48,22 @@ class LanceIndex(EntityIndex):
     ) -> None:
         super().__init__(shard.processes if shard else ProcessGroup(alone=True), device)
         self.folder = Path(folder).expanduser()
-        if not is_published(self.folder):
-            rows = rows_written(self.folder)
+        opened = open_dataset(self.folder)
+        if opened is None or not opened.complete:
+            rows = opened.dataset.count_rows() if opened else 0
             state = f"is unfinished: {rows} entities are written" if rows else "does not exist"
             raise StoreError(f"The {INDEX} in {self.folder} {state}. Run what builds it, or check the path.")
-        with self._reading():
-            self._dataset = lance().dataset(str(self.folder))
-            text = (self._dataset.schema.metadata or {}).get(METADATA.encode())
-        if text is None:
-            raise StoreError(f"{self.folder} contains a Lance dataset that is not an {INDEX}. Choose another folder.")
-        with self._reading():
-            self._format = RowFormat.loads(text)
+        self._dataset, self._format = opened.dataset, opened.format
         if other := differences(self.description, expects or {}):
             raise StoreError(
                 f"The {INDEX} in {self.folder} was built for {other}. Rebuild it in another folder, or delete this one "
                 "first."
             )
         self._require_files()
-        with self._reading():
+        with reading(self.folder):
             order = self._dataset.to_table(columns=["order"]).column("order").to_numpy()
         if len(np.unique(order)) != len(order):
-            raise self._damaged("it has duplicate order numbers")
+            raise damaged_index(self.folder, "it has duplicate order numbers")
         self._len = len(order)
         self._dataset_rows = np.arange(len(order)) if shard is None else self._rows_of_shard(order, shard)
         self._order = torch.from_numpy(order[self._dataset_rows]).to(self.device)
@@ -118,7 +104,7 @@ class LanceIndex(EntityIndex):
         """
         rows = self._dataset_rows[self._rows_of(order).cpu().numpy()]
         table = self._read(rows, list(RECORD_COLUMNS))
-        with self._reading():
+        with reading(self.folder):
             records, damaged = self._format.entities(table)
         self._require_intact(rows, damaged)
         return records
@@ -132,13 +118,13 @@ class LanceIndex(EntityIndex):
     def _states(self, rows: NDArray[np.int64]) -> Mapping[str, Tensor]:
         """State columns of these rows of the dataset, ``[n, ...]``."""
         table = self._read(rows, ["order", *self._format.columns, STATE_CHECKSUM])
-        with self._reading():
+        with reading(self.folder):
             columns, damaged = self._format.states(table)
         self._require_intact(rows, damaged)
         return columns
 
     def _read(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        with self._reading():
+        with reading(self.folder):
             lance()
             return self._dataset.take(rows, columns=columns)
 
@@ -151,14 +137,14 @@ class LanceIndex(EntityIndex):
             )
         wanted = shard.order.cpu().numpy()
         if not np.isin(wanted, order).all():
-            raise self._damaged("entities of the knowledge base are missing")
+            raise damaged_index(self.folder, "entities of the knowledge base are missing")
         return np.flatnonzero(np.isin(order, wanted))
 
     def _require_files(self) -> None:
         """Check that every data file exists and has the expected size."""
         for fragment in self._dataset.get_fragments():
             for file in fragment.metadata.files:
-                path = data_file(self.folder, file.path)
+                path = self.folder / "data" / file.path
                 if not path.exists():
                     raise StoreError(f"{path}, a part of the {INDEX}, is missing. Delete the folder to rebuild it.")
                 size = path.stat().st_size
@@ -171,19 +157,6 @@ class LanceIndex(EntityIndex):
     def _require_intact(self, rows: NDArray[np.int64], damaged: int | None) -> None:
         if damaged is not None:
             name = self._read(rows[damaged : damaged + 1], ["id", "order"]).to_pylist()[0]
-            raise self._damaged(f"the entity {name['id']!r} with the order number {name['order']} fails its checksum")
-
-    def _damaged(self, how: object) -> StoreError:
-        return StoreError(f"The {INDEX} in {self.folder} is damaged: {how}. Delete the folder to rebuild it.")
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """Turn errors and panics of Lance and Arrow over damaged files into a StoreError."""
-        try:
-            yield
-        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pa.ArrowException, BufferError) as error:
-            raise self._damaged(error) from error
-        except BaseException as error:
-            if type(error).__name__ != "PanicException":
-                raise
-            raise self._damaged(error) from error
+            raise damaged_index(
+                self.folder, f"the entity {name['id']!r} with the order number {name['order']} fails its checksum"
+            )

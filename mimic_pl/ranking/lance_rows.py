@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import warnings
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
-from mimic_pl.errors import MachineError
 from mimic_pl.files import checksum_of
 from mimic_pl.records import Entity
 
@@ -52,32 +48,6 @@ _BITS: dict[torch.dtype, tuple[torch.dtype, pa.DataType]] = {
     torch.float64: (torch.float64, pa.float64()),
 }
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
-
-_used_by: int | None = None
-
-
-def lance() -> ModuleType:
-    """Import Lance on first use.
-
-    Raises:
-        MachineError: This process was forked from one that has used it.
-    """
-    global _used_by
-    if _used_by is None:
-        os.environ.setdefault("LANCE_LOG", "error")
-    elif _used_by != os.getpid():
-        # With pylance 14, such a process crashes with a segmentation fault or hangs.
-        raise MachineError(
-            "An entity index on disk cannot be used in a process that was forked from one that has already used one. "
-            "Start the process with the 'spawn' or 'forkserver' method of multiprocessing."
-        )
-    import lance as library
-
-    if _used_by is None:
-        # It warns about every fork, even of processes that never use it, such as data loader workers.
-        warnings.filterwarnings("ignore", message="lance is not fork-safe")
-        _used_by = os.getpid()
-    return library
 
 
 class StateColumn(NamedTuple):

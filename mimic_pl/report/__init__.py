@@ -1,4 +1,4 @@
-"""Reports of finished runs: one table, plots, what differs by more than chance, and a page of the worst mentions."""
+"""Reports on finished runs: a table, plots, significance tests, and a page of the worst mentions."""
 
 from mimic_pl.report.errors_page import write_errors_page
 from mimic_pl.report.evaluated_run import EvaluatedRun, Predictions, open_finished

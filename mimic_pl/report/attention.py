@@ -1,4 +1,4 @@
-"""Where the units look: TGLU at the mention's words, CMFU at the patches of its image."""
+"""Attention of the units: TGLU's to the mention's tokens, CMFU's to the patches of its image."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ class Token(NamedTuple):
     """A token of a mention's text, or all of its padding.
 
     Attributes:
-        text: What is shown.
-        weight: Its share of the attention.
-        kind: ``word``, ``special`` (begin, end) or ``padding``.
+        text: Text to show.
+        weight: Attention weight.
+        kind: ``word``, ``special`` (start, end) or ``padding``.
     """
 
     text: str
@@ -31,8 +31,8 @@ class Patches(NamedTuple):
     """Attention over an image.
 
     Attributes:
-        grid: Share of each patch, ``[rows, rows]``, row by row from the top left.
-        rest: Share of the tokens that are no patches (CLS).
+        grid: Weight of each patch, ``[rows, rows]``, from the top left.
+        rest: Total weight of tokens that are not patches (CLS).
     """
 
     grid: Tensor
@@ -41,10 +41,10 @@ class Patches(NamedTuple):
 
 @torch.no_grad()
 def over_words(matcher: Matcher, mentions: Features, entities: Features) -> Tensor | None:
-    """How the entities' texts attend to the mentions' tokens in aligned pairs, averaged over the entities' tokens.
+    """Attention of entities' texts to mentions' tokens in aligned pairs, averaged over the entities' tokens.
 
     Args:
-        matcher: Its first TGLU is asked.
+        matcher: Its first TGLU is used.
         mentions: Normed features of mentions.
         entities: Normed features of as many entities.
 
@@ -57,10 +57,10 @@ def over_words(matcher: Matcher, mentions: Features, entities: Features) -> Tens
 
 @torch.no_grad()
 def over_patches(matcher: Matcher, mentions: Features) -> list[Patches] | None:
-    """How the mentions' texts attend to their images; None if the model has no CMFU.
+    """Attention of mentions' texts to their images; None if the model has no CMFU.
 
     Args:
-        matcher: Its first CMFU is asked.
+        matcher: Its first CMFU is used.
         mentions: Normed features of mentions.
     """
     unit = next((unit for _, unit in matcher.named_units() if isinstance(unit, CMFU)), None)
@@ -68,10 +68,10 @@ def over_patches(matcher: Matcher, mentions: Features) -> list[Patches] | None:
 
 
 def split_patches(weights: Tensor) -> Patches:
-    """Tell patches from other tokens: the last r x r tokens are the patches of a square, those before them are not.
+    """Separate patches from other tokens: the last r x r tokens are a square of patches.
 
     Args:
-        weights: Of an image's tokens, ``[image_tokens]``.
+        weights: Weights of an image's tokens, ``[image_tokens]``.
 
     Example:
         >>> split_patches(torch.full((50,), 0.02)).grid.shape
@@ -83,13 +83,13 @@ def split_patches(weights: Tensor) -> Patches:
 
 
 def tokens_of(tokenizer: Any, ids: Sequence[int], mask: Sequence[int], weights: Sequence[float]) -> list[Token]:
-    """The tokens of a text with their weights; padding, which the published model attends to as well, as one.
+    """Tokens of a text with their weights; padding, to which the published model attends too, is merged into one.
 
     Args:
-        tokenizer: A tokenizer of transformers.
-        ids: Of the text's tokens, ``[text_tokens]``.
+        tokenizer: A transformers tokenizer.
+        ids: Token ids of the text, ``[text_tokens]``.
         mask: 1 for a token, 0 for padding.
-        weights: Their shares of the attention.
+        weights: Attention weights.
     """
     special = set(tokenizer.all_special_ids)
     found = []

@@ -1,4 +1,4 @@
-"""How far a run's confidence can be trusted."""
+"""Calibration of a run's confidence."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ BINS = 10
 
 
 class Calibration(NamedTuple):
-    """Confidence against accuracy, by bins of equal width between 0 and 1.
+    """Confidence against accuracy, in bins of equal width between 0 and 1.
 
     Attributes:
-        confidence: Mean confidence of a bin's mentions, ``[bins]``; NaN for an empty one.
-        accuracy: Share of them whose first candidate is right, ``[bins]``; NaN for an empty one.
-        share: Share of all mentions in each bin, ``[bins]``.
-        error: Expected calibration error: mean over the mentions of |accuracy - confidence| of their bin.
+        confidence: Mean confidence of each bin's mentions, ``[bins]``; NaN for empty bins.
+        accuracy: Fraction of them whose first candidate is correct, ``[bins]``; NaN for empty bins.
+        share: Fraction of all mentions in each bin, ``[bins]``.
+        error: Expected calibration error: mean over mentions of |accuracy - confidence| of their bin.
     """
 
     confidence: NDArray[np.float64]
@@ -31,22 +31,22 @@ class Calibration(NamedTuple):
 def calibration(predictions: Predictions, bins: int = BINS) -> Calibration:
     """Compute the calibration of the overall score (reliability diagram; Guo et al. 2017).
 
-    The confidence in the first candidate is its share in the softmax of the overall scores *over the kept candidates*
-    (``predictions.top_k`` of them, not the whole knowledge base), as the loss takes the softmax over a batch. It is the
-    higher the fewer are kept: compare runs that keep as many.
+    The confidence in the first candidate is its probability in the softmax of the overall scores *over the stored
+    candidates* (``predictions.top_k`` of them, not the whole knowledge base), as the loss takes the softmax over a
+    batch. It is higher with fewer candidates: only compare runs that store the same number.
 
     Args:
-        predictions: Of a run.
-        bins: Number of bins; a confidence on the line between two belongs to the lower one.
+        predictions: Predictions of a run.
+        bins: Number of bins; a confidence on a bin edge belongs to the lower bin.
     """
     exponents = np.exp(predictions.top - predictions.top[:, :1])
     confidences = 1 / exponents.sum(axis=1)
-    right = predictions.hits
-    place = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
-    count = np.bincount(place, minlength=bins)
+    correct = predictions.hits
+    bin_index = np.clip(np.ceil(confidences * bins).astype(int) - 1, 0, bins - 1)
+    count = np.bincount(bin_index, minlength=bins)
     with np.errstate(invalid="ignore"):
-        confidence = np.bincount(place, confidences, bins) / count
-        accuracy = np.bincount(place, right, bins) / count
-    share = count / len(right)
+        confidence = np.bincount(bin_index, confidences, bins) / count
+        accuracy = np.bincount(bin_index, correct, bins) / count
+    share = count / len(correct)
     error = float(np.nansum(share * np.abs(accuracy - confidence)))
     return Calibration(confidence, accuracy, share, error)

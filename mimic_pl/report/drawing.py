@@ -1,4 +1,4 @@
-"""Figures without matplotlib's global state: no pyplot, no display, the same on every machine."""
+"""Figures without matplotlib's global state: no pyplot, no display, reproducible on every machine."""
 
 from __future__ import annotations
 
@@ -14,26 +14,26 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#444444")
-"""Told apart by people with colour blindness as well (Okabe and Ito), and two more."""
+"""The colour-blind safe palette of Okabe and Ito, and two more colours."""
 
-_COLOURS_KEPT = 128
-"""Of a saved figure."""
+_PALETTE_SIZE = 128
+"""Number of colours in a saved figure."""
 
 STYLES = ("-", "--", "-.", ":")
-"""Lines that share a colour differ in these."""
+"""Line styles that distinguish lines of the same colour."""
 
 
 def panels(
     count: int, width: float = 4.2, height: float = 3.4, columns: int = 3, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure of several panels.
+    """Create a figure with several panels.
 
     Args:
-        count: How many.
-        width: Of a panel, in inches.
-        height: Of a panel, in inches.
-        columns: Panels beside each other at most.
-        sharey: One scale for all vertical axes.
+        count: Number of panels.
+        width: Width of a panel in inches.
+        height: Height of a panel in inches.
+        columns: Maximum number of panels per row.
+        sharey: Use the same scale for all vertical axes.
     """
     columns = min(columns, count)
     rows = math.ceil(count / columns)
@@ -50,13 +50,13 @@ def panels(
     return figure, axes[:count]
 
 
-def look(number: int) -> tuple[str, str]:
-    """Colour and line style of the n-th of many."""
+def line_style(number: int) -> tuple[str, str]:
+    """Colour and line style of the n-th line."""
     return COLOURS[number % len(COLOURS)], STYLES[number // len(COLOURS) % len(STYLES)]
 
 
 def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, below them, in as many columns as its longest entry leaves."""
+    """Add one legend for all panels below them, in as many columns as its longest entry allows."""
     entries: dict[str, Artist] = {}
     for own in axes:
         for handle, label in zip(*own.get_legend_handles_labels(), strict=True):
@@ -64,13 +64,13 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     if entries:
         inches = 0.5 + 0.08 * max(map(len, entries))
         columns = max(1, min(len(entries), int(figure.get_figwidth() / inches)))
-        place = {"ncols": columns, "frameon": False, "fontsize": 9}
-        figure.legend(list(entries.values()), list(entries), loc="outside lower center", **place)
+        layout = {"ncols": columns, "frameon": False, "fontsize": 9}
+        figure.legend(list(entries.values()), list(entries), loc="outside lower center", **layout)
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG with a palette: lines and flat areas need few colours, and a third of the bytes."""
+    """Write a figure as a PNG with a palette, which is enough for lines and flat areas and a third of the size."""
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120)
-    Image.open(drawn).convert("RGB").quantize(_COLOURS_KEPT, dither=Image.Dither.NONE).save(path, optimize=True)
+    Image.open(drawn).convert("RGB").quantize(_PALETTE_SIZE, dither=Image.Dither.NONE).save(path, optimize=True)
     return path

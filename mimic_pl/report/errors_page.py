@@ -1,4 +1,4 @@
-"""One HTML page of a run's worst mentions, which needs nothing beside it."""
+"""A self-contained HTML page of a run's worst mentions."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from mimic_pl.report.attention import Token
 from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.report.loaded import LoadedRun
 from mimic_pl.report.thumbnails import data_uri, heat_map
-from mimic_pl.report.worst import Case, Shown, worst_cases
+from mimic_pl.report.worst import Case, RankedEntity, worst_cases
 
 _TEXT = 220
-"""Characters of an entity's text that are shown."""
+"""Maximum number of characters shown of an entity's text."""
 
 
 def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> Path:
-    """Write the page: each mention with image, gold, candidates, scores, and what the units look at.
+    """Write the page: each mention with image, gold, candidates, scores and attention.
 
-    Images are small and inside the page, and all texts are escaped: nothing in a data set can run.
+    Images are embedded as thumbnails, and all text is escaped, so that no script in a data set is executed.
 
     Args:
         run: A tested run with its checkpoint and its data.
-        path: The page.
-        worst: Mentions on it, at most.
+        path: File to write.
+        worst: Maximum number of mentions.
 
     Raises:
-        ConfigError: The run has no checkpoint, or its data is not there.
-        DataError: The data is not what was tested.
+        ConfigError: The run has no checkpoint, or its data does not exist.
+        DataError: The data differs from what was tested.
     """
     loaded = LoadedRun(run)
     page = render(loaded, worst_cases(loaded, worst))
@@ -43,7 +43,7 @@ def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> P
 
 
 def render(loaded: LoadedRun, cases: Sequence[Case]) -> str:
-    """The page of these cases."""
+    """Render the page of these cases."""
     environment = Environment(
         loader=PackageLoader("mimic_pl.report", "templates"),
         autoescape=True,
@@ -72,9 +72,9 @@ def render(loaded: LoadedRun, cases: Sequence[Case]) -> str:
 
 
 def marked(mention: Mention) -> tuple[str, str, str]:
-    """The sentence before, at and after the mentioned words; without them in it, all of it is before."""
+    """Split the sentence into the parts before, at and after the mention; if it is not found, all of it is before."""
     start = mention.sentence.lower().find(mention.mention.lower()) if mention.mention else -1
-    # Lower case may have another length: then nothing is marked rather than the wrong letters.
+    # Lower-casing may change the length, which would mark the wrong letters: mark nothing then.
     if start < 0 or len(mention.sentence.lower()) != len(mention.sentence):
         return mention.sentence, "", ""
     stop = start + len(mention.mention)
@@ -82,7 +82,7 @@ def marked(mention: Mention) -> tuple[str, str, str]:
 
 
 def _right_alone(run: EvaluatedRun) -> dict[str, float]:
-    """For each unit the share of the wrong mentions that it alone gets right."""
+    """For each unit, the fraction of wrongly linked mentions that are correct by its score alone."""
     ranks = run.predictions.ranks
     wrong = ranks["overall"] > 1
     if not wrong.any():
@@ -112,7 +112,7 @@ def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
     }
 
 
-def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
+def _entity(loaded: LoadedRun, shown: RankedEntity) -> dict[str, Any]:
     text = loaded.data.processor.entity_text(shown.entity)
     heaviest = max((token.weight for token in shown.words if token.kind != "padding"), default=1.0)
     return {
@@ -120,7 +120,7 @@ def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
         "name": shown.entity.name,
         "text": text if len(text) <= _TEXT else f"{text[:_TEXT]}...",
         "image": _uri(loaded.data.entity_image(shown.entity)),
-        "place": shown.place,
+        "rank": shown.rank,
         "gold": shown.gold,
         "scores": shown.scores,
         "words": [_shaded(token, heaviest) for token in shown.words],
@@ -128,7 +128,7 @@ def _entity(loaded: LoadedRun, shown: Shown) -> dict[str, Any]:
 
 
 def _shaded(token: Token, heaviest: float) -> dict[str, Any]:
-    """A token with the depth of its background: the heaviest is darkest; padding, which is many, tells its share."""
+    """A token with the opacity of its background: the heaviest is darkest, and padding, which is merged, has none."""
     depth = 0.85 * token.weight / heaviest if heaviest > 0 and token.kind != "padding" else 0.0
     return {"text": token.text, "kind": token.kind, "percent": 100 * token.weight, "depth": depth}
 

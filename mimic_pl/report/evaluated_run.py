@@ -1,4 +1,4 @@
-"""A run that was trained and tested, as its folder tells it: no model is loaded for it."""
+"""A finished run, read from its folder without loading the model."""
 
 from __future__ import annotations
 
@@ -23,15 +23,13 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a run answered to the test mentions, in their order.
+    """Predictions of a run for the test mentions, in their order.
 
     Attributes:
-        ids: The mentions' ids.
-        golds: The mentions' golds by ``qid``.
-        ranks: For each score the rank of the best-ranked gold, int64 ``[mentions]``; 0 where no gold is in the
-            knowledge base.
-        top: Overall scores of the candidates that were kept, best first, float64 ``[mentions, kept]``; -inf where a
-            mention has fewer.
+        ids: Ids of the mentions.
+        golds: Golds of the mentions by ``qid``.
+        ranks: Rank of the best-ranked gold by score name, int64 ``[mentions]``; 0 if no gold is in the knowledge base.
+        top: Overall scores of the stored candidates, best first, float64 ``[mentions, candidates]``; padded with -inf.
     """
 
     ids: list[str]
@@ -46,7 +44,7 @@ class Predictions:
 
     @property
     def reciprocal_ranks(self) -> NDArray[np.float64]:
-        """1 / rank of each mention by the overall score, ``[mentions]``; 0 where no gold is in the knowledge base."""
+        """1 / rank of each mention by the overall score, ``[mentions]``; 0 if no gold is in the knowledge base."""
         ranks = self.ranks["overall"]
         return np.divide(1.0, ranks, out=np.zeros(len(ranks)), where=ranks > 0)
 
@@ -56,9 +54,9 @@ class EvaluatedRun:
     """A run's folder after ``fit`` and ``test``.
 
     Attributes:
-        folder: The folder, absolute.
-        config: Its ``config.yaml``.
-        summary: Its ``metrics.json``.
+        folder: Absolute path of the folder.
+        config: Content of ``config.yaml``.
+        summary: Content of ``metrics.json``.
     """
 
     folder: Path
@@ -67,25 +65,25 @@ class EvaluatedRun:
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """Test metrics by score, shares between 0 and 1 and the mean rank."""
+        """Test metrics by score: fractions between 0 and 1, and the mean rank."""
         found: dict[str, dict[str, float]] = self.summary["metrics"]
         return found
 
     @property
     def seed(self) -> str | None:
-        """What ``seed_everything`` was; None for what is not trained."""
+        """Value of ``seed_everything``; None for baselines that are not trained."""
         seed = self.config.get("seed_everything")
         return None if seed is None else str(seed)
 
     @property
     def best_epoch(self) -> int | None:
-        """After how many epochs the tested checkpoint was written, if its name tells."""
+        """Number of epochs after which the tested checkpoint was written, if its name contains it."""
         found = re.search(r"epoch=(\d+)", Path(self.summary.get("checkpoint") or "").name)
         return int(found.group(1)) + 1 if found else None
 
     @property
     def trained_epochs(self) -> int | None:
-        """How many epochs it was trained, up to the last validation; without one what was configured."""
+        """Number of epochs trained, up to the last validation; the configured number if validation was not logged."""
         if self.curve:
             return self.curve[-1][0]
         configured = (self.config.get("trainer") or {}).get("max_epochs")
@@ -93,16 +91,16 @@ class EvaluatedRun:
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """Validation MRR by the number of epochs trained, from TensorBoard's events; empty without them."""
+        """Validation MRR by number of epochs trained, from TensorBoard's events; empty without them."""
         return self._validation["mrr"]
 
     @property
     def figures(self) -> dict[str, dict[str, float]]:
-        """All figures: test metrics by score, and by part of the data.
+        """All results: test metrics by score and by subset of the data.
 
-        The parts are ``seen`` and ``unseen``, the test mentions whose golds training has and has not seen (where
-        ``test`` told them apart), and ``dev``, H@1 and MRR of the validation split at the tested checkpoint (where
-        TensorBoard's events have them).
+        The subsets are ``seen`` and ``unseen``, test mentions with golds seen and unseen in training (if ``test``
+        reported them), and ``dev``, H@1 and MRR of the validation split at the tested checkpoint (if TensorBoard's
+        events contain them).
         """
         subsets = {name: subset["metrics"] for name, subset in self.summary.get("subsets", {}).items()}
         at_best = {name: dict(curve).get(self.best_epoch or 0) for name, curve in self._validation.items()}
@@ -115,17 +113,17 @@ class EvaluatedRun:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """What it answered to the test mentions.
+        """Predictions for the test mentions.
 
         Raises:
             ConfigError: There is no ``predictions.jsonl``.
-            DataError: A line of it cannot be read.
+            DataError: A line of it is malformed.
         """
         return read_predictions(self.folder)
 
     @cached_property
     def robustness(self) -> list[dict[str, Any]]:
-        """The records of its ``robustness.json``; empty without one.
+        """Records of ``robustness.json``; empty without the file.
 
         Raises:
             DataError: The file is damaged.
@@ -142,35 +140,33 @@ class EvaluatedRun:
                         _require_number(value)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise DataError(
-                f"{path} is not a list of records with kind, side, strength and metrics by score ({error!r}). Measure "
-                "the run's robustness again, or remove the file."
+                f"{path} is not a list of records with kind, side, strength and metrics by score ({error!r}). Run "
+                "mimic-pl robustness again, or delete the file."
             ) from error
         found: list[dict[str, Any]] = records
         return found
 
 
 def open_finished(folder: str | Path) -> EvaluatedRun:
-    """Take a folder as a run that was tested.
-
-    Checkpoints need not lie there any more.
+    """Open the folder of a tested run; its checkpoints may have been deleted.
 
     Raises:
-        ConfigError: It is no run, or was never tested.
-        DataError: A file of it is damaged.
+        ConfigError: The folder is not a run, or the run was not tested.
+        DataError: A file of the run is damaged.
     """
     path = Path(folder).expanduser().resolve()
     if not (path / "config.yaml").is_file():
         below = sorted(config.parent for config in path.glob("*/config.yaml")) if path.is_dir() else []
         hint = f" Did you mean {', '.join(map(str, below[:3]))}?" if below else ""
         raise ConfigError(
-            f"{path} is no run: it has no config.yaml. Give folders such as lightning_logs/version_0 that "
-            f"'mimic-pl fit' leaves behind.{hint}"
+            f"{path} is not a run: it has no config.yaml. Give a folder written by 'mimic-pl fit', such as "
+            f"lightning_logs/version_0.{hint}"
         )
     if not (path / "metrics.json").is_file():
-        raise ConfigError(f"The run {path} was never tested: mimic-pl test --run {path}")
+        raise ConfigError(f"The run {path} was not tested. Test it first: mimic-pl test --run {path}")
     config = read_yaml(path / "config.yaml")
     if not isinstance(config.get("data"), dict):
-        raise DataError(f"{path / 'config.yaml'} is no configuration of a run: it has no 'data'.")
+        raise DataError(f"{path / 'config.yaml'} is not the configuration of a run: it has no 'data'.")
     try:
         summary = json.loads((path / "metrics.json").read_text(encoding="utf-8"))
         _require_summary(summary)
@@ -182,11 +178,11 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
 
 
 def read_records(folder: Path) -> Iterator[Record]:
-    """Lines of a run's ``predictions.jsonl``.
+    """Read the lines of a run's ``predictions.jsonl``.
 
     Raises:
-        ConfigError: There is none.
-        DataError: A line is damaged.
+        ConfigError: The file does not exist.
+        DataError: A line is malformed.
     """
     path = folder / "predictions.jsonl"
     if not path.is_file():
@@ -205,14 +201,14 @@ def read_records(folder: Path) -> Iterator[Record]:
 
 
 def _require_prediction(record: Any) -> None:
-    """Raise one of the errors of Python if a line is not what ``test`` writes."""
+    """Raise a built-in error if a line does not have the format that ``test`` writes."""
     record["id"], record["rank"]["overall"]
     for rank in record["rank"].values():
         if rank is not None and (type(rank) is not int or not 0 < rank < 2**62):
-            raise ValueError(f"the rank {rank!r:.40}")
+            raise ValueError(f"invalid rank {rank!r:.40}")
     for gold in record["golds"]:
         if not isinstance(gold["qid"], str):
-            raise ValueError(f"the gold {gold['qid']!r:.40}")
+            raise ValueError(f"invalid gold {gold['qid']!r:.40}")
     for candidate in record["candidates"]:
         for score in candidate["scores"].values():
             _require_number(score)
@@ -220,7 +216,7 @@ def _require_prediction(record: Any) -> None:
 
 
 def _require_summary(summary: Any) -> None:
-    """Raise one of the errors of Python if ``metrics.json`` is not what ``test`` writes."""
+    """Raise a built-in error if ``metrics.json`` does not have the format that ``test`` writes."""
     summary["metrics"]["overall"]["hits@1"]
     for metrics in summary["metrics"].values():
         for value in metrics.values():
@@ -235,7 +231,7 @@ def _require_summary(summary: Any) -> None:
 
 def _require_number(value: Any) -> None:
     if type(value) not in (int, float) or not math.isfinite(value):
-        raise ValueError(f"{value!r:.40} is no number")
+        raise ValueError(f"{value!r:.40} is not a finite number")
 
 
 def read_predictions(folder: Path) -> Predictions:
@@ -250,8 +246,8 @@ def read_predictions(folder: Path) -> Predictions:
             ranks.setdefault(name, []).append(rank or 0)
     if any(len(column) != len(ids) for column in ranks.values()):
         raise DataError(
-            f"{folder / 'predictions.jsonl'} has ranks by other scores in some lines than in others. Test the run "
-            f"again: mimic-pl test --run {folder}"
+            f"The lines of {folder / 'predictions.jsonl'} have ranks by different scores. Test the run again: "
+            f"mimic-pl test --run {folder}"
         )
     if not ids:
         raise DataError(f"{folder / 'predictions.jsonl'} is empty. Test the run again: mimic-pl test --run {folder}")
@@ -262,31 +258,31 @@ def read_predictions(folder: Path) -> Predictions:
 
 
 def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
-    """A scalar of a run's TensorBoard events by the number of epochs trained, in order."""
+    """Read a scalar of a run's TensorBoard events by number of epochs trained, in order."""
     return read_curves(folder, {tag: tag})[tag]
 
 
 def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
-    """Several of them at once, by names of the caller's own; those that the events lack are empty."""
-    # Imported here: it brings much along that no other reading needs.
+    """Read several scalars at once, with tags by name; missing ones are empty."""
+    # A lazy import, since tensorboard is slow to import.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
     if not any(folder.glob("events.out.tfevents.*")):
         return {name: [] for name in tags}
-    # All values of scalars, and none of the images.
+    # All scalars, but no images (0 would mean all).
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
     try:
         events.Reload()
-    except Exception as error:  # of protobuf and tensorboard, which have no base of their own
+    except Exception as error:  # errors of protobuf and tensorboard have no common base class
         raise DataError(
             f"TensorBoard's events in {folder} cannot be read ({error!r:.200}). Delete events.out.tfevents.* there to "
-            "do without the curves."
+            "omit the curves."
         ) from error
     logged = set(events.Tags()["scalars"])
     epochs = {event.step: int(event.value) + 1 for event in events.Scalars("epoch")} if "epoch" in logged else {}
     curves = {}
     for name, tag in tags.items():
         values = events.Scalars(tag) if tag in logged else []
-        # A resumed run may have logged an epoch twice: the later one counts.
+        # A resumed run may have logged an epoch twice: the later value wins.
         curves[name] = sorted({epochs[event.step]: event.value for event in values if event.step in epochs}.items())
     return curves

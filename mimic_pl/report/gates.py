@@ -1,4 +1,4 @@
-"""What the gates of the units do on the test mentions; for this the model is loaded."""
+"""Gate values of the units on test mentions, computed with the loaded model."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mimic_pl.report.drawing import legend_below, look, panels
+from mimic_pl.report.drawing import legend_below, line_style, panels
 from mimic_pl.report.experiments import Experiment
 from mimic_pl.report.loaded import LoadedRun
 
 MENTIONS = 2_000
-"""Test mentions that are looked at, at most."""
+"""Maximum number of test mentions."""
 
-SHUT = 0.05
-"""Below this absolute value a gate lets next to nothing through."""
+CLOSED = 0.05
+"""Absolute value below which a gate is considered closed."""
 
 SEED = 0
 
 Gates = dict[str, dict[str, NDArray[np.float32]]]
-"""Values of each gate (``vision, entity to mention``) by what it was computed for (``gold entities``)."""
+"""Values of each gate (``vision, entity to mention``) by the entities they were computed for (``gold entities``)."""
 
 
 @torch.no_grad()
 def gates_of(loaded: LoadedRun) -> Gates:
-    """Gates of test mentions: of pairs with their golds and with random entities, of one side by itself.
+    """Gate values of test mentions, paired with their golds and with random entities.
 
-    At most :data:`MENTIONS` mentions are drawn, those with a gold in the knowledge base; of several golds the first
-    counts. Empty if no unit has a gate.
+    At most :data:`MENTIONS` mentions with a gold in the knowledge base are sampled; of several golds the first is used.
+    Empty if no unit has a gate.
     """
     generator = random.Random(SEED)
-    indices = [index for index in loaded.places if loaded.golds(index)]
+    indices = [index for index in loaded.mention_indices if loaded.golds(index)]
     indices = sorted(generator.sample(indices, min(MENTIONS, len(indices))))
     if not indices:
         return {}
@@ -44,31 +44,31 @@ def gates_of(loaded: LoadedRun) -> Gates:
     for name, unit in loaded.model.matcher.named_units():
         for title, entities in (("gold entities", golds), ("random entities", others)):
             for gate, values in unit.gates(mentions, entities).items():
-                # Mention i stands beside entity i; a gate of the mention alone does not change with the entity.
+                # Aligned pairs are on the diagonal; a one-sided gate is a vector already.
                 own = values.diagonal() if values.ndim == 2 else values
                 found.setdefault(f"{name}, {gate.replace('_', ' ')}", {})[title] = own.float().cpu().numpy()
     return found
 
 
 def gates_figure(experiment: Experiment) -> Figure | None:
-    """Histograms of the gates of an experiment's first run; None if its model has none, or if it has no model."""
+    """Histograms of the gates of an experiment's first run; None without gates or without a model."""
     if not experiment.runs[0].config.get("model"):
         return None
     found = gates_of(LoadedRun(experiment.runs[0]))
     if not found:
         return None
-    colours = {"gold entities": look(0)[0], "random entities": look(1)[0]}
+    colours = {"gold entities": line_style(0)[0], "random entities": line_style(1)[0]}
     figure, axes = panels(len(found), width=4.4)
     for (name, values), axis in zip(found.items(), axes, strict=True):
-        shut = []
+        closed = []
         for title, gates in values.items():
             weights = np.full(len(gates), 100 / len(gates))
             axis.hist(
                 gates, np.linspace(-1, 1, 41).tolist(), weights=weights, histtype="stepfilled", alpha=0.55, label=title,
                 color=colours[title],
             )  # fmt: skip
-            shut.append(f"{100 * (np.abs(gates) < SHUT).mean():.1f} % of {title}")
-        axis.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="gate", ylabel="share in %")
-        axis.set_title(f"{name}\nshut (|gate| < {SHUT}): " + ",\n".join(shut), fontsize=9)
+            closed.append(f"{100 * (np.abs(gates) < CLOSED).mean():.1f} % of {title}")
+        axis.set(xlim=(-1, 1), xticks=(-1, -0.5, 0, 0.5, 1), xlabel="gate", ylabel="fraction in %")
+        axis.set_title(f"{name}\nclosed (|gate| < {CLOSED}): " + ",\n".join(closed), fontsize=9)
     legend_below(figure, axes)
     return figure

@@ -1,4 +1,4 @@
-"""A tested run with its model and data: features of chosen mentions and entities, as the units get them."""
+"""A tested run with its model and data, for encoding selected mentions and entities."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.runs import load_run
 
 _AT_ONCE = 64
-"""Mentions or entities that are encoded together."""
+"""Mentions or entities to encode at once."""
 
 
 class Encoded(NamedTuple):
-    """One side's chosen records.
+    """Encoded records of one side.
 
     Attributes:
-        features: After the shared norms.
-        input_ids: Tokens of their texts, int64 ``[n, text_tokens]``.
+        features: Features after the shared norms.
+        input_ids: Token ids, int64 ``[n, text_tokens]``.
         attention_mask: 1 for a token, 0 for padding, int64 ``[n, text_tokens]``.
     """
 
@@ -35,14 +35,14 @@ class Encoded(NamedTuple):
 
 
 class LoadedRun:
-    """The model and the data of a run, ready to look at single mentions.
+    """Model and data of a run.
 
     Args:
-        run: Its checkpoint is the one that was tested.
+        run: The run; the checkpoint that was tested is loaded.
 
     Raises:
-        ConfigError: It has no checkpoint, or its data is not where its configuration says.
-        DataError: The test split is not the one that was tested.
+        ConfigError: The run has no checkpoint, or its data does not exist.
+        DataError: The test split differs from the one that was tested.
     """
 
     def __init__(self, run: EvaluatedRun) -> None:
@@ -54,10 +54,10 @@ class LoadedRun:
         self.data = datamodule.ranked
         self._mentions = self.data.dataset("test")
         self._entities = self.data.entity_dataset
-        self.places = self._places(run.predictions.ids)
+        self.mention_indices = self._mention_indices(run.predictions.ids)
 
     def mentions(self, indices: Sequence[int]) -> Encoded:
-        """Encode the test mentions at these places of the data set."""
+        """Encode the test mentions with these indices in the test split."""
         return self._encode(self._mentions, "mentions", indices)
 
     def entities(self, positions: Sequence[int]) -> Encoded:
@@ -65,7 +65,7 @@ class LoadedRun:
         return self._encode(self._entities, "entities", positions)
 
     def golds(self, index: int) -> list[int]:
-        """Positions of a test mention's golds that are in the knowledge base."""
+        """Positions of a test mention's golds in the knowledge base, without those that are not in it."""
         known = self.data.entities.positions
         return [known[gold] for gold in self.data.mentions["test"][index].golds if gold in known]
 
@@ -90,15 +90,15 @@ class LoadedRun:
             masks.append(batch[side]["attention_mask"].cpu())
         return Encoded(Features.joined(parts), torch.cat(ids), torch.cat(masks))
 
-    def _places(self, ids: Sequence[str]) -> list[int]:
-        """For each prediction the place of its mention in the test split."""
-        own = [mention.id for mention in self.data.mentions["test"]]
-        if own[: len(ids)] == list(ids):
+    def _mention_indices(self, ids: Sequence[str]) -> list[int]:
+        """Index of each prediction's mention in the test split."""
+        test_ids = [mention.id for mention in self.data.mentions["test"]]
+        if test_ids[: len(ids)] == list(ids):
             return list(range(len(ids)))
-        place = {id_: index for index, id_ in enumerate(own)}
-        if len(place) < len(own) or not place.keys() >= set(ids):
+        index_of = {id_: index for index, id_ in enumerate(test_ids)}
+        if len(index_of) < len(test_ids) or not index_of.keys() >= set(ids):
             raise DataError(
-                f"The predictions of {self.run.folder} are not of the test split that lies in {self.data.root}: other "
-                f"mentions. Test the run again: mimic-pl test --run {self.run.folder}"
+                f"The predictions of {self.run.folder} are not of the test split in {self.data.root}: the mentions "
+                f"differ. Test the run again: mimic-pl test --run {self.run.folder}"
             )
-        return [place[id_] for id_ in ids]
+        return [index_of[id_] for id_ in ids]

@@ -1,4 +1,4 @@
-"""The plots of a report that need no model."""
+"""Plots of a report that do not need the model."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from mimic_pl.report.calibration import calibration
-from mimic_pl.report.drawing import legend_below, look, panels
+from mimic_pl.report.drawing import legend_below, line_style, panels
 from mimic_pl.report.experiments import Experiment
 from mimic_pl.report.table import units_of
 
 
 def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
-    """Validation MRR by epoch: a line for each run, a colour for each experiment, a panel for each data set.
+    """Validation MRR by epoch: a line per run, a colour per experiment, a panel per data set.
 
-    A dot marks the epoch whose checkpoint was tested. None if no run has a curve.
+    A dot marks the epoch of the tested checkpoint. None if no run has a curve.
     """
     with_curve = [experiment for experiment in experiments if any(run.curve for run in experiment.runs)]
     if not with_curve:
@@ -26,7 +26,7 @@ def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
     sets = list(dict.fromkeys(experiment.dataset for experiment in with_curve))
     figure, axes = panels(len(sets), width=6.4, height=4.2, columns=2)
     for number, experiment in enumerate(with_curve):
-        colour, style = look(number)
+        colour, style = line_style(number)
         axis = axes[sets.index(experiment.dataset)]
         label: str | None = experiment.name
         for run in experiment.runs:
@@ -34,7 +34,7 @@ def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
                 continue
             epochs, values = np.array(run.curve).T
             axis.plot(epochs, 100 * values, style, color=colour, label=label, linewidth=1.4, alpha=0.9)
-            label = None  # one entry of the legend for all seeds
+            label = None  # one legend entry for all seeds
             best = run.best_epoch or 0
             tested = dict(run.curve).get(best)
             if tested is not None:
@@ -47,9 +47,9 @@ def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
 
 
 def hits_figure(experiments: Sequence[Experiment]) -> Figure:
-    """H@1 by experiment: bars for the overall score and each unit, with the deviation over seeds where there are more.
+    """H@1 by experiment: bars for the overall score and each unit, with the standard deviation over several seeds.
 
-    A panel for each data set; experiments from the top in the order in which they were given.
+    There is a panel per data set, with experiments from the top in the given order.
     """
     scores = ["overall", *units_of(experiments)]
     sets = list(dict.fromkeys(experiment.dataset for experiment in experiments))
@@ -57,20 +57,20 @@ def hits_figure(experiments: Sequence[Experiment]) -> Figure:
     bars = [sum(1 + _bars(e, scores) for e in experiments if e.dataset == name) for name in sets]
     figure, axes = panels(len(sets), width=5.2 + 0.07 * longest, height=1.1 + 0.17 * max(bars), columns=2)
     for name, height, axis in zip(sets, bars, axes, strict=True):
-        place, ticks = 0.0, []
+        position, ticks = 0.0, []
         for experiment in (experiment for experiment in experiments if experiment.dataset == name):
-            ticks.append((place + (_bars(experiment, scores) - 1) / 2, experiment.name))
+            ticks.append((position + (_bars(experiment, scores) - 1) / 2, experiment.name))
             for number, score in enumerate(scores):
                 mean, spread = experiment.mean(score, "hits@1"), experiment.deviation(score, "hits@1") or 0.0
                 if mean is None:
                     continue
-                axis.barh(place, 100 * mean, 1.0, label=score, color=look(number)[0])
+                axis.barh(position, 100 * mean, 1.0, label=score, color=line_style(number)[0])
                 if spread:
-                    axis.errorbar(100 * mean, place, xerr=100 * spread, color="black", capsize=2, linewidth=0.8)
-                end = 100 * (mean + spread), place
+                    axis.errorbar(100 * mean, position, xerr=100 * spread, color="black", capsize=2, linewidth=0.8)
+                end = 100 * (mean + spread), position
                 axis.annotate(f"{100 * mean:.1f}", end, (3, 0), textcoords="offset points", va="center", fontsize=7)
-                place += 1
-            place += 1  # a bar's width between experiments
+                position += 1
+            position += 1  # a bar's width between experiments
         axis.set(title=name, xlabel="H@1 in %", ylim=(height - 1, -1), xlim=(0, 1.12 * axis.get_xlim()[1]))
         axis.set_yticks(*zip(*ticks, strict=True))
         axis.grid(axis="y", visible=False)
@@ -79,14 +79,14 @@ def hits_figure(experiments: Sequence[Experiment]) -> Figure:
 
 
 def _bars(experiment: Experiment, scores: Sequence[str]) -> int:
-    """How many of the scores an experiment has."""
+    """Number of the scores that an experiment has."""
     return sum(experiment.mean(score, "hits@1") is not None for score in scores)
 
 
 def robustness_figure(experiment: Experiment) -> Figure | None:
-    """H@1 against the strength of a disturbance: a panel for each kind, a line for each score, means over the runs.
+    """H@1 by strength of degradation: a panel per kind, a line per score, means over the runs.
 
-    Dotted lines are the results at strength 0, undisturbed. None if no run of the experiment has a ``robustness.json``.
+    Dotted lines are the results at strength 0. None if no run of the experiment has a ``robustness.json``.
     """
     runs = [run for run in experiment.runs if run.robustness]
     if not runs:
@@ -98,9 +98,9 @@ def robustness_figure(experiment: Experiment) -> Figure | None:
     for (side, kind), axis in zip(kinds, axes, strict=True):
         for number, score in enumerate(scores):
             strengths, means = _by_strength([r for r in records if (r["side"], r["kind"]) == (side, kind)], score)
-            axis.plot(strengths, means, "o-", label=score, color=look(number)[0], markersize=4)
+            axis.plot(strengths, means, "o-", label=score, color=line_style(number)[0], markersize=4)
             if means and strengths[0] == 0:
-                axis.axhline(means[0], color=look(number)[0], linestyle=":", linewidth=1)
+                axis.axhline(means[0], color=line_style(number)[0], linestyle=":", linewidth=1)
         axis.xaxis.set_major_locator(MaxNLocator(5) if len(strengths) > 1 else FixedLocator(strengths))
         axis.set(title=f"{kind} ({side})", xlabel="strength", ylim=(0, None))
     for axis in axes[:: min(3, len(axes))]:
@@ -110,10 +110,10 @@ def robustness_figure(experiment: Experiment) -> Figure | None:
 
 
 def calibration_figure(experiments: Sequence[Experiment]) -> Figure | None:
-    """Reliability of the overall score's confidence: a panel for the first run of each experiment.
+    """Reliability diagrams of the overall score: a panel for the first run of each experiment.
 
-    Blue bars are accuracy, the diagonal is what it should be, grey steps are the share of mentions in each bin. None if
-    no run keeps two candidates: one alone has all the confidence.
+    Blue bars are accuracy, the diagonal is perfect calibration, grey steps are the fraction of mentions in each bin.
+    None if no run has two candidates, since the confidence in a single one is always 1.
     """
     runs = [(e, e.runs[0].predictions) for e in experiments if e.runs[0].predictions.top.shape[1] > 1]
     if not runs:
@@ -124,14 +124,14 @@ def calibration_figure(experiments: Sequence[Experiment]) -> Figure | None:
         edges = np.linspace(0, 1, len(found.share) + 1)
         filled = found.share > 0
         axis.bar(
-            edges[:-1][filled], found.accuracy[filled], np.diff(edges)[filled], align="edge", color=look(0)[0],
-            edgecolor="white", label="share that is right",
+            edges[:-1][filled], found.accuracy[filled], np.diff(edges)[filled], align="edge", color=line_style(0)[0],
+            edgecolor="white", label="accuracy",
         )  # fmt: skip
-        axis.stairs(found.share, edges, color="#444444", linewidth=1.2, label="share of all mentions")
-        axis.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="what the confidence promises")
+        axis.stairs(found.share, edges, color="#444444", linewidth=1.2, label="fraction of all mentions")
+        axis.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
         kept = predictions.top.shape[1]
         axis.set_title(
-            f"{experiment.name}\nexpected error {100 * found.error:.1f} points, {kept} candidates", fontsize=9
+            f"{experiment.name}\nexpected calibration error {100 * found.error:.1f} %, {kept} candidates", fontsize=9
         )
         axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence in the first candidate")
     legend_below(figure, axes)
@@ -139,7 +139,7 @@ def calibration_figure(experiments: Sequence[Experiment]) -> Figure | None:
 
 
 def _by_strength(records: Sequence[dict[str, Any]], score: str) -> tuple[list[float], list[float]]:
-    """Strengths in order, and the mean H@1 in percent at each."""
+    """Sorted strengths, and the mean H@1 in percent at each."""
     values: dict[float, list[float]] = {}
     for record in records:
         if "hits@1" in record["metrics"].get(score, {}):

@@ -1,4 +1,4 @@
-"""Whether two runs differ by more than the choice of the test mentions explains: a paired bootstrap over mentions."""
+"""Significance of differences between runs: paired bootstrap over test mentions."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from mimic_pl.report.evaluated_run import Predictions
 RESAMPLES = 10_000
 SEED = 0
 
-_NUMBERS_AT_ONCE = 1 << 22
-"""Mentions that are drawn at once: 32 MB."""
+_SAMPLES_AT_ONCE = 1 << 22
+"""Mentions sampled at once: 32 MB."""
 
 
 class Comparison(NamedTuple):
-    """A difference between two runs.
+    """Difference of a metric between two runs.
 
     Attributes:
-        difference: Mean over the mentions of the first one's figure less the second one's.
-        low: Lower end of the 95 % interval.
-        high: Upper end.
-        p: Two-sided p-value of no difference.
+        difference: First minus second, averaged over mentions.
+        low: Lower end of the 95 % confidence interval.
+        high: Upper end of the interval.
+        p: Two-sided p-value of the null hypothesis of no difference.
     """
 
     difference: float
@@ -39,21 +39,21 @@ def paired_bootstrap(
 ) -> dict[str, Comparison]:
     """Paired bootstrap over mentions (Koehn 2004; Berg-Kirkpatrick, Burkett and Klein 2012).
 
-    As many mentions as there are, n, are drawn with replacement, ``resamples`` times; on each draw both runs are
-    evaluated, which for means over mentions is the mean of the mentions' differences. With d the difference on the test
-    set and d* that of a draw,
+    The n test mentions are resampled with replacement ``resamples`` times, and both runs are evaluated on each
+    resample, which for means over mentions is the mean of per-mention differences. With d the difference on the test
+    set and d* that on a resample,
 
-    - the interval holds the middle 95 % of the d* (percentile interval);
-    - p is the share of draws with ``|d* - d| >= |d|``: draws scatter about d as test sets scatter about the truth, so
-      d* - d is what comes about where there is no difference (Berg-Kirkpatrick's ``d* > 2 d``, on both sides). The
-      test set itself counts as one draw, so that p is never 0.
+    - the interval contains the middle 95 % of the d* (percentile interval);
+    - p is the fraction of resamples with ``|d* - d| >= |d|``: resamples vary around d as test sets vary around the true
+      difference, so d* - d follows the null distribution (Berg-Kirkpatrick's ``d* > 2 d``, two-sided). The test set
+      itself counts as one resample, so that p is never 0.
 
-    It speaks of other mentions of the same kind, not of other seeds.
+    This quantifies variation over mentions, not over seeds.
 
     Args:
-        differences: By name of a metric the first run's figures less the second one's, ``[mentions]``.
-        resamples: Number of draws.
-        seed: Of the draws; the same for all metrics.
+        differences: Per-mention values of the first run minus those of the second, ``[mentions]``, by metric.
+        resamples: Number of resamples.
+        seed: Seed of the resamples, which are the same for all metrics.
 
     Example:
         >>> hits, others = np.array([1.0, 1, 0, 1]), np.array([0.0, 1, 0, 1])
@@ -65,7 +65,7 @@ def paired_bootstrap(
     count = values.shape[1]
     generator = np.random.default_rng(seed)
     drawn = np.empty((len(names), resamples))
-    at_once = max(1, _NUMBERS_AT_ONCE // count)
+    at_once = max(1, _SAMPLES_AT_ONCE // count)
     for start in range(0, resamples, at_once):
         rows = min(at_once, resamples - start)
         mentions = generator.integers(0, count, (rows, count), dtype=np.int32)
@@ -75,7 +75,7 @@ def paired_bootstrap(
     for name, own, draws in zip(names, values, drawn, strict=True):
         difference = float(own.mean())
         low, high = np.percentile(draws, [2.5, 97.5])
-        # Sums of thirds and fifths round differently in each order.
+        # Sums of thirds and fifths round differently depending on their order.
         beyond = np.abs(draws - difference) >= abs(difference) - 1e-12
         found[name] = Comparison(difference, float(low), float(high), float((beyond.sum() + 1) / (resamples + 1)))
     return found
@@ -84,17 +84,17 @@ def paired_bootstrap(
 def compare(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Comparison]:
     """Compare two experiments on the same mentions by H@1 and MRR.
 
-    Of an experiment with several seeds a mention's figure is the mean over the seeds.
+    With several seeds, the value of a mention is its mean over the seeds.
 
     Args:
-        first: Predictions of each run of the first.
-        second: The same of the second.
+        first: Predictions of each run of the first experiment.
+        second: Predictions of each run of the second experiment.
 
     Returns:
-        Comparisons by metric, first less second, shares between 0 and 1.
+        Comparisons by metric, first minus second, as fractions between 0 and 1.
 
     Raises:
-        DataError: The mentions differ; some that do are listed.
+        DataError: The mentions differ; the message lists some of them.
     """
     order = first[0]
     hits = [_mean([_aligned(run, order, run.hits) for run in runs]) for runs in (first, second)]
@@ -118,7 +118,7 @@ def _aligned(run: Predictions, order: Predictions, values: NDArray[np.float64]) 
     for place, id_, golds in zip(places, order.ids, order.golds, strict=True):
         if run.golds[place] != golds:
             raise DataError(
-                f"Two runs can be compared on the same mentions only; {id_!r} has the golds {list(golds)} in one and "
+                f"Runs can only be compared on the same mentions, but {id_!r} has the golds {list(golds)} in one and "
                 f"{list(run.golds[place])} in the other. Test both on the same data."
             )
     return values[list(places)]
@@ -132,5 +132,5 @@ def _difference(run: Predictions, order: Predictions) -> str:
             some = ", ".join(sorted(missing)[:5])
             parts.append(f"{text} {len(missing)} of the ids ({some}{', ...' if len(missing) > 5 else ''})")
     if own == other:
-        parts.append("ids occur more than once, and in another order")
-    return f"Two runs can be compared on the same mentions only: {'; '.join(parts)}. Test both on the same data."
+        parts.append("ids are duplicated and in a different order")
+    return f"Runs can only be compared on the same mentions: {'; '.join(parts)}. Test both on the same data."

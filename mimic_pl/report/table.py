@@ -1,4 +1,4 @@
-"""The table of a report: a row for each experiment with what it was given, and the published figures beside it."""
+"""The table of a report: a row per experiment with its inputs and results, and the published results."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from mimic_pl.callbacks.results import PUBLISHED as METRICS
 from mimic_pl.report.experiments import Experiment
 
 Row = dict[str, Any]
-"""A row by column: numbers as they are (shares between 0 and 1), texts, or None where there is none."""
+"""A row by column name: unrounded numbers (fractions between 0 and 1), texts, or None."""
 
 PUBLISHED_NAME = "published (Luo et al., 2023)"
 
 PARTS = (("dev", "hits@1"), ("dev", "mrr"), ("seen", "hits@1"), ("unseen", "hits@1"))
-"""Figures of parts of the data, which not every run has."""
+"""Results on subsets of the data, which not every run has."""
 
 
 def units_of(experiments: Sequence[Experiment]) -> list[str]:
-    """Names of the units in the order in which they come; the overall score is none."""
+    """Names of the units in order of appearance."""
     names = (name for experiment in experiments for run in experiment.runs for name in run.metrics)
     return [name for name in dict.fromkeys(names) if name != "overall"]
 
 
 def rows_of(experiments: Sequence[Experiment]) -> list[Row]:
-    """A row for each experiment, data set by data set, each with the published figures behind its experiments.
+    """Rows of all experiments by data set, each followed by the published results.
 
-    Figures that are comparable only on the same inputs stand beside these: fields of text, size of the knowledge base,
+    Since results are only comparable on the same inputs, rows include these: text fields, size of the knowledge base,
     number of mentions, encoder, epochs.
     """
     units = units_of(experiments)
@@ -53,7 +53,7 @@ def rows_of(experiments: Sequence[Experiment]) -> list[Row]:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """The rows as a Markdown table: percent with deviations over the seeds, and the inputs in the last columns."""
+    """Format the rows as a Markdown table: percent with deviations over seeds, and the inputs in the last columns."""
     figures = [column.removesuffix("_mean") for column in rows[0] if column.endswith("_mean")]
     parts = [f"{part}_{metric}" for part, metric in PARTS]
     figures = [name for name in figures if name not in parts or any(row[f"{name}_mean"] is not None for row in rows)]
@@ -71,7 +71,7 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """The rows as CSV: figures unrounded, mean and deviation in columns of their own."""
+    """Format the rows as CSV: unrounded, with mean and deviation in separate columns."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
@@ -80,7 +80,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def unlike_inputs(rows: Sequence[Row]) -> list[str]:
-    """In what the inputs of one data set's rows differ, a sentence each: their results are not comparable."""
+    """Warnings about rows of the same data set with different inputs, whose results are not comparable."""
     columns = {
         "mention_text": "text of mentions",
         "entity_text": "text of entities",
@@ -92,18 +92,18 @@ def unlike_inputs(rows: Sequence[Row]) -> list[str]:
         own = [row for row in rows if row["dataset"] == dataset and row["experiment"] != PUBLISHED_NAME]
         unlike = [title for column, title in columns.items() if len({row[column] for row in own}) > 1]
         if unlike:
-            sentences.append(f"Rows of {dataset} differ in {', '.join(unlike)}: compare only those with the same.")
+            sentences.append(f"Rows of {dataset} differ in {', '.join(unlike)}: only compare those that agree.")
     return sentences
 
 
 def cell(text: Any) -> str:
-    """A text that does not break a Markdown table, nor is taken for HTML."""
+    """Escape text for a cell of a Markdown table."""
     escaped = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
     return escaped.replace("*", "\\*")
 
 
 def percent(mean: float | None, deviation: float | None = None, metric: str = "hits@1") -> str:
-    """``56.12 ± 0.30``: percent, or ranks for the mean rank; empty for None."""
+    """Format as ``56.12 ± 0.30``: in percent, except for the mean rank; empty for None."""
     if mean is None:
         return ""
     factor = 1.0 if metric.endswith("mr") and not metric.endswith("mrr") else 100.0
@@ -134,7 +134,7 @@ def _row(experiment: Experiment, units: Sequence[str]) -> Row:
 
 
 def _epochs(experiment: Experiment) -> str:
-    """``38 of 60``: after how many the tested checkpoint was written, of how many that were trained."""
+    """``38 of 60``: epochs of the tested checkpoint, of all epochs trained."""
     best = [run.best_epoch for run in experiment.runs if run.best_epoch is not None]
     trained = [run.trained_epochs for run in experiment.runs if run.trained_epochs is not None]
     return " of ".join(filter(None, (_span(best), _span(trained))))
@@ -148,7 +148,7 @@ def _span(numbers: Sequence[int]) -> str:
 
 
 def _title(figure: str) -> str:
-    """``dev H@1`` for ``dev_hits@1``: only the metric's letters are raised."""
+    """``dev H@1`` for ``dev_hits@1``."""
     score, _, metric = figure.rpartition("_")
     return f"{score} {metric.replace('hits', 'H').upper()}".strip()
 

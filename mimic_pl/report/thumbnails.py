@@ -1,4 +1,4 @@
-"""Small images inside a page."""
+"""Thumbnails to embed in a page."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _HEAT = (230, 60, 0)
 
 
 def data_uri(image: Image.Image, side: int = SIDE) -> str:
-    """An image as a ``data:`` address of a JPEG no larger than a square."""
+    """Encode an image as a ``data:`` URI of a JPEG whose sides are at most ``side`` pixels."""
     small = image.convert("RGB")
     small.thumbnail((side, side))
     content = io.BytesIO()
@@ -25,12 +25,12 @@ def data_uri(image: Image.Image, side: int = SIDE) -> str:
 
 
 def heat_map(image: Image.Image, grid: Tensor, side: int = SIDE) -> Image.Image:
-    """Weights of patches drawn on an image in grey: the redder, the heavier; the heaviest is the same red everywhere.
+    """Overlay patch weights in red on a grey image, normalised to the largest weight.
 
     Args:
-        image: As it lies on disk. The model saw it resized to a square, so the patches stretch with it.
+        image: The original image. The model gets it resized to a square, so the patches are stretched accordingly.
         grid: Weights, ``[rows, rows]``, not negative.
-        side: Longer side of the result, in pixels.
+        side: Longer side of the result in pixels.
     """
     small = image.convert("L").convert("RGB")
     small.thumbnail((side, side))

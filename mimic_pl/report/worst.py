@@ -1,4 +1,4 @@
-"""The worst mentions of a run, with all that a person needs to see what went wrong."""
+"""The worst mentions of a run, with the details needed to see what went wrong."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from mimic_pl.report.loaded import Encoded, LoadedRun
 
 
 @dataclass(frozen=True)
-class Shown:
-    """An entity beside a mention.
+class RankedEntity:
+    """An entity ranked for a mention.
 
     Attributes:
         entity: The entity.
-        place: Its place in the ranking by the overall score.
-        gold: Whether it is the mention's.
-        scores: Its score by name.
-        words: How it attends to the mention's words; empty where that is not shown.
+        rank: Rank by the overall score.
+        gold: Whether it is a gold of the mention.
+        scores: Scores by name.
+        words: Attention to the mention's tokens; may be empty.
     """
 
     entity: Entity
-    place: int
+    rank: int
     gold: bool
     scores: dict[str, float]
     words: list[Token] = field(default_factory=list)
@@ -35,34 +35,34 @@ class Shown:
 
 @dataclass(frozen=True)
 class Case:
-    """A mention whose gold is not first.
+    """A wrongly linked mention: its gold is not ranked first.
 
     Attributes:
         mention: The mention.
-        rank: Of the best-ranked gold, by score.
-        margin: Overall score of the first candidate less that of the gold.
+        rank: Rank of the best-ranked gold by score name.
+        margin: Overall score of the first candidate minus that of the gold.
         gold: The best-ranked gold.
-        candidates: The first ones, best first; the gold may be among them.
-        patches: How the mention's text attends to its image.
+        candidates: Top candidates, best first; the gold may be among them.
+        patches: Attention of the mention's text to its image.
     """
 
     mention: Mention
     rank: dict[str, int]
     margin: float
-    gold: Shown
-    candidates: list[Shown]
+    gold: RankedEntity
+    candidates: list[RankedEntity]
     patches: Patches | None
 
 
 def worst_cases(loaded: LoadedRun, worst: int, candidates: int = 5) -> list[Case]:
-    """The mentions whose golds rank worst; where ranks are equal, those that the first candidate beats most clearly.
+    """Find the mentions with the worst-ranked golds; ties are broken by the margin of the first candidate.
 
-    Mentions that are right, and those without a gold in the knowledge base, are none.
+    Correctly linked mentions and those without a gold in the knowledge base are excluded.
 
     Args:
         loaded: The run.
-        worst: How many at most.
-        candidates: Candidates of each.
+        worst: Maximum number of mentions.
+        candidates: Number of candidates per mention.
 
     Raises:
         ConfigError: ``worst`` or ``candidates`` is below 1.
@@ -70,11 +70,12 @@ def worst_cases(loaded: LoadedRun, worst: int, candidates: int = 5) -> list[Case
     if worst < 1 or candidates < 1:
         raise ConfigError(f"worst is {worst} and candidates {candidates}; both must be positive.")
     records = read_records(loaded.run.folder)
-    wrong = [(index, r) for index, r in zip(loaded.places, records, strict=True) if (r["rank"]["overall"] or 0) > 1]
+    indexed = zip(loaded.mention_indices, records, strict=True)
+    wrong = [(index, record) for index, record in indexed if (record["rank"]["overall"] or 0) > 1]
     wrong.sort(key=lambda pair: -pair[1]["rank"]["overall"])
     if len(wrong) > worst:
         last = wrong[worst - 1][1]["rank"]["overall"]
-        wrong = [pair for pair in wrong if pair[1]["rank"]["overall"] >= last]  # the margin decides between the last
+        wrong = [pair for pair in wrong if pair[1]["rank"]["overall"] >= last]  # margins will break ties for the last
     if not wrong:
         return []
     mentions = loaded.mentions([index for index, _ in wrong])
@@ -98,7 +99,7 @@ def worst_cases(loaded: LoadedRun, worst: int, candidates: int = 5) -> list[Case
 def _best_golds(
     loaded: LoadedRun, mentions: Encoded, indices: Sequence[int]
 ) -> tuple[list[int], list[dict[str, float]]]:
-    """Of each mention the gold with the highest overall score, its position and its scores."""
+    """Position and scores of each mention's gold with the highest overall score."""
     rows, positions = zip(*((row, gold) for row, i in enumerate(indices) for gold in loaded.golds(i)), strict=True)
     scores = loaded.score(mentions.features.rows(torch.tensor(rows)), loaded.entities(positions).features)
     best: dict[int, int] = {}
@@ -128,23 +129,23 @@ def _cases(
     for row, (index, record) in enumerate(wrong):
         mention = loaded.data.mentions["test"][index]
         shown = [
-            Shown(
+            RankedEntity(
                 entities[known[candidate["qid"]]],
-                place,
+                rank,
                 candidate["qid"] in mention.golds,
                 candidate["scores"],
-                words_of_first[row] if place == 1 else [],
+                words_of_first[row] if rank == 1 else [],
             )
-            for place, candidate in enumerate(record["candidates"][:candidates], start=1)
+            for rank, candidate in enumerate(record["candidates"][:candidates], start=1)
         ]
-        gold = Shown(entities[golds[row]], record["rank"]["overall"], True, scores[row], words_of_gold[row])
+        gold = RankedEntity(entities[golds[row]], record["rank"]["overall"], True, scores[row], words_of_gold[row])
         ranks = {name: rank for name, rank in record["rank"].items() if rank}
         cases.append(Case(mention, ranks, margins[row], gold, shown, patches[row] if patches else None))
     return cases
 
 
 def _words(loaded: LoadedRun, mentions: Encoded, positions: Sequence[int]) -> list[list[Token]]:
-    """How entities attend to the words of the mentions beside them; empty where nothing can tell."""
+    """Attention of entities to the tokens of aligned mentions; empty if the model has no TGLU."""
     tokenizer = loaded.model.processor.tokenizer.tokenizer
     weights = over_words(loaded.model.matcher, mentions.features, loaded.entities(positions).features)
     if weights is None:

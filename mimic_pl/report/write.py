@@ -1,4 +1,4 @@
-"""``report.md``, ``report.csv`` and the plots of some runs."""
+"""Writing ``report.md``, ``report.csv`` and plots of runs."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from mimic_pl.report.significance import RESAMPLES, Comparison, compare
 from mimic_pl.report.table import as_csv, cell, markdown, percent, rows_of, unlike_inputs
 
 _SETTINGS = 20
-"""Settings in which two experiments differ that are listed at most."""
+"""Maximum number of settings to list in which two experiments differ."""
 
 
 def write_report(
     runs: Sequence[EvaluatedRun], folder: str | Path, baseline: EvaluatedRun | None = None, gates: bool = False
 ) -> list[Path]:
-    """Write the report of some runs into a folder; files of an earlier report there are replaced.
+    """Write the report of runs into a folder, replacing files of an earlier report.
 
     Args:
-        runs: At least one.
-        folder: It is made if it does not exist.
-        baseline: The run whose experiment stands first, and with which the others of its data set are compared; by
-            default the first of each data set.
-        gates: Also draw histograms of the gates, for which the models are loaded.
+        runs: At least one run.
+        folder: Created if it does not exist.
+        baseline: The run whose experiment is listed first and is compared with the others of its data set; by default
+            the first of each data set.
+        gates: Also draw histograms of the gates, which loads the models.
 
     Returns:
         The files that were written.
 
     Raises:
-        DataError: A run of the baseline's data set was tested on other mentions.
+        DataError: A run on the baseline's data set was tested on different mentions.
     """
     folder = Path(folder)
     experiments = group_runs([*([baseline] if baseline is not None else []), *runs])
-    significance = _significance(experiments, baseline)  # before anything is written: it may fail
+    significance = _significance(experiments, baseline)  # may fail, so before anything is written
     folder.mkdir(parents=True, exist_ok=True)
     plots = [
         (title, note, save(figure, folder / f"{name}.png"))
@@ -51,8 +51,8 @@ def write_report(
     rows = rows_of(experiments)
     parts = [
         "# Report",
-        "Test results, percent (MR: mean rank), mean ± standard deviation over seeds. Results with other inputs are "
-        "not comparable, so every row says what it was given.",
+        "Test results in percent (MR: mean rank), mean ± standard deviation over seeds. Results are only comparable on "
+        "the same inputs, which each row lists.",
         *(f"**{sentence}**" for sentence in (*unlike_inputs(rows), *_repeated_seeds(experiments))),
         markdown(rows),
         *_settings(experiments),
@@ -66,23 +66,24 @@ def write_report(
 
 
 def _figures(experiments: Sequence[Experiment], gates: bool) -> Iterator[tuple[str, str, str, Figure | None]]:
-    """Title, how to read it, name of the file, and figure."""
-    note = "A line for each run; a dot marks the epoch whose checkpoint was tested."
+    """Title, note, file name and figure of each plot."""
+    note = "One line per run; a dot marks the epoch of the tested checkpoint."
     yield "Validation MRR by epoch", note, "mrr_by_epoch", curves_figure(experiments)
-    yield "H@1 by experiment", "Test split; whiskers are the deviation over seeds.", "hits", hits_figure(experiments)
-    note = "Dotted: undisturbed."
+    note = "Test split; error bars are the standard deviation over seeds."
+    yield "H@1 by experiment", note, "hits", hits_figure(experiments)
+    note = "Dotted: original input."
     for experiment in experiments:
         file = f"robustness_{_file_name(experiment.name)}"
         yield f"Robustness of {experiment.name}", note, file, robustness_figure(experiment)
     note = (
-        "The confidence is the first candidate's share in the softmax of the overall scores over the kept candidates, "
-        "not over the whole knowledge base; the expected error is the mean distance of confidence and accuracy over "
-        "ten bins. The first run of each experiment."
+        "First run of each experiment. The confidence is the probability of the first candidate in the softmax of the "
+        "overall scores over the stored candidates, not over the whole knowledge base; the expected calibration error "
+        "is the mean difference of confidence and accuracy over ten bins."
     )
     yield "Calibration of the overall score", note, "calibration", calibration_figure(experiments)
     if not gates:
         return
-    note = "Gates of the first run's test mentions. A gate at 0 shuts, at -1 or 1 it is wide open."
+    note = "Gates of the first run on test mentions. A gate is closed at 0 and fully open at -1 or 1."
     for experiment in experiments:
         yield f"Gates of {experiment.name}", note, f"gates_{_file_name(experiment.name)}", gates_figure(experiment)
 
@@ -96,13 +97,13 @@ def _repeated_seeds(experiments: Sequence[Experiment]) -> Iterator[str]:
         repeated = sorted({seed for seed in experiment.seeds if experiment.seeds.count(seed) > 1})
         if repeated:
             yield (
-                f"{cell(experiment.name)} has several runs of seed {', '.join(repeated)}; all of them count, so that "
-                "its deviation says less."
+                f"{cell(experiment.name)} has several runs of seed {', '.join(repeated)}; all are included, so its "
+                "standard deviation is less meaningful."
             )
 
 
 def _settings(experiments: Sequence[Experiment]) -> Iterator[str]:
-    """For each experiment in which settings it differs from the first one of its data set."""
+    """Section of the settings in which experiments differ from the first one of their data set."""
     lines = []
     for first, others in _by_dataset(experiments):
         for other in others:
@@ -116,20 +117,20 @@ def _settings(experiments: Sequence[Experiment]) -> Iterator[str]:
             if len(pairs) > _SETTINGS:
                 lines.append(f"| {cell(other.name)} | and {len(pairs) - _SETTINGS} more | | |")
     if lines:
-        head = ["| experiment | setting | its value | instead of |", "|---|---|---|---|"]
-        yield "## What differs\n\n" + "\n".join((*head, *lines))
+        head = ["| experiment | setting | value | instead of |", "|---|---|---|---|"]
+        yield "## Differences in settings\n\n" + "\n".join((*head, *lines))
 
 
 def _significance(experiments: Sequence[Experiment], baseline: EvaluatedRun | None) -> list[str]:
-    """The section of comparisons; none without two experiments on one data set."""
+    """Section of significance tests; empty unless a data set has two experiments."""
     lines = []
     for first, others in _by_dataset(experiments):
-        chosen = baseline is not None and any(run.folder == baseline.folder for run in first.runs)
+        requested = baseline is not None and any(run.folder == baseline.folder for run in first.runs)
         for other in others:
             try:
                 found = compare(*([run.predictions for run in e.runs] for e in (other, first)))
             except DataError as error:
-                if chosen:
+                if requested:
                     raise DataError(f"{other.name} cannot be compared with {first.name}. {error}") from error
                 lines.append(f"| {cell(other.name)} | {cell(first.name)} | not compared: {cell(error)} | | | |")
                 continue
@@ -138,10 +139,10 @@ def _significance(experiments: Sequence[Experiment], baseline: EvaluatedRun | No
     if not lines:
         return []
     text = (
-        "## Significance\n\nDifferences in points with their 95 % interval and two-sided p-value: paired bootstrap "
-        f"over the test mentions ({RESAMPLES:,} draws; Koehn 2004, Berg-Kirkpatrick et al. 2012). Of several seeds a "
-        "mention's figure is the mean: the interval speaks of other mentions, not of other seeds. p is not corrected "
-        "for the number of comparisons."
+        "## Significance\n\nDifferences in percentage points with 95 % confidence intervals and two-sided p-values: "
+        f"paired bootstrap over test mentions ({RESAMPLES:,} resamples; Koehn 2004, Berg-Kirkpatrick et al. 2012). "
+        "With several seeds, the value of a mention is its mean: intervals cover variation over mentions, not seeds. "
+        "p is not corrected for multiple comparisons."
     )
     head = "| experiment | against | H@1 | p | MRR | p |\n|---|---|---|---|---|---|"
     return ["\n\n".join((text, "\n".join((head, *lines))))]
@@ -155,26 +156,26 @@ def _difference(found: Comparison) -> str:
 
 
 def _by_dataset(experiments: Sequence[Experiment]) -> Iterator[tuple[Experiment, list[Experiment]]]:
-    """For each data set its first experiment and the others."""
+    """First experiment and the others of each data set."""
     for dataset in dict.fromkeys(experiment.dataset for experiment in experiments):
         first, *others = [experiment for experiment in experiments if experiment.dataset == dataset]
         yield first, others
 
 
 def _runs(experiments: Sequence[Experiment]) -> str:
-    """Every run by itself."""
+    """Section that lists every run."""
     lines = ["## Runs", "", "| experiment | seed | H@1 | MRR | checkpoint | folder |", "|---|---|---:|---:|---|---|"]
     for experiment in experiments:
         for run in experiment.runs:
             overall = run.metrics["overall"]
             checkpoint = Path(run.summary.get("checkpoint") or "none").name
             figures = f"{percent(overall['hits@1'])} | {percent(overall.get('mrr'))}"
-            cells = [cell(experiment.name), cell(run.seed), figures, cell(checkpoint), _place(run.folder)]
+            cells = [cell(experiment.name), cell(run.seed), figures, cell(checkpoint), _relative(run.folder)]
             lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def _place(folder: Path) -> str:
-    """A run's folder, as seen from the working directory if it lies below it."""
+def _relative(folder: Path) -> str:
+    """Path of a run, relative to the working directory if it is inside it."""
     here = Path.cwd()
     return cell((folder.relative_to(here) if folder.is_relative_to(here) else folder).as_posix())

@@ -73,7 +73,7 @@ def test_all_baselines_from_a_configuration(config, tmp_path, monkeypatch, capsy
 def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
     data = ["--data", "MELDataModule", "--data.root", tiny_set, "--split", "val"]
     code, out, _ = run(capsys, *data, "--output", tmp_path / "here", "--processor.entity_template", "{name}")
-    assert code == 0 and "Left out: text_cosine, image_cosine, both_cosines, which need an encoder" in out
+    assert code == 0 and "Skipped: text_cosine, image_cosine, both_cosines, which need an encoder" in out
     results = json.loads((tmp_path / "here" / "baselines.json").read_text())
     assert list(results["baselines"]) == ["exact_name", "name_similarity", "bm25"]
     assert (results["split"], results["mentions"], results["entities"]) == ("val", 7, 12)
@@ -92,7 +92,7 @@ def test_image_cosines_are_skipped_without_images(config, tmp_path, capsys):
         image.unlink()
     given = ["--config", config, "--data.root", root, "--output", tmp_path / "out"]
     code, out, _ = run(capsys, *given, "--only", "text_cosine,image_cosine")
-    assert code == 0 and "Left out: image_cosine, which need images" in " ".join(out.split())
+    assert code == 0 and "Skipped: image_cosine, which need images" in " ".join(out.split())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["baselines.json", "text_cosine"]
     code, _, err = run(capsys, *given, "--only", "image_cosine")
     assert code == 3 and "no image" in err

@@ -8,14 +8,14 @@ from mimic_pl.benchmark.counting import counting
 from mimic_pl.benchmark.machine import arithmetic
 from mimic_pl.benchmark.memory import peak_memory
 from mimic_pl.benchmark.problem import random_problem
-from mimic_pl.benchmark.timing import Timing, Work, in_turn, ratio
+from mimic_pl.benchmark.timing import Timing, Work, ratio, time_interleaved
 from mimic_pl.ranking import Ranker
 
 
 def test_workloads_take_turns():
     calls = []
     workloads = {name: Work(lambda name=name: calls.append(name), 10) for name in "ab"}
-    times = in_turn(workloads, rounds=3)
+    times = time_interleaved(workloads, rounds=3)
     assert calls == list("ab" * 4)  # the first is the warm-up
     assert all(len(timing.rounds) == 3 and min(timing.rounds) > 0 for timing in times.values())
 
@@ -39,7 +39,7 @@ def test_peak_memory_excludes_the_preparation():
     peak = peak_memory(prepare, "cpu", 1, 300 * megabyte, 100 * megabyte)
     assert peak.result == 2
     assert peak.before > 300 * megabyte
-    assert 100 * megabyte <= peak.beyond < 140 * megabyte
+    assert 100 * megabyte <= peak.increase < 140 * megabyte
 
 
 def test_the_arithmetic_of_a_pair_at_published_sizes():

@@ -51,7 +51,7 @@ def test_options(command, home, tiny_set):
 
 def test_errors(command, home, trained, tmp_path):
     code, _, err = command("robustness", "--kinds", "sharpness", folder=home)
-    assert code == 3 and "there is no kind sharpness. There are: blur" in err
+    assert code == 3 and "unknown kind sharpness. Choose from: blur" in err
     code, _, err = command("robustness", "--config", str(trained.config))
     assert code == 3 and "leave --config and --model out" in err
     code, _, err = command("robustness", "--data.root", "nowhere")

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -142,17 +141,10 @@ def test_termination_signals_to_two_processes(config, uninterrupted, tmp_path, t
     terminate_twice(config, uninterrupted, tmp_path / "run", trial, ends)
 
 
-def recorded_fragments(index):
-    """Fragments recorded in the journals of the processes, with the modification times of their files."""
-    entries = [e for path in index.glob("_unfinished/*.json") for e in json.loads(path.read_text())["fragments"]]
-    files = [index / "data" / file["path"] for entry in entries for file in entry["fragment"]["files"]]
-    return {path: path.stat().st_mtime_ns for path in files}
-
-
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_killed_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
-    """The same command resumes from what each process has written; another number of processes starts over."""
+    """The same command resumes from what was written, with two processes or with one."""
     monkeypatch.setattr("mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT", 8)
     root = tiny.write_set(tmp_path / "set", entities=240)
 
@@ -168,22 +160,24 @@ def test_a_killed_process_of_an_index_build(trained, tmp_path, monkeypatch, tria
     lost = build(tmp_path / "lost")
     index = lost.folder / "index" / "entities"
     count = random.Random(f"{trial} {victim}").randrange(1, 10)
-    journal = index / "_unfinished" / f"part-{victim + 1}-of-2.json"
-    lost.wait_for(lambda: journal.exists() and len(json.loads(journal.read_text())["fragments"]) >= count)
+    # The first version is the empty dataset; each append is another.
+    lost.wait_for(lambda: len(list(index.glob("_versions/*.manifest"))) > count)
     lost.send(signal.SIGKILL, [victim])
     start = time.monotonic()
     codes = lost.exit_codes()
     assert codes[victim] == -signal.SIGKILL
     check_command_error("test_a_killed_process_of_an_index_build", codes[1 - victim], lost.logs[1 - victim].read_text())
     assert time.monotonic() - start < 60
-    assert not list(index.glob("_versions/*.manifest")) and not (lost.folder / "metrics.json").exists()
-    kept = recorded_fragments(index)
-    assert len(kept) > count
+    assert not (lost.folder / "metrics.json").exists()
+    kept = {path: path.stat().st_mtime_ns for path in index.glob("data/*.lance")}
+    assert count <= len(kept) < 30
     shutil.copytree(lost.folder, tmp_path / "alone")
 
     again = build(lost.folder)
     assert again.exit_codes() == [0, 0], again.output()
-    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "nothing was written twice"
+    # A process that was killed in the middle of an append may have left a file that is in no version.
+    files = {path: path.stat().st_mtime_ns for path in index.glob("data/*.lance")}
+    assert len(kept.items() - files.items()) <= 2, "what was written is not written again"
     alone = build(tmp_path / "alone", processes=1)
     assert alone.exit_codes() == [0], alone.output()
     for run in (again.folder, alone.folder):

@@ -105,7 +105,7 @@ def test_worst_mentions_come_first_and_golds_have_their_ranking_scores(loaded, m
     for case in worst_cases(loaded, 99):
         record = by_id[case.mention.id]
         first, gold = record["candidates"][0], record["golds"][0]["qid"]
-        assert case.gold.entity.id == gold and case.gold.place == record["rank"]["overall"]
+        assert case.gold.entity.id == gold and case.gold.rank == record["rank"]["overall"]
         assert [shown.entity.id for shown in case.candidates] == [c["qid"] for c in record["candidates"][:5]]
         for candidate in record["candidates"]:
             if candidate["qid"] == gold:  # the scores that the ranking wrote for the gold
@@ -191,7 +191,7 @@ def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
     ("arguments", "code", "word"),
     [
         ([], 3, "report needs runs that were tested"),
-        (["nowhere"], 3, "nowhere is no run"),
+        (["nowhere"], 3, "nowhere is not a run"),
         (["--errors", "{run}", "--worst", "0"], 3, "must be positive"),
         (["{run}", "--bogus"], 2, "--bogus"),
     ],

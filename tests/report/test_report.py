@@ -13,12 +13,15 @@ from matplotlib._pylab_helpers import Gcf
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from mimic_pl import MIMIC, CLIPEncoder
+from mimic_pl.construction import describe
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.report import group_runs, open_finished, write_report
 from mimic_pl.report.calibration import calibration
 from mimic_pl.report.drawing import COLOURS, panels, save
-from mimic_pl.report.experiments import differences
+from mimic_pl.report.experiments import differences, settings_of
 from mimic_pl.report.plots import curves_figure, hits_figure, robustness_figure
+from tests import tiny
 from tests.report.conftest import write_curve, write_run
 
 LR = "model.init_args.optimizer.init_args.lr"
@@ -59,6 +62,62 @@ def test_settings_that_affect_results_distinguish_experiments_and_are_named(tmp_
     ((found, _, after),) = differences(one, two)
     assert found == name.replace(".init_args", "")
     assert after == str(change[name]).rpartition("/")[2]
+
+
+PROCESSOR = {
+    "class_path": "mimic_pl.processor.Processor",
+    "init_args": {"entity_template": "{name} [SEP] {attr}", "image_policy": "blank", "max_pixels": 89_478_485},
+}
+
+
+def test_a_value_that_equals_the_default_of_its_class_is_no_difference(tmp_path):
+    """Whether it is left out, is null, or is written down, and by whichever module the class is named."""
+    first = write_run(tmp_path / "base" / "version_0", [1, 2])
+    changes = {
+        "model.init_args.processor": PROCESSOR,
+        "model.init_args.losses": {"contrastive": {"class_path": "mimic_pl.losses.UnitConsistentLoss"}},
+        "model.init_args.index": None,
+        "model.init_args.matcher": {"class_path": "mimic_pl.units.Matcher"},
+        "model.init_args.global_negatives": True,
+        "model.init_args.units.text": {"class_path": "mimic_pl.TGLU", "init_args": {"hidden_dim": 8, "kernel": "auto"}},
+        "model.init_args.optimizer.init_args.betas": [0.9, 0.999],
+        "data.init_args.train_fraction": 1.0,
+    }
+    again = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=changes)
+    (found,) = experiments_of(first, again)
+    assert found.seeds == ["43", "44"]
+
+
+def test_a_class_that_the_baseline_leaves_out_differs_only_where_it_is_not_the_default(tmp_path):
+    first = write_run(tmp_path / "base" / "version_0", [1, 2])
+    modalities = {"class_path": "mimic_pl.Processor", "init_args": {**PROCESSOR["init_args"], "modalities": "text"}}
+    other = write_run(tmp_path / "text_only" / "version_0", [2, 2], changes={"model.init_args.processor": modalities})
+    one, two = experiments_of(first, other)
+    assert differences(one, two) == [("model.processor.modalities", "both", "text")]
+
+
+def test_what_the_model_builds_by_itself_is_known():
+    model = MIMIC(CLIPEncoder(**tiny.ENCODER))
+    built = {
+        "processor": describe(model.processor),
+        "losses": {name: describe(loss) for name, loss in model.losses.items()},
+        "index": describe(model.index_builder),
+        # Without the arguments that the encoder decides.
+        "matcher": {"class_path": model.matcher.description["class_path"]},
+        "units": {name: {"class_path": unit.description["class_path"]} for name, unit in model.matcher.named_units()},
+    }
+    left_out = settings_of({"model": {"class_path": "mimic_pl.MIMIC"}})
+    assert settings_of({"model": {"class_path": "mimic_pl.MIMIC", "init_args": built}}) == left_out
+
+
+def test_no_code_of_another_project_runs_for_a_report(tmp_path, monkeypatch):
+    (tmp_path / "theirs.py").write_text("raise SystemExit('run')")
+    monkeypatch.syspath_prepend(tmp_path)
+    unit = {"class_path": "theirs.Unit", "init_args": {"width": 4}}
+    first = write_run(tmp_path / "base" / "version_0", [1, 2])
+    other = write_run(tmp_path / "theirs" / "version_0", [2, 2], changes={"model.init_args.units.text": unit})
+    found = {name: after for name, _, after in differences(*experiments_of(first, other))}
+    assert found["model.units.text.class_path"] == "theirs.Unit" and found["model.units.text.width"] == "4"
 
 
 def test_baselines_of_one_configuration_are_distinguished_by_name(tmp_path):
@@ -154,7 +213,7 @@ def test_a_complete_report(tmp_path):
         if path.suffix == ".png":
             assert f"({path.name})" in text
             assert Image.open(path).width > 300
-    assert "**Rows of Tiny differ in text of mentions, number of mentions: compare only those with the same.**" in text
+    assert "**Rows of Tiny differ in text of mentions, number of mentions: only compare those that agree.**" in text
     assert "base has several runs of seed 43" in text
     assert "| base | model.optimizer.lr | 0.001 | 9.0 in worse |" in text
     (compared,) = [line for line in text.splitlines() if line.startswith("| base | worse |")]
@@ -223,8 +282,12 @@ def test_calibration_equals_counting_one_by_one(tmp_path):
 @pytest.mark.parametrize(
     ("damage", "error", "message"),
     [
-        (lambda run: (run / "config.yaml").unlink(), ConfigError, "is no run: it has no config.yaml"),
-        (lambda run: (run / "metrics.json").unlink(), ConfigError, "was never tested: mimic-pl test --run"),
+        (lambda run: (run / "config.yaml").unlink(), ConfigError, "is not a run: it has no config.yaml"),
+        (
+            lambda run: (run / "metrics.json").unlink(),
+            ConfigError,
+            "was not tested. Test it first: mimic-pl test --run",
+        ),
         (lambda run: (run / "metrics.json").write_text("{}"), DataError, "mimic-pl test --run"),
         (lambda run: (run / "predictions.jsonl").unlink(), ConfigError, "has no predictions.jsonl. Test it again"),
         (lambda run: (run / "predictions.jsonl").write_text("{}\n"), DataError, "predictions.jsonl, line 1"),
