@@ -70,8 +70,8 @@ PROCESSOR = {
 }
 
 
-def test_a_value_that_equals_the_default_of_its_class_is_no_difference(tmp_path):
-    """Whether it is left out, is null, or is written down, and by whichever module the class is named."""
+def test_explicit_defaults_are_not_differences(tmp_path):
+    """A setting that equals its default may be omitted, null or explicit, and its class named by any module."""
     first = write_run(tmp_path / "base" / "version_0", [1, 2])
     changes = {
         "model.init_args.processor": PROCESSOR,
@@ -88,7 +88,7 @@ def test_a_value_that_equals_the_default_of_its_class_is_no_difference(tmp_path)
     assert found.seeds == ["43", "44"]
 
 
-def test_a_class_that_the_baseline_leaves_out_differs_only_where_it_is_not_the_default(tmp_path):
+def test_an_added_class_differs_only_in_settings_that_are_not_defaults(tmp_path):
     first = write_run(tmp_path / "base" / "version_0", [1, 2])
     modalities = {"class_path": "mimic_pl.Processor", "init_args": {**PROCESSOR["init_args"], "modalities": "text"}}
     other = write_run(tmp_path / "text_only" / "version_0", [2, 2], changes={"model.init_args.processor": modalities})
@@ -96,13 +96,13 @@ def test_a_class_that_the_baseline_leaves_out_differs_only_where_it_is_not_the_d
     assert differences(one, two) == [("model.processor.modalities", "both", "text")]
 
 
-def test_what_the_model_builds_by_itself_is_known():
+def test_settings_left_out_equal_what_the_model_builds():
     model = MIMIC(CLIPEncoder(**tiny.ENCODER))
     built = {
         "processor": describe(model.processor),
         "losses": {name: describe(loss) for name, loss in model.losses.items()},
         "index": describe(model.index_builder),
-        # Without the arguments that the encoder decides.
+        # Without the arguments that depend on the encoder.
         "matcher": {"class_path": model.matcher.description["class_path"]},
         "units": {name: {"class_path": unit.description["class_path"]} for name, unit in model.matcher.named_units()},
     }
@@ -110,7 +110,7 @@ def test_what_the_model_builds_by_itself_is_known():
     assert settings_of({"model": {"class_path": "mimic_pl.MIMIC", "init_args": built}}) == left_out
 
 
-def test_no_code_of_another_project_runs_for_a_report(tmp_path, monkeypatch):
+def test_reports_run_no_third_party_code(tmp_path, monkeypatch):
     (tmp_path / "theirs.py").write_text("raise SystemExit('run')")
     monkeypatch.syspath_prepend(tmp_path)
     unit = {"class_path": "theirs.Unit", "init_args": {"width": 4}}
