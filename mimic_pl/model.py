@@ -179,9 +179,9 @@ class MIMIC(Recorded, LightningModule):
             DataError: A record is malformed or lacks a field of the template.
         """
         run = self.batch_encoder()
-        made = _Chunks(records, batch_size, lambda own: {"mentions": self.processor.mentions(own)})
+        batches = _Chunks(records, batch_size, lambda chunk: {"mentions": self.processor.mentions(chunk)})
         description = "Encoding mentions" if show_progress_bar else None
-        states = joined([states for _, states in run(made, "mentions", self.mention_states, description)])
+        states = joined([states for _, states in run(batches, "mentions", self.mention_states, description)])
         self.processor.log_failures(alone=True)
         return states
 
@@ -247,9 +247,9 @@ class MIMIC(Recorded, LightningModule):
     def _entity_batches(
         self, records: Sequence[Entity | Mapping[str, Any]], batch_size: int, show_progress_bar: bool
     ) -> Iterator[tuple[Batch, States]]:
-        made = _Chunks(records, batch_size, lambda own: {"entities": self.processor.entities(own)})
+        batches = _Chunks(records, batch_size, lambda chunk: {"entities": self.processor.entities(chunk)})
         description = "Encoding entities" if show_progress_bar else None
-        yield from self.batch_encoder()(made, "entities", self.entity_states, description)
+        yield from self.batch_encoder()(batches, "entities", self.entity_states, description)
         self.processor.log_failures(alone=True)
 
     def batch_encoder(self) -> BatchEncoder:
@@ -317,10 +317,10 @@ class MIMIC(Recorded, LightningModule):
                 terms[f"{name}_{part}" if part in terms else part] = term
             total = total + value
         for name, unit in self.matcher.named_units():
-            own = unit.loss(inputs)
-            if own is not None:
-                terms[f"{name}_own"] = own
-                total = total + own
+            term = unit.loss(inputs)
+            if term is not None:
+                terms[f"{name}_own"] = term
+                total = total + term
         return total, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -345,11 +345,11 @@ class MIMIC(Recorded, LightningModule):
             sides = gathered.all_mentions(mentions), gathered.all_entities(entities)
             return gathered.all_scores(scores), *sides, same_gold(golds, columns)
 
-        own = same_gold(gold, columns)
+        local_same_gold = same_gold(gold, columns)
         if not gathered.exchanges:  # local negatives only: the loss is local too
-            total, terms = self.compute_loss(LossInputs(scores, mentions, entities, own))
+            total, terms = self.compute_loss(LossInputs(scores, mentions, entities, local_same_gold))
             return gathered.local_weight * total, terms
-        return self.compute_loss(LossInputs(scores, mentions, entities, own, gather, gathered.local_weight))
+        return self.compute_loss(LossInputs(scores, mentions, entities, local_same_gold, gather, gathered.local_weight))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by step and process, so that a resumed run draws the same numbers as an uninterrupted one."""
@@ -485,7 +485,7 @@ class MIMIC(Recorded, LightningModule):
         try:
             return self.ranker(self.matcher, states, batch["gold"], self.index)
         except NonFiniteScoreError as error:
-            mentions = [index for own in self.index.processes.objects(batch["index"].tolist()) for index in own]
+            mentions = [index for local in self.index.processes.objects(batch["index"].tolist()) for index in local]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
     reference = literal.scores(double, _doubled(mentions), _doubled(problem.sample_features), device=settings.device)
     expected = {name: _ranks(scores, gold) for name, scores in reference.items()}
     published = literal.scores(problem.matcher, mentions, problem.sample_features, device=settings.device)
-    found: dict[str, Any] = {
+    checks: dict[str, Any] = {
         "ranks compared with the published order in float64": count * len(expected),
         "differing ranks, published order in float32": _differing(
             {name: _ranks(scores, gold) for name, scores in published.items()}, expected
@@ -172,8 +172,8 @@ def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
     }
     for prune in (False, True):
         ranks = Ranker(prune=prune)(problem.matcher, rows(problem.states, slice(0, count)), gold, index).ranks
-        found[f"differing ranks, {'pruned' if prune else 'every pair scored'}"] = _differing(ranks, expected)
-    return found
+        checks[f"differing ranks, {'pruned' if prune else 'every pair scored'}"] = _differing(ranks, expected)
+    return checks
 
 
 def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
@@ -217,11 +217,11 @@ def _overall_ranks(problem: Problem, index: EntityIndex, mentions: int) -> Tenso
 def _ranks(scores: Tensor, gold: Tensor) -> Tensor:
     """Ranks of the best-ranked golds, by sorting by descending score, then position."""
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    place = torch.empty_like(order).scatter(
+    ranks = torch.empty_like(order).scatter(
         1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
     )
     last = torch.iinfo(torch.int64).max
-    return place.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, last).amin(dim=1)
+    return ranks.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, last).amin(dim=1)
 
 
 def _differing(ranks: Ranks, expected: Ranks) -> int:

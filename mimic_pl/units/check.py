@@ -51,8 +51,8 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
         of_mentions = _checked_state(name, "mention", unit.mention(mentions), _MENTIONS)
         states = of_mentions, _checked_state(name, "entity", unit.entity(entities), _ENTITIES)
         scores = unit.score(*states)
-        found = f"score returns {list(scores.shape)} for {_MENTIONS} mentions and {_ENTITIES} entities"
-        _require(scores.shape == (_MENTIONS, _ENTITIES), name, f"{found}; it must be [mentions, entities]")
+        problem = f"score returns {list(scores.shape)} for {_MENTIONS} mentions and {_ENTITIES} entities"
+        _require(scores.shape == (_MENTIONS, _ENTITIES), name, f"{problem}; it must be [mentions, entities]")
         _require(bool(torch.isfinite(scores).all()), name, "score returns values that are not finite")
         _check_batches(name, unit, mentions, entities, scores)
         _check_blocks(name, unit, *states, scores)
@@ -175,8 +175,8 @@ def _in_float64(features: Features) -> Features:
     return features.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
-def _rows(state: State, chosen: slice | Tensor) -> State:
-    return {key: tensor[chosen] for key, tensor in state.items()}
+def _rows(state: State, index: slice | Tensor) -> State:
+    return {key: tensor[index] for key, tensor in state.items()}
 
 
 def _margin(scores: Tensor) -> float:
