@@ -25,7 +25,7 @@ from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, content_keys, repeat
 from mimic_pl.encoding import BatchEncoder
 from mimic_pl.errors import CheckpointError, ConfigError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
-from mimic_pl.features import Features
+from mimic_pl.features import Features, convert_floats
 from mimic_pl.gathered_batch import GatheredBatch
 from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses import UnitConsistentLoss, same_gold
@@ -36,7 +36,18 @@ from mimic_pl.published_checkpoint import load_weights, published_sizes, read_pu
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention
-from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
+from mimic_pl.units import (
+    CMFU,
+    TGLU,
+    VDLU,
+    Matcher,
+    MatcherFactory,
+    States,
+    UnitFactory,
+    flat,
+    nested,
+    published_units,
+)
 from mimic_pl.unused import unused_parameters
 
 
@@ -265,8 +276,8 @@ class MIMIC(Recorded, LightningModule):
 
     def mention_states(self, inputs: Inputs) -> States:
         """Encode mentions for ranking, with float32 states whatever the precision of the features."""
-        states = self.matcher.mention(self.encode(inputs))
-        return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
+        states = flat(self.matcher.mention(self.encode(inputs)))
+        return nested({key: convert_floats(tensor, torch.float32) for key, tensor in states.items()})
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -612,7 +623,3 @@ class _Chunks:
 
     def __iter__(self) -> Iterator[Batch]:
         return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

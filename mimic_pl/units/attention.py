@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mimic_pl.units.cone import centre
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
 LOGITS_AT_ONCE_CPU = 1 << 20
@@ -123,7 +124,7 @@ def global_to_local_pairs(
             pairs = slice(start, start + block)
             masks = (None if mask is None else mask[pairs] for mask in (query_mask, key_mask))
             mean = mean_attention_pairs(query[pairs], key[pairs], *masks)
-            local = _centre(torch.bmm(mean[:, None], value[pairs].to(exact)).squeeze(1))
+            local = centre(torch.bmm(mean[:, None], value[pairs].to(exact)).squeeze(1))
             contexts = context[pairs].to(exact)
             inverse = _inverse_deviation(local, eps)
             scores[pairs] = (local * contexts * norm_weight).sum(-1) * inverse + contexts @ norm_bias.to(exact)
@@ -186,7 +187,7 @@ class _NormedProduct(torch.autograd.Function):
                 'kernel = "torch" to silence this warning.',
                 stacklevel=2,
             )
-        centred = _centre(value.to(gain.dtype))
+        centred = centre(value.to(gain.dtype))
         scores = gain.new_empty(len(key), len(query))
         for mentions, entities in _blocks(query, key):
             attention = _attention(query[entities], key[mentions], _rows(key_mask, mentions))
@@ -202,7 +203,7 @@ class _NormedProduct(torch.autograd.Function):
         query, key, value, gain, weight, key_mask = ctx.saved_tensors
         exact, width = gain.dtype, query.shape[-1]
         with torch.autocast(query.device.type, enabled=False):
-            centred = _centre(value.to(exact))
+            centred = centre(value.to(exact))
             d_query, d_key = torch.zeros_like(query, dtype=exact), torch.zeros_like(key, dtype=exact)
             d_value, d_gain = torch.zeros_like(centred), torch.zeros_like(gain)
             for mentions, entities in _blocks(query, key):
@@ -229,7 +230,7 @@ class _NormedProduct(torch.autograd.Function):
                 flat = d_logits.view(queries.shape[0] * queries.shape[1], -1).to(query.dtype)
                 _add_product(d_query[entities], flat, keys, scale)
                 _add_product(d_key[mentions], flat.T, queries, scale)
-            d_value = _centre(d_value)
+            d_value = centre(d_value)
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_gain, None, None, None, None
 
 
@@ -325,10 +326,6 @@ def _on_cpu(tensor: Tensor) -> bool:
 def _exact(tensor: Tensor) -> torch.dtype:
     """Dtype of softmax, sums and norm."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _centre(vectors: Tensor) -> Tensor:
-    return vectors - vectors.mean(dim=-1, keepdim=True)
 
 
 def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:

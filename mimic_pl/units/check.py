@@ -143,10 +143,11 @@ def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, score
 def _check_float64(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
     """Check float64, since near ties are resolved in it."""
     double = copy.deepcopy(unit).double()
-    exact = double(_in_float64(mentions), _in_float64(entities))
+    mentions, entities = mentions.to(torch.float64), entities.to(torch.float64)
+    exact = double(mentions, entities)
     _require(exact.dtype == torch.float64, name, f"in float64 its scores are {exact.dtype}")
     _require_equal(name, "scores in float64 and in float32", exact, scores)
-    states = double.mention(_in_float64(mentions)), double.entity(_in_float64(entities))
+    states = double.mention(mentions), double.entity(entities)
     size = min(_MENTIONS, _ENTITIES)
     pairs = double.pairs(*(_rows(state, slice(size)) for state in states))
     _require(pairs.dtype == torch.float64, name, f"in float64 its pairs are {pairs.dtype}")
@@ -169,10 +170,6 @@ def _check_gradients(name: str, unit: Unit, mentions: Features, entities: Featur
         unit(mentions, entities).square().sum().backward()
     without = [key for key, parameter in trainable.items() if parameter.grad is None]
     _require(not without, name, f"no gradient reaches {', '.join(without)}")
-
-
-def _in_float64(features: Features) -> Features:
-    return features.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def _rows(state: State, index: slice | Tensor) -> State:
