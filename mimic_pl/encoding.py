@@ -10,10 +10,11 @@ import torch
 from lightning.fabric.utilities import move_data_to_device
 from lightning.pytorch import Trainer
 from lightning.pytorch.trainer.states import TrainerStatus
-from torch import Tensor, nn
+from torch import nn
 from tqdm.auto import tqdm
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.features import convert_floats
 from mimic_pl.processor import Processor
 
 Side = Literal["mentions", "entities"]
@@ -85,7 +86,7 @@ class BatchEncoder:
         finished = self.processor.finish(move_data_to_device(batch, reference.device))
 
         def converted_side(inputs: Inputs) -> Inputs:
-            return {name: _in_dtype(tensor, reference.dtype) for name, tensor in inputs.items()}
+            return {name: convert_floats(tensor, reference.dtype) for name, tensor in inputs.items()}
 
         if "mentions" in finished:
             finished["mentions"] = converted_side(finished["mentions"])
@@ -109,7 +110,3 @@ class BatchEncoder:
             if len(moved) == 2:
                 yield moved.pop(0)
         yield from moved
-
-
-def _in_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    return tensor.to(dtype) if tensor.is_floating_point() else tensor

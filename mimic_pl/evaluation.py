@@ -47,8 +47,8 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
             **data.describe_entities(),
         }
     if not on_disk:
-        made_from = repr(description)
-        return builder.in_memory(data.entities, lambda _: _encoded(model, loader), model.device, shard, made_from)
+        provenance = repr(description)
+        return builder.in_memory(data.entities, lambda _: _encoded(model, loader), model.device, shard, provenance)
     validating = trainer.state.fn in ("fit", "validate")
     return builder.on_disk(
         _folder(builder, trainer, validating),

@@ -52,9 +52,9 @@ class Features(NamedTuple):
         own: dict[str, Tensor] = {name: tensors[name] for name in _FIELDS}
         return Features(**own, extra=extra)
 
-    def as_float32(self) -> Features:
-        """Convert floating-point tensors to float32, so that ranking is not affected by rounding."""
-        return self.map(lambda field: field.float() if field.is_floating_point() else field)
+    def to(self, dtype: torch.dtype) -> Features:
+        """Convert floating-point tensors to a dtype."""
+        return self.map(lambda field: convert_floats(field, dtype))
 
     def rows(self, chosen: slice | int | Tensor) -> Features:
         """Select mentions or entities."""
@@ -80,6 +80,11 @@ class Features(NamedTuple):
     def dims(self) -> FeatureDims:
         """Widths of these features."""
         return FeatureDims(self.text_global.shape[-1], self.image_global.shape[-1])
+
+
+def convert_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a tensor to a dtype if it is floating-point."""
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 _FIELDS = ("text_global", "text_local", "image_global", "image_local", "text_mask")

@@ -52,42 +52,42 @@ class GatheredBatch:
         """
         return self.mentions[self.processes.rank] * self.processes.world_size / sum(self.mentions)
 
-    def states(self, own: States) -> States:
+    def states(self, local: States) -> States:
         """States of all columns from those of the local entities."""
-        tensors = flat(own)
+        tensors = flat(local)
         return nested(dict(zip(tensors, self._columns(list(tensors.values())), strict=True)))
 
-    def positions(self, own: Tensor) -> Tensor:
+    def positions(self, local: Tensor) -> Tensor:
         """Knowledge base positions of all columns, int64 ``[columns]``, from those of the local entities."""
-        return self._columns([own])[0]
+        return self._columns([local])[0]
 
-    def all_entities(self, own: Features) -> Features:
+    def all_entities(self, local: Features) -> Features:
         """Features of all columns from those of the local entities."""
-        return _features(own, self._columns(list(own.tensors().values())))
+        return _features(local, self._columns(list(local.tensors().values())))
 
-    def all_mentions(self, own: Features) -> Features:
+    def all_mentions(self, local: Features) -> Features:
         """Features of the mentions of all processes, local ones first."""
-        return _features(own, self.rows(*own.tensors().values()))
+        return _features(local, self.rows(*local.tensors().values()))
 
-    def rows(self, *own: Tensor) -> list[Tensor]:
+    def rows(self, *local: Tensor) -> list[Tensor]:
         """Tensors of the mentions of all processes, ``[mentions, ...]``, local ones first."""
         if not self.exchanges:
-            return list(own)
-        parts = self.processes.gather(own, self.mentions)
+            return list(local)
+        parts = self.processes.gather(local, self.mentions)
         return [torch.cat(pieces) for pieces in zip(*(parts[rank] for rank in self._ranks), strict=True)]
 
-    def all_scores(self, own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def all_scores(self, local: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Scores of all processes' mentions ``[mentions, columns]``, local ones first, with golds on the diagonal.
 
         Args:
-            own: Scores of the local mentions with all columns.
+            local: Scores of the local mentions with all columns.
         """
         if not self.exchanges:
-            return dict(own)
+            return dict(local)
         # Columns are sent in the common order and reordered on receipt.
         back = self._order.argsort()
-        rows = self.rows(*(score[:, back] for score in own.values()))
-        return {name: score[:, self._order] for name, score in zip(own, rows, strict=True)}
+        rows = self.rows(*(score[:, back] for score in local.values()))
+        return {name: score[:, self._order] for name, score in zip(local, rows, strict=True)}
 
     @cached_property
     def _order(self) -> Tensor:
@@ -96,10 +96,10 @@ class GatheredBatch:
         negatives = torch.arange(sum(self.mentions), sum(self.entities), device=self.device)
         return torch.cat([*(golds[rank] for rank in self._ranks), negatives])
 
-    def _columns(self, own: list[Tensor]) -> list[Tensor]:
+    def _columns(self, local: list[Tensor]) -> list[Tensor]:
         if not self.exchanges:
-            return own
-        parts = self.processes.gather(own, self.entities)
+            return local
+        parts = self.processes.gather(local, self.entities)
         golds = [[tensor[: self.mentions[rank]] for tensor in parts[rank]] for rank in self._ranks]
         negatives = [[tensor[self.mentions[rank] :] for tensor in part] for rank, part in enumerate(parts)]
         return [torch.cat(pieces) for pieces in zip(*golds, *negatives, strict=True)]

@@ -208,8 +208,8 @@ class RecallAtK(Metric):
         """
         if (gold_ranks.gt(0).sum(dim=1) > gold_count).any():
             raise ValueError("RecallAtK: a mention has more ranks than golds. Count all of its golds in gold_count.")
-        found = (gold_ranks.ge(1) & gold_ranks.le(self.k)).sum(dim=1)
-        self.total = self.total + (self.scale * found // gold_count.clamp_min(1)).sum()
+        hits = (gold_ranks.ge(1) & gold_ranks.le(self.k)).sum(dim=1)
+        self.total = self.total + (self.scale * hits // gold_count.clamp_min(1)).sum()
         self.mentions = self.mentions + len(gold_ranks)
 
     def compute(self) -> Tensor:

@@ -25,7 +25,7 @@ from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, content_keys, repeat
 from mimic_pl.encoding import BatchEncoder
 from mimic_pl.errors import CheckpointError, ConfigError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
-from mimic_pl.features import Features
+from mimic_pl.features import Features, convert_floats
 from mimic_pl.gathered_batch import GatheredBatch
 from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses import UnitConsistentLoss, same_gold
@@ -36,7 +36,18 @@ from mimic_pl.published_checkpoint import load_weights, published_sizes, read_pu
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention
-from mimic_pl.units import CMFU, TGLU, VDLU, Matcher, MatcherFactory, States, UnitFactory, published_units
+from mimic_pl.units import (
+    CMFU,
+    TGLU,
+    VDLU,
+    Matcher,
+    MatcherFactory,
+    States,
+    UnitFactory,
+    flat,
+    nested,
+    published_units,
+)
 from mimic_pl.unused import unused_parameters
 
 
@@ -190,9 +201,9 @@ class MIMIC(Recorded, LightningModule):
             DataError: A record is malformed or lacks a field of the template.
         """
         run = self.batch_encoder()
-        made = _Chunks(records, batch_size, lambda own: {"mentions": self.processor.mentions(own)})
+        batches = _Chunks(records, batch_size, lambda chunk: {"mentions": self.processor.mentions(chunk)})
         description = "Encoding mentions" if show_progress_bar else None
-        states = joined([states for _, states in run(made, "mentions", self.mention_states, description)])
+        states = joined([states for _, states in run(batches, "mentions", self.mention_states, description)])
         self.processor.log_failures(alone=True)
         return states
 
@@ -258,9 +269,9 @@ class MIMIC(Recorded, LightningModule):
     def _entity_batches(
         self, records: Sequence[Entity | Mapping[str, Any]], batch_size: int, show_progress_bar: bool
     ) -> Iterator[tuple[Batch, States]]:
-        made = _Chunks(records, batch_size, lambda own: {"entities": self.processor.entities(own)})
+        batches = _Chunks(records, batch_size, lambda chunk: {"entities": self.processor.entities(chunk)})
         description = "Encoding entities" if show_progress_bar else None
-        yield from self.batch_encoder()(made, "entities", self.entity_states, description)
+        yield from self.batch_encoder()(batches, "entities", self.entity_states, description)
         self.processor.log_failures(alone=True)
 
     def batch_encoder(self) -> BatchEncoder:
@@ -276,8 +287,8 @@ class MIMIC(Recorded, LightningModule):
 
     def mention_states(self, inputs: Inputs) -> States:
         """Encode mentions for ranking, with float32 states whatever the precision of the features."""
-        states = self.matcher.mention(self.encode(inputs))
-        return {unit: {key: _as_float32(tensor) for key, tensor in state.items()} for unit, state in states.items()}
+        states = flat(self.matcher.mention(self.encode(inputs)))
+        return nested({key: convert_floats(tensor, torch.float32) for key, tensor in states.items()})
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -328,10 +339,10 @@ class MIMIC(Recorded, LightningModule):
                 terms[f"{name}_{part}" if part in terms else part] = term
             total = total + value
         for name, unit in self.matcher.named_units():
-            own = unit.loss(inputs)
-            if own is not None:
-                terms[f"{name}_own"] = own
-                total = total + own
+            term = unit.loss(inputs)
+            if term is not None:
+                terms[f"{name}_own"] = term
+                total = total + term
         return total, terms
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -356,11 +367,11 @@ class MIMIC(Recorded, LightningModule):
             sides = gathered.all_mentions(mentions), gathered.all_entities(entities)
             return gathered.all_scores(scores), *sides, same_gold(golds, columns)
 
-        own = same_gold(gold, columns)
+        local_same_gold = same_gold(gold, columns)
         if not gathered.exchanges:  # local negatives only: the loss is local too
-            total, terms = self.compute_loss(LossInputs(scores, mentions, entities, own))
+            total, terms = self.compute_loss(LossInputs(scores, mentions, entities, local_same_gold))
             return gathered.local_weight * total, terms
-        return self.compute_loss(LossInputs(scores, mentions, entities, own, gather, gathered.local_weight))
+        return self.compute_loss(LossInputs(scores, mentions, entities, local_same_gold, gather, gathered.local_weight))
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Seed dropout by step and process, so that a resumed run draws the same numbers as an uninterrupted one."""
@@ -496,7 +507,7 @@ class MIMIC(Recorded, LightningModule):
         try:
             return self.ranker(self.matcher, states, self.index, batch["gold"])
         except NonFiniteScoreError as error:
-            mentions = [index for own in self.index.processes.objects(batch["index"].tolist()) for index in own]
+            mentions = [index for local in self.index.processes.objects(batch["index"].tolist()) for index in local]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:
@@ -623,7 +634,3 @@ class _Chunks:
 
     def __iter__(self) -> Iterator[Batch]:
         return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))
-
-
-def _as_float32(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.is_floating_point() else tensor

@@ -33,38 +33,38 @@ def describe_model(model: MIMIC) -> Description:
     return {**described, "init_args": arguments, "unrecorded": unrecorded}
 
 
-def build_model(description: Description, trust_remote_code: bool = False, **given: Any) -> MIMIC:
+def build_model(description: Description, trust_remote_code: bool = False, **overrides: Any) -> MIMIC:
     """Build a described model, with new weights.
 
     Args:
         description: Output of :func:`describe_model`.
         trust_remote_code: Import and build classes of any package.
-        **given: Arguments that override described ones.
+        **overrides: Arguments that override described ones.
 
     Raises:
         ConfigError: A class is not in a trusted package, or does not exist.
         CheckpointError: An argument could not be described and is not given.
     """
-    missing = sorted(set(description["unrecorded"]) - given.keys())
+    missing = sorted(set(description["unrecorded"]) - overrides.keys())
     if missing:
         raise CheckpointError(
             f"The model was built with arguments that a checkpoint cannot contain: {', '.join(missing)}. Pass them "
             f"again: load_from_checkpoint(path, {missing[0]}=...)."
         )
-    described = {name: own for name, own in description["init_args"].items() if name not in given}
+    described = {name: argument for name, argument in description["init_args"].items() if name not in overrides}
     arguments: dict[str, Any] = {}
-    for name, own in described.items():
+    for name, argument in described.items():
         if name == "units":
-            arguments[name] = {unit: factory(of_unit, trust_remote_code) for unit, of_unit in own.items()}
+            arguments[name] = {unit: factory(of_unit, trust_remote_code) for unit, of_unit in argument.items()}
         elif name == "matcher":
-            arguments[name] = factory(own, trust_remote_code)
+            arguments[name] = factory(argument, trust_remote_code)
         else:
-            arguments[name] = build(own, trust_remote_code)
-    model: MIMIC = class_of(description, trust_remote_code)(**arguments, **given)
+            arguments[name] = build(argument, trust_remote_code)
+    model: MIMIC = class_of(description, trust_remote_code)(**arguments, **overrides)
     return model
 
 
-def load_model(path: str | Path, trust_remote_code: bool = False, **given: Any) -> MIMIC:
+def load_model(path: str | Path, trust_remote_code: bool = False, **overrides: Any) -> MIMIC:
     """Build the model of a checkpoint and load its weights; see :meth:`MIMIC.load_from_checkpoint`."""
     path = Path(path).expanduser()
     checkpoint = read_checkpoint(path)
@@ -75,7 +75,7 @@ def load_model(path: str | Path, trust_remote_code: bool = False, **given: Any) 
             "MIMIC.from_published(PATH, ENCODER)."
         )
     require_numbers(checkpoint["state_dict"], path)
-    model = build_model(checkpoint[KEY], trust_remote_code, **given)
+    model = build_model(checkpoint[KEY], trust_remote_code, **overrides)
     try:
         model.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:

@@ -76,7 +76,7 @@ def _top(scores: npt.NDArray[np.float32], k: int) -> npt.NDArray[np.int64]:
 def _require_finite(scores: npt.NDArray[np.float32], start: int) -> None:
     if np.isfinite(scores).all():
         return
-    row, column = (int(place[0]) for place in np.nonzero(~np.isfinite(scores)))
+    row, column = (int(indices[0]) for indices in np.nonzero(~np.isfinite(scores)))
     value = float(scores[row, column])
     raise NonFiniteScoreError(
         f"The score of mention {start + row} of the split with entity {column} of the knowledge base is {value}. Check "

@@ -86,6 +86,6 @@ def _reset_peak() -> None:
 
 
 def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
-    assert found is not None, f"{_STATUS} has no {name}"
-    return 1024 * int(found[1])
+    match = re.search(rf"^{name}:\s+(\d+) kB$", _STATUS.read_text(), re.MULTILINE)
+    assert match is not None, f"{_STATUS} has no {name}"
+    return 1024 * int(match[1])

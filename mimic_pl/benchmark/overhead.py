@@ -25,17 +25,17 @@ _COUNTED = 4
 def variants() -> dict[str, dict[str, UnitFactory]]:
     """Units of MIMIC, of its ablations and of plain concatenation, by name in the table."""
     units = published_units()
-    found: dict[str, dict[str, UnitFactory]] = {MIMIC: units}
+    result: dict[str, dict[str, UnitFactory]] = {MIMIC: units}
     for removed in units:
-        found[f"without {removed}"] = {name: unit for name, unit in units.items() if name != removed}
+        result[f"without {removed}"] = {name: unit for name, unit in units.items() if name != removed}
     for alone in units:
-        found[f"{alone} alone"] = {alone: units[alone]}
+        result[f"{alone} alone"] = {alone: units[alone]}
     padding: dict[str, UnitFactory] = {"text": partial(TGLU, mask_padding=True), "vision": VDLU, "cross_modal": CMFU}
-    found["padding masked"] = padding
-    found["gates of vision fixed at 1"] = {**units, "vision": partial(VDLU, gated=False)}
-    found["concatenation in vision's place"] = {**units, "vision": GlobalCosine}
-    found["concatenation alone"] = {"global": GlobalCosine}
-    return found
+    result["padding masked"] = padding
+    result["gates of vision fixed at 1"] = {**units, "vision": partial(VDLU, gated=False)}
+    result["concatenation in vision's place"] = {**units, "vision": GlobalCosine}
+    result["concatenation alone"] = {"global": GlobalCosine}
+    return result
 
 
 @torch.no_grad()

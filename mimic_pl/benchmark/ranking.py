@@ -161,10 +161,11 @@ def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
     mentions, (index, gold) = _head(problem.mentions, count), problem.sampled()
     gold = gold[:count]
     double = copy.deepcopy(problem.matcher).double()
-    reference = literal.scores(double, _doubled(mentions), _doubled(problem.sample_features), device=settings.device)
+    sides = mentions.to(torch.float64), problem.sample_features.to(torch.float64)
+    reference = literal.scores(double, *sides, device=settings.device)
     expected = {name: _ranks(scores, gold) for name, scores in reference.items()}
     published = literal.scores(problem.matcher, mentions, problem.sample_features, device=settings.device)
-    found: dict[str, Any] = {
+    checks: dict[str, Any] = {
         "ranks compared with the published order in float64": count * len(expected),
         "differing ranks, published order in float32": _differing(
             {name: _ranks(scores, gold) for name, scores in published.items()}, expected
@@ -172,8 +173,8 @@ def _identity(problem: Problem, settings: Settings) -> dict[str, Any]:
     }
     for prune in (False, True):
         ranks = Ranker(prune=prune)(problem.matcher, rows(problem.states, slice(0, count)), index, gold).ranks
-        found[f"differing ranks, {'pruned' if prune else 'every pair scored'}"] = _differing(ranks, expected)
-    return found
+        checks[f"differing ranks, {'pruned' if prune else 'every pair scored'}"] = _differing(ranks, expected)
+    return checks
 
 
 def _whole(problem: Problem, settings: Settings) -> dict[str, Any]:
@@ -217,11 +218,11 @@ def _overall_ranks(problem: Problem, index: EntityIndex, mentions: int) -> Tenso
 def _ranks(scores: Tensor, gold: Tensor) -> Tensor:
     """Ranks of the best-ranked golds, by sorting by descending score, then position."""
     order = scores.sort(dim=1, descending=True, stable=True).indices
-    place = torch.empty_like(order).scatter(
+    ranks = torch.empty_like(order).scatter(
         1, order, torch.arange(1, order.shape[1] + 1, device=order.device).expand_as(order)
     )
     last = torch.iinfo(torch.int64).max
-    return place.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, last).amin(dim=1)
+    return ranks.gather(1, gold.clamp_min(0)).masked_fill(gold < 0, last).amin(dim=1)
 
 
 def _differing(ranks: Ranks, expected: Ranks) -> int:
@@ -237,10 +238,6 @@ def _alone(matcher: Matcher, name: str) -> Matcher:
 
 def _head(features: Features, count: int) -> Features:
     return features.rows(slice(count))
-
-
-def _doubled(features: Features) -> Features:
-    return features.map(lambda field: field.double() if field.is_floating_point() else field)
 
 
 def _without_grad(function: Callable[[], Any]) -> Callable[[], Any]:

@@ -20,7 +20,7 @@ Comparisons of several quantities also have a ``table``: a list of dictionaries 
 """
 
 Line = dict[str, Any]
-"""A measurement: ``what``, ``value``, ``unit``; if compared also ``against``, ``other``, ``ratio`` (other / value)."""
+"""A measurement: ``what``, ``value``, ``unit``; in comparisons also ``against``, ``other``, ``ratio`` other / value."""
 
 
 def timed(what: str, ours: Timing, against: str, other: Timing, of: str) -> Line:
@@ -50,7 +50,7 @@ def fact(what: str, value: float, unit: str, per: str | None = None) -> Line:
 
 def machine(device: str) -> dict[str, Any]:
     """Description of the machine."""
-    found = {
+    description = {
         "processor": _processor(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
@@ -59,13 +59,13 @@ def machine(device: str) -> dict[str, Any]:
         "device": device,
     }
     if torch.device(device).type == "cuda":
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
+        description["gpu"] = torch.cuda.get_device_name(device)
+    return description
 
 
-def print_machine(console: Console, found: dict[str, Any]) -> None:
+def print_machine(console: Console, description: dict[str, Any]) -> None:
     """Print the description of the machine."""
-    console.print(", ".join(f"{name} {value}" for name, value in found.items()), highlight=False)
+    console.print(", ".join(f"{name} {value}" for name, value in description.items()), highlight=False)
 
 
 def print_row(console: Console, row: Row) -> None:

@@ -45,16 +45,16 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
     Raises:
         ConfigError: The settings are invalid, or the output cannot be written.
     """
-    chosen = settings.chosen()
+    selected = settings.selected()
     if settings.output is not None:
         _require_folder(Path(settings.output))
     if settings.threads is not None:
         torch.set_num_threads(settings.threads)
     console = Console(width=None if sys.stdout.isatty() else 140)
-    found = machine(settings.device)
-    print_machine(console, found)
-    measured: dict[str, Any] = {"machine": found, "settings": dataclasses.asdict(settings), "rows": {}}
-    for name in chosen:
+    machine_info = machine(settings.device)
+    print_machine(console, machine_info)
+    measured: dict[str, Any] = {"machine": machine_info, "settings": dataclasses.asdict(settings), "rows": {}}
+    for name in selected:
         start = time.perf_counter()
         row = _function(name)(settings)
         row["seconds"] = time.perf_counter() - start
@@ -68,8 +68,8 @@ def run_benchmark(settings: Settings) -> dict[str, Any]:
 def _function(name: str) -> Callable[[Settings], Row]:
     # Lazy imports: some rows need transformers' processors, others only torch.
     file, function = _FUNCTIONS[name]
-    found: Callable[[Settings], Row] = getattr(import_module(f"mimic_pl.benchmark.{file}"), function)
-    return found
+    measure: Callable[[Settings], Row] = getattr(import_module(f"mimic_pl.benchmark.{file}"), function)
+    return measure
 
 
 def _require_folder(path: Path) -> None:

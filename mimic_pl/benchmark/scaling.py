@@ -97,7 +97,7 @@ def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], 
     part = MemoryIndex(shard=Shard(local, entities, processes))
     states = {unit: dict(state) for unit, state in problem.index.select(local).states.items()}
     part.add(problem.index.ids_of(local), states, local)
-    own = slice(
+    local_mentions = slice(
         mentions * processes.rank // processes.world_size, mentions * (processes.rank + 1) // processes.world_size
     )
     ranker, size = Ranker(), MENTIONS_AT_ONCE
@@ -109,8 +109,8 @@ def _ranking(settings: Settings) -> tuple[int, Callable[[], None], Callable[[], 
 
     def shared() -> None:
         # All processes together rank as many mentions at once as a single process.
-        for start in range(own.start, own.stop, size // processes.world_size):
-            block = slice(start, min(start + size // processes.world_size, own.stop))
+        for start in range(local_mentions.start, local_mentions.stop, size // processes.world_size):
+            block = slice(start, min(start + size // processes.world_size, local_mentions.stop))
             ranker(problem.matcher, rows(problem.states, block), part, problem.gold[block])
 
     return mentions * entities, alone, shared

@@ -52,15 +52,15 @@ class Settings:
     seed: int = 43
     output: str | None = None
 
-    def chosen(self) -> list[str]:
+    def selected(self) -> list[str]:
         """The selected rows, in the order in which they are measured.
 
         Raises:
             ConfigError: A row is unknown, a number is not positive, or the device is not available.
         """
-        wanted = [row.strip() for row in self.rows.split(",") if row.strip()]
-        unknown = sorted(set(wanted) - set(ROWS))
-        if unknown or not wanted:
+        names = [row.strip() for row in self.rows.split(",") if row.strip()]
+        unknown = sorted(set(names) - set(ROWS))
+        if unknown or not names:
             raise ConfigError(f"--rows: unknown rows {unknown}. Choose from: {', '.join(ROWS)}.")
         for name in ("mentions", "entities", "inflate", "memory_entities", "rounds", "threads"):
             value = getattr(self, name)
@@ -74,7 +74,7 @@ class Settings:
 
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"--device is {self.device}, but torch finds no CUDA device. Use --device cpu.")
-        return [row for row in ROWS if row in wanted and (row != "trained" or self.run is not None)]
+        return [row for row in ROWS if row in names and (row != "trained" or self.run is not None)]
 
     def size(self, full: int, quick: int) -> int:
         """Choose between the full and the quick size."""

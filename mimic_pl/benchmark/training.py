@@ -132,15 +132,15 @@ def _of_batch(scores: dict[str, Tensor], mentions: Features, entities: Features)
 def _difference(settings: Settings) -> float:
     """Largest relative difference of gradients between the two orders, on a small batch."""
     matcher = random_matcher(settings.seed, settings.device).train()
-    found: list[dict[str, Tensor]] = []
+    gradients: list[dict[str, Tensor]] = []
     for order in (OURS, PUBLISHED):
         generator = torch.Generator().manual_seed(settings.seed)
         mentions, entities = (random_features(16, generator, settings.device) for _ in range(2))
         copied = copy.deepcopy(matcher)
         scores = score(order, copied, mentions, entities)
         UnitConsistentLoss()(_of_batch(scores, mentions, entities))[0].backward()
-        found.append({name: weight.grad for name, weight in copied.named_parameters() if weight.grad is not None})
-    ours, published = found
+        gradients.append({name: weight.grad for name, weight in copied.named_parameters() if weight.grad is not None})
+    ours, published = gradients
     assert set(ours) == set(published), "both orders use the same weights"
     largest = max(gradient.abs().max().item() for gradient in published.values())
     return max((ours[name] - published[name]).abs().max().item() for name in published) / largest

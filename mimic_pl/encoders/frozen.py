@@ -85,18 +85,18 @@ class FrozenFeatures:
         """
         device = inputs[0].device
         store = KeyValueStore(self.root / self.fingerprint(device), ("text", "vision"))
-        wanted = [hashlib.blake2b(row.numpy(), digest_size=_KEY_BYTES).digest() for row in keys.cpu().contiguous()]
-        found = {key: store.get(name, key) for key in dict.fromkeys(wanted)}
-        rows = {key: load(value) for key, value in found.items() if value is not None}
-        missing = [key for key, value in found.items() if value is None]
+        digests = [hashlib.blake2b(row.numpy(), digest_size=_KEY_BYTES).digest() for row in keys.cpu().contiguous()]
+        cached = {key: store.get(name, key) for key in dict.fromkeys(digests)}
+        rows = {key: load(value) for key, value in cached.items() if value is not None}
+        missing = [key for key, value in cached.items() if value is None]
         if missing:
-            missing_rows = torch.tensor([wanted.index(key) for key in missing], device=device)
+            missing_rows = torch.tensor([digests.index(key) for key in missing], device=device)
             with torch.no_grad():
                 outputs = tower(*(tensor[missing_rows] for tensor in inputs))
             computed = {output: tensor.detach().cpu().contiguous() for output, tensor in outputs.items()}
             rows |= {key: {o: tensor[n].clone() for o, tensor in computed.items()} for n, key in enumerate(missing)}
             self._store(store, [(name, key, save(rows[key])) for key in missing])
-        return {output: torch.stack([rows[key][output] for key in wanted]).to(device) for output in rows[wanted[0]]}
+        return {output: torch.stack([rows[key][output] for key in digests]).to(device) for output in rows[digests[0]]}
 
     def fingerprint(self, device: torch.device) -> str:
         """Hash of the towers' weights and of everything else that their outputs on a device depend on."""

@@ -66,7 +66,7 @@ class IndexBuilder(Recorded):
         batches: Batches,
         device: torch.device,
         shard: Shard | None = None,
-        made_from: str = "",
+        provenance: str = "",
     ) -> EntityIndex:
         """Encode the knowledge base, or this process's shard of it, into memory; batches may come in any order.
 
@@ -75,16 +75,16 @@ class IndexBuilder(Recorded):
             batches: Encodes the entities of the shard.
             device: The model's device.
             shard: Entities of this process; all by default.
-            made_from: What the states depend on, as text; the same on all processes.
+            provenance: What the states depend on, as text; the same on all processes.
 
         Raises:
-            StoreError: The shards do not add up to the knowledge base, or ``made_from`` differs between processes.
+            StoreError: The shards do not add up to the knowledge base, or ``provenance`` differs between processes.
         """
         shard = shard or Shard.whole(len(entities))
         index = MemoryIndex(device, self.dtype, on_host=self.storage == "host", shard=shard)
         for positions, states in batches(0):
             index.add([entities[position].id for position in positions.tolist()], states, positions)
-        _require_complete(index, len(entities), made_from)
+        _require_complete(index, len(entities), provenance)
         self._log_size(index)
         return index
 
@@ -117,12 +117,12 @@ class IndexBuilder(Recorded):
                 it, or the disk is full.
         """
         shard = shard or Shard.whole(len(entities))
-        wanted = {**description, "dtype": self.dtype, "number of entities": len(entities)}
+        expected = {**description, "dtype": self.dtype, "number of entities": len(entities)}
         opened = None if rebuild else open_dataset(folder)
         if shard.processes.objects(opened is None or not opened.complete)[0]:  # the first process decides for all
-            self._write(folder, entities, batches, device, wanted, rebuild, shard)
-        index = LanceIndex(folder, wanted, device, shard)
-        _require_complete(index, len(entities), repr(sorted(wanted.items())))
+            self._write(folder, entities, batches, device, expected, rebuild, shard)
+        index = LanceIndex(folder, expected, device, shard)
+        _require_complete(index, len(entities), repr(sorted(expected.items())))
         self._log_size(index)
         return index
 
@@ -171,22 +171,22 @@ class IndexBuilder(Recorded):
             )
 
 
-def _require_complete(index: EntityIndex, num_entities: int, made_from: str) -> None:
+def _require_complete(index: EntityIndex, num_entities: int, provenance: str) -> None:
     """Check that the shards cover every entity exactly once and were built with the same weights and data.
 
     Raises:
         StoreError: They do not, or were not.
     """
     processes = index.processes
-    found = torch.zeros(num_entities, dtype=torch.int32, device=index.device)
-    found[index.order] = 1
-    wrong = int((processes.sum(found) != 1).sum())
+    count = torch.zeros(num_entities, dtype=torch.int32, device=index.device)
+    count[index.order] = 1
+    wrong = int((processes.sum(count) != 1).sum())
     if wrong:
         raise StoreError(
             f"The index is incomplete: {wrong} of {num_entities} entities are on no process or on several. The "
             "entity_dataloader() of the data module must yield every entity exactly once."
         )
-    if len(set(processes.objects(made_from))) > 1:
+    if len(set(processes.objects(provenance))) > 1:
         raise StoreError(
             "The processes encoded the knowledge base with different weights or from different data. Start all of them "
             "with the same checkpoint, data and settings."

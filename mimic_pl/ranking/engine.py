@@ -166,8 +166,8 @@ class Ranker(Recorded):
         best = {name: ranks.masked_fill(ranks.eq(0), last).amin(dim=1) for name, ranks in gold_ranks.items()}
         ranks = {name: ranks.masked_fill(ranks.eq(last), 0) for name, ranks in best.items()}
         start = sum(sizes[: processes.rank])
-        own = torch.arange(start, start + sizes[processes.rank], device=gold.device)
-        return Ranking(ranks, top.order, top.scores, gold_ranks).at(own)
+        local = torch.arange(start, start + sizes[processes.rank], device=gold.device)
+        return Ranking(ranks, top.order, top.scores, gold_ranks).at(local)
 
     def _scan(self, search: Search, golds: dict[str, Golds]) -> Scan:
         """Scan in blocks that fit in the device's memory; retry once with smaller ones if it runs out."""

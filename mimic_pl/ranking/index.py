@@ -142,13 +142,15 @@ class EntityIndex(ABC):
         if self.processes.world_size == 1:
             return self.select(order).states
         local = order[self.holds(order)]
-        own = flat(self.select(local).states) if len(local) else {}
+        states = flat(self.select(local).states) if len(local) else {}
         # A process without any of these entities does not know the shapes.
-        like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in own.items()})))
-        sent = [own[key] if own else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()]
+        like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in states.items()})))
+        sent = [
+            states[key] if states else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()
+        ]
         parts = self.processes.gather([local, *(tensor.to(self.device) for tensor in sent)])
-        found, *tensors = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
-        rows = found.argsort()[order.argsort().argsort()]
+        gathered, *tensors = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        rows = gathered.argsort()[order.argsort().argsort()]
         return nested({key: tensor[rows] for key, tensor in zip(like, tensors, strict=True)})
 
     def blocks(self, size: int) -> Iterator[tuple[Tensor, Block]]:
@@ -168,13 +170,13 @@ class EntityIndex(ABC):
             self._sorted = self.order.sort()
         numbers, rows = self._sorted
         order = order.to(numbers.device)
-        found = torch.searchsorted(numbers, order)
-        known = found < len(numbers)
+        positions = torch.searchsorted(numbers, order)
+        exists = positions < len(numbers)
         if len(numbers):
-            known &= numbers[found.clamp(max=len(numbers) - 1)] == order
-        if not known.all():
-            raise DataError(f"This process's index has no entity with the order number {int(order[~known][0])}.")
-        return rows[found]
+            exists &= numbers[positions.clamp(max=len(numbers) - 1)] == order
+        if not exists.all():
+            raise DataError(f"This process's index has no entity with the order number {int(order[~exists][0])}.")
+        return rows[positions]
 
     def _forget_lookups(self) -> None:
         """Drop cached lookups of :meth:`order_of` and :meth:`select` after entities have changed."""

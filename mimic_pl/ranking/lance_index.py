@@ -135,10 +135,10 @@ class LanceIndex(EntityIndex):
                 f"The {INDEX} in {self.folder} has {len(order)} entities, but the knowledge base has {shard.total}. "
                 "Delete the folder to rebuild it."
             )
-        wanted = shard.order.cpu().numpy()
-        if not np.isin(wanted, order).all():
+        expected = shard.order.cpu().numpy()
+        if not np.isin(expected, order).all():
             raise damaged_index(self.folder, "entities of the knowledge base are missing")
-        return np.flatnonzero(np.isin(order, wanted))
+        return np.flatnonzero(np.isin(order, expected))
 
     def _require_files(self) -> None:
         """Check that every data file exists and has the expected size."""

@@ -172,12 +172,12 @@ class RowFormat:
         seed = zlib.crc32(json.dumps(self._columns_as_json()).encode())
         parts = [_rows_of_bytes(order), *(_rows_of_bytes(columns[name]) for name in self.columns)]
         width = sum(part.shape[1] for part in parts)
-        found: list[int] = []
+        checksums: list[int] = []
         for start in range(0, len(order), _ROWS_AT_ONCE):
             rows = torch.cat([part[start : start + _ROWS_AT_ONCE] for part in parts], dim=1)
             content = memoryview(rows.numpy().reshape(-1).data)
-            found += [zlib.crc32(content[at : at + width], seed) for at in range(0, rows.numel(), width)]
-        return found
+            checksums += [zlib.crc32(content[at : at + width], seed) for at in range(0, rows.numel(), width)]
+        return checksums
 
     def _columns_as_json(self) -> dict[str, Any]:
         return {
@@ -186,11 +186,11 @@ class RowFormat:
         }
 
 
-def differences(description: Mapping[str, Any], wanted: Mapping[str, Any]) -> str:
-    """Describe the wanted values that differ from a description; empty if none does."""
+def differences(description: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
+    """Describe the expected values that differ from a description; empty if none does."""
     return " and ".join(
         f"another {key} ({description.get(key)!r}, now {value!r})"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key not in description or description[key] != value
     )
 

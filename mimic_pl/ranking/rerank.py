@@ -46,11 +46,11 @@ def rerank(
             f"{rows.shape[1]} entities each. Return one score for each entity: {list(rows.shape)}."
         )
     scores = scores.float()
-    found = torch.cat([part for (part,) in index.processes.gather([scores])])
-    wrong = (~torch.isfinite(found)).nonzero()
+    gathered = torch.cat([part for (part,) in index.processes.gather([scores])])
+    wrong = (~torch.isfinite(gathered)).nonzero()
     if len(wrong):
-        mention, place = wrong[0].tolist()
-        value, entity = found[mention, place].item(), int(everyone[mention, place])
+        mention, column = wrong[0].tolist()
+        value, entity = gathered[mention, column].item(), int(everyone[mention, column])
         raise NonFiniteScoreError(
             f"The reranked score of mention {mention} of this block with entity {entity} is {value}.",
             "overall",

@@ -34,7 +34,7 @@ _SELECTED_ON_DEVICE = 1 << 14
 
 
 class Query(NamedTuple):
-    """The query of a scan. Each row is a mention and one of its golds.
+    """The query of a scan. Each row is a mention with one of its golds, if any.
 
     Attributes:
         matcher: Scores mentions against entities.

@@ -104,6 +104,6 @@ def gather_states(processes: ProcessGroup, states: States, extra: Tensor) -> lis
     """
     if processes.world_size == 1:
         return [(states, extra)]
-    own = flat(states)
-    everyone = processes.gather([extra, *own.values()])
-    return [(nested(dict(zip(own, tensors, strict=True))), rest) for rest, *tensors in everyone]
+    local = flat(states)
+    everyone = processes.gather([extra, *local.values()])
+    return [(nested(dict(zip(local, tensors, strict=True))), tensor) for tensor, *tensors in everyone]

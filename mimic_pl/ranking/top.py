@@ -71,8 +71,8 @@ class TopEntities:
         if processes.world_size == 1:
             return self
         names = list(self.scores)
-        own = [self.order, self.state_hashes, *self.scores.values()]
-        parts = processes.gather(own, [len(self.order)] * processes.world_size)
+        local = [self.order, self.state_hashes, *self.scores.values()]
+        parts = processes.gather(local, [len(self.order)] * processes.world_size)
         order, state_hashes, *scores = (torch.cat(pieces, dim=1) for pieces in zip(*parts, strict=True))
         return self._with(*self._best(order, state_hashes, dict(zip(names, scores, strict=True))))
 
@@ -108,8 +108,8 @@ def first_of_each_hash(rows: Tensor, state_hashes: Tensor, order: Tensor, k: int
     pairs = order.argsort()
     pairs = pairs[state_hashes[pairs].argsort(stable=True)]
     pairs = pairs[rows[pairs].argsort(stable=True)]
-    place = torch.arange(len(pairs), device=rows.device)
+    index = torch.arange(len(pairs), device=rows.device)
     begins = torch.ones_like(pairs, dtype=torch.bool)
     begins[1:] = (rows[pairs[1:]] != rows[pairs[:-1]]) | (state_hashes[pairs[1:]] != state_hashes[pairs[:-1]])
-    start = torch.where(begins, place, 0).cummax(dim=0).values
-    return torch.zeros_like(begins).scatter(0, pairs, place - start < k)
+    start = torch.where(begins, index, 0).cummax(dim=0).values
+    return torch.zeros_like(begins).scatter(0, pairs, index - start < k)

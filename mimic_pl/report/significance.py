@@ -109,19 +109,19 @@ def _mean(runs: list[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 def _aligned(run: Predictions, order: Predictions, values: NDArray[np.float64]) -> NDArray[np.float64]:
     """A run's values in another run's order of mentions."""
-    places = range(len(run.ids))
+    rows = range(len(run.ids))
     if run.ids != order.ids:
-        position = {id_: place for place, id_ in enumerate(run.ids)}
-        if len(position) < len(run.ids) or len(order.ids) != len(run.ids) or position.keys() != set(order.ids):
+        row_of = {id_: row for row, id_ in enumerate(run.ids)}
+        if len(row_of) < len(run.ids) or len(order.ids) != len(run.ids) or row_of.keys() != set(order.ids):
             raise DataError(_difference(run, order))
-        places = [position[id_] for id_ in order.ids]  # type: ignore[assignment]
-    for place, id_, golds in zip(places, order.ids, order.golds, strict=True):
-        if run.golds[place] != golds:
+        rows = [row_of[id_] for id_ in order.ids]  # type: ignore[assignment]
+    for row, id_, golds in zip(rows, order.ids, order.golds, strict=True):
+        if run.golds[row] != golds:
             raise DataError(
                 f"Runs can only be compared on the same mentions, but {id_!r} has the golds {list(golds)} in one and "
-                f"{list(run.golds[place])} in the other. Test both on the same data."
+                f"{list(run.golds[row])} in the other. Test both on the same data."
             )
-    return values[list(places)]
+    return values[list(rows)]
 
 
 def _difference(run: Predictions, order: Predictions) -> str:

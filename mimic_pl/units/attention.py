@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mimic_pl.units.cone import centre
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
 LOGITS_AT_ONCE_CPU = 1 << 20
@@ -74,7 +75,7 @@ def global_to_local(
     query, key = query.to(product), key.to(product)
     fused = uses_triton(kernel, query)
     with torch.autocast(device, enabled=False):
-        context = context.to(_exact(query))
+        context = context.to(_wide_dtype(query))
         gain = context * norm_weight
         weight = None if query_mask is None else _mean_weight(query_mask, gain.dtype)
         cosine = _NormedProduct.apply(query, key, value, gain, weight, key_mask, eps, fused)
@@ -116,17 +117,17 @@ def global_to_local_pairs(
     """
     num_pairs, entity_tokens, _ = query.shape
     block = max(1, _logits_at_once(query) // (entity_tokens * key.shape[1]))
-    exact = _exact(query)
-    scores = query.new_empty(num_pairs, dtype=exact)
+    wide = _wide_dtype(query)
+    scores = query.new_empty(num_pairs, dtype=wide)
     with torch.autocast(query.device.type, enabled=False):
         for start in range(0, num_pairs, block):
             pairs = slice(start, start + block)
             masks = (None if mask is None else mask[pairs] for mask in (query_mask, key_mask))
             mean = mean_attention_pairs(query[pairs], key[pairs], *masks)
-            local = _centre(torch.bmm(mean[:, None], value[pairs].to(exact)).squeeze(1))
-            contexts = context[pairs].to(exact)
+            local = centre(torch.bmm(mean[:, None], value[pairs].to(wide)).squeeze(1))
+            contexts = context[pairs].to(wide)
             inverse = _inverse_deviation(local, eps)
-            scores[pairs] = (local * contexts * norm_weight).sum(-1) * inverse + contexts @ norm_bias.to(exact)
+            scores[pairs] = (local * contexts * norm_weight).sum(-1) * inverse + contexts @ norm_bias.to(wide)
     return scores
 
 
@@ -145,12 +146,12 @@ def mean_attention_pairs(
     Returns:
         ``[pairs, mention tokens]``, rows that sum to 1, float32 or float64.
     """
-    exact = _exact(query)
+    wide = _wide_dtype(query)
     with torch.autocast(query.device.type, enabled=False):
         keys = key.to(query.dtype).mT
         logits = torch.baddbmm(query.new_empty(()), query, keys, beta=0, alpha=_logit_scale(query))
-        attention = _softmax(logits.to(exact), None if key_mask is None else key_mask[:, None])
-        return _mean(attention[:, :, None], None if query_mask is None else _mean_weight(query_mask, exact)).squeeze(1)
+        attention = _softmax(logits.to(wide), None if key_mask is None else key_mask[:, None])
+        return _mean(attention[:, :, None], None if query_mask is None else _mean_weight(query_mask, wide)).squeeze(1)
 
 
 class _NormedProduct(torch.autograd.Function):
@@ -186,7 +187,7 @@ class _NormedProduct(torch.autograd.Function):
                 'kernel = "torch" to silence this warning.',
                 stacklevel=2,
             )
-        centred = _centre(value.to(gain.dtype))
+        centred = centre(value.to(gain.dtype))
         scores = gain.new_empty(len(key), len(query))
         for mentions, entities in _blocks(query, key):
             attention = _attention(query[entities], key[mentions], _rows(key_mask, mentions))
@@ -200,10 +201,10 @@ class _NormedProduct(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, gain, weight, key_mask = ctx.saved_tensors
-        exact, width = gain.dtype, query.shape[-1]
+        wide, width = gain.dtype, query.shape[-1]
         with torch.autocast(query.device.type, enabled=False):
-            centred = _centre(value.to(exact))
-            d_query, d_key = torch.zeros_like(query, dtype=exact), torch.zeros_like(key, dtype=exact)
+            centred = centre(value.to(wide))
+            d_query, d_key = torch.zeros_like(query, dtype=wide), torch.zeros_like(key, dtype=wide)
             d_value, d_gain = torch.zeros_like(centred), torch.zeros_like(gain)
             for mentions, entities in _blocks(query, key):
                 queries, keys, values = query[entities], key[mentions], centred[mentions]
@@ -229,7 +230,7 @@ class _NormedProduct(torch.autograd.Function):
                 flat = d_logits.view(queries.shape[0] * queries.shape[1], -1).to(query.dtype)
                 _add_product(d_query[entities], flat, keys, scale)
                 _add_product(d_key[mentions], flat.T, queries, scale)
-            d_value = _centre(d_value)
+            d_value = centre(d_value)
         return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype), d_gain, None, None, None, None
 
 
@@ -262,9 +263,9 @@ def _attention(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
     logits = torch.addmm(unused, queries, keys.T, beta=0, alpha=scale).view(*query.shape[:2], *key.shape[:2])
     bound = math.inf
     if _on_cpu(logits):  # unused on other devices, where fetching it would synchronize
-        norms = (torch.linalg.vector_norm(tokens, dim=-1, dtype=_exact(query)).max() for tokens in (queries, keys))
+        norms = (torch.linalg.vector_norm(tokens, dim=-1, dtype=_wide_dtype(query)).max() for tokens in (queries, keys))
         bound = scale * math.prod(norm.item() for norm in norms)
-    return _softmax(logits.to(_exact(query)), key_mask, bound)
+    return _softmax(logits.to(_wide_dtype(query)), key_mask, bound)
 
 
 def _logit_scale(query: Tensor) -> float:
@@ -322,13 +323,9 @@ def _on_cpu(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu"
 
 
-def _exact(tensor: Tensor) -> torch.dtype:
-    """Dtype of softmax, sums and norm."""
+def _wide_dtype(tensor: Tensor) -> torch.dtype:
+    """Dtype of softmax, sums and norm: float32, or float64 for float64."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
-
-
-def _centre(vectors: Tensor) -> Tensor:
-    return vectors - vectors.mean(dim=-1, keepdim=True)
 
 
 def _rows(tensor: Tensor | None, rows: slice) -> Tensor | None:

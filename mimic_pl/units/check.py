@@ -51,8 +51,8 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
         of_mentions = _checked_state(name, "mention", unit.mention(mentions), _MENTIONS)
         states = of_mentions, _checked_state(name, "entity", unit.entity(entities), _ENTITIES)
         scores = unit.score(*states)
-        found = f"score returns {list(scores.shape)} for {_MENTIONS} mentions and {_ENTITIES} entities"
-        _require(scores.shape == (_MENTIONS, _ENTITIES), name, f"{found}; it must be [mentions, entities]")
+        problem = f"score returns {list(scores.shape)} for {_MENTIONS} mentions and {_ENTITIES} entities"
+        _require(scores.shape == (_MENTIONS, _ENTITIES), name, f"{problem}; it must be [mentions, entities]")
         _require(bool(torch.isfinite(scores).all()), name, "score returns values that are not finite")
         _check_batches(name, unit, mentions, entities, scores)
         _check_blocks(name, unit, *states, scores)
@@ -143,10 +143,11 @@ def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, score
 def _check_float64(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:
     """Check float64, since near ties are resolved in it."""
     double = copy.deepcopy(unit).double()
-    exact = double(_in_float64(mentions), _in_float64(entities))
+    mentions, entities = mentions.to(torch.float64), entities.to(torch.float64)
+    exact = double(mentions, entities)
     _require(exact.dtype == torch.float64, name, f"in float64 its scores are {exact.dtype}")
     _require_equal(name, "scores in float64 and in float32", exact, scores)
-    states = double.mention(_in_float64(mentions)), double.entity(_in_float64(entities))
+    states = double.mention(mentions), double.entity(entities)
     size = min(_MENTIONS, _ENTITIES)
     pairs = double.pairs(*(_rows(state, slice(size)) for state in states))
     _require(pairs.dtype == torch.float64, name, f"in float64 its pairs are {pairs.dtype}")
@@ -171,12 +172,8 @@ def _check_gradients(name: str, unit: Unit, mentions: Features, entities: Featur
     _require(not without, name, f"no gradient reaches {', '.join(without)}")
 
 
-def _in_float64(features: Features) -> Features:
-    return features.map(lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
-
-
-def _rows(state: State, chosen: slice | Tensor) -> State:
-    return {key: tensor[chosen] for key, tensor in state.items()}
+def _rows(state: State, index: slice | Tensor) -> State:
+    return {key: tensor[index] for key, tensor in state.items()}
 
 
 def _margin(scores: Tensor) -> float:

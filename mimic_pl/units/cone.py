@@ -56,7 +56,7 @@ class Cone(NamedTuple):
             mask: 1 for a token that may have weight, 0 for one that has none, ``[mentions, tokens]``.
             eps: The LayerNorm's epsilon.
         """
-        centred = value - value.mean(dim=-1, keepdim=True)
+        centred = centre(value)
         directions = torch.nn.functional.normalize(centred, dim=-1)
         if mask is not None:
             directions = directions * mask.unsqueeze(-1)
@@ -98,3 +98,8 @@ class Cone(NamedTuple):
         upper = torch.where(wide, longest, torch.maximum(upper, upper * factor).add_(slack)).minimum(longest)
         lower = torch.where(wide, -longest, torch.minimum(lower, lower * factor).sub_(slack)).maximum(-longest)
         return lower.mul_(math.sqrt(width)), upper.mul_(math.sqrt(width))
+
+
+def centre(vectors: Tensor) -> Tensor:
+    """Subtract the mean over the last dimension, as LayerNorm does."""
+    return vectors - vectors.mean(dim=-1, keepdim=True)

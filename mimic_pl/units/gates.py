@@ -75,7 +75,7 @@ def dual_gate(
     if uses_triton(kernel, query_side.query):
         scores: Tensor = _FusedDualGate.apply(norm_sum_eps, norm_eps, *sides)
         return scores
-    return _dual_gate(_of_all, norm_sum_eps, norm_eps, *sides)
+    return _dual_gate(_all_products, norm_sum_eps, norm_eps, *sides)
 
 
 def dual_gate_pairs(
@@ -87,21 +87,21 @@ def dual_gate_pairs(
     norm_eps: float,
 ) -> Tensor:
     """The same for aligned pairs, ``[pairs]``: query i with key i."""
-    return _dual_gate(_of_aligned, norm_sum_eps, norm_eps, *query_side, *key_side, gate_bias, bias_square)
+    return _dual_gate(_aligned_products, norm_sum_eps, norm_eps, *query_side, *key_side, gate_bias, bias_square)
 
 
 def gate_values(query_side: QuerySide, key_side: KeySide, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
     """tanh(w . c + b_g) of one direction for every pair, ``[queries, keys]``."""
     query_square, gate = query_side.query_square[:, None], query_side.gate[:, None]
-    spread = _spread(_of_all, query_side.query, query_square, key_side.pooled, key_side.pooled_square)
+    spread = _spread(_all_products, query_side.query, query_square, key_side.pooled, key_side.pooled_square)
     return torch.tanh((gate + key_side.gate) * (spread + norm_sum_eps).rsqrt() + gate_bias)
 
 
-def _of_all(left: Tensor, right: Tensor) -> Tensor:
+def _all_products(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.T
 
 
-def _of_aligned(left: Tensor, right: Tensor) -> Tensor:
+def _aligned_products(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=-1)
 
 
@@ -158,6 +158,6 @@ class _FusedDualGate(torch.autograd.Function):
         # Under autocast the sides have different dtypes; compute in that of the scores.
         sides = tuple(side.detach().to(grad.dtype).requires_grad_() for side in ctx.saved_tensors)
         with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
-            scores = _dual_gate(_of_all, *ctx.eps, *sides)
+            scores = _dual_gate(_all_products, *ctx.eps, *sides)
         gradients = torch.autograd.grad(scores, sides, grad)
         return None, None, *(g.to(side.dtype) for g, side in zip(gradients, ctx.saved_tensors, strict=True))

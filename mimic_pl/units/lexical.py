@@ -51,8 +51,8 @@ class Lexical(Unit):
         rows = torch.where(known[rows] == ids, rows, len(known))
         queries = weights.new_zeros(len(known) + 1, len(mentions["ids"]))
         columns = torch.arange(len(mentions["ids"]), device=ids.device)[:, None].expand_as(mentions["ids"])
-        places = torch.searchsorted(known, mentions["ids"]), columns
-        queries.index_put_(places, mentions["weights"].to(weights.dtype), accumulate=True)
+        indices = torch.searchsorted(known, mentions["ids"]), columns
+        queries.index_put_(indices, mentions["weights"].to(weights.dtype), accumulate=True)
         overlap = nn.functional.embedding_bag(rows, queries, per_sample_weights=weights, mode="sum")
         return self.log_scale.exp() * overlap.T
 

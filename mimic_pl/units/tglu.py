@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.attention import global_to_local, global_to_local_pairs, mean_attention_pairs
 from mimic_pl.units.base import Bounds, State, Unit
-from mimic_pl.units.cone import Cone
+from mimic_pl.units.cone import Cone, centre
 from mimic_pl.units.kernel_choice import Kernel
 
 
@@ -82,9 +82,7 @@ class TGLU(Unit):
         """Bounds of S_T without the attention, ``[mentions, entities]``."""
         cone = Cone(*(mentions[field] for field in Cone._fields))
         context = entities["context"]
-        direction = context * self.norm.weight
-        direction = direction - direction.mean(dim=-1, keepdim=True)
-        lower, upper = cone.bound(direction)
+        lower, upper = cone.bound(centre(context * self.norm.weight))
         known = mentions["global"] @ entities["global"].T + context @ self.norm.bias
         return Bounds((known + lower) / 2, (known + upper) / 2)
 

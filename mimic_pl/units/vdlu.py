@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
+from mimic_pl.units.cone import centre
 from mimic_pl.units.gates import KeySide, QuerySide, dual_gate, dual_gate_pairs, gate_values
 from mimic_pl.units.kernel_choice import Kernel
 
@@ -112,7 +113,7 @@ class DualGate(nn.Module):
         """w . b + b_g and |b~|^2."""
         bias = self._bias()
         gate_bias = bias @ self.gate.weight[0] + self.gate.bias
-        return gate_bias, _centre(bias).square().sum()
+        return gate_bias, centre(bias).square().sum()
 
     def _bias(self) -> Tensor:
         """b = W_f beta1 + b_f, ``[d]``."""
@@ -123,12 +124,12 @@ class DualGate(nn.Module):
         return nn.functional.linear(centred * self.norm_sum.weight, self.mix.weight)
 
     def _query_side(self, state: State) -> QuerySide:
-        query = _centre(state["query"])
+        query = centre(state["query"])
         gated = self._gated(query)
-        centred_gated = _centre(gated)
+        centred_gated = centre(gated)
         normed = self.norm(state["query"])
-        target = _centre(normed * self.norm.weight)
-        bias = _centre(self._bias())
+        target = centre(normed * self.norm.weight)
+        bias = centre(self._bias())
         return QuerySide(
             query=query,
             gated=centred_gated,
@@ -143,10 +144,10 @@ class DualGate(nn.Module):
         )
 
     def _key_side(self, state: State) -> KeySide:
-        pooled, key = _centre(state["pooled"]), _centre(state["key"])
+        pooled, key = centre(state["pooled"]), centre(state["key"])
         gated = self._gated(pooled)
-        centred_gated = _centre(gated)
-        bias = _centre(self._bias())
+        centred_gated = centre(gated)
+        bias = centre(self._bias())
         return KeySide(
             pooled=pooled,
             gated=centred_gated,
@@ -159,7 +160,3 @@ class DualGate(nn.Module):
             key_square=key.square().sum(-1),
             key_bias=key @ bias,
         )
-
-
-def _centre(vectors: Tensor) -> Tensor:
-    return vectors - vectors.mean(dim=-1, keepdim=True)
