@@ -489,7 +489,7 @@ class MIMIC(Recorded, LightningModule):
         try:
             return self.ranker(self.matcher, states, batch["gold"], self.index)
         except NonFiniteScoreError as error:
-            mentions = [index for own in self.index.processes.objects(batch["index"].tolist()) for index in own]
+            mentions = [index for own in self.index.processes.gather_objects(batch["index"].tolist()) for index in own]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:

@@ -90,7 +90,7 @@ class SamplePanels(Callback):
         """Write the panels."""
         if not self._chosen:
             return
-        for elsewhere in ProcessGroup().objects(self._found):
+        for elsewhere in ProcessGroup().gather_objects(self._found):
             self._found |= elsewhere
         logger = _logger(trainer)
         if logger is None or not self._found or not trainer.is_global_zero:

@@ -38,7 +38,7 @@ from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import RUNS, Run, become_only_writer, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, lock_run, run_of_checkpoint
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -136,26 +136,26 @@ class MimicCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Let no other process write into the run's folder."""
-        folder = self._become_only_writer()
+        folder = self._lock_run()
         if folder is not None:
             for saver in self.trainer.checkpoint_callbacks:
                 remove_unfinished(Path(getattr(saver, "dirpath", None) or folder / "checkpoints"))
 
     def before_test(self) -> None:
         """Let no other process write the run's results."""
-        self._become_only_writer()
+        self._lock_run()
 
     def before_predict(self) -> None:
         """Let no other process write the run's links."""
-        self._become_only_writer()
+        self._lock_run()
 
-    def _become_only_writer(self) -> Path | None:
+    def _lock_run(self) -> Path | None:
         """The run's folder, in the process that writes there."""
         folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: every process must ask
         writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
         if not writes or not self.trainer.is_global_zero:
             return None
-        self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
+        self.held.callback(lock_run(Path(folder), str(self.subcommand)).release)
         return Path(folder)
 
     def after_fit(self) -> None:

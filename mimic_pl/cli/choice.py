@@ -9,9 +9,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimic_pl.checkpoint_reader import read_checkpoint, require_numbers
+from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.errors import ConfigError
-from mimic_pl.runs import RUNS, Run, newest_run, open_run, read_yaml, run_of_checkpoint, runs_below
+from mimic_pl.runs import RUNS, Run, find_runs, newest_run, open_run, read_yaml, run_of_checkpoint
 
 
 class Choice(NamedTuple):
@@ -63,7 +63,7 @@ def choose_run(args: list[str]) -> Choice:
         return Choice(args, note=note)
 
     runs = Path(_root(given)) / RUNS
-    if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not runs_below(runs):
+    if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not find_runs(runs):
         # The command line of a job that is requeued has to be good for its first start as well.
         note = f"There is no checkpoint in {short(runs.resolve())} to resume from: training starts at its beginning."
         return Choice([*args, "--ckpt_path", "null"], note=note)
@@ -137,7 +137,7 @@ def require_same_task(run: Run, config: Any) -> None:
 
 def _check(checkpoint: Path) -> None:
     """Read a checkpoint once with care, before anything else does."""
-    require_numbers(read_checkpoint(checkpoint)["state_dict"], checkpoint)
+    require_no_nan(read_checkpoint(checkpoint)["state_dict"], checkpoint)
 
 
 def _peek(args: list[str]) -> Any:

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from mimic_pl.atomic_checkpoint_io import write_whole
+from mimic_pl.atomic_checkpoint_io import write_run_file
 
 # Lightning's enumerations of strings (the interval of Timer) are default values that YAML does not know.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
@@ -33,5 +33,5 @@ class RunConfig(SaveConfigCallback):
         elif trainer.is_global_zero and not self.already_saved:
             content = _TEXT.sub(r"\1", self.parser.dump(self.config, skip_none=False))
             Path(folder).mkdir(parents=True, exist_ok=True)
-            write_whole(Path(folder) / self.config_filename, content.encode())
+            write_run_file(Path(folder) / self.config_filename, content.encode())
         self.already_saved = True

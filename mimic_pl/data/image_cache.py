@@ -18,7 +18,7 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.file_keys import digest, is_settled, signature
 from mimic_pl.errors import StoreError
-from mimic_pl.files import lock, readable_bytes
+from mimic_pl.files import lock_folder, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
 from mimic_pl.processor.decoding import decode, fingerprint
 from mimic_pl.processor.image_processor import ImageProcessor
@@ -144,7 +144,7 @@ class ImageCache:
         if not self._missing(wanted, tried):
             return
         try:
-            writer = lock(self.folder, wait=-1)
+            writer = lock_folder(self.folder, wait=-1)
             try:
                 while missing := self._missing(wanted, tried):  # another process may have filled it meanwhile
                     self._announce(len(missing))

@@ -232,7 +232,7 @@ class ImageReport:
 
     def log(self, policy: ImagePolicy, processes: ProcessGroup) -> None:
         """Say once what failed, on the first process what did so on any."""
-        for others in processes.objects(self.failures):
+        for others in processes.gather_objects(self.failures):
             self.add(list(others.items()))
         if not self.failures:
             return

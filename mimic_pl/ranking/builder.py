@@ -115,7 +115,7 @@ class IndexBuilder(Recorded):
         shard = shard or Shard.whole(len(entities))
         wanted = {**description, "dtype": self.dtype, "number of entities": len(entities)}
         # What the first process sees there holds for all.
-        if shard.processes.objects(anew or not is_published(folder))[0]:
+        if shard.processes.gather_objects(anew or not is_published(folder))[0]:
             self._write(folder, entities, batches, device, wanted, anew, shard)
         index = LanceIndex(folder, wanted, device, shard)
         _require_complete(index, len(entities), repr(sorted(wanted.items())))
@@ -133,7 +133,7 @@ class IndexBuilder(Recorded):
         shard: Shard,
     ) -> None:
         processes, rows = shard.processes, len(shard.order)
-        writers = [rank for rank, local in enumerate(processes.objects(rows)) if local]
+        writers = [rank for rank, local in enumerate(processes.gather_objects(rows)) if local]
         part = writers.index(processes.rank) if rows else -1
         with ExitStack() as locked:
 
@@ -157,22 +157,22 @@ class IndexBuilder(Recorded):
                 return writer
 
             # The first one removes what is left of other builds before anyone writes.
-            first = processes.together(lambda: begin() if part == 0 else None, device)
-            own = processes.together(write, device)
-            fragments = [f for some in processes.objects(own.fragments if own else []) for f in some]
+            first = processes.run_together(lambda: begin() if part == 0 else None, device)
+            own = processes.run_together(write, device)
+            fragments = [f for some in processes.gather_objects(own.fragments if own else []) for f in some]
 
             def commit() -> None:
                 if part == 0:
                     assert own is not None and own.format is not None, "the first part has rows"
                     publish(folder, own.format, fragments)
 
-            processes.together(commit, device)
+            processes.run_together(commit, device)
 
     def _log_size(self, index: EntityIndex) -> None:
         """Log once, not after every epoch, how large the index is."""
         if self._logged_size != len(index):
             self._logged_size = len(index)
-            size = max(index.processes.objects(index.bytes_per_entity))  # 0 where a process holds no entity
+            size = max(index.processes.gather_objects(index.bytes_per_entity))  # 0 where a process holds no entity
             rank_zero_info(
                 f"Index of {len(index):,} entities, {self.dtype} on {self.storage}: "
                 f"{size:,} bytes each, {readable_bytes(size * len(index))} in all."
@@ -194,7 +194,7 @@ def _require_complete(index: EntityIndex, num_entities: int, made_from: str) -> 
             f"The index is incomplete: {wrong} of {num_entities} entities are held by no process or by several. The "
             "entity_dataloader() of the data module must yield every entity once."
         )
-    if len(set(processes.objects(made_from))) > 1:
+    if len(set(processes.gather_objects(made_from))) > 1:
         raise StoreError(
             "The processes have encoded the knowledge base with different weights or from different data. Give all of "
             "them the same checkpoint, data and settings."

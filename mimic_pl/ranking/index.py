@@ -144,7 +144,9 @@ class EntityIndex(ABC):
         local = order[self.holds(order)]
         own = flat(self.select(local).states) if len(local) else {}
         # A process that holds none of them does not know their shapes.
-        like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in own.items()})))
+        like = next(
+            filter(None, self.processes.gather_objects({key: (t.dtype, t.shape[1:]) for key, t in own.items()}))
+        )
         sent = [own[key] if own else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()]
         parts = self.processes.gather([local, *(tensor.to(self.device) for tensor in sent)])
         found, *tensors = (torch.cat(pieces) for pieces in zip(*parts, strict=True))

@@ -21,7 +21,7 @@ from mimic_pl.errors import StoreError
 from mimic_pl.files import (
     checksum,
     checksum_of,
-    lock,
+    lock_folder,
     readable_bytes,
     require_space,
     sync_folder,
@@ -89,7 +89,7 @@ class PartWriter:
         self.rows = rows
         self.description = dict(description)
         self._journal = folder / _JOURNALS / f"part-{part + 1}-of-{parts}.json"
-        self._lock = lock(folder, 0.0, _LOCK.format(part + 1))
+        self._lock = lock_folder(folder, 0.0, _LOCK.format(part + 1))
         try:
             with _writing(folder):
                 if part == 0:
@@ -235,7 +235,7 @@ def _remove_leftovers(folder: Path, parts: int, anew: bool) -> None:
         number, count = _part_of(path)
         if anew or count != parts:
             if number > 1:
-                lock(folder, 0.0, _LOCK.format(number)).release()
+                lock_folder(folder, 0.0, _LOCK.format(number)).release()
             path.unlink()
     # The manifest first: no moment shows an index without its data.
     shutil.rmtree(folder / "_versions", ignore_errors=True)

@@ -20,7 +20,7 @@ class Steps(Callback):
         self.kept.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        everyone = ProcessGroup().objects((float(outputs["loss"]), batch["index"].tolist()))
+        everyone = ProcessGroup().gather_objects((float(outputs["loss"]), batch["index"].tolist()))
         loss = sum(loss for loss, _ in everyone) / len(everyone)
         self.kept.append({"loss": loss, "mentions": [index for _, own in everyone for index in own]})
 
