@@ -20,7 +20,7 @@ from PIL import Image
 from mimic_pl.data import demo
 from mimic_pl.data.demo import DemoMEL, demo_words, draw_demo
 from mimic_pl.data.demo_design import CLUES, Badge, design_demo
-from mimic_pl.data.demo_drawing import draw_met, draw_published
+from mimic_pl.data.demo_drawing import draw_photographed, draw_published
 from mimic_pl.errors import ConfigError, DataError
 
 SPLITS = ("train", "dev", "test")
@@ -179,7 +179,7 @@ def test_a_photographed_badge_keeps_the_colour_of_the_published_one() -> None:
     for badge in badges:
         published = np.median(strong_hues(draw_published(badge, 0)))
         for number in range(4):
-            met = strong_hues(draw_met(badge, Random(f"{badge} {number}")))
+            met = strong_hues(draw_photographed(badge, Random(f"{badge} {number}")))
             # Hues lie on a circle of 256 steps, on which the badges' colours are at least 30 apart.
             away = np.abs((met - published + 128) % 256 - 128)
             assert np.median(away) < 12, badge
@@ -187,7 +187,7 @@ def test_a_photographed_badge_keeps_the_colour_of_the_published_one() -> None:
 
 def test_no_two_photographs_are_alike() -> None:
     badge = design_demo(0).clubs[0].badge
-    photographs = [draw_met(badge, Random(number)) for number in range(20)]
+    photographs = [draw_photographed(badge, Random(number)) for number in range(20)]
     assert len({*photographs, draw_published(badge, 0), draw_published(badge, 1)}) == 22
     # Filled, outlined and hatched badges cover different shares of the image.
     shares = sorted(len(strong_hues(photograph)) for photograph in photographs)

@@ -57,7 +57,7 @@ def test_errors_are_where_json_sees_them(tmp_path_factory, array, chunk, indent,
         if isinstance(whole, list):
             assert repr(stream(path, chunk)) == repr(whole)
         else:
-            with pytest.raises(DataError, match="a list of records is due"):
+            with pytest.raises(DataError, match="expected a list of records"):
                 stream(path, chunk)
 
 
@@ -65,7 +65,7 @@ def test_errors_are_where_json_sees_them(tmp_path_factory, array, chunk, indent,
 def test_a_byte_that_is_no_utf8_is_found_far_into_a_file(tmp_path, chunk):
     path = tmp_path / "x.json"
     path.write_bytes(b"\xef\xbb\xbf[\n" + b'"\xc3\xa9",\n' * 5_000 + b'"ab\xff"]')
-    with pytest.raises(DataError, match=r"line 5002, column 4: the byte 0xff is no UTF-8"):
+    with pytest.raises(DataError, match=r"line 5002, column 4: the byte 0xff is not valid UTF-8"):
         stream(path, chunk)
 
 

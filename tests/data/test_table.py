@@ -104,7 +104,7 @@ def test_an_entity_is_a_few_bytes_more_than_its_texts():
 
 @pytest.mark.parametrize("bad", [{"name": None}, {"fields": {"attr": 3}}, {"images": (Path("x.jpg"),)}])
 def test_what_is_no_text_is_told(bad):
-    with pytest.raises(DataError, match="'Q7' holds "):
+    with pytest.raises(DataError, match="'Q7' (has|contains) "):
         EntityTable([Entity("Q1", "fine"), replace(Entity("Q7", "name"), **bad)])
 
 
