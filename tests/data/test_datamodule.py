@@ -91,7 +91,7 @@ def test_image_policies(folder, policy, caplog):
     module.teardown("fit")
     *dropped, report = (record.message for record in caplog.records)
     assert dropped == (["3 of 11 training mentions are dropped: unusable images."] if policy == "drop" else [])
-    assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training leaves'}" in report
+    assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training excludes'}" in report
 
 
 def test_dropping_keeps_what_names_no_image_and_all_of_evaluation(folder):
@@ -202,7 +202,7 @@ def test_an_absent_image_folder_is_told_once(folder, caplog):
     module.setup("fit")
     module.setup("test")
     said = [record.message.split(" (nor")[0] for record in caplog.records]
-    assert said == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
+    assert said == [f"The folder {folder.root / name} does not exist" for name in ("kb_image", "mention_image")]
     batches = [*epoch_of(module, 0), *module.test_dataloader()]
     assert not any(batch["mentions"]["has_image"].any() for batch in batches)
     failed = {failure for batch in batches for failure in batch["failures"]}

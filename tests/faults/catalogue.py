@@ -53,7 +53,7 @@ STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoi
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
         Fault("truncated, zero bytes, or no image (an HTML page)", "unreadable", None, IMAGES + "test_failures_by_kind", 3),
-        Fault("the same under `--model.processor.image_policy error`", "Fix the file, or let such images pass with --model.processor.image_policy blank or drop", DataError, "faults/test_image_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
+        Fault("the same under `--model.processor.image_policy error`", "Fix the file, or accept such images with --model.processor.image_policy blank or drop", DataError, "faults/test_image_files.py::test_the_command_ends_or_goes_on_as_the_policy_says"),
         Fault("CMYK", "the colours that a person sees", None, IMAGES + "test_cmyk"),
         Fault("animated", "the first frame", None, IMAGES + "test_the_first_frame_of_an_animation"),
         Fault("turned by EXIF", "turned as a person sees it", None, IMAGES + "test_exif_turns_the_image"),
