@@ -126,7 +126,7 @@ def test_several_knowledge_bases_have_none_to_mine(tmp_path):
     tiny.write_set(tmp_path / "other")
     cross = CrossDataModule([data], MELDataModule(str(tmp_path / "other"), name="Tiny"))
     trainer = Trainer(max_epochs=1, accelerator="cpu", logger=False, callbacks=[HardNegatives()])
-    with pytest.raises(ConfigError, match="mines one knowledge base"):
+    with pytest.raises(ConfigError, match="with a single knowledge base"):
         trainer.fit(model, cross)
 
 
@@ -139,5 +139,5 @@ def test_resuming_with_another_depth_is_refused(tmp_path):
 
 @pytest.mark.parametrize("options", [{"depth": 0}, {"first_epoch": -1}, {"every_n_epochs": 0}])
 def test_numbers_that_make_no_sense(options):
-    with pytest.raises(ConfigError, match="HardNegatives takes"):
+    with pytest.raises(ConfigError, match="HardNegatives needs"):
         HardNegatives(**options)

@@ -121,7 +121,7 @@ def end_twice(config, undisturbed, folder, trial, ends):
         time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
         assert command.codes() == [128 + number, *[0] * (processes - 1)], command.said()
-        assert f"Ended by {signal.Signals(number).name} after step" in command.said()
+        assert f"Interrupted by {signal.Signals(number).name} after step" in command.said()
     command = fit(config, folder, processes)
     assert command.codes() == [0] * processes, command.said()
     same(whole, left(folder))
