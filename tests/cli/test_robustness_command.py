@@ -29,7 +29,7 @@ def test_it_measures_what_test_measures(command, home):
 
     code, out, err = command("robustness", "--kinds", "typos", folder=home)
     assert code == 0, err
-    assert "Taking run lightning_logs/version_0" in out and "typos" in out and "cross_modal" in out
+    assert "Using run lightning_logs/version_0" in out and "typos" in out and "cross_modal" in out
     after = contents(home)
     assert {path: after[path] for path in before} == before
     assert set(after) - set(before) == {run / "robustness.json"}
@@ -62,7 +62,7 @@ def test_errors(command, home, trained, tmp_path):
     code, _, err = command("robustness", "--kinds", "sharpness", folder=home)
     assert code == 3 and "there is no kind sharpness. There are: blur" in err
     code, _, err = command("robustness", "--config", str(trained.config))
-    assert code == 3 and "leave --config and --model out" in err
+    assert code == 3 and "omit --config and --model" in err
     code, _, err = command("robustness", "--data.root", "nowhere")
     assert code == 3 and "'nowhere' does not exist" in err
     code, _, err = command("test", "--data.degradation", "Blur", "--data.degradation.strength", "-1")
