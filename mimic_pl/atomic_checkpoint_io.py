@@ -1,4 +1,4 @@
-"""Checkpoints that are whole or not there, whatever is killed at whatever moment."""
+"""Atomic writing of checkpoints."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from mimic_pl.files import UNFINISHED_SUFFIX, write_file
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes a checkpoint beside its place, syncs it, and renames it.
+    """Writes checkpoints atomically: to a temporary file in the same folder, which is synced and renamed.
 
-    Lightning's own way writes below ``/tmp`` first and moves the file, which copies it where that is another disk: a
-    kill leaves a part under the checkpoint's name. Addresses (``s3://...``) are written in Lightning's way.
+    Lightning itself writes to ``/tmp`` and moves the file, which is a copy across disks: a kill leaves a truncated
+    checkpoint. URLs (``s3://...``) are written by Lightning.
 
     Raises:
-        MachineError: There is no room, or the folder cannot be written to. Older checkpoints are as they were.
+        MachineError: The disk is full, or the folder is not writable. Earlier checkpoints are intact.
 
     Example:
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])  # doctest: +SKIP
@@ -35,14 +35,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         content = io.BytesIO()
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_whole(Path(path), content.getbuffer())
+        write_run_file(Path(path), content.getbuffer())
 
 
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file of a run so that a kill leaves the old one, or none, but never a part.
+def write_run_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file of a run atomically.
 
     Raises:
-        MachineError: There is no room, or the folder cannot be written to.
+        MachineError: The disk is full, or the folder is not writable.
     """
     try:
         write_file(path, content)
@@ -51,7 +51,7 @@ def write_whole(path: Path, content: bytes | memoryview) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Remove what runs that were killed had begun to write. Nobody else may be writing there.
+    """Remove temporary files left by killed runs. No other process may be writing there.
 
     Args:
         folder: The folder of checkpoints; it need not exist.

@@ -1,4 +1,4 @@
-"""Checkpoint files, opened with care: no code in them is run, and damage is told before a wrong number is used."""
+"""Safe reading of checkpoint files: no code in them is run, and corruption is reported before the values are used."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from torch import Tensor
 
 from mimic_pl.errors import CheckpointError
 
-# What reading a damaged file raises: torch's readers, its restricted unpickler, and what that makes of broken content
-# (a length that is none is a MemoryError).
-DAMAGE = (
+# Raised for corrupted files by torch's readers and its restricted unpickler (an invalid length is a MemoryError).
+READ_ERRORS = (
     *(RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError),
     *(ArithmeticError, ImportError, MemoryError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError),
 )
@@ -30,11 +29,12 @@ def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
 
     Args:
         path: The file.
-        check: Compare the checksums that ``torch.save`` writes: torch itself loads a flipped byte in silence. Without,
-            tensors are mapped and not loaded; do not look at them: a file that is cut off meanwhile ends the process.
+        check: Verify the checksums that ``torch.save`` writes: torch itself silently loads a flipped byte. If false,
+            tensors are memory-mapped and must not be accessed: if the file is truncated meanwhile, the process crashes.
 
     Raises:
-        CheckpointError: It is missing, damaged, cut off, no checkpoint, or holds more than tensors and plain values.
+        CheckpointError: The file is missing, corrupted, truncated, not a checkpoint, or contains more than tensors and
+            plain values.
     """
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint at {path.resolve()}.")
@@ -42,37 +42,35 @@ def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
         require_checksums(path)
     checkpoint = load_tensors(path, mmap=not check and zipfile.is_zipfile(path))
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(
-            f"{path} is no checkpoint that Lightning wrote: it has no 'state_dict'. Give another file."
-        )
+        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'. Pass another file.")
     return checkpoint
 
 
 def load_tensors(path: Path, mmap: bool = False) -> Any:
-    """Load a file of ``torch.save`` that may hold tensors and plain values only.
+    """Load a file of ``torch.save`` that may contain tensors and plain values only.
 
     Raises:
-        CheckpointError: It cannot be read, or holds something else.
+        CheckpointError: It cannot be read, or contains something else.
     """
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         found = _GLOBAL.search(str(error))
         if found is None:
-            raise damaged(path, "it is no file of tensors and plain values") from error
+            raise read_error(path, "it does not contain tensors and plain values") from error
         raise CheckpointError(
-            f"{path} holds more than tensors and plain values: {found.group(1)}. Such code can do anything; it was not "
-            "run. Take another checkpoint, of a source that you trust."
+            f"{path} contains more than tensors and plain values: {found.group(1)}. Such code can do anything; it was "
+            "not run. Use another checkpoint, from a source that you trust."
         ) from error
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    except READ_ERRORS as error:
+        raise read_error(path, error) from error
 
 
 def require_checksums(path: Path) -> None:
-    """Compare the checksums of the records of a file of ``torch.save``; older files than torch 1.6's have none.
+    """Verify the checksums of a file of ``torch.save``; files from before torch 1.6 have none.
 
     Raises:
-        CheckpointError: A record is not as it was written.
+        CheckpointError: A record does not match its checksum.
     """
     try:
         with open(path, "rb") as file:
@@ -80,19 +78,19 @@ def require_checksums(path: Path) -> None:
                 return
         with zipfile.ZipFile(path) as records:
             changed = records.testzip()
-            # Torch takes nothing out of a record that is marked so, and leaves the tensor to what memory held before.
+            # Torch reads nothing from a record marked as a folder, and leaves its tensor uninitialized.
             folders = [record.filename for record in records.infolist() if record.is_dir() or record.external_attr & 16]
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    except READ_ERRORS as error:
+        raise read_error(path, error) from error
     if changed is not None or folders:
-        raise damaged(path, f"the record {changed or folders[0]} is not as it was written")
+        raise read_error(path, f"the record {changed or folders[0]} was changed after it was written")
 
 
-def require_numbers(state: Mapping[str, Any], source: object) -> None:
-    """Look whether all weights are numbers. Infinite ones may be meant, as in a mask.
+def require_no_nan(state: Mapping[str, Any], source: object) -> None:
+    """Check that no weight is NaN. Infinite ones may be intended, as in a mask.
 
     Raises:
-        CheckpointError: Some are NaN; they are named.
+        CheckpointError: Some are NaN; the message names them.
     """
     wrong = [
         name
@@ -102,21 +100,21 @@ def require_numbers(state: Mapping[str, Any], source: object) -> None:
     if wrong:
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
         raise CheckpointError(
-            f"The weights in {source} are not all numbers: NaN in {', '.join(wrong[:3])}{more}. The training diverged "
-            "or the file is damaged: take an earlier checkpoint."
+            f"The weights in {source} contain NaN: {', '.join(wrong[:3])}{more}. The training diverged or the file is "
+            "corrupted: use an earlier checkpoint."
         )
 
 
-def damaged(path: Path, why: object) -> CheckpointError:
+def read_error(path: Path, reason: object) -> CheckpointError:
     """The error for a file that cannot be read."""
-    if isinstance(why, PermissionError):
-        return CheckpointError(f"{path} cannot be read: {why.strerror}. Ask for the permission to read it.")
-    words = _first_sentence(why) if isinstance(why, Exception) else why
+    if isinstance(reason, PermissionError):
+        return CheckpointError(f"{path} cannot be read: {reason.strerror}. Check its permissions.")
+    detail = _first_line(reason) if isinstance(reason, Exception) else reason
     return CheckpointError(
-        f"{path} cannot be read as a checkpoint: it is damaged or cut off ({words}). Take another checkpoint, or copy "
-        "the file again."
+        f"{path} cannot be read as a checkpoint: it is corrupted or truncated ({detail}). Use another checkpoint, or "
+        "copy the file again."
     )
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().partition("\n")[0] or type(error).__name__)[:200]

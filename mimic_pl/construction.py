@@ -1,4 +1,4 @@
-"""How an object was built, as class paths and plain arguments, and building it again from these."""
+"""Records how an object was built, as class paths and plain arguments, and rebuilds it from them."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ Description = dict[str, Any]
 """``{"class_path": "mimic_pl.units.tglu.TGLU", "init_args": {"hidden_dim": 96}}``: plain values, as in a YAML file."""
 
 TRUSTED = ("mimic_pl", "torch.optim", "torchvision.transforms")
-"""Packages whose classes are built from a file without being asked for."""
+"""Packages whose classes are built from a file without ``trust_remote_code``."""
 
 
 class Recorded:
-    """Remembers the arguments that an object was built with, as plain values; a base class of what a model is made of.
+    """Base class that records an object's constructor arguments as plain values.
 
-    Every subclass records by itself, those of other projects as well.
+    Every subclass records automatically, including those of other projects.
     """
 
     @property
     def description(self) -> Description:
-        """Class path and arguments; only those that are not the defaults."""
+        """Class path and non-default arguments."""
         path = f"{type(self).__module__}.{type(self).__qualname__}"
         return {"class_path": path, "init_args": self.__dict__.get("_init_args", {})}
 
     @property
     def unrecorded(self) -> tuple[str, ...]:
-        """Arguments that are no plain values and no recorded objects, such as functions."""
+        """Arguments that are neither plain values nor recorded objects, such as functions."""
         return self.__dict__.get("_unrecorded", ())
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Let the constructor of a subclass record its arguments."""
+        """Wrap the constructor of a subclass to record its arguments."""
         super().__init_subclass__(**kwargs)
         if "__init__" in cls.__dict__:
             cls.__init__ = _recording(cls.__init__)  # type: ignore[method-assign]
@@ -49,22 +49,22 @@ def _recording(init: Callable[..., None]) -> Callable[..., None]:
         try:
             bound = signature.bind(self, *args, **kwargs)
         except TypeError:
-            return init(self, *args, **kwargs)  # which says what is wrong with the call
+            return init(self, *args, **kwargs)  # raises with the proper message
         outermost = "_init_args" not in self.__dict__
-        if outermost:  # the constructor of the class itself, not one that it calls
+        if outermost:  # the constructor of the class itself, not of a base class that it calls
             self.__dict__.update(_init_args={}, _unrecorded=())
         _record(self, signature, bound.arguments)
         init(self, *args, **kwargs)
         if outermost:
-            del self.__dict__["_passed_on"]
+            del self.__dict__["_forwarded"]
 
     return wrapper
 
 
 def _record(self: Recorded, signature: inspect.Signature, arguments: Mapping[str, Any]) -> None:
-    """Record the named arguments; of a constructor that another one calls, those that were handed through to it."""
+    """Record the named arguments; for a base class's constructor, only those that were forwarded to it."""
     state = self.__dict__
-    handed_through: tuple[list[Any], dict[str, Any]] | None = state.get("_passed_on")
+    forwarded: tuple[list[Any], dict[str, Any]] | None = state.get("_forwarded")
     positional: list[Any] = []
     by_name: dict[str, Any] = {}
     for name, value in list(arguments.items())[1:]:  # without self
@@ -75,26 +75,26 @@ def _record(self: Recorded, signature: inspect.Signature, arguments: Mapping[str
         if parameter.kind is inspect.Parameter.VAR_KEYWORD:
             by_name |= value
             continue
-        given = handed_through is None or (
-            handed_through[1].get(name, _NOTHING) is value or any(value is own for own in handed_through[0])
+        given = forwarded is None or (
+            forwarded[1].get(name, _MISSING) is value or any(value is own for own in forwarded[0])
         )
         if given and value is not parameter.default and name not in state["_init_args"]:
             try:
                 state["_init_args"][name] = describe(value)
             except _NotPlainError:
                 state["_unrecorded"] += (name,)
-    state["_passed_on"] = positional, by_name
+    state["_forwarded"] = positional, by_name
 
 
-_NOTHING = object()
+_MISSING = object()
 
 
 class _NotPlainError(Exception):
-    """A value that no file can hold."""
+    """A value that cannot be serialized."""
 
 
 def describe(value: Any) -> Any:
-    """A value as plain values: recorded objects become class paths with arguments, to any depth."""
+    """Convert a value to plain values: recorded objects become class paths with arguments, recursively."""
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Recorded):
@@ -109,20 +109,20 @@ def describe(value: Any) -> Any:
 
 
 def without(description: Description, *names: str) -> Description:
-    """A description without some of its arguments, which its owner gives anew."""
+    """A description without some of its arguments, which the caller supplies."""
     arguments = {name: value for name, value in description["init_args"].items() if name not in names}
     return {**description, "init_args": arguments}
 
 
 def build(description: Any, trust_remote_code: bool = False) -> Any:
-    """Build what :func:`describe` has described.
+    """Build the object described by :func:`describe`.
 
     Args:
         description: Plain values.
         trust_remote_code: Import and build classes of any package.
 
     Raises:
-        ConfigError: A class is not of a trusted package, or is not there.
+        ConfigError: A class is not from a trusted package, or does not exist.
     """
     if _is_description(description):
         return class_of(description, trust_remote_code)(**build(description["init_args"], trust_remote_code))
@@ -134,7 +134,7 @@ def build(description: Any, trust_remote_code: bool = False) -> Any:
 
 
 def factory(description: Description, trust_remote_code: bool = False) -> Callable[..., Any]:
-    """What builds a described object from the arguments that the description leaves open."""
+    """A factory of a described object, called with the arguments that are missing in the description."""
     arguments = build(description["init_args"], trust_remote_code)
     return functools.partial(class_of(description, trust_remote_code), **arguments)
 
@@ -143,7 +143,7 @@ def class_of(description: Description, trust_remote_code: bool = False) -> type:
     """The class of a described object.
 
     Raises:
-        ConfigError: It is not of a trusted package, or is not there.
+        ConfigError: It is not from a trusted package, or does not exist.
     """
     path = description["class_path"]
     require_trusted([path], trust_remote_code)
@@ -152,29 +152,29 @@ def class_of(description: Description, trust_remote_code: bool = False) -> type:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f"There is no class {path} here. Install the project that it belongs to, or start in its folder."
+            f"The class {path} cannot be imported. Install the project that it belongs to, or start in its folder."
         ) from error
     if not isinstance(found, type):
-        raise ConfigError(f"{path} is no class.")
+        raise ConfigError(f"{path} is not a class.")
     return found
 
 
 def require_trusted(paths: Iterable[str], trust_remote_code: bool) -> None:
-    """Refuse classes of other packages than :data:`TRUSTED`: importing a module runs its code.
+    """Reject classes from packages outside :data:`TRUSTED`: importing a module runs its code.
 
     Raises:
-        ConfigError: A class is of another package.
+        ConfigError: A class is from another package.
     """
     unknown = [path for path in paths if not path.startswith(tuple(f"{package}." for package in TRUSTED))]
     if unknown and not trust_remote_code:
         raise ConfigError(
-            f"The file names {', '.join(sorted(set(unknown)))}, which is not of {', '.join(TRUSTED)}. Building it "
-            "would run code of that package. If you trust the file and the package, say so: trust_remote_code=True."
+            f"The file names {', '.join(sorted(set(unknown)))}, which is not from {', '.join(TRUSTED)}. Building it "
+            "would run code of that package. If you trust the file and the package, pass trust_remote_code=True."
         )
 
 
 def class_paths(value: Any) -> list[str]:
-    """Every class path that a configuration names, to any depth; a class named without its package is left out."""
+    """Every class path in a configuration, at any depth; class names without a package are skipped."""
     if isinstance(value, Mapping):
         own = value.get("class_path")
         named = [own] if isinstance(own, str) and "." in own else []

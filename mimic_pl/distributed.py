@@ -49,25 +49,25 @@ T = TypeVar("T")
 
 
 class ProcessGroup:
-    """The processes of the default group; a program without one is a single process, and exchanges nothing.
+    """The processes of the default group; without one, a single process that communicates with no other.
 
-    Every method but the counts is collective: all processes must call it, in the same order.
+    Every method is collective: all processes must call it, in the same order.
 
     Args:
-        alone: Take this process for the only one.
+        alone: Treat this process as the only one.
 
     Attributes:
-        world_size: How many there are.
-        rank: Which one this is, from 0.
+        world_size: Number of processes.
+        rank: Rank of this process, from 0.
     """
 
     def __init__(self, alone: bool = False) -> None:
-        together = not alone and dist.is_available() and dist.is_initialized()
-        self.world_size: int = dist.get_world_size() if together else 1
-        self.rank: int = dist.get_rank() if together else 0
+        distributed = not alone and dist.is_available() and dist.is_initialized()
+        self.world_size: int = dist.get_world_size() if distributed else 1
+        self.rank: int = dist.get_rank() if distributed else 0
 
-    def objects(self, own: T) -> list[T]:
-        """A small plain object of every process, by rank."""
+    def gather_objects(self, own: T) -> list[T]:
+        """A small picklable object of every process, by rank."""
         if self.world_size == 1:
             return [own]
         everyone: list[Any] = [None] * self.world_size
@@ -75,15 +75,15 @@ class ProcessGroup:
         return everyone
 
     def sum(self, own: Tensor) -> Tensor:
-        """The sum over the processes, of the same shape on each."""
+        """The sum of a tensor over the processes; it must have the same shape on each."""
         if self.world_size == 1:
             return own
         total = own.detach().clone().contiguous()
         dist.all_reduce(total)
         return total
 
-    def sizes(self, *own: int, device: torch.device) -> list[list[int]]:
-        """Some numbers of every process, by rank."""
+    def gather_integers(self, *own: int, device: torch.device) -> list[list[int]]:
+        """A few integers of every process, by rank."""
         if self.world_size == 1:
             return [list(own)]
         mine = torch.tensor(own, device=device)
@@ -94,19 +94,19 @@ class ProcessGroup:
     def gather(self, own: Sequence[Tensor], sizes: Sequence[int] | None = None) -> list[list[Tensor]]:
         """Tensors of every process, by rank: floating-point ones with gradients.
 
-        The gradient of a process's rows is the sum of what all processes make of them. Losses that are means over a
+        The gradient of a process's rows is the sum of their gradients on all processes. Losses that are means over a
         process's own rows then have, averaged over the processes as DDP does, the gradient of the mean over all rows.
 
         Args:
-            own: This process's tensors ``[rows, ...]``, alike on all processes but for the number of rows.
-            sizes: Rows of every process; by default they tell each other.
+            own: This process's tensors ``[rows, ...]``; only the number of rows may differ between processes.
+            sizes: Number of rows of every process; by default it is gathered first.
         """
         if self.world_size == 1:
             return [list(own)]
         if sizes is None:
-            sizes = [size for (size,) in self.sizes(len(own[0]), device=own[0].device)]
+            sizes = [size for (size,) in self.gather_integers(len(own[0]), device=own[0].device)]
         everyone: list[list[Tensor]] = [list(own) for _ in sizes]
-        # Tensors of one kind travel together: few large messages instead of many small ones.
+        # Tensors of one dtype are concatenated: few large messages instead of many small ones.
         for dtype in sorted({tensor.dtype for tensor in own}, key=str):
             places = [place for place, tensor in enumerate(own) if tensor.dtype == dtype]
             widths = [own[place].shape[1:].numel() for place in places]
@@ -119,11 +119,11 @@ class ProcessGroup:
                     everyone[rank][place] = piece.reshape(sizes[rank], *own[place].shape[1:])
         return everyone
 
-    def together(self, work: Callable[[], T], device: torch.device) -> T:
-        """Do this process's part of some work, and then go on together, or end together.
+    def run_together(self, work: Callable[[], T], device: torch.device) -> T:
+        """Run this process's part of some work; if it fails on any process, raise on all of them.
 
         Raises:
-            MimicError: The work of the first process that has an error has raised it.
+            MimicError: The error of the lowest-ranked process that failed.
         """
         if self.world_size == 1:
             return work()
@@ -133,14 +133,14 @@ class ProcessGroup:
         except MimicError as raised:
             error = raised
         failed = self.sum(torch.tensor(0 if error is None else 1, device=device)).item()
-        for found in self.objects(error) if failed else []:
+        for found in self.gather_objects(error) if failed else []:
             if found is not None:
                 raise found
         return cast(T, result)
 
 
 def _gather(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
-    """Rows of every process; they travel in tensors of one size."""
+    """Rows of every process, sent as tensors padded to one size."""
     sent = own.new_zeros((max(sizes), *own.shape[1:]))
     sent[: len(own)] = own
     received = [torch.empty_like(sent) for _ in sizes]
@@ -149,7 +149,7 @@ def _gather(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
 
 
 class _Gather(torch.autograd.Function):
-    """:func:`_gather` with a gradient, which torch's own does not have."""
+    """:func:`_gather` with a gradient, which ``torch.distributed.all_gather`` lacks."""
 
     @staticmethod
     def forward(ctx: Any, own: Tensor, sizes: tuple[int, ...], rank: int) -> tuple[Tensor, ...]:
@@ -159,7 +159,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        """What all processes make of this one's rows, summed."""
+        """The gradients of this process's rows, summed over all processes."""
         total = torch.cat(gradients)
         dist.all_reduce(total)
         start = sum(ctx.sizes[: ctx.rank])

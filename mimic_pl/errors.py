@@ -1,29 +1,29 @@
-"""Errors by kind. Every message says what was wrong, where, and what to do about it.
+"""Exceptions. Every message says what was wrong, where, and what to do about it.
 
 The command line prints the message as one paragraph, and the traceback as well with ``--debug`` anywhere on the command
 line or ``MIMIC_PL_DEBUG=1`` in the environment. Checkpoints are loaded as plain tensors and their checksums compared:
 code in one is never run, and a flipped byte is found before it changes a result. Checkpoints, indexes and caches are
 written atomically. ``tests/faults/README.md`` lists every fault that is tested and what a user sees.
 
-Each kind has an exit code (:attr:`MimicError.exit_code`) that scripts can rely on:
+Each class has an exit code (:attr:`MimicError.exit_code`) that scripts can rely on:
 
-====  ====================================================================================
-code  what it says
-====  ====================================================================================
-0     done
+====  ==================================================================================
+code  meaning
+====  ==================================================================================
+0     success
 1     an unexpected exception: a bug in mimic-pl, or in a custom class
-2     :class:`UsageError`: the command line or a configuration file cannot be understood
-3     :class:`ConfigError`: a value that cannot work
-4     :class:`DataError`: the data set, or a file that a run left behind
+2     :class:`UsageError`: the command line or a configuration file cannot be parsed
+3     :class:`ConfigError`: an invalid configuration value
+4     :class:`DataError`: the data set, or an output file of a run
 5     :class:`CheckpointError`: weights
 6     :class:`NonFiniteScoreError`: a score that is NaN or infinite
 7     :class:`StoreError`: an entity index, an image cache; another process writes there
-8     :class:`DeviceMemoryError`: the memory of the device or of the host
+8     :class:`DeviceMemoryError`: out of device or host memory
 9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
-10    :class:`MachineError`: no room on a disk, no permission, a process that was killed
+10    :class:`MachineError`: disk full, permission denied, a process that was killed
 130   ended by Ctrl-C, with a checkpoint if it was training
 143   ended by SIGTERM, with a checkpoint if it was training
-====  ====================================================================================
+====  ==================================================================================
 """
 
 
@@ -34,38 +34,38 @@ class MimicError(Exception):
 
 
 class ConfigError(MimicError):
-    """A configuration value that cannot work (unknown name, wrong path, sizes that do not fit)."""
+    """An invalid configuration value (unknown name, wrong path, mismatched sizes)."""
 
     exit_code = 3
 
 
 class UsageError(ConfigError):
-    """A command line or a configuration file that cannot be understood."""
+    """A command line or a configuration file that cannot be parsed."""
 
     exit_code = 2
 
 
 class DataError(MimicError):
-    """A data set that is not as it should be (missing file, malformed JSON, unknown gold, unreadable image)."""
+    """An invalid data set (missing file, malformed JSON, unknown gold, unreadable image)."""
 
     exit_code = 4
 
 
 class CheckpointError(MimicError):
-    """Weights that cannot be used (damaged file, code in it, unknown or missing names, other shapes, NaN)."""
+    """Weights that cannot be used (corrupted file, embedded code, unknown or missing names, mismatched shapes, NaN)."""
 
     exit_code = 5
 
 
 class NonFiniteScoreError(MimicError):
-    """A score that is NaN or infinite, which no ranking can order.
+    """A score that is NaN or infinite, and so cannot be ranked.
 
     Args:
-        message: What the user reads.
+        message: The error message.
         score: Name of the score.
         mention: Row of the mention in its block.
-        entity: Order number of the entity.
-        value: What the score is.
+        entity: Position of the entity.
+        value: Value of the score.
     """
 
     exit_code = 6
@@ -79,16 +79,16 @@ class NonFiniteScoreError(MimicError):
 
 
 class StoreError(MimicError):
-    """Arrays on disk that cannot be used or written (entity index, image cache).
+    """An on-disk store (entity index, image cache) that cannot be used or written.
 
-    They are damaged, unfinished, built by another model, being written by another process, or there is no room.
+    It is corrupted, incomplete, built by another model, locked by another process, or the disk is full.
     """
 
     exit_code = 7
 
 
 class DeviceMemoryError(MimicError):
-    """The memory of the device, or of the host, does not hold even a small block of the work."""
+    """Device or host memory is too small even for a small block of the work."""
 
     exit_code = 8
 
@@ -100,6 +100,6 @@ class NonFiniteLossError(MimicError):
 
 
 class MachineError(MimicError):
-    """What the machine refuses: room on a disk or in shared memory, a permission; or it killed a process."""
+    """An error of the machine: no space on disk or in shared memory, permission denied, or a killed process."""
 
     exit_code = 10

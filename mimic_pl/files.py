@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: space set aside, written, synced, renamed into place."""
+"""Atomic file writes (space allocated, written, synced, renamed into place), and locks on folders."""
 
 from __future__ import annotations
 
@@ -14,25 +14,27 @@ from filelock import FileLock, Timeout
 from mimic_pl.errors import StoreError
 
 LOCK = ".lock"
-"""Name of the file that a writer locks. The operating system frees the lock of a writer that is killed."""
+"""Name of the file that a writer locks. The operating system releases the lock of a killed writer."""
 
 UNFINISHED_SUFFIX = ".tmp"
-"""What a file is called while it is being written."""
+"""Suffix of a file's name while it is being written."""
 
 _log = logging.getLogger(__name__)
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-# File systems that cannot set space aside say so with one of these; writing then finds out by itself.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""``errno`` values that mean that there is no space left."""
+
+# Raised by file systems that cannot allocate space in advance; a full disk then shows while writing.
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file so that a kill or a full disk at any moment leaves the old one, or none, but never a part.
+    """Write a file atomically: if the process is killed or the disk is full, the old file, or none, is left.
 
-    The space is set aside before the first byte is written: on a full disk a clean error comes at once.
+    The space is allocated before the first byte is written, so a full disk is reported at once.
 
     Raises:
-        StoreError: There is no room, or the folder cannot be written to.
+        StoreError: The disk is full, or the folder is not writable.
     """
     temporary = path.with_name(path.name + UNFINISHED_SUFFIX)
     try:
@@ -52,10 +54,10 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
 
 def rename(old: Path, new: Path) -> None:
-    """Give a file its final name, durably.
+    """Rename a file to its final name, durably.
 
     Raises:
-        StoreError: The folder cannot be written to.
+        StoreError: The folder is not writable.
     """
     try:
         os.replace(old, new)
@@ -65,7 +67,7 @@ def rename(old: Path, new: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable, where the operating system has a way to."""
+    """Make renames in a folder durable, where the operating system supports it."""
     if os.name == "nt":
         return
     descriptor = os.open(folder, os.O_RDONLY)
@@ -76,30 +78,30 @@ def sync_folder(folder: Path) -> None:
 
 
 def require_space(folder: Path, needed: int, what: str) -> None:
-    """Look whether there is room before anything is written.
+    """Check that there is enough space before anything is written.
 
     Args:
-        folder: Where it is to be written; it exists.
+        folder: An existing folder to write to.
         needed: Bytes.
         what: What needs them, for the message.
 
     Raises:
-        StoreError: There is not.
+        StoreError: There is not enough space.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise StoreError(
-            f"{what} needs {readable_bytes(needed)} in {folder}, and {readable_bytes(free)} are free. Make room, or "
-            "choose a folder on another disk."
+            f"{what} needs {readable_bytes(needed)} in {folder}, but only {readable_bytes(free)} are free. Free some "
+            "space, or choose a folder on another disk."
         )
 
 
 def checksum(path: Path) -> str:
-    """CRC-32 of a file's content, read in pieces."""
+    """CRC-32 of a file's content, read in chunks."""
     crc = 0
     with open(path, "rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            crc = zlib.crc32(piece, crc)
+        while chunk := file.read(1 << 20):
+            crc = zlib.crc32(chunk, crc)
     return _hexadecimal(crc)
 
 
@@ -108,54 +110,54 @@ def checksum_of(content: bytes) -> str:
     return _hexadecimal(zlib.crc32(content))
 
 
-def lock(folder: Path, wait: float, name: str = LOCK) -> FileLock:
-    """Become the one writer of a folder, which is made if it is not there.
+def lock_folder(folder: Path, wait: float, name: str = LOCK) -> FileLock:
+    """Lock a folder for writing; the folder is created if it does not exist.
 
     Args:
         folder: The folder.
-        wait: Seconds to wait for another writer; below zero for as long as it takes.
-        name: Name of the file that is locked.
+        wait: Seconds to wait for another writer; negative to wait indefinitely.
+        name: Name of the lock file.
 
     Raises:
-        StoreError: Another process is writing there, or the folder cannot be written to.
+        StoreError: Another process holds the lock, or the folder is not writable.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        return only_writer(folder, name, wait)
+        return acquire_lock(folder, name, wait)
     except OSError as error:
         raise write_error(error, folder, 0) from error
 
 
-def only_writer(folder: Path, name: str, wait: float = 0) -> FileLock:
-    """Become the one who holds a lock in a folder.
+def acquire_lock(folder: Path, name: str, wait: float = 0) -> FileLock:
+    """Acquire a lock in an existing folder.
 
     Args:
-        folder: The folder; it exists.
-        name: Name of the file that is locked.
-        wait: Seconds to wait for another holder; below zero for as long as it takes.
+        folder: The folder.
+        name: Name of the lock file.
+        wait: Seconds to wait for another holder; negative to wait indefinitely.
 
     Raises:
-        StoreError: Another process holds it.
-        OSError: The folder cannot be written to.
+        StoreError: Another process holds the lock.
+        OSError: The folder is not writable.
     """
-    held = FileLock(folder / name, thread_local=False)
+    lock = FileLock(folder / name, thread_local=False)
     try:
         try:
-            held.acquire(timeout=0)
+            lock.acquire(timeout=0)
         except Timeout:
             if wait:
                 _log.warning(f"Waiting for another process that writes to {folder}.")
-            held.acquire(timeout=wait)
+            lock.acquire(timeout=wait)
     except Timeout as error:
         raise StoreError(
-            f"Another process is writing to {folder}. Wait for it to end (a writer that was killed holds no lock), or "
-            "choose another folder."
+            f"Another process is writing to {folder}. Wait for it to finish (a killed writer holds no lock), or choose "
+            "another folder."
         ) from error
-    return held
+    return lock
 
 
 def readable_bytes(count: int) -> str:
-    """A number of bytes as a person reads it: ``"16.6 GB"``."""
+    """A human-readable number of bytes: ``"16.6 GB"``."""
     if count < 1000:
         return f"{count} bytes"
     power = min(4, (len(str(count)) - 1) // 3)
@@ -167,7 +169,7 @@ def _hexadecimal(crc: int) -> str:
 
 
 def _allocate(descriptor: int, size: int) -> None:
-    # Not on macOS and Windows. An empty file needs nothing, and to allocate nothing is an error.
+    # Not available on macOS and Windows. Allocating zero bytes is an error.
     if size and hasattr(os, "posix_fallocate"):
         try:
             os.posix_fallocate(descriptor, 0, size)
@@ -177,17 +179,17 @@ def _allocate(descriptor: int, size: int) -> None:
 
 
 def write_error(error: OSError, path: Path, size: int) -> StoreError:
-    """What to tell a user about a file that cannot be written.
+    """The error for a file that cannot be written.
 
     Args:
-        error: What the operating system says.
+        error: The error of the operating system.
         path: The file.
-        size: Bytes that were to be written.
+        size: Bytes to be written.
     """
-    if error.errno in _FULL:
+    if error.errno in DISK_FULL:
         free = shutil.disk_usage(path.parent).free
         return StoreError(
-            f"The disk is full: {path} needs {readable_bytes(size)}, and {readable_bytes(free)} are free. What was "
-            "written before is whole: make room and start again, and the work goes on from there."
+            f"The disk is full: {path} needs {readable_bytes(size)}, but only {readable_bytes(free)} are free. "
+            "Everything written so far is intact: free some space and start again to resume from there."
         )
     return StoreError(f"{path} cannot be written: {error.strerror or error}. Check the folder, or choose another one.")

@@ -40,7 +40,9 @@ class GatheredBatch:
     ) -> None:
         self.processes = processes
         self.exchanges = global_negatives and processes.world_size > 1
-        self.mentions, self.entities = map(list, zip(*processes.sizes(mentions, entities, device=device), strict=True))
+        self.mentions, self.entities = map(
+            list, zip(*processes.gather_integers(mentions, entities, device=device), strict=True)
+        )
         self.device = device
         self._ranks = [processes.rank, *(rank for rank in range(processes.world_size) if rank != processes.rank)]
 

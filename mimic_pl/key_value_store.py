@@ -1,4 +1,4 @@
-"""Bytes by key in a folder, for caches: an LMDB environment whose values are checked where they are read."""
+"""A key-value store on disk, for caches: an LMDB environment whose values are verified on reading."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import lmdb
 from mimic_pl.errors import StoreError
 
 _ADDRESS_SPACE = 1 << 40
-"""Bytes that a store can grow to. LMDB reserves addresses, not memory or disk."""
+"""Maximum size of a store in bytes. LMDB reserves address space, not memory or disk."""
 
 _CRC_BYTES = 4
 _DATA = "data.mdb"
@@ -29,8 +29,8 @@ class _Opened(NamedTuple):
     inode: int
 
 
-# LMDB opens a folder once in a process, and an environment must not be carried through a fork: all are closed before
-# one, and opened again where they are needed.
+# LMDB opens a folder once per process, and an environment must not be used across a fork: all are closed before a fork
+# and reopened on demand.
 _opened: dict[str, _Opened] = {}
 _lock = threading.RLock()
 
@@ -49,11 +49,11 @@ if hasattr(os, "register_at_fork"):
 class KeyValueStore:
     """Tables of bytes by key.
 
-    Any number of processes read and write; what :meth:`put` has written survives a kill. Every value carries a CRC-32:
-    a damaged one counts as missing.
+    Any number of processes may read and write; values written by :meth:`put` survive a kill. Every value has a CRC-32:
+    a corrupted one counts as missing.
 
     Args:
-        folder: Where it is; made with the first :meth:`put`.
+        folder: Its folder, created by the first :meth:`put`.
         tables: Names of its tables.
     """
 
@@ -62,10 +62,10 @@ class KeyValueStore:
         self.tables = tuple(tables)
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        """The value of a key; ``None`` where there is none, or a damaged one.
+        """The value of a key; ``None`` if it is missing or corrupted.
 
         Raises:
-            StoreError: The store is damaged as a whole, or cannot be read.
+            StoreError: The whole store is corrupted, or cannot be read.
         """
         with self._reading(table) as transaction:
             stored = None if transaction is None else transaction.get(key)
@@ -75,24 +75,24 @@ class KeyValueStore:
             return bytes(value) if zlib.crc32(value) == int.from_bytes(stored[:_CRC_BYTES], "little") else None
 
     def count(self, table: str) -> int:
-        """How many keys a table has.
+        """Number of keys of a table.
 
         Raises:
-            StoreError: The store is damaged as a whole, or cannot be read.
+            StoreError: The whole store is corrupted, or cannot be read.
         """
         with self._reading(table) as transaction:
             return 0 if transaction is None else int(transaction.stat()["entries"])
 
     def put(self, items: Iterable[tuple[str, bytes, bytes]]) -> None:
-        """Write values, all of them or none.
+        """Write values in one transaction.
 
         Args:
             items: Table, key and value of each.
 
         Raises:
-            StoreError: There is no room, or the folder cannot be written to.
+            StoreError: The disk is full, or the folder is not writable.
         """
-        with self._explained(), _lock:
+        with self._as_store_errors(), _lock:
             self.folder.mkdir(parents=True, exist_ok=True)
             environment, tables, _ = self._open()
             with environment.begin(write=True) as transaction:
@@ -102,11 +102,11 @@ class KeyValueStore:
 
     @contextmanager
     def _reading(self, table: str) -> Iterator[Any]:
-        """A transaction that reads a table; ``None`` if nothing was written yet."""
+        """A read transaction on a table; ``None`` if nothing was written yet."""
         if not (self.folder / _DATA).is_file():
             yield None
             return
-        with self._explained(), _lock:
+        with self._as_store_errors(), _lock:
             environment, tables, _ = self._open()
             if tables[table] is None:
                 yield None
@@ -118,9 +118,9 @@ class KeyValueStore:
         name = str(self.folder.resolve())
         data = self.folder / _DATA
         if name in _opened and not (data.is_file() and data.stat().st_ino == _opened[name].inode):
-            _opened.pop(name).environment.close()  # the folder was deleted, or another one put in its place
+            _opened.pop(name).environment.close()  # the folder was deleted or replaced
         if name not in _opened:
-            # Who may not write in the folder cannot take part in the locking either.
+            # LMDB's lock needs a writable folder.
             writable = os.access(self.folder, os.W_OK)
             environment = lmdb.open(
                 name,
@@ -142,24 +142,26 @@ class KeyValueStore:
         return _opened[name]
 
     def _require_complete(self, environment: Any) -> None:
-        """A file that was cut off is found now: reading beyond its end would end the process."""
+        """Detect a truncated file: reading past its end would crash the process."""
         needed = (environment.info()["last_pgno"] + 1) * environment.stat()["psize"]
         size = (self.folder / _DATA).stat().st_size
         if size < needed:
             raise StoreError(
-                f"{self.folder / _DATA} is cut off: it has {size} of {needed} bytes. Delete the folder {self.folder}; "
-                "it is filled again."
+                f"{self.folder / _DATA} is truncated: it has {size} of {needed} bytes. Delete the folder "
+                f"{self.folder}; it is rebuilt automatically."
             )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _as_store_errors(self) -> Iterator[None]:
         try:
             yield
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
-            raise StoreError(f"{self.folder} is damaged ({error}). Delete the folder; it is filled again.") from error
+            raise StoreError(
+                f"{self.folder} is corrupted ({error}). Delete the folder; it is rebuilt automatically."
+            ) from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(
-                f"{self.folder} cannot be written to, or read: {error}. Make room, or choose another folder."
+                f"{self.folder} cannot be read or written: {error}. Free some space, or choose another folder."
             ) from error
 
 
@@ -167,4 +169,4 @@ def _table(environment: Any, name: str, writable: bool) -> Any:
     try:
         return environment.open_db(name.encode(), create=writable)
     except (lmdb.NotFoundError, lmdb.ReadonlyError):
-        return None  # nothing was written yet, and this process cannot
+        return None  # nothing was written yet, and this process cannot write

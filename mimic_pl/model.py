@@ -507,7 +507,9 @@ class MIMIC(Recorded, LightningModule):
         try:
             return self.ranker(self.matcher, states, self.index, batch["gold"])
         except NonFiniteScoreError as error:
-            mentions = [index for local in self.index.processes.objects(batch["index"].tolist()) for index in local]
+            mentions = [
+                index for local in self.index.processes.gather_objects(batch["index"].tolist()) for index in local
+            ]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimic_pl.checkpoint_reader import read_checkpoint, require_numbers
+from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.construction import Description, build, class_of, factory, without
 from mimic_pl.errors import CheckpointError
 
@@ -74,7 +74,7 @@ def load_model(path: str | Path, trust_remote_code: bool = False, **overrides: A
             "mimic_pl.load_run(FOLDER), and a checkpoint of the published implementation with "
             "MIMIC.from_published(PATH, ENCODER)."
         )
-    require_numbers(checkpoint["state_dict"], path)
+    require_no_nan(checkpoint["state_dict"], path)
     model = build_model(checkpoint[KEY], trust_remote_code, **overrides)
     try:
         model.load_state_dict(checkpoint["state_dict"])

@@ -1,4 +1,4 @@
-"""Weights of the published implementation, under this library's names."""
+"""Reads checkpoints of the published implementation, and renames their tensors to this library's names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from mimic_pl.checkpoint_reader import DAMAGE, damaged, load_tensors, require_checksums, require_numbers
+from mimic_pl.checkpoint_reader import READ_ERRORS, load_tensors, read_error, require_checksums, require_no_nan
 from mimic_pl.errors import CheckpointError
 
 _RENAMES = [
@@ -36,7 +36,7 @@ _RENAMES = [
 ]
 
 _UNUSED = re.compile(
-    # A norm that the published CMFU makes and never calls, and a buffer that older transformers versions stored.
+    # A norm that the published CMFU creates but never calls, and a buffer that older transformers versions stored.
     r"matcher\.cmfu\.context_layer_norm\.|encoder\.clip\.(text_model|vision_model)\.embeddings\.position_ids$"
 )
 
@@ -45,12 +45,12 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     """Read a checkpoint of the published implementation and rename its tensors to this library's names.
 
     Args:
-        path: Its Lightning ``.ckpt``, a state dict saved by ``torch.save``, or a safetensors file. A pickle is loaded
-            as tensors only: code in it is never run.
+        path: Its Lightning ``.ckpt``, a state dict saved by ``torch.save``, or a safetensors file. Pickles are loaded
+            with ``weights_only=True``: code in them is never run.
 
     Raises:
-        CheckpointError: The file is missing, unreadable or damaged, or holds names that the published model does not
-            have, or weights that are NaN. Safetensors files have no checksums: damage to their numbers shows only then.
+        CheckpointError: The file is missing, unreadable or corrupted, or contains names that the published model does
+            not have, or NaN. Safetensors files have no checksums: their corruption is detected only if it causes NaN.
     """
     state = _read_tensors(Path(path))
     renamed, unknown = {}, []
@@ -65,32 +65,32 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
         renamed[new] = tensor
     if unknown:
         raise CheckpointError(
-            f"{path} holds {len(unknown)} tensors that the published model does not have: "
+            f"{path} contains {len(unknown)} tensors that the published model does not have: "
             f"{', '.join(sorted(unknown))}. Is it a checkpoint of another model?"
         )
     return renamed
 
 
 def published_sizes(state: dict[str, Tensor]) -> dict[str, int]:
-    """Read the model's sizes from its tensors: ``image_dim`` and each unit's hidden size by the unit's name.
+    """Infer the model's sizes from its tensors: ``image_dim`` and each unit's hidden size by the unit's name.
 
     Raises:
-        CheckpointError: A tensor that tells a size is missing.
+        CheckpointError: A tensor needed for a size is missing.
     """
-    tells = {
+    sources = {
         "image_dim": "encoder.image_global.weight",
         "text": "matcher.units.text.query.weight",
         "vision": "matcher.units.vision.entity_to_mention.global_.weight",
         "cross_modal": "matcher.units.cross_modal.text.weight",
     }
-    missing = [name for name in tells.values() if name not in state]
+    missing = [name for name in sources.values() if name not in state]
     if missing:
-        raise CheckpointError(f"The checkpoint lacks tensors that tell the model's sizes: {', '.join(missing)}.")
-    return {size: state[name].shape[0] for size, name in tells.items()}
+        raise CheckpointError(f"The checkpoint lacks tensors that give the model's sizes: {', '.join(missing)}.")
+    return {size: state[name].shape[0] for size, name in sources.items()}
 
 
 def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> None:
-    """Load a state dict whole, or say all that does not fit.
+    """Load a complete state dict, or report everything that does not fit.
 
     Raises:
         CheckpointError: Names are unknown or missing, or shapes differ.
@@ -104,7 +104,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
     ]
     problems = [
         f"{what}: {', '.join(names)}"
-        for what, names in (("unknown", unknown), ("missing", missing), ("of another shape", differing))
+        for what, names in (("unknown", unknown), ("missing", missing), ("with another shape", differing))
         if names
     ]
     if problems:
@@ -116,7 +116,7 @@ def load_weights(model: nn.Module, state: dict[str, Tensor], source: str) -> Non
 
 
 class _Placeholder:
-    """Stands in for a pickled object that is no tensor: takes anything, does nothing."""
+    """Placeholder for a pickled object that is not a tensor: accepts any arguments and ignores them."""
 
     def __new__(cls, *args: object, **kwargs: object) -> _Placeholder:
         return super().__new__(cls)
@@ -130,35 +130,35 @@ class _Placeholder:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path.resolve()}. Give the path of the published file.")
+        raise CheckpointError(f"There is no checkpoint at {path.resolve()}. Pass the path of the published file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} holds no state dict: expected tensors by name, or these under 'state_dict'.")
+        raise CheckpointError(f"{path} contains no state dict: expected tensors by name, possibly under 'state_dict'.")
     if not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"{path} holds no state dict: a name in it is no text.")
-    require_numbers(state, path)
+        raise CheckpointError(f"{path} contains no state dict: one of its names is not text.")
+    require_no_nan(state, path)
     return state
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
-        return load(path.read_bytes())  # read, not mapped: a file that is cut off meanwhile would end the process
+        return load(path.read_bytes())  # not memory-mapped: a file truncated meanwhile would crash the process
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError) as error:
-        raise damaged(path, error) from error
+        raise read_error(path, error) from error
 
 
 def _read_pickle(path: Path) -> object:
     """Load a torch pickle without running code from it.
 
-    The published checkpoints carry their configuration as objects of a library that need not be installed here:
-    whatever is no tensor becomes a placeholder.
+    The published checkpoints contain their configuration as objects of a library that may not be installed: all
+    objects other than tensors become placeholders.
     """
     require_checksums(path)
     try:
         others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except DAMAGE as error:
-        raise damaged(path, error) from error
+    except READ_ERRORS as error:
+        raise read_error(path, error) from error
     placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in others]
     with torch.serialization.safe_globals(placeholders):
         return load_tensors(path)

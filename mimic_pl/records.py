@@ -1,4 +1,4 @@
-"""The two records that every reader produces and everything after it consumes."""
+"""The records that every reader produces: entities and mentions."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image", "npt.NDArray[np.uint8]"]
-"""An image: a file's path, a file's content, a PIL image, or an array of pixels ``[height, width, 3]``.
+"""An image: a file path, the content of a file, a PIL image, or a pixel array ``[height, width, 3]``.
 
-Records that a data module reads name files in its image folders.
+In records read by a data module, images are file names in its image folders.
 """
 
 
 @dataclass(frozen=True, slots=True)
 class Entity:
-    """One entity of the knowledge base. Its position in the knowledge base is its place in the list.
+    """One entity of the knowledge base. Its position in the knowledge base is its index in the list.
 
     Attributes:
         id: The entity's identifier, for example ``"Q42"``; unique in the knowledge base.
         name: Its name, percent-decoded.
         fields: Every text field of the source by name (``attr``, ``desc``, ...), for the text template.
         images: Its images, best first; the first that opens is used. Empty if it has none.
-        arrays: Numbers of your own by name (a type embedding, detected objects, ...), each an array of one shape for
-            all records. :class:`~mimic_pl.processor.RecordArrays` hands them to the units.
+        arrays: Custom numeric arrays by name (a type embedding, detected objects, ...), each of the same shape for all
+            records. :class:`~mimic_pl.processor.RecordArrays` passes them to the units.
 
     Example:
         >>> Entity.of({"id": "Q42", "name": "Douglas Adams", "attr": "Sex: male.", "image": "Q42.jpg"})
@@ -49,19 +49,19 @@ class Entity:
         """The images as file names in an image folder.
 
         Raises:
-            DataError: One is no file name.
+            DataError: An image is not a file name.
         """
         return _files(self.images, self.id)
 
     @classmethod
     def of(cls, record: Entity | Mapping[str, Any]) -> Entity:
-        """The record itself, or one made of a dictionary.
+        """Return the record itself, or create one from a dictionary.
 
-        ``id`` and ``name`` are required; ``image`` or ``images`` and ``arrays`` are known by name, and every other text
+        ``id`` and ``name`` are required; ``image`` or ``images`` and ``arrays`` are optional, and every other text
         becomes one of the :attr:`fields`.
 
         Raises:
-            DataError: A required key is missing, or a value is not of its type.
+            DataError: A required key is missing, or a value has the wrong type.
         """
         if isinstance(record, Entity):
             return record
@@ -74,17 +74,17 @@ class Entity:
 
 @dataclass(frozen=True, slots=True)
 class Mention:
-    """One mention: a word in a sentence, and the image that goes with it.
+    """One mention: a span of text in a sentence, and the accompanying image.
 
     Attributes:
         id: The mention's identifier as text.
-        mention: The mentioned word or words, percent-decoded.
-        sentence: The sentence around it.
-        golds: ``id`` of the right entity or entities, in the order of the source; empty for ``nil`` and for unlabelled
+        mention: The mention's surface form, percent-decoded.
+        sentence: The sentence that contains it.
+        golds: ``id`` of the gold entity or entities, in the order of the source; empty for ``nil`` and for unlabelled
             mentions.
         image: The image, or ``None``.
         fields: Every other text field of the source by name, for the text template.
-        arrays: Numbers of your own by name; see :attr:`Entity.arrays`.
+        arrays: Custom numeric arrays by name; see :attr:`Entity.arrays`.
 
     Example:
         >>> Mention.of({"mention": "Adams", "sentence": "Adams wrote for radio."})
@@ -104,26 +104,26 @@ class Mention:
         """The image, if there is one, as a file name in an image folder.
 
         Raises:
-            DataError: It is no file name.
+            DataError: It is not a file name.
         """
         return () if self.image is None else _files((self.image,), self.id)
 
     @classmethod
     def of(cls, record: Mention | Mapping[str, Any]) -> Mention:
-        """The record itself, or one made of a dictionary.
+        """Return the record itself, or create one from a dictionary.
 
         ``mention`` is required; ``sentence`` and ``id`` are empty by default; ``image``, ``golds`` and ``arrays`` are
-        known by name, and every other text becomes one of the :attr:`fields`.
+        optional, and every other text becomes one of the :attr:`fields`.
 
         Raises:
-            DataError: A required key is missing, or a value is not of its type.
+            DataError: A required key is missing, or a value has the wrong type.
         """
         if isinstance(record, Mention):
             return record
         rest = dict(record)
         images = _images(rest, "mention")
         if len(images) > 1:
-            raise DataError(f"The mention {record.get('mention')!r:.80} has {len(images)} images. Give one as 'image'.")
+            raise DataError(f"The mention {record.get('mention')!r:.80} has {len(images)} images. Pass one as 'image'.")
         golds = rest.pop("golds", ())
         golds = (golds,) if isinstance(golds, str) else tuple(golds or ())
         own = _texts(rest, "mention", required=("mention",), optional=("sentence", "id"))
@@ -137,20 +137,20 @@ def _files(images: tuple[ImageSource, ...], record_id: str) -> tuple[str, ...]:
     for image in images:
         if not isinstance(image, str):
             raise DataError(
-                f"The record {record_id!r} holds an image of type {type(image).__name__}. In a data module images are "
-                "file names in its image folders; model.encode_mentions and model.encode_entities take images of any "
-                "kind."
+                f"The record {record_id!r} contains an image of type {type(image).__name__}. In a data module, images "
+                "must be file names in its image folders; model.encode_mentions and model.encode_entities accept "
+                "images of any type."
             )
     return images  # type: ignore[return-value]
 
 
 def _images(rest: dict[str, Any], what: str) -> tuple[ImageSource, ...]:
-    """Take the images out of a dictionary."""
+    """Pop the images from a dictionary."""
     if "image" in rest and "images" in rest:
-        raise DataError(f"The {what} has 'image' and 'images'. Give one of the two.")
+        raise DataError(f"The {what} has both 'image' and 'images'. Pass only one of them.")
     images = rest.pop("images", None) or ()
-    if isinstance(images, (str, bytes)) or not isinstance(images, (list, tuple)):
-        raise DataError(f"'images' of the {what} is {type(images).__name__}; give a list, or one image as 'image'.")
+    if not isinstance(images, (list, tuple)):
+        raise DataError(f"'images' of the {what} is {type(images).__name__}; pass a list, or one image as 'image'.")
     image = rest.pop("image", None)
     return tuple(images) if image is None else (image,)
 
@@ -158,12 +158,12 @@ def _images(rest: dict[str, Any], what: str) -> tuple[ImageSource, ...]:
 def _texts(
     rest: dict[str, Any], what: str, required: tuple[str, ...], optional: tuple[str, ...] = ()
 ) -> dict[str, str]:
-    """Take texts out of a dictionary; numbers become texts, as identifiers often are numbers."""
+    """Pop texts from a dictionary; integers, which identifiers often are, are converted to text."""
     found: dict[str, str] = {}
     for name in (*required, *optional):
         value = rest.pop(name, None)
         if value is None and name in required:
-            raise DataError(f"A {what} has no {name!r}. It has: {', '.join(map(str, rest)) or 'nothing'}.")
+            raise DataError(f"A {what} has no {name!r}. Its keys: {', '.join(map(str, rest)) or 'none'}.")
         if value is not None and not isinstance(value, (str, int)):
             raise DataError(f"{name!r} of the {what} is {type(value).__name__} {value!r:.80}; it must be text.")
         found[name] = "" if value is None else str(value)
@@ -174,7 +174,6 @@ def _fields(rest: Mapping[str, Any], what: str) -> dict[str, str]:
     wrong = [name for name, value in rest.items() if not isinstance(value, str)]
     if wrong:
         raise DataError(
-            f"{', '.join(map(repr, wrong))} of the {what} is not text. Fields are texts; numbers of your own go into "
-            "'arrays'."
+            f"{', '.join(map(repr, wrong))} of the {what} is not text. Fields must be text; put numbers into 'arrays'."
         )
     return dict(rest)

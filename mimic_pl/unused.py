@@ -1,4 +1,4 @@
-"""Weights that the loss does not depend on."""
+"""Parameters that the loss does not depend on."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from torch import Tensor, nn
 
 
 def unused_parameters(model: nn.Module, loss: Tensor) -> dict[str, nn.Parameter]:
-    """Trainable parameters, by name, that get no gradient from a loss.
+    """Trainable parameters, by name, that receive no gradient from a loss.
 
-    A unit alone reads one of the encoder's four features, say, and what only makes the others trains nothing.
+    For example, if the only unit reads one of the encoder's four features, the projections of the others are unused.
 
     Args:
-        model: Whose parameters are looked at.
-        loss: A scalar that has just been computed; its graph is used up.
+        model: The model.
+        loss: A scalar just computed by it; its graph is freed.
     """
     trainable = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
     gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)

@@ -131,20 +131,20 @@ def test_a_truncated_or_foreign_file(tmp_path):
         folder = tmp_path / str(trial)
         folder.mkdir()
         (folder / "data.mdb").write_bytes(content)
-        with pytest.raises(StoreError, match=r"Delete the folder|cannot be written to, or read"):
+        with pytest.raises(StoreError, match=r"Delete the folder|cannot be read or written"):
             KeyValueStore(folder, TABLES).get("small", b"%08d" % 1)
 
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="cannot be written to"):
+    with pytest.raises(StoreError, match="cannot be read or written"):
         KeyValueStore(tmp_path / "file" / "store", TABLES).put(batch(0))
 
 
 def test_a_disk_that_fills_up(small_disk):
     store = KeyValueStore(small_disk / "store", TABLES)
     first = 0
-    with pytest.raises(StoreError, match=r"No space left|cannot be written to"):
+    with pytest.raises(StoreError, match=r"No space left|cannot be read or written"):
         while first < 100_000:
             store.put(batch(first, 50))
             first += 50

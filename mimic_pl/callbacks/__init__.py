@@ -1,4 +1,4 @@
-"""Callbacks turn what the evaluation loops yield into files, tables and TensorBoard panels."""
+"""Callbacks: result files and tables, TensorBoard panels, monitoring, interruption and exact resume."""
 
 from mimic_pl.callbacks.calibration import WeightCalibration
 from mimic_pl.callbacks.hard_negatives import HardNegatives

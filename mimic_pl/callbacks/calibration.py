@@ -1,4 +1,4 @@
-"""Weights of the units, fitted where overfitting shows: on mentions that training has not seen."""
+"""Fits the weights of the units on the validation split."""
 
 from __future__ import annotations
 
@@ -18,20 +18,19 @@ from mimic_pl.units import States, WeightedMatcher
 class WeightCalibration(Callback):
     """Fits the weights of a :class:`~mimic_pl.units.WeightedMatcher` on the validation split, before each validation.
 
-    A unit that has learned the training mentions by heart looks perfect in training and deserves little weight; one
-    that knows little but never overfits (a lexical one) looks poor there and deserves more. So the weights, one a unit,
-    are those that minimise
+    A unit that has memorised the training mentions is perfect in training and deserves little weight; one that cannot
+    overfit (such as a lexical one) is weaker there and deserves more. So the weights, one per unit, minimise
 
         -log softmax_e(sum over units u of w_u S_u(m, e)), w_u >= 0,
 
-    at the golds of validation mentions, among their golds and a sample of the knowledge base. Training goes on from
-    them, and checkpoints hold them. Figures on the validation split are then those of a split with one fitted number a
-    unit; the test split stays untouched.
+    at the golds of validation mentions, among their golds and a sample of the knowledge base. Training continues with
+    them, and checkpoints contain them. Note that validation metrics are then measured on the split that the weights
+    were fitted on, with one parameter per unit; the test split is not used.
 
     Args:
-        mentions: Mentions that it is fitted on, the first ones of the split.
-        entities: Entities of the sample.
-        seed: Draws the sample.
+        mentions: Number of mentions to fit on, the first ones of the split.
+        entities: Number of sampled entities.
+        seed: Seed of the sample.
     """
 
     def __init__(self, mentions: int = 512, entities: int = 1024, seed: int = 0) -> None:
@@ -40,27 +39,27 @@ class WeightCalibration(Callback):
         self.seed = seed
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Check that there are weights.
+        """Check that the matcher has weights.
 
         Raises:
-            ConfigError: The model's matcher has none.
+            ConfigError: It has none.
         """
         if stage == "fit" and not isinstance(getattr(pl_module, "matcher", None), WeightedMatcher):
             raise ConfigError(
-                "WeightCalibration fits the weights of the units, and this model takes their mean. Give it weights: "
-                "--model.matcher mimic_pl.units.WeightedMatcher."
+                "WeightCalibration fits the weights of the units, but this model averages them. Use a matcher with "
+                "weights: --model.matcher mimic_pl.units.WeightedMatcher."
             )
 
     def on_validation_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        """Fit the weights, once the index is there and nothing has been ranked yet."""
+        """Fit the weights before the first batch, when the index exists and nothing was ranked yet."""
         if trainer.state.fn != "fit" or trainer.sanity_checking or batch_idx:
             return
-        assert isinstance(pl_module, MIMIC) and isinstance(pl_module.matcher, WeightedMatcher), "setup has seen to it"
+        assert isinstance(pl_module, MIMIC) and isinstance(pl_module.matcher, WeightedMatcher), "checked in setup"
         scores, gold = self._scores(trainer, pl_module)
         if len(gold):
-            # Computed by all processes alike, and still those of one: their training must not drift apart.
+            # All processes compute the same weights, but broadcasting guarantees that they are bit-identical.
             weights = trainer.strategy.broadcast(fit_weights(scores, gold))
             pl_module.matcher.set_weights(weights)
         pl_module.log_dict({f"weight/{name}": weight for name, weight in pl_module.matcher.weights.items()})
@@ -69,7 +68,7 @@ class WeightCalibration(Callback):
     def _scores(self, trainer: Trainer, pl_module: MIMIC) -> tuple[Tensor, Tensor]:
         """Scores by unit ``[units, mentions, entities]``, and the column of each mention's gold ``[mentions]``."""
         index = pl_module.index
-        assert index is not None, "the index is there from the start of the epoch"
+        assert index is not None, "built at the start of the epoch"
         sides, golds = self._sample_mentions(trainer, pl_module, index.processes)
         if not golds:
             return torch.empty(0), torch.empty(0)
@@ -87,7 +86,7 @@ class WeightCalibration(Callback):
     def _sample_mentions(
         self, trainer: Trainer, model: MIMIC, processes: ProcessGroup
     ) -> tuple[list[States], list[Tensor]]:
-        """States and golds of the first batches that hold as many mentions as are wanted, of all processes in turn."""
+        """States and golds of the first ``mentions`` mentions in whole batches, alternating between processes."""
         sides: list[States] = []
         golds: list[Tensor] = []
         loader = trainer.datamodule.val_dataloader()  # type: ignore[attr-defined]
@@ -104,18 +103,18 @@ class WeightCalibration(Callback):
 
 
 def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
-    """The weights that make the golds most likely.
+    """The weights that maximise the likelihood of the golds.
 
     Args:
         scores: Scores by unit, ``[units, mentions, entities]``.
         gold: Column of each mention's gold, int64 ``[mentions]``.
 
     Returns:
-        One weight a unit, float64 ``[units]``, none negative. The problem is convex in the weights.
+        One weight per unit, float64 ``[units]``, non-negative. The problem is convex in the weights.
     """
     scores = scores.detach().cpu().double()
     gold = gold.cpu()
-    # Units differ in scale by orders of magnitude: fitted in deviations of their scores.
+    # Scores are divided by their standard deviation for the fit, since units differ in scale by orders of magnitude.
     spread = scores.std(dim=2).mean(dim=1).clamp_min(1e-6)
     scores = scores / spread[:, None, None]
     raw = torch.zeros(len(scores), dtype=torch.float64, requires_grad=True)

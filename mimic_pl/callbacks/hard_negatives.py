@@ -1,4 +1,4 @@
-"""Hard negatives: entities that the model itself mistakes for the golds, mined from the index."""
+"""Hard-negative mining: wrong entities that the current model ranks highest."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from mimic_pl.ranking import Ranker
 
 
 class HardNegatives(Callback):
-    """Adds to every training batch, for each mention, one entity that ranks high and is wrong.
+    """Adds a hard negative for each mention to every training batch.
 
-    At the start of an epoch the knowledge base is encoded with the present weights and ranked for all training
-    mentions; the best-ranked entities that are no gold of a mention are its hard negatives. Each time the mention is
-    trained on, one of them is drawn and stands behind the batch's golds: a negative for all mentions of the batch. A
-    batch has up to twice as many entities to encode.
+    At the start of an epoch, the knowledge base is encoded with the current weights and ranked for all training
+    mentions; the top-ranked entities that are not golds of a mention are its hard negatives. Each time the mention is
+    trained on, one of them is drawn and appended to the batch's golds, as a negative for all mentions of the batch. So
+    a batch has up to twice as many entities to encode.
 
-    Processes share the work, and what they find.
+    Mining is distributed over all processes, and its results are gathered.
 
     Args:
-        depth: How many of the best-ranked wrong entities a negative is drawn from.
-        first_epoch: The first epoch with hard negatives, from 0; an untrained model mistakes anything for anything.
-        every_n_epochs: Epochs from one mining to the next.
+        depth: Number of top-ranked wrong entities from which a negative is drawn.
+        first_epoch: First epoch with hard negatives, from 0; those of an untrained model are useless.
+        every_n_epochs: Number of epochs between minings.
 
     Raises:
-        ConfigError: A number that makes no sense.
+        ConfigError: A parameter is out of range.
     """
 
     def __init__(self, depth: int = 10, first_epoch: int = 1, every_n_epochs: int = 1) -> None:
         if depth < 1 or first_epoch < 0 or every_n_epochs < 1:
             raise ConfigError(
-                f"HardNegatives takes depth >= 1, first_epoch >= 0 and every_n_epochs >= 1, not {depth}, {first_epoch} "
+                f"HardNegatives needs depth >= 1, first_epoch >= 0 and every_n_epochs >= 1, not {depth}, {first_epoch} "
                 f"and {every_n_epochs}."
             )
         self.depth = depth
@@ -46,47 +46,47 @@ class HardNegatives(Callback):
         self._mined: Tensor | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Set the memory aside that loader processes share, before any of them starts.
+        """Allocate memory shared with the loader processes, before any of them starts.
 
         Raises:
-            ConfigError: Training batches come from no knowledge base, or from several.
+            ConfigError: The model is not a MIMIC, or the data is not that of a single MELDataModule.
         """
         if stage != "fit":
             return
         if not isinstance(pl_module, MIMIC):
-            raise ConfigError(f"HardNegatives needs a MIMIC to mine with, and the model is {type(pl_module).__name__}.")
+            raise ConfigError(f"HardNegatives needs a MIMIC model, not {type(pl_module).__name__}.")
         data = _training_data(trainer)
         size = len(data.mentions["train"]), self.depth
         self._mined = data.hard_negatives = torch.full(size, -1).share_memory_()  # type: ignore[no-untyped-call]
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Mine, where it is due; the epoch's first batch is loaded after that."""
+        """Mine if due, before the epoch's first batch is loaded."""
         since = trainer.current_epoch - self.first_epoch
         if since >= 0 and since % self.every_n_epochs == 0:
-            assert isinstance(pl_module, MIMIC), "setup has seen to it"
+            assert isinstance(pl_module, MIMIC), "checked in setup"
             self._mine(trainer, pl_module)
             loop = trainer.fit_loop
             if trainer.current_epoch == 0 or loop.is_resuming:
-                # Before the first epoch of a process, Lightning begins to load before this hook.
+                # Before the first epoch of a process, Lightning starts loading before this hook: restart it.
                 iter(loop._data_fetcher)  # type: ignore[arg-type]
 
     def state_dict(self) -> dict[str, Any]:
-        """What was mined, for epochs that go on from it."""
+        """The mined negatives, for resumed epochs."""
         return {} if self._mined is None else {"negatives": self._mined.clone()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up what was mined.
+        """Restore the mined negatives.
 
         Raises:
-            ConfigError: It is of other mentions, or of another depth.
+            ConfigError: They are for other mentions, or of another depth.
         """
         if self._mined is None:
-            return  # a test of a trained model mines nothing
+            return  # not training
         mined = state_dict["negatives"]
         if mined.shape != self._mined.shape:
             raise ConfigError(
-                f"The checkpoint holds hard negatives {list(mined.shape)}, and there are {list(self._mined.shape)} to "
-                "be mined (training mentions, depth). Resume with the data and the depth of the run."
+                f"The checkpoint contains hard negatives of shape {list(mined.shape)}, but this run needs "
+                f"{list(self._mined.shape)} (training mentions, depth). Resume with the data and the depth of the run."
             )
         self._mined.copy_(mined)
 
@@ -100,7 +100,7 @@ class HardNegatives(Callback):
         for batch, states in model.batch_encoder()(data.mining_dataloader(), "mentions", model.mention_states):
             top = ranker(model.matcher, states, index, batch["gold"]).top_entities
             wrong = ~(top[:, :, None] == batch["gold"][:, None, :]).any(dim=2)
-            # Stable: the wrong ones first, in the order of their ranks.
+            # Wrong entities first; the stable sort keeps their ranking.
             first = wrong.int().argsort(dim=1, descending=True, stable=True)[:, : self.depth]
             indices.append(batch["index"])
             mined.append(top.gather(1, first).where(wrong.gather(1, first), -1))
@@ -113,7 +113,7 @@ def _training_data(trainer: Trainer) -> MELDataModule:
     data = getattr(trainer, "datamodule", None)
     if not isinstance(data, MELDataModule):
         raise ConfigError(
-            "HardNegatives mines one knowledge base, that of a MELDataModule, and the training data is "
-            f"{type(data).__name__}. Leave the callback out."
+            "HardNegatives needs a MELDataModule, with a single knowledge base, but the training data is "
+            f"{type(data).__name__}. Remove the callback."
         )
     return data

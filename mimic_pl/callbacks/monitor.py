@@ -1,4 +1,4 @@
-"""A watch over training: known failure signatures are said in plain words when they show, with their curves."""
+"""Monitors training for known failure signatures; logs curves and explains problems in warnings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mimic_pl.callbacks.diagnostics import (
     StallWatch,
     gradient_norms,
 )
-from mimic_pl.callbacks.diagnostics.loss import Place
+from mimic_pl.callbacks.diagnostics.loss import BatchPosition
 from mimic_pl.callbacks.results import metrics_by_score
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.distributed import ProcessGroup
@@ -29,53 +29,53 @@ from mimic_pl.model import MIMIC
 
 _LOG = logging.getLogger(__name__)
 
-_GATED = 64
-"""Mentions and entities at most whose gates are looked at: 4,096 pairs tell a share to a percent."""
+_GATE_SAMPLE = 64
+"""Maximum number of mentions and of entities whose gates are sampled: 4,096 pairs estimate a fraction to a percent."""
 
 _TERM = "train/loss_"
 
 
 class FailureMonitor(Callback):
-    """Watches ``fit`` for what goes wrong with such models, and says it once an epoch in a warning.
+    """Monitors ``fit`` for typical problems of such models, and warns at most once per epoch about each.
 
-    The warning names the figures and what to try; curves are logged as ``monitor/...``. Recognised are
+    A warning contains the values and what to try; curves are logged as ``monitor/...``. It detects
 
-    - a unit whose ranking is no better than chance while the overall is, and an overall ranking that is one unit's
-      (``monitor/mrr_to_chance/...``, ``monitor/agreement/...``, after each validation);
-    - gates near zero, of each unit that has some (``monitor/gates_near_zero/...``, on a part of one training batch at
-      each validation);
+    - a unit that ranks no better than chance while the overall score does, and an overall ranking determined by one
+      unit (``monitor/mrr_to_chance/...``, ``monitor/agreement/...``, after each validation);
+    - gates near zero, in each unit with gates (``monitor/gates_near_zero/...``, on a part of one training batch at each
+      validation);
     - H@1 that stalls while MRR rises (``monitor/hits@1_rise``, ``monitor/mrr_rise``);
-    - a loss above its start or exploding (``monitor/loss_to_start``, every ``log_every_n_steps`` optimizer steps), and
-      one that is not finite: the first batch and the first terms are named;
-    - a unit, or the encoder, without gradient or next to none (``monitor/gradient_share/...``, every
+    - a loss that rises above its initial value or explodes (``monitor/loss_to_start``, every ``log_every_n_steps``
+      optimizer steps), and one that is not finite: the first such batch and loss terms are named;
+    - a unit, or the encoder, with no gradient or a vanishing one (``monitor/gradient_share/...``, every
       ``log_every_n_steps`` steps, before clipping).
 
-    With several processes figures are those of all of them and the first one speaks. A resumed run remembers the start
-    of its loss and its validations.
+    With several processes, values are computed over all of them and the first one logs. Checkpoints store the initial
+    loss and the history of validations.
 
     Args:
-        enabled: Watch at all.
-        chance_margin: An MRR at most so far above a random ranking's is at chance (and always within three standard
-            deviations of it).
-        agreement: Shard of mentions with the same rank overall as by one unit from which on that unit decides alone;
-            mentions whose gold is first by both are not counted.
-        collapse_validations: These two must show in so many validations behind each other.
+        enabled: Enable the monitor.
+        chance_margin: An MRR at most this far above that of a random ranking is at chance (as is any MRR within three
+            standard deviations of it).
+        agreement: Fraction of mentions with the same rank overall and by one unit, from which on that unit alone
+            determines the ranking; mentions whose gold is first by both are not counted.
+        collapse_validations: Number of consecutive validations in which these two must be observed.
         near_zero: A gate below this absolute value is near zero.
-        closed_share: Shard of a gate's values near zero from which on it is closed.
-        stall_validations: Validations over which H@1 is compared with MRR.
-        stall_mrr: Rise of MRR over these that H@1 should take part in.
-        stall_share: H@1 stalls if it rises by less than this share of MRR's rise.
-        divergence: Multiple of the loss's start (the mean of its first five batches) above which it has risen.
-        divergence_batches: It must stay above for so many batches.
-        explosion: Multiple of the start that is an explosion, seen once.
-        stop_on_non_finite: Stop at a loss that is not finite instead of only saying so. Under loss scaling
-            (``16-mixed``), which skips such steps, it is only said.
-        vanishing_share: Shard of the whole model's gradient norm below which a part's has vanished.
-        gradient_looks: In so many looks behind each other.
+        closed_share: Fraction of a gate's values near zero, from which on the gate is closed.
+        stall_validations: Number of validations over which H@1 is compared with MRR.
+        stall_mrr: Minimum rise of MRR over these validations.
+        stall_share: H@1 stalls if it rises by less than this fraction of the rise of MRR.
+        divergence: Multiple of the initial loss (the mean of the first five batches) above which the loss has risen.
+        divergence_batches: Number of consecutive batches for which it must stay above.
+        explosion: Multiple of the initial loss that counts as an explosion at once.
+        stop_on_non_finite: Stop at a loss that is not finite instead of only warning. With loss scaling (``16-mixed``),
+            which skips such steps, there is only a warning.
+        vanishing_share: Fraction of the whole model's gradient norm below which a part's gradient has vanished.
+        gradient_looks: Number of consecutive checks in which it must have vanished.
 
     Raises:
-        ConfigError: A threshold is not positive.
-        NonFiniteLossError: The loss is not finite, and ``stop_on_non_finite``.
+        ConfigError: A threshold is negative, or a number of checks or validations too small.
+        NonFiniteLossError: The loss is not finite, and ``stop_on_non_finite`` is set.
 
     Example:
         >>> trainer = Trainer(callbacks=[FailureMonitor(closed_share=0.95)])  # doctest: +SKIP
@@ -106,8 +106,8 @@ class FailureMonitor(Callback):
             wrong["stall_validations"] = stall_validations
         if wrong:
             raise ConfigError(
-                f"monitor: {wrong}; thresholds must not be negative, windows hold at least 1 look or validation, and "
-                "stall_validations at least 2. To turn the monitor off: --monitor.enabled false."
+                f"monitor: {wrong}; thresholds must not be negative, windows must be at least 1, and stall_validations "
+                "at least 2. To disable the monitor: --monitor.enabled false."
             )
         self.enabled = enabled
         self.near_zero = near_zero
@@ -119,54 +119,54 @@ class FailureMonitor(Callback):
         self._stall = StallWatch(stall_validations, stall_mrr, stall_share)
         self._agreement = AgreementCount()
         self._sample: dict[str, dict[str, Tensor]] | None = None
-        self._place = Place(0, 0, 0)
-        self._said: set[tuple[int, str]] = set()
+        self._position = BatchPosition(0, 0, 0)
+        self._warned: set[tuple[int, str]] = set()
 
     # ---- training -----------------------------------------------------------------------------------------------
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Keep a part of the first batch since the last validation, for its gates."""
-        self._place = Place(trainer.global_step, trainer.current_epoch, batch_idx)
+        """Keep a part of the first batch since the last validation, to check the gates on it."""
+        self._position = BatchPosition(trainer.global_step, trainer.current_epoch, batch_idx)
         if self.enabled and self._sample is None and isinstance(pl_module, MIMIC):
             self._sample = {
-                side: {name: tensor[:_GATED].clone() for name, tensor in batch[side].items()}
+                side: {name: tensor[:_GATE_SAMPLE].clone() for name, tensor in batch[side].items()}
                 for side in ("mentions", "entities")
             }
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        """Look at the gradients, complete and before clipping."""
+        """Check the accumulated gradients, before clipping."""
         if not self.enabled or not isinstance(pl_module, MIMIC) or trainer.global_step % _every(trainer):
             return
         parts = {**pl_module.matcher.units, "encoder": pl_module.encoder}
-        shares, findings = self._gradients.look(gradient_norms(pl_module, parts))
+        shares, findings = self._gradients.check(gradient_norms(pl_module, parts))
         self._log(trainer, {f"gradient_share/{name}": share for name, share in shares.items()})
-        self._say(trainer, findings)
+        self._warn(trainer, findings)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Keep the loss, and look at it from time to time."""
+        """Record the loss, and check it periodically."""
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
         if not self.enabled or not isinstance(loss, Tensor):
             return
         accumulated = trainer.accumulate_grad_batches
-        # Lightning hands out the loss as it is accumulated.
+        # Lightning passes the loss divided by the number of accumulated batches.
         scale = accumulated if pl_module.automatic_optimization else 1
-        self._loss.add(self._place, loss * scale, _terms(trainer))
+        self._loss.add(self._position, loss * scale, _terms(trainer))
         if len(self._loss) >= _every(trainer) * accumulated:
             summaries = self._non_finite(trainer, pl_module)
-            figures, findings = self._loss.look(summaries)
+            figures, findings = self._loss.check(summaries)
             self._log(trainer, figures)
-            self._say(trainer, findings)
+            self._warn(trainer, findings)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Let nothing that is not finite pass at the end."""
+        """Check the last batches for a loss that is not finite."""
         self._sample = None
         if self.enabled and len(self._loss):
             self._non_finite(trainer, pl_module)
 
     def _non_finite(self, trainer: Trainer, pl_module: LightningModule) -> Tensor:
-        """Say or raise what is not finite since the last look; every process does so together.
+        """Warn or raise if the loss was not finite since the last check; collective.
 
         Returns:
             The processes' summaries of the loss, on the CPU, ``[processes, 3 + terms]``.
@@ -179,13 +179,13 @@ class FailureMonitor(Callback):
             skipped = getattr(trainer.precision_plugin, "scaler", None) is not None
             if self.stop_on_non_finite and not skipped:
                 raise NonFiniteLossError(finding.text)
-            self._say(trainer, [finding])
+            self._warn(trainer, [finding])
         return summaries
 
     # ---- validation ---------------------------------------------------------------------------------------------
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Look at the gates; a loss that is not finite is named before ranking stumbles over the weights."""
+        """Check the gates; also report a loss that is not finite before ranking fails because of the weights."""
         self._agreement = AgreementCount()
         if not self._watches(trainer):
             return
@@ -203,7 +203,7 @@ class FailureMonitor(Callback):
         near = torch.stack([value.float().abs().lt(self.near_zero).float().mean() for value in values.values()])
         shares = dict(zip(values, trainer.strategy.reduce(near, reduce_op="mean").tolist(), strict=True))
         self._log(trainer, {f"gates_near_zero/{name}": share for name, share in shares.items()})
-        self._say(trainer, self._gates.look(shares))
+        self._warn(trainer, self._gates.check(shares))
 
     def on_validation_batch_end(
         self,
@@ -214,12 +214,12 @@ class FailureMonitor(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count where the overall rank is a unit's."""
+        """Count where the overall rank equals a unit's."""
         if self._watches(trainer) and isinstance(outputs, Mapping) and "ranking" in outputs:
             self._agreement.add(outputs["ranking"].ranks)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Judge ranks and metrics."""
+        """Check ranks and metrics."""
         if not self._watches(trainer):
             return
         scores = metrics_by_score(trainer.callback_metrics, "val")
@@ -230,18 +230,18 @@ class FailureMonitor(Callback):
             pairs = zip(self._agreement.names, zip(counts[1::2], counts[2::2], strict=True), strict=True)
             entities = len(data_of(trainer, Records).entities)
             if "overall" in mrr:
-                figures, findings = self._collapse.look(mrr, hits, dict(pairs), entities, counts[0])
+                figures, findings = self._collapse.check(mrr, hits, dict(pairs), entities, counts[0])
                 self._log(trainer, figures)
-                self._say(trainer, findings)
+                self._warn(trainer, findings)
         if "overall" in mrr and "overall" in hits:
-            figures, findings = self._stall.look(hits["overall"], mrr["overall"])
+            figures, findings = self._stall.check(hits["overall"], mrr["overall"])
             self._log(trainer, figures)
-            self._say(trainer, findings)
+            self._warn(trainer, findings)
 
-    # ---- memory and voice ---------------------------------------------------------------------------------------
+    # ---- state and logging --------------------------------------------------------------------------------------
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs to remember."""
+        """The state for a resumed run."""
         return {
             "start": self._loss.start,
             "history": [list(pair) for pair in self._stall.history],
@@ -249,7 +249,7 @@ class FailureMonitor(Callback):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Remember it."""
+        """Restore the state."""
         self._loss.start = state_dict["start"]
         self._stall.history = [(hits, mrr) for hits, mrr in state_dict["history"]]
         self._collapse.streaks = dict(state_dict["streaks"])
@@ -258,24 +258,24 @@ class FailureMonitor(Callback):
         return self.enabled and trainer.state.fn == "fit" and not trainer.sanity_checking
 
     def _log(self, trainer: Trainer, figures: Mapping[str, float]) -> None:
-        for logger in trainer.loggers:  # the first process's alone write
+        for logger in trainer.loggers:  # they write on the first process only
             logger.log_metrics({f"monitor/{name}": value for name, value in figures.items()}, trainer.global_step)
 
-    def _say(self, trainer: Trainer, findings: list[Finding]) -> None:
+    def _warn(self, trainer: Trainer, findings: list[Finding]) -> None:
         for finding in findings:
             once = trainer.current_epoch, finding.signature
-            if once not in self._said and trainer.is_global_zero:
+            if once not in self._warned and trainer.is_global_zero:
                 _LOG.warning("Epoch %d: %s", trainer.current_epoch, finding.text)
-            self._said.add(once)
+            self._warned.add(once)
 
 
 def _every(trainer: Trainer) -> int:
-    """Optimizer steps between two looks."""
+    """Optimizer steps between two checks."""
     return trainer.log_every_n_steps or 50  # type: ignore[attr-defined]
 
 
 def _terms(trainer: Trainer) -> dict[str, Tensor]:
-    """The terms of the loss that the model has logged for this batch."""
+    """The loss terms that the model logged for this batch."""
     return {
         name.removeprefix(_TERM): value
         for name, value in trainer.callback_metrics.items()

@@ -1,4 +1,4 @@
-"""TensorBoard panels of a few sample mentions, to follow with the eye what the model learns."""
+"""TensorBoard panels of sample mentions with their top candidates."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from mimic_pl.errors import ConfigError
 from mimic_pl.records import Entity, Mention
 
 TILE = 128
-"""Side of an image in a strip, in pixels."""
+"""Side of an image in an image strip, in pixels."""
 LINE = 14
-"""Height of a line of text below it, in pixels."""
+"""Height of a line of its caption, in pixels."""
 
 
 class SamplePanels(Callback):
     """Shows sample mentions of the validation split with their top candidates in TensorBoard.
 
-    After each validation there is a text panel (``samples``) with mention, sentence, gold, rank and candidates, and for
-    each sample a strip of images (``sample/0`` ...): the mention's, the gold's and the candidates'. The samples are
-    drawn once by ``seed`` and stay the same over the epochs. Without a TensorBoardLogger there is nothing to do.
+    After each validation, it writes a text panel (``samples``) with mention, sentence, gold, rank and candidates, and
+    for each sample an image strip (``sample/0`` ...) of the mention, the gold and the candidates. The samples are drawn
+    by ``seed`` and are the same in all epochs. Without a TensorBoardLogger it does nothing.
 
     Args:
-        num_samples: Mentions to show; 0 for none.
-        num_candidates: Candidates of each; at most the model's ``ranker.top_k``.
-        seed: Decides which mentions are drawn.
+        num_samples: Number of mentions; 0 for none.
+        num_candidates: Candidates per mention; at most the model's ``ranker.top_k``.
+        seed: Seed of the choice of mentions.
 
     Raises:
-        ConfigError: A negative number of samples, or no candidates.
+        ConfigError: ``num_samples`` is negative, or ``num_candidates`` less than 1.
     """
 
     def __init__(self, num_samples: int = 4, num_candidates: int = 5, seed: int = 0) -> None:
         if num_samples < 0 or num_candidates < 1:
             raise ConfigError(
-                f"panels: num_samples is {num_samples} and num_candidates {num_candidates}; the first must not be "
-                "negative (0 turns the panels off), the second must be at least 1."
+                f"panels: num_samples is {num_samples} and num_candidates is {num_candidates}; num_samples must not be "
+                "negative (0 disables the panels), and num_candidates must be at least 1."
             )
         self.num_samples = num_samples
         self.num_candidates = num_candidates
@@ -70,7 +70,7 @@ class SamplePanels(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Keep the ranking of a sample that the batch contains."""
+        """Store the rankings of samples in the batch."""
         if not self._chosen:
             return
         indices = outputs["index"].tolist()
@@ -90,8 +90,8 @@ class SamplePanels(Callback):
         """Write the panels."""
         if not self._chosen:
             return
-        for elsewhere in ProcessGroup().objects(self._found):
-            self._found |= elsewhere
+        for part in ProcessGroup().gather_objects(self._found):
+            self._found |= part
         logger = _logger(trainer)
         if logger is None or not self._found or not trainer.is_global_zero:
             return
@@ -123,13 +123,13 @@ class SamplePanels(Callback):
 
 
 def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Sequence[dict[str, Any]]) -> str:
-    """One sample as markdown: its sentence, its gold with the rank, and a table of its candidates.
+    """One sample as markdown: its sentence, its gold with rank, and a table of its candidates.
 
     Args:
         mention: The mention.
         gold: Its gold in the knowledge base, if there is one.
         rank: The gold's rank; 0 without one.
-        candidates: As :func:`~mimic_pl.callbacks.predictions.candidate_lists` makes them.
+        candidates: Candidates from :func:`~mimic_pl.callbacks.predictions.candidate_lists`.
     """
     answer = f"{gold.name} ({gold.id}), rank {rank}" if gold else "not in the knowledge base"
     names = list(candidates[0]["scores"]) if candidates else []
@@ -149,10 +149,10 @@ def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Se
 
 
 def image_strip(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]]) -> Image.Image:
-    """Put images side by side, each with lines of text below.
+    """Put images side by side, each with a caption below.
 
     Args:
-        tiles: For each its image (``None``: a grey square) and its lines.
+        tiles: Image (``None``: a grey square) and lines of the caption of each tile.
     """
     lines = max(len(caption) for _, caption in tiles)
     strip = Image.new("RGB", (TILE * len(tiles), TILE + LINE * lines + 4), "white")
@@ -167,12 +167,12 @@ def image_strip(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]]) -> Im
             thumbnail.thumbnail((TILE - 4, TILE - 4))
             strip.paste(thumbnail, (left + (TILE - thumbnail.width) // 2, (TILE - thumbnail.height) // 2))
         for row, text in enumerate(caption):
-            draw.text((left + 3, TILE + LINE * row), _fitting(text, font), fill="black", font=font)
+            draw.text((left + 3, TILE + LINE * row), _truncated(text, font), fill="black", font=font)
     return strip
 
 
-def _fitting(text: str, font: Any) -> str:
-    """Cut a text to the width of a tile."""
+def _truncated(text: str, font: Any) -> str:
+    """Truncate a text to the width of a tile."""
     if font.getlength(text) <= TILE - 6:
         return text
     while text and font.getlength(text + "...") > TILE - 6:
@@ -181,10 +181,10 @@ def _fitting(text: str, font: Any) -> str:
 
 
 def _cell(text: str) -> str:
-    """A text that does not break a markdown table."""
+    """Escape a text for a markdown table."""
     return " ".join(text.split()).replace("|", "\\|")
 
 
 def _logger(trainer: Trainer) -> TensorBoardLogger | None:
-    """TensorBoard's logger of a run that has one."""
+    """The run's TensorBoard logger, if any."""
     return next((logger for logger in trainer.loggers if isinstance(logger, TensorBoardLogger)), None)

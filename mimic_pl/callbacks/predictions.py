@@ -1,4 +1,4 @@
-"""Predictions as files in the run's folder: what the model answers, mention by mention."""
+"""Writes predictions and metrics into the run's folder."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mimic_pl.records import Entity, Mention
 
 
 class PredictionWriter(Callback):
-    """Writes what ``test`` and ``predict`` find into the run's folder.
+    """Writes the results of ``test`` and ``predict`` into the run's folder.
 
-    - ``test`` writes ``predictions.jsonl``, one mention a line with its golds, its ranks (``null`` where no gold is in
-      the knowledge base) and its top candidates, and ``metrics.json``, with the results of golds seen in training and
-      of others in ``subsets`` where both occur;
-    - ``predict`` writes ``links.jsonl``, one mention a line with its top candidates.
+    - ``test`` writes ``predictions.jsonl``, one mention per line with its golds, its ranks (``null`` if no gold is in
+      the knowledge base) and its top candidates, and ``metrics.json``, with results for golds seen and unseen in
+      training in ``subsets`` if both occur;
+    - ``predict`` writes ``links.jsonl``, one mention per line with its top candidates.
 
-    Lines are in the order of the data set. They are streamed to a hidden file that takes the final name when it is
-    complete. With several processes each writes a part, and the first one merges them.
+    Lines are in the order of the data set. They are streamed to a hidden file, which is renamed when complete. With
+    several processes, each writes a part, and the first one merges them.
 
     Args:
         top_k: Candidates per mention; at most the model's ``ranker.top_k``.
@@ -80,7 +80,7 @@ class PredictionWriter(Callback):
         if folder is None or not trainer.is_global_zero:
             return
         data = data_of(trainer, Records)
-        degradation = getattr(data, "degradation", None)  # which data modules of other projects need not have
+        degradation = getattr(data, "degradation", None)  # custom data modules may lack it
         groups = metrics_by_group(trainer.callback_metrics, "test")
         summary = {
             "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
@@ -99,7 +99,7 @@ class PredictionWriter(Callback):
         self._close(trainer, "links.jsonl")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Leave nothing half-written behind."""
+        """Remove this process's part."""
         if self._part is not None:
             self._part.close()
             Path(self._part.name).unlink(missing_ok=True)
@@ -107,8 +107,7 @@ class PredictionWriter(Callback):
 
     def _open(self, trainer: Trainer, name: str) -> None:
         self._part = None
-        # Collective: every process must ask.
-        folder = trainer.log_dir or trainer.default_root_dir
+        folder = trainer.log_dir or trainer.default_root_dir  # collective: must be called by every process
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
         self._folder = Path(folder)
@@ -125,8 +124,8 @@ class PredictionWriter(Callback):
         available = ranking.top_entities.shape[1]
         if available < min(self.top_k, len(data.entities)):
             raise ConfigError(
-                f"predictions.top_k is {self.top_k}, but the model keeps only {available} candidates of a mention. "
-                f"Raise the model's (--model.ranker.top_k {self.top_k}) or lower the callback's."
+                f"predictions.top_k is {self.top_k}, but the model keeps only {available} candidates per mention. "
+                f"Increase the model's (--model.ranker.top_k {self.top_k}) or decrease the callback's."
             )
         if self._entities is None:
             self._entities = as_table(data.entities)
@@ -153,13 +152,13 @@ class PredictionWriter(Callback):
 def prediction(
     mention: Mention, entities: EntityTable, candidates: list[dict[str, Any]], ranks: dict[str, int] | None = None
 ) -> dict[str, Any]:
-    """What is written of a mention.
+    """The output record of a mention.
 
     Args:
         mention: The mention.
         entities: The knowledge base.
-        candidates: As :func:`candidate_lists` makes them.
-        ranks: Its rank by each score, 0 where no gold is in the knowledge base; not given, golds are not told.
+        candidates: Candidates from :func:`candidate_lists`.
+        ranks: Its rank by each score, 0 if no gold is in the knowledge base; without ranks, golds are omitted.
     """
     record: dict[str, Any] = {"id": mention.id, "mention": mention.mention, "sentence": mention.sentence}
     if ranks is not None:
@@ -169,10 +168,10 @@ def prediction(
 
 
 def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) -> list[list[dict[str, Any]]]:
-    """The top candidates of each mention of a ranking, best first, as plain records.
+    """The top candidates of each mention of a ranking, best first, as dictionaries.
 
     Args:
-        ranking: Of a batch of mentions.
+        ranking: Ranking of a batch of mentions.
         entities: The knowledge base.
         top_k: Candidates per mention.
 
@@ -205,12 +204,12 @@ def _part_path(folder: Path, name: str, rank: int) -> Path:
 
 
 def _merge(parts: list[Path], target: Path) -> None:
-    """Put the processes' parts together in the order of the mentions, each mention once."""
+    """Merge the parts of all processes in the order of the mentions, without duplicates."""
     missing = [path for path in parts if not path.is_file()]
     if missing:
         raise ConfigError(
-            f"{missing[0]} was written by another machine and cannot be seen from here. Evaluate on one machine, or "
-            "put --trainer.default_root_dir on a file system that all of them share."
+            f"{missing[0]} was written by another machine and is not visible here. Evaluate on one machine, or set "
+            "--trainer.default_root_dir to a shared file system."
         )
     places: dict[int, tuple[int, int]] = {}  # index of a mention -> part, offset of its line
     files = [path.open("rb") for path in parts]

@@ -1,4 +1,4 @@
-"""Logged metrics, sorted by the score that they belong to."""
+"""Collects logged metrics by score."""
 
 from __future__ import annotations
 
@@ -14,31 +14,31 @@ from mimic_pl.metrics import GROUPS, HITS
 from mimic_pl.records import Entity, Mention
 
 PUBLISHED = (*(f"hits@{k}" for k in HITS), "mrr", "mr")
-"""The metrics' names in the order in which papers print them."""
+"""Names of the metrics, in the usual order of papers."""
 
 RECALL = tuple(f"recall@{k}" for k in HITS)
-"""Metrics that follow them where mentions have several golds."""
+"""Additional metrics if mentions have several golds."""
 
 
 def metrics_by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:
-    """Sort what a stage logged by score: ``{"overall": {"mrr": ...}, "text": {"mrr": ...}, ...}``.
+    """A stage's metrics by score: ``{"overall": {"mrr": ...}, "text": {"mrr": ...}, ...}``.
 
     Args:
         logged: The Trainer's ``callback_metrics``.
         stage: ``val`` or ``test``: names are ``{stage}/{metric}`` for the overall score, ``{stage}/{unit}/{metric}``
             for a unit's. Those of :data:`~mimic_pl.metrics.GROUPS` are left out, see :func:`metrics_by_group`.
     """
-    result: dict[str, dict[str, float]] = {"overall": {}} | _by_middle(logged, stage)
+    result: dict[str, dict[str, float]] = {"overall": {}} | _by_score(logged, stage)
     return {score: metrics for score, metrics in result.items() if score not in GROUPS}
 
 
 def metrics_by_group(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, Any]]:
-    """Results of mentions whose golds were seen in training and of the others, where both were reported.
+    """Results for mentions with golds seen and unseen in training, if logged.
 
     Returns:
-        ``{"seen": {"mentions": 12, "metrics": {"mrr": ...}}, "unseen": ...}``; empty where there is no such report.
+        ``{"seen": {"mentions": 12, "metrics": {"mrr": ...}}, "unseen": ...}``; empty if not logged.
     """
-    found = _by_middle(logged, stage)
+    found = _by_score(logged, stage)
     return {
         group: {"mentions": int(found[group].pop("mentions")), "metrics": found[group]}
         for group in GROUPS
@@ -46,8 +46,8 @@ def metrics_by_group(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict
     }
 
 
-def _by_middle(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:
-    """A stage's metrics by what stands between stage and metric in their names; ``overall`` if nothing does."""
+def _by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:
+    """A stage's metrics by the part of their names between stage and metric; ``overall`` without one."""
     result: dict[str, dict[str, float]] = {}
     for name, value in logged.items():
         prefix, _, rest = name.partition("/")
@@ -63,20 +63,20 @@ def _published_order(metric: tuple[str, float]) -> tuple[int, str]:
 
 
 def missing_golds(mentions: Sequence[Mention], entities: Sequence[Entity]) -> int:
-    """How many mentions have no gold in the knowledge base."""
+    """Number of mentions without a gold in the knowledge base."""
     known = as_table(entities).positions
     return sum(not any(gold in known for gold in mention.golds) for mention in mentions)
 
 
 def title_of(trainer: Trainer) -> str:
-    """What a Trainer's data module wants to be called; the name of its class if it does not say."""
+    """Title of a Trainer's data module; by default, its class name."""
     data = getattr(trainer, "datamodule", None)
     title: str = getattr(data, "title", type(data).__name__)
     return title
 
 
 def published_results(trainer: Trainer) -> Mapping[str, float] | None:
-    """The paper's test results on a Trainer's data set, if it reports any."""
+    """Published test results on a Trainer's data set, if any."""
     data = getattr(trainer, "datamodule", None)
     published = getattr(data, "published", None)
     return published.test if isinstance(published, PublishedStatistics) else None

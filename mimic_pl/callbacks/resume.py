@@ -1,4 +1,4 @@
-"""Exact resume: a run that goes on from a checkpoint of any moment does what the undisturbed one would have done."""
+"""Exact resume: a run resumed from any checkpoint continues like the uninterrupted run."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ _Progress = dict[str, Any]
 
 
 class ExactResume(Callback):
-    """Puts Lightning's counters, as a checkpoint holds them, into a state from which the rest of the run is the same.
+    """Corrects Lightning's counters in a checkpoint so that the rest of the run is unchanged.
 
-    From the end of an epoch Lightning goes on exactly. From elsewhere it does not, and this callback sees to it that
+    Lightning itself resumes exactly only from the end of an epoch. From elsewhere, this callback ensures that
 
-    - a validation that was due after the checkpoint's batch, or was interrupted, is done from its beginning (Lightning
-      leaves it out, and with the epoch's last batch the end of the epoch as well);
-    - batches of an accumulation that had not led to a step yet are taken again, their gradients being lost;
+    - a validation that was due after the checkpoint's batch, or was interrupted, is run from its start (Lightning skips
+      it, and after the last batch also the end of the epoch);
+    - batches accumulated since the last optimizer step are repeated, since their gradients are lost;
     - with ``max_steps``, a finished epoch is not ended a second time;
-    - a run that had stopped early has stopped.
+    - a run that had stopped early does not continue.
 
-    The sampler leaves out the batches that are taken (:meth:`~mimic_pl.data.sampler.TrainSampler.begin`), dropout is
-    seeded by step, random images by epoch and item, and the other callbacks keep their own state. So on the CPU, with
-    the same number of processes, the weights are equal to the last bit. What is not: means over the epoch that was
-    interrupted (``train/loss_epoch``), which are of its batches since, and a plateau scheduler's look at it.
+    The sampler skips the batches already consumed (:meth:`~mimic_pl.data.sampler.TrainSampler.start_at`), dropout is
+    seeded by step, random images by epoch and item, and the other callbacks store their own state. So on a CPU, with
+    the same number of processes, the weights are bit-identical. The exceptions are averages over the interrupted epoch
+    (``train/loss_epoch``), which contain only the batches since, and so a plateau scheduler that monitors them.
 
-    It is one of the callbacks of ``mimic-pl fit``; a Trainer of your own takes it in ``callbacks``.
+    It is one of the callbacks of ``mimic-pl fit``; for a custom Trainer, pass it in ``callbacks``.
     """
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class ExactResume(Callback):
         self._within_epoch = False
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Change the counters before Lightning reads them."""
+        """Correct the counters before Lightning loads them."""
         self._between_epochs = self._within_epoch = False
         if trainer.state.fn != "fit" or "fit_loop" not in checkpoint.get("loops", {}):
             return
@@ -51,22 +51,22 @@ class ExactResume(Callback):
                 again = _without_step(batches, trainer.accumulate_grad_batches)
                 for count in (batches["total"], batches["current"]):
                     count.update(dict.fromkeys(count, count["processed"] - again))
-                # One batch begun and none done is how Lightning knows a validation that has to be done.
-                begun = {"ready": 1, "started": 1, "processed": int(again > 0), "completed": int(again > 0)}
-                validation.update(total=dict(begun), current=dict(begun), is_last_batch=again > 0)
+                # One batch started and none processed tells Lightning that the validation is unfinished.
+                started = {"ready": 1, "started": 1, "processed": int(again > 0), "completed": int(again > 0)}
+                validation.update(total=dict(started), current=dict(started), is_last_batch=again > 0)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what follows from the loaders, which are there by now."""
+        """Correct the state of the loops that depends on the loaders."""
         loop = trainer.fit_loop
         if self._between_epochs:
-            # Lightning takes any run with max_steps for one that goes on within an epoch.
+            # Lightning assumes that any run with max_steps resumes within an epoch.
             loop._restarting = False
             loop.epoch_loop.restarting = False
             loop.epoch_loop.reset_restart_stage()
         if self._within_epoch:
             assert loop._data_fetcher is not None
             validates = loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-            # The step of the loggers, which is counted on after a batch's validation.
+            # The loggers' step, which is incremented after a batch's validation.
             loop.epoch_loop._batches_that_stepped = trainer.global_step - validates
             if loop.epoch_loop._num_ready_batches_reached() and not validates:
                 loop._data_fetcher.done = True
@@ -78,13 +78,13 @@ class ExactResume(Callback):
 
 
 def _validated(batches: _Progress, validation: _Progress) -> bool:
-    """Whether the checkpoint was taken at the end of the validation after its last batch."""
+    """Whether the checkpoint was saved at the end of the validation after its last batch."""
     if batches["current"]["completed"] < batches["current"]["processed"]:
-        return False  # it was taken at the end of the batch
+        return False  # it was saved at the end of the batch
     count = validation["current"]
     return bool(validation["is_last_batch"]) and count["completed"] == count["ready"]
 
 
 def _without_step(batches: _Progress, accumulated: int) -> int:
-    """Batches since the last step of the optimizer, which steps at the end of an epoch in any case."""
+    """Batches since the last optimizer step; there is always a step at the end of an epoch."""
     return 0 if batches["is_last_batch"] else int(batches["current"]["processed"]) % accumulated

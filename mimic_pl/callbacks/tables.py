@@ -1,4 +1,4 @@
-"""The result table: overall score, each unit and the published figures side by side."""
+"""The result table: overall score, each unit and the published results."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ from mimic_pl.data.protocol import Records, data_of
 class ResultTable(Callback):
     """Prints a table after ``test`` and ``validate``: a row for the overall score and for each unit.
 
-    Where mentions have several golds there is a second table, of recall over them. Where a test split has mentions of
-    golds that were seen in training and of others, each of the two has a row with its overall results. After ``test``
-    of a data set with published results these are the last row.
+    If mentions have several golds, there is a second table of recall over them. If a test split has golds both seen and
+    unseen in training, each group has a row with its overall results. After ``test``, published results of the data
+    set, if any, are the last row.
     """
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -34,7 +34,7 @@ class ResultTable(Callback):
         self._print(trainer, "test")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Print the table of the validation split, unless it is evaluated in the course of training."""
+        """Print the table of the validation split, except during training."""
         if trainer.state.fn == "validate":
             self._print(trainer, "val")
 
@@ -63,15 +63,14 @@ def result_table(
     groups: Mapping[str, Mapping[str, Any]] | None = None,
     columns: Sequence[str] = PUBLISHED,
 ) -> Table:
-    """Build the table: figures in percent, the mean rank in ranks.
+    """Build the table: metrics in percent, except for the mean rank.
 
     Args:
         title: Its title.
-        scores: Metrics by score, shares between 0 and 1.
-        published: Published metrics of the overall score, shares between 0 and 1; metrics that were not published are
-            left blank.
-        caption: What the figures are taken over.
-        groups: Results of parts of the mentions, as :func:`~mimic_pl.callbacks.results.metrics_by_group` makes them.
+        scores: Metrics by score, in [0, 1].
+        published: Published metrics of the overall score, in [0, 1]; missing metrics are left blank.
+        caption: Caption, such as the number of mentions.
+        groups: Results of subsets of the mentions, from :func:`~mimic_pl.callbacks.results.metrics_by_group`.
         columns: The metrics to show.
     """
     table = Table(title=title, caption=caption)

@@ -18,7 +18,7 @@ def main(args: Sequence[str] | None = None) -> None:
         args: The command line without the program's name; ``sys.argv`` by default.
 
     Raises:
-        SystemExit: With the error's exit code, after one paragraph on stderr; the traceback stands before it with
+        SystemExit: With the error's exit code, after printing one paragraph to stderr; preceded by the traceback with
             ``--debug`` anywhere on the command line, or ``MIMIC_PL_DEBUG=1`` in the environment.
     """
     given = list(sys.argv[1:] if args is None else args)
@@ -30,7 +30,7 @@ def main(args: Sequence[str] | None = None) -> None:
     if problem is not None:
         print(f"error: {problem}", file=sys.stderr)
         sys.exit(UsageError.exit_code)
-    # Imported here: torch and Lightning take seconds to load, and help should not wait for them.
+    # Imported here, since torch and Lightning take seconds to load, which help should not wait for.
     from mimic_pl.cli.app import run
 
     run(given)

@@ -1,7 +1,7 @@
-"""Overlays that add to a dictionary: ``units+`` and ``losses+`` in a YAML.
+"""Overlays that extend a dictionary: ``units+`` and ``losses+`` in a YAML file.
 
-jsonargparse replaces a dictionary as a whole, and takes single entries on the command line. So an addition becomes
-options in the place of its configuration.
+In a file, jsonargparse replaces a dictionary as a whole, but the command line can set single entries. So additions are
+converted to options.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "losses": {"contrastive": {"class_path": "mimic_pl.losses.UnitConsistentLoss"}},
 }
-"""What a model has that says nothing else: what an addition is added to."""
+"""Default units and losses of a model, which additions extend."""
 
 
 def with_additions(args: Sequence[str]) -> Iterator[str]:
-    """Replace each ``--config FILE`` that adds units or losses by options that do, in its place.
+    """Replace each ``--config FILE`` that adds units or losses by equivalent options, in place.
 
     Args:
         args: The command line.
 
     Raises:
-        ConfigError: A file adds what is no dictionary.
+        ConfigError: An addition is not a dictionary.
     """
     from mimic_pl.runs import read_yaml
 
@@ -45,7 +45,7 @@ def with_additions(args: Sequence[str]) -> Iterator[str]:
             continue
         text = value if equals else next(rest, "")
         if not Path(text).is_file():
-            yield f"{option}={text}"  # JSON, or a mistake that the parser names
+            yield f"{option}={text}"  # JSON, or an error that the parser reports
             continue
         config = read_yaml(Path(text))
         arguments = (config.get("model") or {}).get("init_args") if isinstance(config.get("model"), dict) else None
@@ -58,7 +58,7 @@ def with_additions(args: Sequence[str]) -> Iterator[str]:
         yield f"{option}={json.dumps(config)}"
         for name, entries in added.items():
             if not isinstance(entries, dict):
-                raise ConfigError(f"{text}: '{name}+' adds {type(entries).__name__}; it must be names with classes.")
+                raise ConfigError(f"{text}: '{name}+' is {type(entries).__name__}; it must map names to classes.")
             if name not in given:
                 yield f"--model.{name}={json.dumps(_DEFAULTS[name])}"
                 given.add(name)

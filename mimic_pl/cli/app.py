@@ -1,4 +1,4 @@
-"""The program: LightningCLI with this project's callbacks, runs and errors."""
+"""The command-line program: LightningCLI with this project's callbacks, runs and errors."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import RUNS, Run, become_only_writer, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, lock_run, run_of_checkpoint
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -53,20 +53,20 @@ CALLBACK_DEFAULTS = {
 
 
 INTERRUPTED = 130
-"""Exit code after Ctrl-C, whatever it interrupts."""
+"""Exit code after Ctrl-C."""
 
 
 class MimicCLI(LightningCLI):
-    """LightningCLI with this project's callbacks, and with runs that are found again.
+    """LightningCLI with this project's callbacks, and with commands that work on existing runs.
 
     Args:
         choice: The command line and the run that it works on.
-        held: Releases, when it is closed, what the command holds.
+        resources: Collects resources of the command, such as locks, to be released at its end.
     """
 
-    def __init__(self, choice: Choice, held: ExitStack) -> None:
+    def __init__(self, choice: Choice, resources: ExitStack) -> None:
         self.choice = choice
-        self.held = held
+        self.resources = resources
         strict = {"exit_on_error": False}
         super().__init__(
             MIMIC,
@@ -76,7 +76,7 @@ class MimicCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=43,
             save_config_callback=RunConfig,
-            # A resumed run continues in its folder and writes its configuration again.
+            # A resumed run continues in its folder and rewrites its configuration.
             save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "mimic-pl",
@@ -89,7 +89,7 @@ class MimicCLI(LightningCLI):
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
-        # The others are run elsewhere; here they are known to shell completion and to what is said of a wrong name.
+        # The other commands are run elsewhere; they are added here for shell completion and error messages.
         action: Any = parser._subcommands_action
         for name, command in COMMANDS.items():
             if name not in STAGES:
@@ -100,12 +100,12 @@ class MimicCLI(LightningCLI):
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         given = self.choice.args[0] if self.choice.args else None
         if given in self.subcommands() and given != subcommand:
-            return self.init_parser(**kwargs)  # it is listed, and its arguments are not asked for
+            return self.init_parser(**kwargs)  # only listed, so its arguments are not needed
         parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
         if subcommand != "fit":
-            text = "Folder of the training run to take (default: the newest below lightning_logs)."
+            text = "Folder of the training run (default: the newest in lightning_logs)."
             parser.add_argument("--run", type=str | None, default=None, help=text)
-        # Lightning's own default runs code from a checkpoint that it fetches from an address.
+        # By default, Lightning would run code from a checkpoint loaded from a URL.
         parser.set_defaults({"weights_only": True})
         if subcommand in ("validate", "test"):
             parser.set_defaults({"verbose": False})  # ResultTable shows the metrics
@@ -114,7 +114,7 @@ class MimicCLI(LightningCLI):
         return parser
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks that every run has, each configurable under its own key."""
+        """Add the callbacks of every run, each configurable under its own key."""
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.add_lightning_class_args(EarlyStopping, "early_stopping")
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate")
@@ -125,41 +125,41 @@ class MimicCLI(LightningCLI):
         parser.set_defaults(CALLBACK_DEFAULTS)
 
     def before_instantiate_classes(self) -> None:
-        """Fail on what can be known to fail before anything heavy loads."""
+        """Check the data folder, and the run to resume, before anything heavy loads."""
         config = self.config[self.subcommand]
         check_data_root(config)
         if self.choice.run is not None:
             if self.subcommand == "fit":
                 require_same_task(self.choice.run, config)
             else:
-                self.save_config_callback = None  # the run's configuration stays as it was trained
+                self.save_config_callback = None  # keep the run's training configuration
 
     def before_fit(self) -> None:
-        """Let no other process write into the run's folder."""
-        folder = self._become_only_writer()
+        """Lock the run's folder, and remove temporary files of killed runs."""
+        folder = self._lock_run()
         if folder is not None:
             for saver in self.trainer.checkpoint_callbacks:
                 remove_unfinished(Path(getattr(saver, "dirpath", None) or folder / "checkpoints"))
 
     def before_test(self) -> None:
-        """Let no other process write the run's results."""
-        self._become_only_writer()
+        """Lock the run's results."""
+        self._lock_run()
 
     def before_predict(self) -> None:
-        """Let no other process write the run's links."""
-        self._become_only_writer()
+        """Lock the run's links."""
+        self._lock_run()
 
-    def _become_only_writer(self) -> Path | None:
-        """The run's folder, in the process that writes there."""
-        folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: every process must ask
+    def _lock_run(self) -> Path | None:
+        """Lock the run's folder in the process that writes there, and return it."""
+        folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: must be called by every process
         writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
         if not writes or not self.trainer.is_global_zero:
             return None
-        self.held.callback(become_only_writer(Path(folder), str(self.subcommand)).release)
+        self.resources.callback(lock_run(Path(folder), str(self.subcommand)).release)
         return Path(folder)
 
     def after_fit(self) -> None:
-        """Say where the result is."""
+        """Print the best checkpoint and the next command."""
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
             folder = run_of_checkpoint(best)
@@ -167,12 +167,12 @@ class MimicCLI(LightningCLI):
             _print(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; its outputs go into the chosen run's folder, or into a new one."""
+        """Build the Trainer; it writes into the folder of the chosen run, or of a new one."""
         run = self.choice.run
         logger = self._get(self.config_init, "trainer").logger
         if run is None:
             root = str(self._get(self.config_init, "trainer").default_root_dir or Path.cwd())
-            # Under SLURM runs are called by their job.
+            # Under SLURM, Lightning names runs after their job.
             if logger in (None, True) and "://" not in root and not SLURMEnvironment.detect():
                 kwargs["logger"] = NewVersion(os.path.expanduser(root), name=RUNS)
         else:
@@ -183,7 +183,7 @@ class MimicCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
-        # Lightning refuses these callbacks where the Trainer was told to do without what they need.
+        # Lightning rejects these callbacks if the Trainer has no logger, or no checkpointing.
         if config.get("logger") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
         if config.get("enable_checkpointing") is False:
@@ -198,7 +198,7 @@ class MimicCLI(LightningCLI):
         return super()._instantiate_trainer(config, callbacks)
 
     def _last_checkpoint(self, callbacks: list[Callback]) -> Iterator[ModelCheckpoint]:
-        """What writes ``last.ckpt``: ModelCheckpoint itself does so only where a checkpoint is among the best."""
+        """A callback that writes ``last.ckpt``; ModelCheckpoint itself does so only after a top-k checkpoint."""
         config = self._get(self.config, "checkpoint")
         for best in callbacks:
             if isinstance(best, ModelCheckpoint) and best.save_last is True:
@@ -217,24 +217,24 @@ def run(given: list[str]) -> None:
     """Run a command; see :func:`mimic_pl.cli.main`."""
     debug = debugging(given)
     given = [arg for arg in given if arg not in (DEBUG, ALL)]
-    _find_modules_here()
+    _add_working_directory_to_path()
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
     try:
         if given[0] in COMMANDS and given[0] not in STAGES:
             if status := COMMANDS[given[0]].load().run(given[1:]):
                 sys.exit(status)
-            return  # a notebook that called it goes on
+            return  # without SystemExit, for notebooks
         choice = choose_run(given)
         choice = choice._replace(args=list(with_additions(choice.args)))
         if choice.note:
             _print(choice.note)
-        with ExitStack() as held:
-            MimicCLI(choice, held)
+        with ExitStack() as resources:
+            MimicCLI(choice, resources)
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)
     except SystemExit as end:
-        if isinstance(end.__context__, KeyboardInterrupt):  # Lightning's own way to end on Ctrl-C
+        if isinstance(end.__context__, KeyboardInterrupt):  # raised by Lightning on Ctrl-C
             sys.exit(INTERRUPTED)
         raise
     except Exception as error:
@@ -245,10 +245,10 @@ def run(given: list[str]) -> None:
         sys.exit(problem.exit_code)
 
 
-def _find_modules_here() -> None:
-    """Let a model in a file of the current folder be named, which a console script does not find by itself.
+def _add_working_directory_to_path() -> None:
+    """Make modules in the working directory importable, as a console script does not by itself.
 
-    Last of all places, so that nothing there stands in for a library.
+    It is last in the path, so that nothing there shadows a library.
     """
     here = str(Path.cwd())
     if not getattr(sys.flags, "safe_path", False) and not {"", here} & set(sys.path):
@@ -256,7 +256,7 @@ def _find_modules_here() -> None:
 
 
 class NewVersion(TensorBoardLogger):
-    """Lightning's own logger, but two processes that start at once never take the same ``version_N``."""
+    """TensorBoardLogger whose ``version_N`` is unique even if several processes start at once."""
 
     def _get_next_version(self) -> int:
         version = super()._get_next_version()

@@ -1,4 +1,4 @@
-"""``mimic-pl baselines``: what names, BM25 and the untrained encoder get on a data set."""
+"""``mimic-pl baselines``: results of name matching, BM25 and the untrained encoder on a data set."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
 
     Args:
         parser: The parser; a LightningArgumentParser if complete.
-        complete: With every option of the classes that can be named; without, for help that loads none of them.
+        complete: Add every option of the configurable classes; if false, none of them is loaded (for help).
     """
     from mimic_pl.cli.sections import (
         add_config_argument,
@@ -26,20 +26,20 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
         add_processor_argument,
     )
 
-    add_config_argument(parser, "Take the 'model' and 'data' sections of this configuration; the rest is ignored.")
+    add_config_argument(parser, "Configuration from which 'model' and 'data' are used; the rest is ignored.")
     add_model_argument(parser, complete, required=False)
     add_data_argument(parser, complete)
     add_processor_argument(parser, complete)
-    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Which mentions are ranked.")
-    text = "Folder for the results; by default baselines/NAME of the data set, baselines/NAME-val for --split val."
+    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Split to evaluate.")
+    text = "Folder for the results (default: baselines/NAME of the data set, or baselines/NAME-val for --split val)."
     parser.add_argument("--output", type=str | None, default=None, help=text)
     text = (
-        "Which baselines, separated by commas; by default all: exact_name, name_similarity, bm25, and with a model "
+        "Baselines, separated by commas (default: all): exact_name, name_similarity, bm25, and with a model "
         "text_cosine, image_cosine, both_cosines."
     )
     parser.add_argument("--only", type=str | None, default=None, help=text)
-    parser.add_argument("--top_k", type=int, default=10, help="Candidates of each mention that are written.")
-    text = "Where the encoder computes, as torch calls it; by default a GPU if there is one."
+    parser.add_argument("--top_k", type=int, default=10, help="Candidates to write per mention.")
+    text = "Torch device of the encoder (default: a GPU if available)."
     parser.add_argument("--device", type=str | None, default=None, help=text)
 
 
@@ -70,22 +70,22 @@ def run(args: list[str]) -> int:
     check_data_root(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
     if not set(chosen) & set(COSINES):
-        config.model = None  # nothing heavy loads for names
+        config.model = None  # not needed, and slow to load
     device = config.device or ("cuda" if torch.cuda.is_available() else "cpu")
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(f"--device is {device}, but torch sees no CUDA device here.")
-    seed_everything(43, verbose=False)  # for an encoder that is configured with random weights
+        raise ConfigError(f"--device is {device}, but no CUDA device is available. Use --device cpu.")
+    seed_everything(43, verbose=False)  # for an encoder configured with random weights
     built: Any = parser.instantiate_classes(config)
     name = built.data.name or built.data.folder.resolve().name
     folder = Path(config.output or Path("baselines") / (name if config.split == "test" else f"{name}-{config.split}"))
     encoder = None if built.model is None else built.model.encoder
     built.data.processor = (built.processor or Processor()) if built.model is None else built.model.processor
-    told = run_baselines(built.data, config.split, folder, encoder, chosen, config.top_k, device)
-    # As in a run's folder: by the inputs the report tells which results may be compared.
+    summary = run_baselines(built.data, config.split, folder, encoder, chosen, config.top_k, device)
+    # As in a run's folder: the report compares only results with the same inputs.
     dumped = yaml.safe_load(parser.dump(config))
     processor = {"model": {"init_args": {"processor": dumped["processor"]}}} if dumped.get("processor") else {}
     inputs = yaml.safe_dump({"data": dumped["data"], **processor}, allow_unicode=True)
-    for name in told["baselines"]:
+    for name in summary["baselines"]:
         write_file(folder / name / "config.yaml", inputs.encode())
     print(f"Written to {folder}.")
     return 0

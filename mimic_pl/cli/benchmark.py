@@ -1,4 +1,4 @@
-"""``mimic-pl benchmark``: how fast this machine ranks, trains and reads, in ratios."""
+"""``mimic-pl benchmark``: speed of ranking, training and reading on this machine, as ratios."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
 
     Args:
         parser: The parser.
-        complete: No option of it needs more than the settings.
+        complete: Ignored.
     """
     parser.add_class_arguments(Settings, skip={"quick"})
-    text = "Small sizes, which show that everything runs and measure nothing well."
+    text = "Use small sizes, to check that everything runs; the measurements are inaccurate."
     parser.add_argument("--quick", action="store_true", help=text)
 
 

@@ -1,4 +1,4 @@
-"""Which run a command works on: read from the command line before it is parsed, as the run's config is part of it."""
+"""Chooses the run that a command works on, before the command line is parsed: the run's config becomes part of it."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mimic_pl.checkpoint_reader import read_checkpoint, require_numbers
+from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.errors import ConfigError
-from mimic_pl.runs import RUNS, Run, newest_run, open_run, read_yaml, run_of_checkpoint, runs_below
+from mimic_pl.runs import RUNS, Run, find_runs, newest_run, open_run, read_yaml, run_of_checkpoint
 
 
 class Choice(NamedTuple):
-    """What was decided.
+    """The chosen run.
 
     Attributes:
         args: The command line with the run's configuration and checkpoint filled in.
-        run: The run whose folder the outputs go to; ``None`` for a folder of their own.
-        note: What to tell the user.
+        run: The run whose folder the outputs are written to; ``None`` for a new folder.
+        note: Message for the user.
     """
 
     args: list[str]
@@ -29,43 +29,43 @@ class Choice(NamedTuple):
 
 
 def choose_run(args: list[str]) -> Choice:
-    """Decide on the run.
+    """Choose the run.
 
-    - ``test``, ``validate``, ``predict`` and ``robustness`` without ``--config`` and ``--model`` take the newest run,
-      or that of ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, with ``--config`` files and
-      options on top, and its best checkpoint.
-    - ``--ckpt_path best`` and ``last`` mean those of that run; with a ``--config`` only its weights are taken.
+    - ``test``, ``validate``, ``predict`` and ``robustness`` without ``--config`` and ``--model`` use the newest run, or
+      that of ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, overridden by ``--config``
+      files and options, and its best checkpoint.
+    - ``--ckpt_path best`` and ``last`` refer to that run; with a ``--config``, only its weights are used.
     - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run. With a ``--config`` and no
-      run that has a checkpoint, it starts: a job that is requeued has one and the same command line.
+      run that has a checkpoint, training starts, since a requeued job always has the same command line.
 
     Raises:
-        ConfigError: There is no such run or checkpoint, or a configuration that cannot be read.
+        ConfigError: There is no such run or checkpoint, or a configuration cannot be read.
         CheckpointError: The checkpoint cannot be used.
     """
     if args == ["fit"]:
         raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
-    if not args or args[0] not in ("fit", "validate", "test", "predict", "robustness") or _only_asks(args):
+    if not args or args[0] not in ("fit", "validate", "test", "predict", "robustness") or _requests_help(args):
         return Choice(args)
     command, rest = args[0], args[1:]
     given = _peek(rest)
     for config in map(Path, given.config or ()):
         if config.is_file():
-            read_yaml(config)  # jsonargparse does not say which file it cannot read
+            read_yaml(config)  # names the file if it cannot be read, unlike jsonargparse
     named = given.ckpt_path in ("best", "last")
     if not named and given.ckpt_path and "://" not in given.ckpt_path:
         if not Path(given.ckpt_path).is_file():
-            raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Give a file, or 'best' or 'last'.")
+            raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Pass a file, or 'best' or 'last'.")
         _check(Path(given.ckpt_path))
     bare = not given.config and given.model is None
     if not (given.run or named or (bare and command != "fit")):
         untrained = command != "fit" and given.ckpt_path is None
-        note = "No --ckpt_path: the model is evaluated as the configuration builds it." if untrained else None
+        note = "No --ckpt_path: the model is evaluated with its initial weights." if untrained else None
         return Choice(args, note=note)
 
     runs = Path(_root(given)) / RUNS
-    if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not runs_below(runs):
-        # The command line of a job that is requeued has to be good for its first start as well.
-        note = f"There is no checkpoint in {short(runs.resolve())} to resume from: training starts at its beginning."
+    if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not find_runs(runs):
+        # The command line of a requeued job must also work for its first start.
+        note = f"There is no checkpoint in {short(runs.resolve())} to resume from: training starts from scratch."
         return Choice([*args, "--ckpt_path", "null"], note=note)
     if given.run:
         run = open_run(given.run)
@@ -76,19 +76,19 @@ def choose_run(args: list[str]) -> Choice:
     if named or given.ckpt_path is None:
         checkpoint = run.checkpoint(given.ckpt_path or "best")
         _check(checkpoint)
-        # Behind the configuration, which may hold a path of its own, and behind the words best and last.
+        # At the end, to override a path in the configuration, and the words best and last.
         rest = [*rest, "--ckpt_path", str(checkpoint)]
-        note = f"{'Resuming' if command == 'fit' else 'Taking'} run {short(run.folder)}, checkpoint {checkpoint.name}."
+        note = f"{'Resuming' if command == 'fit' else 'Using'} run {short(run.folder)}, checkpoint {checkpoint.name}."
     else:
-        note = f"Taking run {short(run.folder)}, checkpoint {given.ckpt_path}."
+        note = f"Using run {short(run.folder)}, checkpoint {given.ckpt_path}."
     return Choice([command, *front, *rest], run if takes_config or command == "fit" else None, note)
 
 
 def check_data_root(config: Any) -> None:
-    """Check the data folder, or those of all data sets, before a model is loaded for it.
+    """Check the folders of all data sets, before a model is loaded.
 
     Raises:
-        ConfigError: It does not exist.
+        ConfigError: A folder does not exist.
     """
     for data in _data_sets(config.data.as_dict()):
         module, _, name = data["class_path"].rpartition(".")
@@ -97,7 +97,7 @@ def check_data_root(config: Any) -> None:
 
 
 def _data_sets(data: Any) -> Iterator[dict[str, Any]]:
-    """The sections of a configuration of data that have a folder: itself, or those within."""
+    """The data sections with a folder: the given one, or nested ones."""
     if isinstance(data, list):
         for part in data:
             yield from _data_sets(part)
@@ -110,11 +110,11 @@ def _data_sets(data: Any) -> Iterator[dict[str, Any]]:
 
 
 def require_same_task(run: Run, config: Any) -> None:
-    """Refuse to resume a run on other data, or with another model, than it was trained with.
+    """Refuse to resume a run with other data or another model than it was trained with.
 
     Args:
-        run: The run that is resumed.
-        config: The configuration of this command, parsed.
+        run: The run to resume.
+        config: The parsed configuration of this command.
 
     Raises:
         ConfigError: They differ.
@@ -130,14 +130,14 @@ def require_same_task(run: Run, config: Any) -> None:
             before, now = (", ".join(str(part["init_args"]["root"]) for part in _data_sets(data)) for data in sections)
         if before is not None and now is not None and str(before) != str(now):
             raise ConfigError(
-                f"The newest run {short(run.folder)} was trained with {key} = {before}, and this command says {now}. "
-                "To resume another run, give the path of its checkpoint: --ckpt_path FOLDER/checkpoints/last.ckpt."
+                f"The newest run {short(run.folder)} was trained with {key} = {before}, but this command has {now}. "
+                "To resume another run, pass the path of its checkpoint: --ckpt_path FOLDER/checkpoints/last.ckpt."
             )
 
 
 def _check(checkpoint: Path) -> None:
-    """Read a checkpoint once with care, before anything else does."""
-    require_numbers(read_checkpoint(checkpoint)["state_dict"], checkpoint)
+    """Verify a checkpoint before anything else reads it."""
+    require_no_nan(read_checkpoint(checkpoint)["state_dict"], checkpoint)
 
 
 def _peek(args: list[str]) -> Any:
@@ -151,7 +151,7 @@ def _peek(args: list[str]) -> Any:
 
 
 def _root(given: Any) -> str:
-    """Where the Trainer puts its runs: as it stands on the command line, or in a configuration."""
+    """The Trainer's default_root_dir, from the command line or a configuration."""
     root = given.root
     for path in reversed(given.config or []) if root is None else ():
         trainer = read_yaml(Path(path)).get("trainer") if Path(path).is_file() else None
@@ -159,12 +159,12 @@ def _root(given: Any) -> str:
     return root or "."
 
 
-def _only_asks(args: list[str]) -> bool:
+def _requests_help(args: list[str]) -> bool:
     return any(re.match(r"-h$|--help|--print_config|--[\w.]+\.help(=|$)", arg) for arg in args)
 
 
 def short(path: Path) -> str:
-    """A path as one would type it here."""
+    """A path relative to the working directory, if possible."""
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

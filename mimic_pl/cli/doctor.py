@@ -1,4 +1,4 @@
-"""``mimic-pl doctor``: check a data folder before any training."""
+"""``mimic-pl doctor``: check a data folder before training."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
 
     Args:
         parser: The parser; a LightningArgumentParser if complete.
-        complete: With every option of the classes that can be named; without, for help that loads none of them.
+        complete: Add every option of the configurable classes; if false, none of them is loaded (for help).
     """
     from mimic_pl.cli.sections import add_config_argument, add_data_argument, add_processor_argument
 
-    add_config_argument(parser, "Take data and processor of this configuration; the rest is ignored.")
+    add_config_argument(parser, "Configuration from which data and processor are used; the rest is ignored.")
     add_data_argument(parser, complete)
     add_processor_argument(parser, complete)
 

@@ -1,4 +1,4 @@
-"""Help, version and mistyped commands, answered before anything heavy loads."""
+"""Help, version and mistyped commands, handled before anything heavy loads."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from mimic_pl import __version__
 from mimic_pl.cli.program import ABOUT, COMMANDS, MAIN_OPTIONS, STAGES
 
 ALL = "--all"
-"""With ``--help``: every option of a stage."""
+"""Together with ``--help``: show every option of a stage."""
 
 
 def quick_answer(args: Sequence[str]) -> str | None:
-    """The answer to a command line that asks for help or for the version; ``None`` for any other.
+    """The output of a command line that requests help or the version; ``None`` for any other.
 
     Args:
         args: The command line without the program's name.
@@ -30,7 +30,7 @@ def quick_answer(args: Sequence[str]) -> str | None:
 
 
 def unknown_command(args: Sequence[str]) -> str | None:
-    """What to say of a command line that begins with a word that is not a command; ``None`` for any other."""
+    """The error message for an unknown command; ``None`` if the command is known."""
     if not args or args[0].startswith("-") or args[0] in COMMANDS:
         return None
     close = difflib.get_close_matches(args[0], COMMANDS, n=1)
@@ -41,7 +41,7 @@ def unknown_command(args: Sequence[str]) -> str | None:
 def _commands() -> str:
     rows = [(name, command.summary) for name, command in COMMANDS.items()]
     options = [
-        ("-h, --help", "Show this help; after a command: that of the command."),
+        ("-h, --help", "Show this help, or after a command its help."),
         ("--version", "Show the version."),
     ]
     return "\n".join(
@@ -64,7 +64,7 @@ def _stage(name: str) -> str:
     more = [
         (f"mimic-pl {name} --help {ALL}", "Every option."),
         (f"mimic-pl {name} --model.help MIMIC", "The options of a class: --data.help RichpediaMEL, and so on."),
-        (f"mimic-pl {name} --config FILE --print_config", "The whole configuration, with all defaults."),
+        (f"mimic-pl {name} --config FILE --print_config", "The complete configuration, with all defaults."),
     ]
     return "\n".join(
         [
@@ -90,7 +90,7 @@ def _own_command(name: str) -> str:
 
 
 def _table(rows: Sequence[tuple[str, str]]) -> list[str]:
-    """Two columns, the second one wrapped."""
+    """Format two columns, the second one wrapped."""
     first = min(max(len(name) for name, _ in rows), 34)
     lines = []
     for name, text in rows:

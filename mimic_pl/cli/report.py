@@ -1,4 +1,4 @@
-"""``mimic-pl report``: runs side by side in one table with plots, and a page of the worst mentions."""
+"""``mimic-pl report``: a table of runs with plots, and a page of the worst mentions."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
 
     Args:
         parser: The parser.
-        complete: No option of it names a class.
+        complete: Ignored.
     """
     parser.add_argument(
         "runs", nargs="*", type=str, help="Folders of tested runs; seeds of one experiment share a row."
     )
-    parser.add_argument("--output", type=str, default="report", help="Folder that the report is written into.")
-    text = "Run with which the others are compared (default: the first of each data set)."
+    parser.add_argument("--output", type=str, default="report", help="Folder for the report.")
+    text = "Run to compare the others with (default: the first of each data set)."
     parser.add_argument("--baseline", type=str | None, default=None, help=text)
-    parser.add_argument("--gates", action="store_true", help="Draw histograms of the gates too: loads the models.")
-    text = "Run whose worst mentions are shown in errors.html, with images and attention: loads its model."
+    parser.add_argument("--gates", action="store_true", help="Also draw histograms of the gates; loads the models.")
+    text = "Run whose worst mentions are shown in errors.html, with images and attention; loads its model."
     parser.add_argument("--errors", type=str | None, default=None, help=text)
-    parser.add_argument("--worst", type=int, default=50, help="How many of them.")
+    parser.add_argument("--worst", type=int, default=50, help="Number of worst mentions.")
 
 
 def run(args: list[str]) -> int:
@@ -45,8 +45,8 @@ def run(args: list[str]) -> int:
     given = parser.parse_args(args)
     if not given.runs and given.errors is None:
         raise ConfigError(
-            "report needs runs that were tested, for example: mimic-pl report runs/*/version_*; or one whose worst "
-            "mentions it shows: mimic-pl report --errors lightning_logs/version_0"
+            "report needs tested runs, for example: mimic-pl report runs/*/version_*; or a run whose worst mentions to "
+            "show: mimic-pl report --errors lightning_logs/version_0"
         )
     runs = [open_finished(folder) for folder in given.runs]
     baseline = None if given.baseline is None else open_finished(given.baseline)

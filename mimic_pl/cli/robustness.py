@@ -1,4 +1,4 @@
-"""``mimic-pl robustness``: a run's results as its mentions' images and texts get worse."""
+"""``mimic-pl robustness``: a run's results on increasingly degraded mentions."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
 
     Args:
         parser: The parser; a LightningArgumentParser if complete.
-        complete: With every option of the classes that can be named; without, for help that loads none of them.
+        complete: Add every option of the configurable classes; if false, none of them is loaded (for help).
     """
     from mimic_pl.cli.sections import add_config_argument, add_data_argument, add_model_argument
 
-    text = "Take the 'trainer', 'model' and 'data' sections of this configuration on top of the run's."
+    text = "Configuration whose 'trainer', 'model' and 'data' sections override those of the run."
     add_config_argument(parser, text)
-    text = "Folder of the training run to take (default: the newest below lightning_logs)."
+    text = "Folder of the training run (default: the newest in lightning_logs)."
     parser.add_argument("--run", type=str | None, help=text)
     parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint: a file, 'best' (the default) or 'last'.")
     text = "Kinds of degradation, separated by commas (default: all)."
     parser.add_argument("--kinds", type=str | None, default=None, help=text)
-    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Split that is evaluated.")
-    parser.add_argument("--seed", type=int, default=43, help="Decides what is drawn.")
+    parser.add_argument("--split", type=Literal["test", "val"], default="test", help="Split to evaluate.")
+    parser.add_argument("--seed", type=int, default=43, help="Seed of the degradations.")
     if complete:
         from lightning.pytorch import Trainer
 
@@ -68,10 +68,10 @@ def run(args: list[str]) -> int:
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(choice.args[1:], ("trainer", "model", "data"))))
     if choice.run is None:
-        raise ConfigError("robustness evaluates a trained run: leave --config and --model out, or add --run FOLDER.")
+        raise ConfigError("robustness evaluates a trained run: omit --config and --model, or add --run FOLDER.")
     degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
     check_data_root(config)
-    # The run's files stay as they are, and one bar shows the way through all grades.
+    # The run's files are not changed, and a single progress bar covers all grades.
     config.trainer.default_root_dir = str(choice.run.folder)
     for option in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
         config.trainer[option] = False
@@ -80,7 +80,7 @@ def run(args: list[str]) -> int:
     if trainer.is_global_zero:
         print(choice.note, flush=True)
     grades = measure(trainer, built.model, built.data, degradations, config.split, config.ckpt_path)
-    bar = tqdm(grades, "Evaluating grades", len(degradations), leave=False, disable=not trainer.is_global_zero)
+    bar = tqdm(grades, "Evaluating degradations", len(degradations), leave=False, disable=not trainer.is_global_zero)
     measured = list(bar)
     if trainer.is_global_zero:
         path = write_grades(choice.run.folder, measured)

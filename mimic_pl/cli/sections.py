@@ -1,4 +1,4 @@
-"""Configurations whose sections a command takes in part, as arguments in their place on the command line."""
+"""Options for sections of a configuration, for commands that use only some of them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from mimic_pl.errors import ConfigError
 
 
 def add_config_argument(parser: ArgumentParser, text: str) -> None:
-    """Add ``--config``, which may be given several times: what a later file says is laid over the earlier ones."""
-    parser.add_argument("-c", "--config", action=ActionConfigFile, help=f"{text} Several may be given.")
+    """Add ``--config``, which may be repeated: later files override earlier ones."""
+    parser.add_argument("-c", "--config", action=ActionConfigFile, help=f"{text} May be repeated.")
 
 
 def add_data_argument(parser: ArgumentParser, complete: bool) -> None:
@@ -40,8 +40,8 @@ def add_model_argument(parser: ArgumentParser, complete: bool, required: bool = 
 
 
 def add_processor_argument(parser: ArgumentParser, complete: bool) -> None:
-    """Add ``--processor``, for commands that read records but build no model."""
-    text = "Text templates, image policy, ... of the records; by default those of the configuration's model."
+    """Add ``--processor``, for commands that read records but do not build a model."""
+    text = "Text templates, image policy and so on (default: those of the configuration's model)."
     if complete:
         from mimic_pl.processor import Processor
 
@@ -51,11 +51,11 @@ def add_processor_argument(parser: ArgumentParser, complete: bool) -> None:
 
 
 def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
-    """Replace each ``--config FILE`` by those of these sections that the file has, in place: later options still win.
+    """Replace each ``--config FILE`` by the given sections of the file, in place, so that later options override them.
 
     Args:
         args: The command line.
-        names: The sections' names; the others are ignored. ``processor`` is that of the model.
+        names: Names of the sections; all others are ignored. ``processor`` is that of the model.
 
     Raises:
         ConfigError: The file does not exist, or has none of the sections.
@@ -69,7 +69,7 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
             yield arg
             continue
         text = value if equals else next(rest, "")
-        if text.startswith("{"):  # of an overlay that adds
+        if text.startswith("{"):  # an overlay with additions, as JSON
             path, sections = Path("the overlay"), json.loads(text)
         else:
             path = Path(text)
@@ -85,6 +85,6 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
 
 
 def _processor(model: object) -> object:
-    """The section of the processor in that of a model."""
+    """The processor section within a model section."""
     arguments = model.get("init_args") if isinstance(model, dict) else None
     return arguments.get("processor") if isinstance(arguments, dict) else None

@@ -1,4 +1,4 @@
-"""jsonargparse's errors, cut down to the paragraph that helps: which key, what is wrong, what was probably meant."""
+"""Shortens jsonargparse's errors to one paragraph: which key, what is wrong, what was probably meant."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.*)")
 
 
 def short_message(message: str) -> str:
-    """Cut an error message of jsonargparse down.
+    """Shorten an error message of jsonargparse.
 
     Args:
-        message: What it prints: a tree of nested keys, alternatives of union types and values.
+        message: The message: a tree of nested keys, alternatives of union types and values.
 
     Returns:
-        ``key.of.the.problem: what is wrong``, with the name that was probably meant where one is close. A message
-        without such a tree comes back as it is.
+        ``key.of.the.problem: what is wrong``, with a suggestion if a known name is similar. A message without such a
+        tree is returned unchanged.
     """
     keys: list[str] = []
     owner: str | None = None
@@ -60,7 +60,7 @@ def short_message(message: str) -> str:
 
 
 def _explain(problem: str, owner: str | None) -> str | None:
-    """Say in full what jsonargparse says about options, classes and required arguments."""
+    """Rephrase jsonargparse's messages about options, classes and required arguments."""
     if found := _OPTION.search(problem):
         options = list(_options(owner))
         name = owner.rpartition(".")[2] if owner else "it"
@@ -70,7 +70,7 @@ def _explain(problem: str, owner: str | None) -> str | None:
         return (
             f"no class {name!r} is known. "
             + _suggest(name, list(_classes()))
-            + (" A class of your own is named with its module, for example my_module.MyClass, importable from here.")
+            + " Name a custom class with its module, for example my_module.MyClass, which must be importable from here."
         )
     if found := _REQUIRED.search(problem):
         name = owner.rpartition(".")[2] if owner else "it"
@@ -82,7 +82,7 @@ def _suggest(name: str, choices: list[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1)
     if close:
         return f"Did you mean {close[0]!r}?"
-    return f"There are: {', '.join(sorted(choices))}." if choices else ""
+    return f"Choose one of: {', '.join(sorted(choices))}." if choices else ""
 
 
 def _options(class_path: str | None) -> Iterator[str]:
@@ -98,7 +98,7 @@ def _options(class_path: str | None) -> Iterator[str]:
 
 
 def _classes() -> Iterator[str]:
-    """Names of the classes that a configuration can choose from."""
+    """Names of the classes available in configurations."""
     bases: list[type] = [Encoder, Unit, MIMIC, MELDataModule, Degradation]
     while bases:
         base = bases.pop()

@@ -1,4 +1,4 @@
-"""Raw files -> records -> batches."""
+"""Data modules: raw files -> records -> batches."""
 
 from mimic_pl.data.cross import CrossDataModule
 from mimic_pl.data.datamodule import MELDataModule

@@ -1,4 +1,4 @@
-"""What the data modules have in common: the model's processor, and the processes of the Trainer."""
+"""Base class of the data modules."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class BaseDataModule(LightningDataModule):
-    """A data module that MIMIC trains and evaluates on: one data set, or several."""
+    """A data module for MIMIC, with one or several data sets."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class BaseDataModule(LightningDataModule):
     @property
     @abstractmethod
     def parts(self) -> tuple[MELDataModule, ...]:
-        """The data sets that this is made of."""
+        """The data sets of this data module."""
 
     @property
     @abstractmethod
@@ -36,7 +36,7 @@ class BaseDataModule(LightningDataModule):
     @property
     @abstractmethod
     def title(self) -> str:
-        """What results call the data."""
+        """Name of the data in results."""
 
     @abstractmethod
     def training_sample(self) -> Batch:
@@ -48,18 +48,18 @@ class BaseDataModule(LightningDataModule):
 
     @property
     def processor(self) -> Processor:
-        """Makes model inputs of records: the model's, or one that was set to use the data without a Trainer.
+        """The processor that turns records into model inputs: the model's, or one set explicitly without a Trainer.
 
         Raises:
-            ConfigError: There is neither.
+            ConfigError: There is no processor.
         """
         if self._processor is None:
             module = self.trainer.lightning_module if self.trainer is not None else None
             processor = getattr(module, "processor", None)
             if not isinstance(processor, Processor):
                 raise ConfigError(
-                    "The data module has no processor yet: it comes from the model that the Trainer runs. Without a "
-                    "Trainer set it: datamodule.processor = model.processor"
+                    "The data module has no processor yet: it comes from the Trainer's model. Without a Trainer, set "
+                    "it: datamodule.processor = model.processor"
                 )
             self._processor = processor
         return self._processor
@@ -69,20 +69,20 @@ class BaseDataModule(LightningDataModule):
         self._processor = processor
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Normalise the images on the device, and count those that failed."""
+        """Normalise the images on the device, and count failed ones."""
         return self.processor.finish(batch)
 
     def teardown(self, stage: str) -> None:
-        """Report once which images could not be used."""
+        """Log which images could not be used."""
         self.processor.log_failures()
 
     @property
     def has_processor(self) -> bool:
-        """Whether the processor is known."""
+        """Whether the processor was set."""
         return self._processor is not None
 
     def world(self) -> tuple[int, int]:
-        """Number of processes, and the rank of this one."""
+        """World size and global rank."""
         if self.trainer is None:
             return 1, 0
         return self.trainer.world_size, self.trainer.global_rank

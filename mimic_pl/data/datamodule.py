@@ -1,4 +1,4 @@
-"""The LightningDataModule: a folder in the published layout -> loaders of batches."""
+"""The LightningDataModule of a data set in the published layout."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from mimic_pl.data.dataset import (
     collate_cut,
 )
 from mimic_pl.data.degradation import Degradation, DegradedPixels, ImageDegradation
-from mimic_pl.data.filtering import without_failing
+from mimic_pl.data.filtering import with_usable_images
 from mimic_pl.data.folder import MIMICFolder, MissingSplitError
 from mimic_pl.data.image_cache import Chain, ImageCache, default_folder
-from mimic_pl.data.loader import loading, training_loader
+from mimic_pl.data.loader import loader_kwargs, training_loader
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, resume_point
 from mimic_pl.data.table import EntityTable, as_table
@@ -40,7 +40,7 @@ _log = logging.getLogger(__name__)
 
 _STAGES = {
     "fit": ("train", "val"),
-    "train": ("train",),  # no stage of the Trainer: of a set that is trained on and validated elsewhere
+    "train": ("train",),  # not a Trainer stage: for training sets of CrossDataModule that do not validate
     "validate": ("val",),
     "test": ("test",),
     "predict": ("predict",),
@@ -48,38 +48,38 @@ _STAGES = {
 
 
 class MELDataModule(MIMICFolder):
-    """Any data set in the published layout: a knowledge base, three splits of mentions, two folders of images.
+    """Any data set in the published layout: a knowledge base, three splits of mentions, two image folders.
 
-    A folder holds ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
-    ``mention_images/``, and maybe ``qid2id.json``. To read another layout, override :meth:`read_entities` and
-    :meth:`read_mentions`.
+    The folder contains ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``,
+    ``kb_image/``, ``mention_images/``, and optionally ``qid2id.json``. To read another layout, override
+    :meth:`read_entities` and :meth:`read_mentions`.
 
-    What the model sees of a record is decided by its :class:`~mimic_pl.processor.Processor`; here is what concerns
+    The model's :class:`~mimic_pl.processor.Processor` decides what the model sees of a record; the data module handles
     files, splits, samplers and loaders.
 
     Args:
         root: The folder.
-        name: What the split files' names begin with; the folder's name by default.
-        batch_size: Mentions in a training batch.
-        eval_batch_size: Mentions that are ranked at once; each batch goes through the whole knowledge base.
-        entity_batch_size: Entities that are encoded at once.
+        name: Prefix of the split files' names; the folder's name by default.
+        batch_size: Mentions per training batch.
+        eval_batch_size: Mentions ranked at once; each batch is scored against the whole knowledge base.
+        entity_batch_size: Entities encoded at once.
         num_workers: Loader processes.
-        seed: Decides the order of training and the images drawn.
+        seed: Seed of the training order and of random choices.
         predict_file: File of mentions to link; the test split by default.
-        image_cache: Folder where decoded images are kept, at the model's size and as bytes (150 kB each at 224 x
-            224), so that later epochs, runs and processes need not decode them again; all data sets may share it. By
-            default ``auto``: ``~/.cache/mimic_pl/images`` (below ``XDG_CACHE_HOME`` if that is set), unless it would
-            take more than half of what is free there. How much will be written is logged before; ``None`` turns it off.
-            Delete the folder when no run uses it. On a network file system, processes of several machines need a folder
-            for each machine: LMDB, in which the images are stored, locks within one.
-        augmentation: Renders the images of training batches anew each time, those of mentions and of entities: a
-            module that turns uint8 ``[3, S, S]`` into the same, such as a composition of
-            :mod:`torchvision.transforms.v2`; none by default.
-        modality_dropout: Probability that a training mention loses, each time anew, its image or its text.
-        degradation: Makes the mentions of validation, test and prediction worse (see
-            :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base stay as they are.
-        train_fraction: Fraction of the training mentions that are trained on: 0.1 for a tenth, drawn by ``seed``; a
-            larger fraction holds a smaller one's mentions.
+        image_cache: Folder in which decoded images are cached as uint8 pixels at the model's size (150 kB each at 224 x
+            224), so that later epochs, runs and processes need not decode them again; data sets may share it. By
+            default ``auto``: ``~/.cache/mimic_pl/images`` (or in ``XDG_CACHE_HOME``, if set), unless it would take more
+            than half of the free disk space. The size is logged before writing; ``None`` disables the cache. Delete
+            the folder only when no run uses it. On a network file system, use a separate folder for each machine:
+            LMDB, which stores the images, locks within one machine.
+        augmentation: Random transform of the images of training batches, of both mentions and entities: a module from
+            uint8 ``[3, S, S]`` to uint8 ``[3, S, S]``, such as a composition of :mod:`torchvision.transforms.v2`; none
+            by default.
+        modality_dropout: Probability that a training mention loses its image or its text in an epoch.
+        degradation: Degrades the mentions of validation, test and prediction (see
+            :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base are unchanged.
+        train_fraction: Fraction of the training mentions to train on: 0.1 for a tenth, drawn by ``seed``; a larger
+            fraction includes the mentions of a smaller one.
     """
 
     mentions: dict[str, list[Mention]]
@@ -122,7 +122,7 @@ class MELDataModule(MIMICFolder):
 
     @property
     def parts(self) -> tuple[MELDataModule, ...]:
-        """The data sets that this is made of: itself."""
+        """The data sets of this data module: itself."""
         return (self,)
 
     @property
@@ -132,13 +132,13 @@ class MELDataModule(MIMICFolder):
 
     @property
     def title(self) -> str:
-        """What results call the data set."""
+        """Name of the data set in results."""
         return type(self).__name__
 
     # ---- Lightning's hooks --------------------------------------------------------------------------------------
 
     def setup(self, stage: str) -> None:
-        """Read and tokenize what the stage needs."""
+        """Read and tokenize the data of a stage."""
         self.check_root(self.root)
         if not hasattr(self, "entity_dataset"):
             self.processor = self.processor.fit(self.entities)
@@ -152,7 +152,7 @@ class MELDataModule(MIMICFolder):
 
     @cached_property
     def entities(self) -> EntityTable:
-        """The knowledge base, read when it is first asked for."""
+        """The knowledge base, read on first access."""
         self.check_root(self.root)
         return as_table(self.read_entities())
 
@@ -173,7 +173,7 @@ class MELDataModule(MIMICFolder):
         return PixelSource(images, processor.image_processor, processor.reduced_decoding, self._cache, blank=blank)
 
     def _images_of(self, splits: Iterable[str]) -> Iterator[Chain]:
-        """Images that these splits need: of every mention, of a ranked entity the first, of a training gold any."""
+        """Images needed by these splits: of every mention, the first of a ranked entity, all of a training gold."""
         for split in splits:
             for mention in self.mentions[split]:
                 if mention.image_files:
@@ -192,9 +192,9 @@ class MELDataModule(MIMICFolder):
 
     @cached_property
     def seen_golds(self) -> frozenset[str] | None:
-        """``qid`` of every gold that is trained on, ``None`` without a training file; to be set if trained elsewhere.
+        """``qid`` of every gold in the training split, ``None`` without one; set it for a model trained on other data.
 
-        ``test`` reports mentions of these golds and of others separately.
+        ``test`` reports mentions with seen and unseen golds separately.
         """
         try:
             return golds_of(self.mentions.get("train") or self._read_split("train"))
@@ -204,18 +204,18 @@ class MELDataModule(MIMICFolder):
     def _add_split(self, split: str) -> None:
         mentions = self._read_split(split)
         if not mentions:
-            raise DataError(f"The {split} split of {self.folder} holds no mentions.")
+            raise DataError(f"The {split} split of {self.folder} contains no mentions.")
         self.mentions[split] = mentions
-        if not self._datasets:  # once for all splits: they share the folder
+        if not self._datasets:  # only once: all splits share the folder
             self.mention_images.warn_if_absent(mention.image for mention in mentions)
         known = self.entities.positions
         nil = sum(not mention.golds for mention in mentions)
         unknown = sum(bool(m.golds) and not any(gold in known for gold in m.golds) for m in mentions)
         if (nil or unknown) and split != "predict":
-            fate = "left out of training" if split == "train" else "counted as not found"
+            outcome = "excluded from training" if split == "train" else "counted as not found"
             _log.warning(
-                f"{split}: of {len(mentions)} mentions {nil} have no gold (nil) and {unknown} a gold that is not in "
-                f"the knowledge base; they are {fate}."
+                f"{split}: of {len(mentions)} mentions, {nil} have no gold (nil) and {unknown} have a gold that is not "
+                f"in the knowledge base; they are {outcome}."
             )
         self._datasets[split] = self._mention_dataset(split, mentions, self._pixels(self.mention_images))
 
@@ -233,7 +233,7 @@ class MELDataModule(MIMICFolder):
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def dataset(self, split: str) -> MentionDataset:
-        """The mentions of a split that was set up, made worse if they are to be (see :attr:`degradation`)."""
+        """The mentions of a split that was set up, with the :attr:`degradation` applied, if any."""
         if self.degradation is None or split == "train":
             return self._datasets[split]
         return self._degraded(split, self.degradation)
@@ -242,7 +242,7 @@ class MELDataModule(MIMICFolder):
         """Pairs of a mention and its gold entity.
 
         Raises:
-            DataError: There are none.
+            DataError: There are no such pairs.
         """
         mentions = self._datasets["train"]
         kept = [index for index, golds in enumerate(mentions.golds) if golds]
@@ -260,16 +260,16 @@ class MELDataModule(MIMICFolder):
         return dataset.__getitems__(list(range(min(2, len(dataset)))))
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        """Shuffled pairs of a mention and its gold entity; in order where the Trainer is to overfit some batches."""
+        """Shuffled pairs of a mention and its gold entity; in order if the Trainer has ``overfit_batches``."""
         dataset = self.training_dataset()
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self._in_order(dataset, self.batch_size)
         sampler = TrainSampler(dataset, self.batch_size, *self.world(), seed=self.seed)
-        sampler.begin(*resume_point(self.trainer))
+        sampler.start_at(*resume_point(self.trainer))
         return training_loader(dataset, sampler, self.num_workers)
 
     def mining_dataloader(self) -> DataLoader[Batch]:
-        """The training mentions in order, undisturbed: to rank the knowledge base for them."""
+        """The training mentions in order, without augmentation or dropout, for mining hard negatives."""
         return self._in_order(self._datasets["train"], self.eval_batch_size)
 
     def _training_transforms(self) -> dict[str, list[InputTransform]]:
@@ -282,7 +282,7 @@ class MELDataModule(MIMICFolder):
         return transforms
 
     def _with_images(self, mentions: MentionDataset, kept: list[int]) -> list[int]:
-        left, failed = without_failing(
+        left, failed = with_usable_images(
             (
                 (i, mentions.mentions[i].image_files, [self.entities[g].image_files for g in mentions.golds[i]])
                 for i in kept
@@ -293,11 +293,11 @@ class MELDataModule(MIMICFolder):
         self.processor.report.add(failed)
         if not left:
             raise DataError(
-                f"Every training mention of {self.folder} is dropped for its images. `mimic-pl doctor` lists what is "
-                "wrong with them; --model.processor.image_policy blank trains without."
+                f"All training mentions of {self.folder} are dropped because of their images. `mimic-pl doctor` lists "
+                "the problems; --model.processor.image_policy blank trains without these images."
             )
         if len(left) < len(kept):
-            _log.warning(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped for their images.")
+            _log.warning(f"{len(kept) - len(left)} of {len(kept)} training mentions are dropped: unusable images.")
         return left
 
     def val_dataloader(self) -> DataLoader[Batch]:
@@ -313,7 +313,7 @@ class MELDataModule(MIMICFolder):
         return self._eval_loader("predict")
 
     def describe_entities(self) -> dict[str, str]:
-        """What the model sees of the knowledge base, to tell whether an index was made from the same."""
+        """Description of the knowledge base as the model sees it, to check whether an index was built from it."""
         tokens = self.entity_dataset.side.tokens
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:
@@ -323,13 +323,13 @@ class MELDataModule(MIMICFolder):
         return {**self.processor.describe(), "knowledge base": digest.hexdigest()}
 
     def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Batch]:
-        """This process's entities of the knowledge base; its sampler's ``positions`` say which those are.
+        """This process's shard of the knowledge base; its sampler's ``positions`` are those of its entities.
 
         Args:
-            first: In order, begin with the batch that holds this one of them.
-            by_length: The longest texts first instead of in order, and each batch's ``input_ids`` and
-                ``attention_mask`` no longer than its longest text; ``index`` (int64 ``[batch]``) says which entities
-                they are. Only where padding is masked are the features of a shorter batch the same.
+            by_length: Sort by length, longest texts first, and cut each batch's ``input_ids`` and ``attention_mask`` to
+                its longest text; ``index`` (int64 ``[batch]``) gives the positions. Features are unchanged by this
+                only if the encoder masks padding.
+            first: Without ``by_length``, start at the batch that contains this entity of the shard.
         """
         dataset = self.entity_dataset
         sampler = EntitySampler(
@@ -339,7 +339,7 @@ class MELDataModule(MIMICFolder):
             lengths=dataset.side.tokens.lengths if by_length else None,
             first=first,
         )
-        return self._loader(dataset, sampler, collate_with=collate_cut if by_length else collate)
+        return self._loader(dataset, sampler, collate_fn=collate_cut if by_length else collate)
 
     # ---- loaders ------------------------------------------------------------------------------------------------
 
@@ -350,6 +350,6 @@ class MELDataModule(MIMICFolder):
         return self._loader(dataset, EvalSampler(dataset, batch_size, *self.world()))
 
     def _loader(
-        self, dataset: Dataset[Batch], sampler: Sampler[Any], collate_with: Callable[[Any], Batch] = collate
+        self, dataset: Dataset[Batch], sampler: Sampler[Any], collate_fn: Callable[[Any], Batch] = collate
     ) -> DataLoader[Batch]:
-        return DataLoader(dataset, sampler=sampler, collate_fn=collate_with, **loading(self.num_workers))
+        return DataLoader(dataset, sampler=sampler, collate_fn=collate_fn, **loader_kwargs(self.num_workers))

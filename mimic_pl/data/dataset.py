@@ -1,4 +1,4 @@
-"""Records -> batches: tokens made once, images opened when asked for."""
+"""Records -> batches: texts are tokenized once, images are loaded on demand."""
 
 from __future__ import annotations
 
@@ -21,20 +21,21 @@ from mimic_pl.processor import Processor, TextTokenizer
 from mimic_pl.records import Entity, Mention
 
 InputTransform = Callable[[Inputs, Sequence[int]], None]
-"""Changes one side of a training batch in place; it draws for each item by the item's own seed."""
+"""Changes one side of a training batch in place, given a random seed per item."""
 
 
 class TokenTable:
     """Tokens of many texts as two compact arrays.
 
-    The arrays are of the smallest integers that hold the ids: with CLIP's 49,408 tokens a text of 40 takes 81 bytes.
+    The arrays use the smallest sufficient integer type: with CLIP's vocabulary of 49,408, a text of 40 tokens takes 81
+    bytes.
 
     Args:
-        texts: One text per record; they are taken in chunks, so that a generator's are never all there at once.
+        texts: One text per record; consumed in chunks, so that a generator's texts are never all in memory.
         tokenizer: Pads on the right to one length.
-        name: What the progress bar calls them.
-        count: How many there are, where ``texts`` cannot tell.
-        chunk: How many are tokenized at once.
+        name: Name of the texts in the progress bar.
+        count: Number of texts, if ``texts`` has no length.
+        chunk: Number of texts tokenized at once.
 
     Raises:
         ConfigError: The tokenizer pads on the left, or to different lengths.
@@ -63,24 +64,24 @@ class TokenTable:
                 self.lengths = self.lengths.astype(np.min_scalar_type(ids.shape[1]))
             elif ids.shape[1] != self.ids.shape[1]:
                 raise ConfigError(
-                    f"The encoder's tokenizer pads some texts to {self.ids.shape[1]} tokens and some to "
-                    f"{ids.shape[1]}. Let it pad all to one length."
+                    f"The encoder's tokenizer pads some texts to {self.ids.shape[1]} tokens and others to "
+                    f"{ids.shape[1]}. Make it pad all texts to one length."
                 )
             needed = np.result_type(np.min_scalar_type(int(ids.min())), np.min_scalar_type(int(ids.max())))
             wide = np.result_type(self.ids, needed)
-            self.ids = self.ids.astype(wide, copy=False)  # seldom twice: the first chunk shows most of a vocabulary
+            self.ids = self.ids.astype(wide, copy=False)  # rarely more than once: later chunks have similar ids
             self.ids[start : start + chunk] = ids.numpy()
             self.lengths[start : start + chunk] = length.numpy()
 
     def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-        """``input_ids`` and ``attention_mask`` of a text, int64 ``[text_tokens]``, or of some, ``[n, text_tokens]``."""
+        """``input_ids`` and ``attention_mask``, int64 ``[text_tokens]``, or ``[n, text_tokens]`` of several texts."""
         ids = torch.from_numpy(self.ids[index].astype(np.int64))
         lengths = torch.from_numpy(np.asarray(self.lengths[index], np.int64))
         return ids, (torch.arange(ids.shape[-1]) < lengths[..., None]).long()
 
 
 class _Side:
-    """What a side's inputs are made of: tokens, pixels, and the further features of its records."""
+    """Inputs of one side (mentions or entities): tokens, pixels, and additional features of its records."""
 
     def __init__(
         self,
@@ -97,7 +98,7 @@ class _Side:
         self.pixels = pixels
 
     def inputs(self, indices: Sequence[int], names: Sequence[Sequence[str]]) -> tuple[Inputs, list[ImageFailure]]:
-        """Inputs of the records at these indices, each with the first of its images that opens."""
+        """Inputs of the records at these indices, each with its first image that opens."""
         pixels, has_image, failures = self.pixels.batch(names, indices)
         ids, mask = self.tokens[indices]
         tokens = {"input_ids": ids, "attention_mask": mask}
@@ -105,24 +106,24 @@ class _Side:
 
 
 class BatchDataset(Dataset[Batch]):
-    """Items are made by the batch, as torch's loader asks for them: the images of a batch are one tensor."""
+    """A dataset whose items are created as batches, through ``__getitems__`` of torch's loader."""
 
     def __getitems__(self, indices: list[int]) -> Batch:
         """The items at these indices: tensors ``[batch, ...]``, and all failures in one list."""
         raise NotImplementedError
 
     def __getitem__(self, index: int | list[int]) -> Batch:
-        """The item at an index, as a batch of one; or a batch at the indices that a sampler of batches hands out."""
+        """The item at an index, as a batch of one; or the batch for the indices of a batch sampler."""
         return self.__getitems__(index if isinstance(index, list) else [index])
 
 
 class EntityDataset(BatchDataset):
-    """Entities by position, with their first image; or with a random one, for training.
+    """Entities by position, with their first image; for training, with a random one.
 
     Args:
         entities: The knowledge base.
-        processor: Makes inputs of them.
-        pixels: Opens their images.
+        processor: Turns them into inputs.
+        pixels: Loads their images.
     """
 
     def __init__(self, entities: Sequence[Entity], processor: Processor, pixels: PixelSource) -> None:
@@ -144,26 +145,26 @@ class EntityDataset(BatchDataset):
         return {"entities": entities, "index": torch.tensor(indices), "failures": failures}
 
     def with_image_first(self, indices: Sequence[int], firsts: Sequence[int]) -> tuple[Inputs, list[ImageFailure]]:
-        """Inputs of entities, each with the image at its place in ``firsts``, or the next one that opens."""
+        """Inputs of entities, each with the image at index ``firsts[i]``, or the next one that opens."""
         images = [self.entities[index].image_files for index in indices]
         names = [own[first:] + own[:first] for own, first in zip(images, firsts, strict=True)]
         return self.side.inputs(indices, names)
 
 
 class MentionDataset(BatchDataset):
-    """Mentions of a split, with the positions of their golds in the knowledge base (-1: not there).
+    """Mentions of a split, with the positions of their golds in the knowledge base (padded with -1).
 
-    A batch also says, where some mention of the split has several golds, how many each has (``gold_count``), and where
-    it is known which golds were seen in training, whether each mention's were (``seen``, see
+    A batch also contains, if some mention of the split has several golds, how many each has (``gold_count``), and, if
+    the golds seen in training are known, whether each mention's gold was (``seen``, see
     :mod:`mimic_pl.data.training_split`); both int64 ``[batch]``.
 
     Args:
         mentions: The split.
-        positions: Where the knowledge base has each entity.
-        processor: Makes inputs of the mentions.
-        pixels: Opens their images.
-        name: What progress bars call them.
-        seen: Golds that were trained on, where it is known.
+        positions: Position of each entity in the knowledge base.
+        processor: Turns mentions into inputs.
+        pixels: Loads their images.
+        name: Name of the mentions in progress bars.
+        seen: Golds seen in training, if known.
     """
 
     def __init__(
@@ -193,7 +194,7 @@ class MentionDataset(BatchDataset):
         return len(self.mentions)
 
     def __getitems__(self, numbers: list[int]) -> Batch:
-        """The items at these positions; for numbers from the length on, items whose ``index`` is -1: not to be counted.
+        """The items at these positions; numbers beyond the length are padding items, with ``index`` -1.
 
         See :class:`~mimic_pl.data.sampler.EvalSampler`.
         """
@@ -211,23 +212,23 @@ class MentionDataset(BatchDataset):
 
 
 class TrainingDataset(BatchDataset):
-    """Pairs of a mention and its gold entity; only mentions with a gold in the knowledge base are in it.
+    """Pairs of a mention and its gold entity, for mentions with a gold in the knowledge base.
 
-    A batch holds in ``entities`` one gold of each mention, of several one that is drawn each epoch; ``columns`` says
-    which entities these are.
+    The ``entities`` of a batch are one gold per mention (if a mention has several, one is drawn each epoch), and
+    ``columns`` are their positions.
 
     Items are addressed by ``epoch * len + index`` (see :class:`~mimic_pl.data.sampler.TrainSampler`).
 
     Args:
         mentions: The training split.
         entities: The knowledge base.
-        kept: Mentions that are trained on.
-        seed: Decides what is drawn.
-        transforms: What happens to the items of a batch: each is called with one side (``mentions`` or ``entities``) of
-            the batch and a seed for each of its items.
-        negatives: For each mention of the split the positions of entities that are hard to tell from its gold, int64
-            ``[mentions, negatives]`` padded with -1. In shared memory, so that loader processes see what is mined
-            later. A batch then holds one of each mention's, behind the golds.
+        kept: Indices of the mentions to train on.
+        seed: Seed of all random choices.
+        transforms: Transforms by side (``mentions`` or ``entities``), each called with that side of the batch and a
+            seed per item.
+        negatives: Positions of hard negatives for each mention of the split, int64 ``[mentions, negatives]`` padded
+            with -1. In shared memory, so that loader processes see later updates. A batch then contains one of them per
+            mention, after the golds.
     """
 
     def __init__(
@@ -257,14 +258,14 @@ class TrainingDataset(BatchDataset):
             epoch, place = divmod(address, len(self.kept))
             index = self.kept[place]
             candidates = self.mentions.golds[index]
-            # Another seed than the image's, which would be drawn in step with it.
+            # Not the seed of the image, so that the two draws are independent.
             gold = candidates[draw(len(candidates), self.seed + 1, epoch, index) if len(candidates) > 1 else 0]
             count = len(self.entities.entities[gold].images)
             indices.append(index)
             golds.append(gold)
             firsts.append(draw(count, self.seed, epoch, index) if count > 1 else 0)
         batch = self.mentions.__getitems__(indices)
-        hard, owners = self._hard(addresses, indices)
+        hard, owners = self._hard_negatives(addresses, indices)
         entities, failures = self.entities.with_image_first(golds + hard, firsts + [0] * len(hard))
         made: Batch = {
             "mentions": batch["mentions"],
@@ -276,7 +277,7 @@ class TrainingDataset(BatchDataset):
         }
         for side, inputs in (("mentions", made["mentions"]), ("entities", made["entities"])):
             if self.transforms.get(side):
-                inputs.pop("image_key", None)  # another image in every epoch: its features are not worth keeping
+                inputs.pop("image_key", None)  # augmented images differ in every epoch: do not cache their features
         seeds = [draw(2**62, self.seed, address, 0) for address in addresses]
         for transform in self.transforms.get("mentions", ()):
             transform(made["mentions"], seeds)
@@ -286,8 +287,8 @@ class TrainingDataset(BatchDataset):
             transform(made["entities"], seeds)
         return made
 
-    def _hard(self, addresses: Sequence[int], indices: Sequence[int]) -> tuple[list[int], list[int]]:
-        """One hard negative of each mention that has any, and the addresses of these mentions."""
+    def _hard_negatives(self, addresses: Sequence[int], indices: Sequence[int]) -> tuple[list[int], list[int]]:
+        """One hard negative for each mention that has any, and the addresses of these mentions."""
         if self.negatives is None:
             return [], []
         hard, owners = [], []
@@ -295,20 +296,20 @@ class TrainingDataset(BatchDataset):
             mined = self.negatives[index]
             known = int((mined >= 0).sum())
             if known:
-                # A seed of its own: the draw is in step with no other.
+                # A separate seed, so that the draw is independent of the others.
                 hard.append(int(mined[draw(known, self.seed + 2, address // len(self.kept), index)]))
                 owners.append(address)
         return hard, owners
 
 
 def collate(batch: Any) -> Batch:
-    """A batch as :class:`BatchDataset` makes it, which needs no putting together."""
+    """Collate function for batches of :class:`BatchDataset`, which are complete already."""
     made: Batch = _in_shared_memory(batch)
     return made
 
 
 def collate_cut(batch: Any) -> Batch:
-    """The same of entities, with the padding cut off that its longest text does not need."""
+    """Collate function for entities that cuts padding to the longest text."""
     side = batch["entities"]
     longest = max(1, int(side["attention_mask"].sum(dim=1).max()))
     for name in ("input_ids", "attention_mask"):
@@ -317,10 +318,10 @@ def collate_cut(batch: Any) -> Batch:
 
 
 def _in_shared_memory(batch: Any) -> Any:
-    """In a loader process: the batch in shared memory, through which the training process gets it.
+    """In a loader process, move the batch to shared memory.
 
-    It would get there by itself, but in a thread of torch's that only prints an error: without room there the batch
-    would be lost, and the training process would wait for it forever.
+    Torch does this itself, but in a thread that only prints errors: with shared memory exhausted, the batch would be
+    lost and the training process would wait for it forever.
     """
     if get_worker_info() is None:
         return batch

@@ -1,4 +1,4 @@
-"""The demo: a small data set that the package draws itself, in the published on-disk layout."""
+"""The demo: a small synthetic data set, generated in the published layout."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo_design import Club, ClubMention, demo_words, design_demo
-from mimic_pl.data.demo_drawing import draw_met, draw_published, unreadable
+from mimic_pl.data.demo_drawing import corrupted, draw_photographed, draw_published
 from mimic_pl.errors import ConfigError, DataError
 
 __all__ = ["DemoMEL", "demo_words", "draw_demo"]
 
 DEMO_SEED = 0
 DEMO_VERSION = 1
-"""To be raised whenever the drawing changes: a folder of another version is drawn anew."""
+"""Increment whenever the drawing changes: a folder of another version is regenerated."""
 _STAMP = "demo.json"
 
 
 class DemoMEL(MELDataModule):
-    """Sports clubs that share the names of their towns; the text tells the sport, the image the badge.
+    """Sports clubs that share the names of their towns; the text identifies the sport, the image the badge.
 
-    Text alone leaves two clubs, the image alone leaves clubs of many towns, both together decide (see
-    :mod:`mimic_pl.data.demo_design`). The set is drawn into ``root`` when it is first needed, the same everywhere.
+    Text alone leaves two candidates, the image alone leaves clubs of many towns, both together identify one club (see
+    :mod:`mimic_pl.data.demo_design`). The data set is generated in ``root`` on first use, deterministically.
 
     Args:
-        root: Folder of the set; it is made if it does not exist.
+        root: Folder of the data set; it is created if it does not exist.
         kwargs: Further arguments of :class:`MELDataModule`.
 
     Raises:
-        ConfigError: ``root`` is a folder with something else in it.
+        ConfigError: ``root`` contains something else.
     """
 
     def __init__(self, root: str = "data/Demo", **kwargs: Any) -> None:
@@ -42,20 +42,20 @@ class DemoMEL(MELDataModule):
 
     @classmethod
     def check_root(cls, root: str) -> None:
-        """Accept a folder that holds the demo, and one that can be drawn.
+        """Accept a folder that contains the demo or in which it can be generated.
 
         Raises:
-            ConfigError: ``root`` holds something else.
+            ConfigError: ``root`` contains something else.
         """
         folder = Path(root)
         if folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and _stamp_of(folder) is None):
             raise ConfigError(
-                f"The demo draws itself into {root!r}, but there is something else at that place. "
-                "Give another folder with --data.root, or remove this one."
+                f"The demo data set is generated in {root!r}, but this path contains something else. "
+                "Choose another folder with --data.root, or remove this one."
             )
 
     def prepare_data(self) -> None:
-        """Draw the set, unless it is there already; an interrupted drawing leaves nothing behind."""
+        """Generate the data set, unless it exists; this is atomic."""
         root = Path(self.root)
         self.check_root(self.root)
         wanted = {"version": DEMO_VERSION, "seed": DEMO_SEED}
@@ -70,27 +70,27 @@ class DemoMEL(MELDataModule):
             try:
                 drawing.rename(root)
             except OSError as error:
-                if _stamp_of(root) != wanted:  # unless another process was quicker
+                if _stamp_of(root) != wanted:  # unless another process was faster
                     raise DataError(
-                        f"The demo could not be moved to {root}: {error}. Give another --data.root."
+                        f"The demo could not be moved to {root}: {error}. Choose another --data.root."
                     ) from error
 
 
 def draw_demo(root: Path, seed: int) -> None:
-    """Draw the demo into a new folder, in the published layout; the same seed gives the same bytes.
+    """Generate the demo in a new folder, in the published layout; the same seed gives the same bytes.
 
-    Written are ``kb_entity.json``, ``qid2id.json``, ``Demo_{train,dev,test}.json``, ``kb_image/`` and
-    ``mention_images/``, and last a stamp that says which drawing this is.
+    It writes ``kb_entity.json``, ``qid2id.json``, ``Demo_{train,dev,test}.json``, ``kb_image/`` and
+    ``mention_images/``, and finally a stamp with version and seed.
 
     Args:
-        root: Folder to make.
-        seed: Decides everything.
+        root: Folder to create.
+        seed: Random seed.
 
     Raises:
         DataError: The folder exists.
     """
     if root.exists():
-        raise DataError(f"The demo is drawn into a new folder, but {root} exists. Remove it or name another.")
+        raise DataError(f"The demo needs a new folder, but {root} exists. Remove it or choose another.")
     design = design_demo(seed)
     for folder in ("kb_image", "mention_images"):
         (root / folder).mkdir(parents=True)
@@ -119,7 +119,7 @@ def _draw_club(folder: Path, position: int, club: Club, rng: Random) -> dict[str
         for variant in variants:
             content = draw_published(club.badge, variant)
             if club.health == "unreadable":
-                content = unreadable(content, rng)
+                content = corrupted(content, rng)
             name = f"{club.qid}_{variant}.png"
             (folder / name).write_bytes(content)
             images.append(name)
@@ -138,8 +138,8 @@ def _draw_mention(folder: Path, mention: ClubMention, rng: Random) -> dict[str, 
     name = ""
     if mention.health != "absent":
         name = f"{mention.id}.jpg"
-        content = draw_met(mention.club.badge, rng)
-        (folder / name).write_bytes(unreadable(content, rng) if mention.health == "unreadable" else content)
+        content = draw_photographed(mention.club.badge, rng)
+        (folder / name).write_bytes(corrupted(content, rng) if mention.health == "unreadable" else content)
     return {
         "id": mention.id,
         "sentence": mention.sentence,
@@ -155,7 +155,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 
 def _stamp_of(root: Path) -> Any:
-    """What the stamp of a drawn folder says; ``None`` where there is none."""
+    """The stamp of a generated folder; ``None`` if there is none."""
     try:
         return json.loads((root / _STAMP).read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):

@@ -1,6 +1,6 @@
-"""What the demo data set says, before anything is drawn: which clubs there are and where they are mentioned.
+"""Content of the demo data set, before images are drawn: its clubs and their mentions.
 
-Sports clubs share the names of their towns. Each name has four clubs, two sports by two badges:
+Sports clubs share the names of their towns. Each name has four clubs, two sports times two badges:
 
 ===========  ==================  ==================
 Aldmoor      badge 3             badge 17
@@ -9,8 +9,8 @@ tennis       club D12            club D203
 chess        club D77            club D140
 ===========  ==================  ==================
 
-A sentence tells the sport (by a word such as *volley*), an image shows the badge. The text leaves two clubs, and the
-image leaves all clubs of many towns that carry this badge; both together leave one.
+A sentence implies the sport (by a word such as *volley*), an image shows the badge. The text leaves two clubs, and the
+image leaves all clubs with this badge, of many towns; both together leave one.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ Health = Literal["fine", "absent", "unreadable"]
 T = TypeVar("T")
 
 BADGES = 24
-"""Different badges, at most 36; every one is carried by clubs of several towns."""
+"""Number of different badges, at most 36; each belongs to clubs of several towns."""
 MENTIONS_PER_CLUB: dict[Split, int] = {"train": 10, "dev": 1, "test": 2}
-"""Equally many for each club of a split, so that no club is the better guess."""
+"""The same for every club of a split, so that no club is a better guess a priori."""
 UNSEEN_CLUBS = 24
-"""Clubs that are mentioned in dev and test only, at most one of a name."""
+"""Clubs that are mentioned in dev and test only, at most one per name."""
 CLUBS_WITHOUT_IMAGE = 6
 CLUBS_WITH_UNREADABLE_IMAGE = 4
 MENTIONS_WITHOUT_IMAGE: dict[Split, int] = {"train": 20, "dev": 2, "test": 4}
@@ -58,7 +58,7 @@ CLUES = {
     "swimming": ("butterfly", "lanes", "freestyle", "goggles", "dive", "medley"),
     "tennis": ("racket", "aces", "volley", "deuce", "baseline", "backhand"),
 }
-"""Words that tell a sport; each tells one. The first two stand in the knowledge base."""
+"""Words that imply a sport; each implies exactly one. The first two are in the knowledge base."""
 
 _ATTRIBUTES = "Sport: {sport}. Terms: {first}, {second}."
 
@@ -91,20 +91,20 @@ MARKINGS = ("plain", "dot", "bar", "pair")
 
 @dataclass(frozen=True, slots=True)
 class Badge:
-    """What an image shows, however it is drawn."""
+    """The badge that an image shows, independent of style."""
 
     colour: str
     shape: str
     marking: str
 
     def differences(self, other: Badge) -> int:
-        """In how many of colour, shape and marking two badges differ."""
+        """The number of attributes (colour, shape, marking) in which two badges differ."""
         return (self.colour != other.colour) + (self.shape != other.shape) + (self.marking != other.marking)
 
 
 @dataclass(frozen=True, slots=True)
 class Club:
-    """An entity to be: ``health`` is that of its image."""
+    """A future entity: ``health`` is that of its image."""
 
     qid: str
     name: str
@@ -122,7 +122,7 @@ class Club:
 
 @dataclass(frozen=True, slots=True)
 class ClubMention:
-    """A mention to be: ``health`` is that of its image."""
+    """A future mention: ``health`` is that of its image."""
 
     id: str
     club: Club
@@ -139,34 +139,34 @@ class DemoDesign:
 
 
 def design_demo(seed: int) -> DemoDesign:
-    """Decide everything but the strokes; the same seed gives the same design."""
+    """Design the demo, without its images; the same seed gives the same design."""
     rng = Random(f"demo design {seed}")
-    clubs = _found_clubs(rng)
-    said: set[str] = set()
+    clubs = _create_clubs(rng)
+    used: set[str] = set()
     mentions: dict[Split, list[ClubMention]] = {}
     for split, repeats in MENTIONS_PER_CLUB.items():
         golds = [club for club in clubs for _ in range(repeats) if not (club.unseen and split == "train")]
         rng.shuffle(golds)
-        health = _spread(len(golds), MENTIONS_WITHOUT_IMAGE[split], MENTIONS_WITH_UNREADABLE_IMAGE[split], rng)
+        health = _image_health(len(golds), MENTIONS_WITHOUT_IMAGE[split], MENTIONS_WITH_UNREADABLE_IMAGE[split], rng)
         mentions[split] = [
-            ClubMention(f"{split}-{number}", club, _say(club, said, rng), health[number])
+            ClubMention(f"{split}-{number}", club, _new_sentence(club, used, rng), health[number])
             for number, club in enumerate(golds)
         ]
     return DemoDesign(clubs, mentions)
 
 
 def demo_words() -> list[str]:
-    """Every word of the demo's texts in lower case, sorted: the vocabulary of a tokenizer made for it.
+    """Every word of the demo's texts in lower case, sorted: the vocabulary of a tokenizer built for it.
 
-    ``sep`` is among them: the text templates write it between a name and what follows.
+    It includes ``sep``, which the text templates insert after a name.
     """
     texts = [*NAMES, *CLUES, *(clue for clues in CLUES.values() for clue in clues), *_DAYS, *_PLACES, *_MOODS]
     templates = [re.sub(r"\{\w+\}", " ", template) for template in (*_SENTENCES, _ATTRIBUTES)]
     return sorted(set(re.findall(r"[a-z]+", " ".join([*texts, *templates, "sep"]).lower())))
 
 
-def _found_clubs(rng: Random) -> list[Club]:
-    """Four clubs of each name, shuffled, so that neither name nor badge tells the place in the knowledge base."""
+def _create_clubs(rng: Random) -> list[Club]:
+    """Four clubs per name, shuffled, so that neither name nor badge reveals the position in the knowledge base."""
     badge_pairs = _pairs(_badges(), len(NAMES), lambda a, b: a.differences(b) >= 2, rng)
     sport_pairs = _pairs(list(CLUES), len(NAMES), lambda a, b: a != b, rng)
     places = list(zip(NAMES, sport_pairs, badge_pairs, strict=True))
@@ -176,7 +176,7 @@ def _found_clubs(rng: Random) -> list[Club]:
     for number, (name, sports, badge_pair) in enumerate(places):
         special = rng.randrange(4)
         for which, (sport, badge) in enumerate(product(sports, badge_pair)):
-            # Names in order: those with an unseen club, then those with an ill image; never two of one name.
+            # Names in order: those with an unseen club, then those with a bad image; never two of one name.
             unseen = which == special and number < UNSEEN_CLUBS
             health: Health = "fine"
             if which == special and not unseen:
@@ -191,7 +191,7 @@ def _found_clubs(rng: Random) -> list[Club]:
 
 
 def _badges() -> list[Badge]:
-    """Badges that use every colour, shape and marking about equally often, no two of one colour and shape."""
+    """Badges that use every colour, shape and marking about equally often, with unique pairs of colour and shape."""
     badges = []
     for number in range(BADGES):
         row, column = divmod(number, len(COLOURS))
@@ -201,7 +201,7 @@ def _badges() -> list[Badge]:
 
 
 def _pairs(items: Sequence[T], count: int, fits: Callable[[T, T], bool], rng: Random) -> list[tuple[T, T]]:
-    """Draw pairs that fit, using all items about equally often."""
+    """Draw compatible pairs, using all items about equally often."""
     used: Counter[int] = Counter()
     pairs = []
     for _ in range(count):
@@ -213,17 +213,17 @@ def _pairs(items: Sequence[T], count: int, fits: Callable[[T, T], bool], rng: Ra
     return pairs
 
 
-def _spread(count: int, absent: int, unreadable: int, rng: Random) -> list[Health]:
-    """Healths of ``count`` images, the ill ones anywhere among them."""
+def _image_health(count: int, absent: int, unreadable: int, rng: Random) -> list[Health]:
+    """Health of ``count`` images, with the bad ones at random positions."""
     health: list[Health] = ["fine"] * count
-    ill = rng.sample(range(count), absent + unreadable)
-    for place, position in enumerate(ill):
-        health[position] = "absent" if place < absent else "unreadable"
+    bad = rng.sample(range(count), absent + unreadable)
+    for number, position in enumerate(bad):
+        health[position] = "absent" if number < absent else "unreadable"
     return health
 
 
-def _say(club: Club, said: set[str], rng: Random) -> str:
-    """A sentence about a club that was not said before; it tells the sport and nothing else that matters."""
+def _new_sentence(club: Club, used: set[str], rng: Random) -> str:
+    """A sentence about a club that was not used before; it implies the sport and nothing else that matters."""
     while True:
         sentence = rng.choice(_SENTENCES).format(
             name=club.name,
@@ -232,6 +232,6 @@ def _say(club: Club, said: set[str], rng: Random) -> str:
             place=rng.choice(_PLACES),
             mood=rng.choice(_MOODS),
         )
-        if sentence not in said:
-            said.add(sentence)
+        if sentence not in used:
+            used.add(sentence)
             return sentence

@@ -1,4 +1,4 @@
-"""Draws the demo's images with Pillow alone: a badge as its club publishes it, and as a photographer met it."""
+"""Draws the demo's images with Pillow: a badge as published by its club, and as photographed."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from mimic_pl.data.demo_design import Badge
 
 SIZE = 64
 """Side of an image in pixels."""
-_FINE = 4 * SIZE
-"""Side of the canvas that a badge is drawn on; scaling it down smooths the edges."""
+_CANVAS = 4 * SIZE
+"""Side of the canvas on which a badge is drawn; downscaling smooths the edges."""
 
 _COLOURS = {
     "red": (208, 36, 36),
@@ -31,26 +31,26 @@ Style = Literal["filled", "outlined", "hatched"]
 
 
 def draw_published(badge: Badge, variant: int) -> bytes:
-    """Draw a badge as its club publishes it: flat, clean, upright, as PNG.
+    """Draw a badge as published by its club: flat, clean, upright, as PNG.
 
     Args:
-        badge: What to draw.
-        variant: 0 fills the image on white; 1 is smaller, on a pale ground.
+        badge: The badge.
+        variant: 0 fills the image, on white; 1 is smaller, on a pale background.
     """
-    ground, share = ((255, 255, 255), 0.9) if variant == 0 else ((226, 232, 236), 0.7)
-    image = Image.new("RGB", (SIZE, SIZE), ground)
+    background, share = ((255, 255, 255), 0.9) if variant == 0 else ((226, 232, 236), 0.7)
+    image = Image.new("RGB", (SIZE, SIZE), background)
     side = round(SIZE * share)
     stroke = _badge(badge, "filled").resize((side, side), Image.Resampling.LANCZOS)
     image.paste(stroke, ((SIZE - side) // 2, (SIZE - side) // 2), stroke)
     return _encoded(image, "PNG")
 
 
-def draw_met(badge: Badge, rng: Random) -> bytes:
-    """Draw a badge as a photographer met it, as JPEG.
+def draw_photographed(badge: Badge, rng: Random) -> bytes:
+    """Draw a badge as if photographed, as JPEG.
 
-    It is filled, outlined or hatched; turned, scaled and shifted; on a ground of changing light; with noise.
+    It is filled, outlined or hatched; rotated, scaled and shifted; on a background gradient; with noise.
     """
-    image = _ground(rng)
+    image = _background(rng)
     styles: tuple[Style, ...] = ("filled", "outlined", "hatched")
     stroke = _badge(badge, rng.choice(styles))
     stroke = stroke.rotate(rng.uniform(-25, 25), Image.Resampling.BICUBIC)
@@ -63,8 +63,8 @@ def draw_met(badge: Badge, rng: Random) -> bytes:
     return _encoded(image, "JPEG", quality=rng.randint(60, 90))
 
 
-def unreadable(content: bytes, rng: Random) -> bytes:
-    """What is left of an image after a broken download, or an error page that was saved in its place."""
+def corrupted(content: bytes, rng: Random) -> bytes:
+    """The start of an image, as after a broken download, or an error page saved in its place."""
     if rng.random() < 0.5:
         return content[: len(content) // 3]
     return b"<html><body>404 Not Found</body></html>\n"
@@ -72,28 +72,28 @@ def unreadable(content: bytes, rng: Random) -> bytes:
 
 @cache
 def _badge(badge: Badge, style: Style) -> Image.Image:
-    """A badge on a transparent canvas, RGBA, twice as large as an image; not to be changed in place."""
-    shape = Image.new("L", (_FINE, _FINE), 0)
+    """A badge on a transparent canvas, RGBA, twice the size of an image; do not change it in place."""
+    shape = Image.new("L", (_CANVAS, _CANVAS), 0)
     _draw_shape(ImageDraw.Draw(shape), badge.shape, 1.0)
-    marking = Image.new("L", (_FINE, _FINE), 0)
+    marking = Image.new("L", (_CANVAS, _CANVAS), 0)
     _draw_marking(ImageDraw.Draw(marking), badge.marking)
 
-    colour = Image.new("RGBA", (_FINE, _FINE), (*_COLOURS[badge.colour], 255))
-    canvas = Image.new("RGBA", (_FINE, _FINE), (*_COLOURS[badge.colour], 0))
+    colour = Image.new("RGBA", (_CANVAS, _CANVAS), (*_COLOURS[badge.colour], 255))
+    canvas = Image.new("RGBA", (_CANVAS, _CANVAS), (*_COLOURS[badge.colour], 0))
     if style == "filled":
         canvas.paste(colour, mask=shape)
         canvas.paste((*_WHITE, 255), mask=marking)
         return canvas.reduce(2)
-    inside = Image.new("L", (_FINE, _FINE), 0)
+    inside = Image.new("L", (_CANVAS, _CANVAS), 0)
     _draw_shape(ImageDraw.Draw(inside), badge.shape, 0.74)
     canvas.paste(colour, mask=shape)
     canvas.paste((*_WHITE, 255), mask=inside)
     if style == "hatched":
-        stripes = Image.new("L", (_FINE, _FINE), 0)
+        stripes = Image.new("L", (_CANVAS, _CANVAS), 0)
         pen = ImageDraw.Draw(stripes)
-        for start in range(-_FINE, _FINE, 28):
-            pen.line((start, 0, start + _FINE, _FINE), fill=255, width=11)
-        # Room around the marking, or the stripes would swallow it.
+        for start in range(-_CANVAS, _CANVAS, 28):
+            pen.line((start, 0, start + _CANVAS, _CANVAS), fill=255, width=11)
+        # Leave space around the marking, so that it stands out from the stripes.
         stripes.paste(0, mask=marking.filter(ImageFilter.MaxFilter(25)))
         canvas.paste(colour, mask=ImageChops.darker(stripes, inside))
     canvas.paste(colour, mask=marking)
@@ -101,9 +101,9 @@ def _badge(badge: Badge, style: Style) -> Image.Image:
 
 
 def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, scale: float) -> None:
-    """Fill a shape around the canvas's centre; ``scale`` shrinks it towards the centre."""
-    centre = _FINE / 2
-    radius = 0.42 * _FINE * scale
+    """Fill a shape in the centre of the canvas; ``scale`` shrinks it."""
+    centre = _CANVAS / 2
+    radius = 0.42 * _CANVAS * scale
 
     def around(*points: tuple[float, float]) -> list[tuple[float, float]]:
         return [(centre + radius * x, centre + radius * y) for x, y in points]
@@ -129,8 +129,8 @@ def _draw_shape(pen: ImageDraw.ImageDraw, shape: str, scale: float) -> None:
 
 
 def _draw_marking(pen: ImageDraw.ImageDraw, marking: str) -> None:
-    """Draw what stands in the middle of a shape."""
-    centre, unit = _FINE / 2, _FINE / 16
+    """Draw the marking in the centre of a shape."""
+    centre, unit = _CANVAS / 2, _CANVAS / 16
     if marking == "dot":
         pen.ellipse((centre - 1.6 * unit, centre - 1.2 * unit, centre + 1.6 * unit, centre + 2 * unit), fill=255)
     elif marking == "bar":
@@ -143,8 +143,8 @@ def _draw_marking(pen: ImageDraw.ImageDraw, marking: str) -> None:
         raise ValueError(f"There is no marking {marking!r}.")
 
 
-def _ground(rng: Random) -> Image.Image:
-    """A ground without much colour, its light changing from one side to the other."""
+def _background(rng: Random) -> Image.Image:
+    """A background with little colour and a brightness gradient."""
     light, dark = rng.randint(170, 250), rng.randint(110, 200)
     slope = Image.linear_gradient("L").resize((SIZE, SIZE)).rotate(90 * rng.randrange(4))
     tints = [rng.randint(-14, 14) for _ in range(3)]

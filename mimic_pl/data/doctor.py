@@ -1,4 +1,4 @@
-"""Examines a data folder before any training: what is in it, what is wrong with it, and what to do."""
+"""Checks a data folder before training: its content, its problems, and how to fix them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from rich import box
@@ -25,8 +26,8 @@ from mimic_pl.records import Entity, Mention
 Verdict = Literal["ok", "note", "warning", "ERROR"]
 
 SPLITS = ("train", "val", "test")
-# What becomes of mentions without a gold in the knowledge base.
-_FATES = {"train": "left out of training", "val": "counted as not found", "test": "counted as not found"}
+# How mentions without a gold in the knowledge base are handled.
+_OUTCOMES = {"train": "excluded from training", "val": "counted as not found", "test": "counted as not found"}
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "ERROR": "bold red"}
 _SHOWN = 5
 _T = TypeVar("_T")
@@ -37,11 +38,11 @@ class Finding:
     """One row of the report.
 
     Attributes:
-        subject: What was looked at.
-        value: What was found.
-        verdict: ``ok``, ``note`` (good to know), ``warning`` (results suffer), or ``ERROR`` (to be mended
-            before a run).
-        advice: What to do; empty if nothing is to be done.
+        subject: The checked property.
+        value: The result.
+        verdict: ``ok``, ``note`` (good to know), ``warning`` (results suffer), or ``ERROR`` (must be fixed before a
+            run).
+        advice: What to do; empty if nothing.
     """
 
     subject: str
@@ -52,7 +53,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """All that was found, in the order of looking."""
+    """All findings, in the order of the checks."""
 
     findings: list[Finding] = field(default_factory=list)
 
@@ -62,7 +63,7 @@ class Report:
 
     @property
     def has_errors(self) -> bool:
-        """Whether something must be mended before a run."""
+        """Whether something must be fixed before a run."""
         return any(finding.verdict == "ERROR" for finding in self.findings)
 
     def table(self) -> Table:
@@ -71,20 +72,20 @@ class Report:
         for name in ("subject", "found", "verdict", "what to do"):
             table.add_column(name, overflow="fold")
         for finding in self.findings:
-            # Text, since a data set's own words are not markup.
+            # Text, so that words of the data set are not parsed as markup.
             verdict = Text(finding.verdict, style=_STYLES[finding.verdict])
             table.add_row(Text(finding.subject), Text(finding.value), verdict, Text(finding.advice))
         return table
 
 
 def run_doctor(datamodule: BaseDataModule) -> int:
-    """Examine a data module's folder, or those of all of its sets, and print the report.
+    """Check the folders of all data sets of a data module, and print the report.
 
     Args:
-        datamodule: The data, with a processor, which knows templates and image policy.
+        datamodule: The data module, with a processor, which defines templates and image policy.
 
     Returns:
-        The exit status: 0, or that of a data error if there are errors.
+        The exit status: 0, or that of a :class:`~mimic_pl.errors.DataError` if there are errors.
     """
     for part in datamodule.parts:
         part.processor = datamodule.processor
@@ -95,7 +96,7 @@ def run_doctor(datamodule: BaseDataModule) -> int:
 
 
 def examine(datamodule: MELDataModule) -> Report:
-    """Look at everything in the folder of a data module with a processor; nothing that is wrong there ends it."""
+    """Check everything in the folder of a data module with a processor; problems are reported, not raised."""
     report = Report()
     datamodule.prepare_data()
     datamodule.check_root(datamodule.root)
@@ -103,37 +104,37 @@ def examine(datamodule: MELDataModule) -> Report:
     report.add("folder", f"{datamodule.folder}: {', '.join(files[:12])}{', ...' if len(files) > 12 else ''}")
     published = datamodule.published
     entities = as_table(_read(report, "knowledge base", datamodule.read_entities))
-    report.add("entities", *_beside(len(entities), published.entities if published else None))
+    report.add("entities", *_compared(len(entities), published.entities if published else None))
     mentions: dict[str, Sequence[Mention]] = {}
     for split in SPLITS:
-        mentions[split] = _read(report, f"{split} file", lambda split=split: datamodule.read_mentions(split)) or []  # type: ignore[misc]
+        mentions[split] = _read(report, f"{split} file", partial(datamodule.read_mentions, split))
         expected = published.mentions[split] if published else None
-        report.add(f"{split} mentions", *_beside(len(mentions[split]), expected))
+        report.add(f"{split} mentions", *_compared(len(mentions[split]), expected))
     _examine_entities(report, entities, datamodule.processor.entity_template)
     for split in SPLITS:
         _examine_split(report, split, mentions[split], entities, datamodule)
     ids = [id_ for split in SPLITS for id_ in {mention.id for mention in mentions[split]}]
-    _duplicates(report, "mention ids of several splits", ids, "warning")
+    _duplicates(report, "mention ids across splits", ids, "warning")
     _examine_images(report, datamodule, entities, mentions)
     for split in ("val", "test"):
         sentences = {mention.sentence for mention in mentions["train"]}
         shared = sum(mention.sentence in sentences for mention in mentions[split])
-        _leakage(report, f"{split} mentions whose sentence is in train", shared, len(mentions[split]))
+        _leakage(report, f"{split} mentions whose sentence is also in train", shared, len(mentions[split]))
     return report
 
 
 def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Sequence[_T]:
-    """Read a file; what is wrong with it becomes rows, and what can be read is returned all the same."""
+    """Read a file; its problems become findings, and the valid records are returned."""
     try:
         records = read()
     except MalformedRecordsError as error:
         for problem in error.problems[:_SHOWN]:
-            report.add(subject, problem, "ERROR", "mend the record")
+            report.add(subject, problem, "ERROR", "fix the record")
         if len(error.problems) > _SHOWN:
-            report.add(subject, f"{len(error.problems) - _SHOWN} more such problems", "ERROR", "mend the records")
+            report.add(subject, f"{len(error.problems) - _SHOWN} more problems", "ERROR", "fix the records")
         return error.records
     except DataError as error:
-        report.add(subject, error, "ERROR", "nothing can run without this file")
+        report.add(subject, error, "ERROR", "this file is required")
         return []
     if not records:
         report.add(subject, "empty", "ERROR", "unpack the file again")
@@ -144,12 +145,12 @@ def _examine_entities(report: Report, entities: Sequence[Entity], template: Text
     if not entities:
         return
     empty = [entity.id for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
-    advice = "these are known by name and image alone" if empty else ""
+    advice = "the model sees only their names and images" if empty else ""
     report.add("entities with empty attributes", _share(len(empty), len(entities)), _note(empty), advice)
     without = sum(not entity.image_files for entity in entities)
-    report.add("entities that name no image", _share(without, len(entities)), _note(without))
+    report.add("entities without an image", _share(without, len(entities)), _note(without))
     same = sum(count for count in Counter(entity.name for entity in entities).values() if count > 1)
-    report.add("entities that share their name", _share(same, len(entities)), "note")
+    report.add("entities with a non-unique name", _share(same, len(entities)), "note")
     _try_template(report, "entity text", template, entities)
 
 
@@ -175,11 +176,11 @@ def _examine_split(
     total = len(mentions)
     _duplicates(report, f"{split} mention ids", [mention.id for mention in mentions])
     nil = sum(not mention.golds for mention in mentions)
-    report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), _FATES[split] if nil else "")
-    if entities:  # or every gold would look unknown, which would hide what is wrong with the knowledge base
+    report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), _OUTCOMES[split] if nil else "")
+    if entities:  # otherwise every gold would be unknown, which would hide the problem of the knowledge base
         _examine_golds(report, split, mentions, entities, datamodule.batch_size)
     without = sum(mention.image is None for mention in mentions)
-    report.add(f"{split} mentions that name no image", _share(without, total), _note(without))
+    report.add(f"{split} mentions without an image", _share(without, total), _note(without))
     _try_template(report, f"{split} text", datamodule.processor.mention_template, mentions)
 
 
@@ -189,7 +190,7 @@ def _examine_golds(
     total = len(mentions)
     known = entities.positions
     unknown = [m.id for m in mentions if m.golds and not any(gold in known for gold in m.golds)]
-    advice = f"{_FATES[split]}; for example {_examples(unknown)}" if unknown else ""
+    advice = f"{_OUTCOMES[split]}; for example {_examples(unknown)}" if unknown else ""
     report.add(f"{split} golds not in the knowledge base", _share(len(unknown), total), _warning(unknown), advice)
     linked = [[entities[known[gold]] for gold in mention.golds if gold in known] for mention in mentions]
     if split == "train" and not any(linked):
@@ -204,29 +205,29 @@ def _examine_golds(
         expected = batch_mates_with_same_gold(golds, batch_size)
         often = expected > 0.2
         report.add(
-            f"train mentions with their gold twice in a batch of {batch_size}",
+            f"train mentions that share their gold within a batch of {batch_size}",
             f"{expected:.1%} (expected)",
             "warning" if often else "note",
-            "each is the other's false negative: mask them in the loss or take smaller batches" if often else "",
+            "they are false negatives of each other: mask them in the loss or use smaller batches" if often else "",
         )
 
 
 def batch_mates_with_same_gold(golds: Sequence[str], batch_size: int) -> float:
-    """Expected share of mentions that meet another mention of the same gold in a random batch.
+    """Expected fraction of mentions that share a random batch with another mention of the same gold.
 
-    With n mentions, of which c have the gold, in batches of b: a mention has none of its c - 1 likes among its b - 1
-    mates with probability C(n - c, b - 1) / C(n - 1, b - 1).
+    With n mentions, of which c have the gold, in batches of b: none of the c - 1 other mentions of the gold is among
+    the b - 1 others of the batch with probability C(n - c, b - 1) / C(n - 1, b - 1).
 
     Args:
         golds: Gold of each training mention.
-        batch_size: Mentions in a batch.
+        batch_size: Mentions per batch.
     """
     total, mates = len(golds), min(batch_size, len(golds)) - 1
     share = 0.0
     for count in Counter(golds).values():
         alone = 1.0
-        for like in range(count - 1):
-            alone *= max(0.0, 1 - mates / (total - 1 - like))
+        for other in range(count - 1):
+            alone *= max(0.0, 1 - mates / (total - 1 - other))
         share += count * (1 - alone)
     return share / total if total else 0.0
 
@@ -241,7 +242,7 @@ def _examine_images(
     contents = {seen[name].digest for name in own["train"] if name in seen and seen[name].digest}
     for split in ("val", "test"):
         shared = sum(name in seen and seen[name].digest in contents for name in own[split])
-        _leakage(report, f"{split} mentions whose image is in train", shared, len(mentions[split]))
+        _leakage(report, f"{split} mentions whose image is also in train", shared, len(mentions[split]))
 
 
 def _scan(
@@ -268,23 +269,21 @@ def _scan(
 
 def _duplicates(report: Report, subject: str, ids: Sequence[str], bad: Verdict = "ERROR") -> None:
     twice = [id_ for id_, count in Counter(ids).items() if count > 1]
-    advice = f"give each its own: {_examples(twice)}" if twice else ""
+    advice = f"make them unique: {_examples(twice)}" if twice else ""
     report.add(f"{subject}, used more than once", len(twice), bad if twice else "ok", advice)
 
 
 def _leakage(report: Report, subject: str, shared: int, total: int) -> None:
-    advice = "results on these are too good: report them apart, or remove them from train" if shared else ""
+    advice = "results on these are too good: report them separately, or remove them from train" if shared else ""
     report.add(subject, _share(shared, total), _warning(shared), advice)
 
 
-def _beside(count: int, published: int | None) -> tuple[str, Verdict, str]:
-    """A count beside the published one."""
+def _compared(count: int, published: int | None) -> tuple[str, Verdict, str]:
+    """A count, compared with the published one."""
     if published is None:
         return f"{count:,}", "ok", ""
     same = count == published
-    advice = (
-        "" if same else "not what the paper counts: compare results with the paper's only if the difference is small"
-    )
+    advice = "" if same else "differs from the paper: compare results with the paper's only if the difference is small"
     return f"{count:,} (published {published:,})", "ok" if same else "note", advice
 
 

@@ -1,4 +1,4 @@
-"""What tells files apart: by content, and without reading them."""
+"""Hashes that identify files: by content, or by path and metadata without reading them."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from pathlib import Path
 KEY_BYTES = 16
 
 _SETTLED = 100_000_000
-"""Nanoseconds. A file that changed less long ago may change again without its times showing it."""
+"""Nanoseconds. A file changed more recently may change again within the resolution of its timestamps."""
 
 
 def digest(path: Path) -> bytes | None:
-    """Hash of a file's content; ``None`` if it cannot be read, or is no file that ends, such as a pipe."""
+    """Hash of a file's content; ``None`` if it cannot be read or is not a regular file, such as a pipe."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return None
         return hashlib.blake2b(path.read_bytes(), digest_size=KEY_BYTES).digest()
-    except (OSError, ValueError):  # a name that no file can have is a ValueError
+    except (OSError, ValueError):  # an invalid file name is a ValueError
         return None
 
 
 def signature(path: Path, max_pixels: int) -> bytes | None:
-    """Hash of what shows that a file has changed: its path, its size, when its content and when its inode changed.
+    """Hash of a file's path, size, modification time and inode change time, to detect that it has changed.
 
-    The inode's time also shows a change whose author set the content's time back, as copying tools do.
+    The inode change time detects changes even if a tool restores the modification time, as copying tools do.
 
     Args:
         path: The file.
-        max_pixels: Enters the hash: whether an image is too large depends on it.
+        max_pixels: Part of the hash, since it decides whether an image is oversized.
 
     Returns:
         ``None`` if there is no such file.
@@ -45,7 +45,7 @@ def signature(path: Path, max_pixels: int) -> bytes | None:
 
 
 def is_settled(path: Path) -> bool:
-    """Whether a file last changed so long ago that another change would show in its times."""
+    """Whether a file's last change is old enough that another change would alter its timestamps."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):

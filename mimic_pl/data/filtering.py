@@ -1,4 +1,4 @@
-"""Policy ``drop``: training goes without the mentions whose images fail."""
+"""Image policy ``drop``: excludes mentions with failing images from training."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from mimic_pl.data.image_scan import failures, scan
 from mimic_pl.processor.images import ImageFolder
 
 
-def without_failing(
+def with_usable_images(
     pairs: Iterable[tuple[int, tuple[str, ...], Sequence[tuple[str, ...]]]],
     mention_images: ImageFolder,
     entity_images: ImageFolder,
 ) -> tuple[list[int], list[ImageFailure]]:
-    """Find those whose own image opens, and one of their gold entity's; of each one's, if there are several.
+    """Find the mentions whose image opens, and for each of whose golds at least one image opens.
 
-    A mention or entity that names no image at all does not fail.
+    A mention or entity without any image does not fail.
 
     Args:
-        pairs: Of each training mention its index, its image if it has one, and the images of each of its golds.
-        mention_images: Where the mentions' images lie.
-        entity_images: Where the entities' images lie.
+        pairs: For each training mention its index, its image if it has one, and the images of each of its golds.
+        mention_images: Folder of the mentions' images.
+        entity_images: Folder of the entities' images.
 
     Returns:
-        Indices of the mentions that are left, and all images that failed.
+        Indices of the remaining mentions, and all images that failed.
     """
     pairs = list(pairs)
     own = scan(mention_images, (name for _, names, _ in pairs for name in names), "Checking mention images")

@@ -1,4 +1,4 @@
-"""A data folder in the published layout: which file is what, read into records; images by name."""
+"""A data folder in the published layout: its files, records and images."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ _FILES = {"train": "train", "val": "dev", "test": "test"}
 
 
 class MissingSplitError(DataError):
-    """A data set has no file of a split."""
+    """A data set has no file for a split."""
 
 
 class MIMICFolder(BaseDataModule):
-    """The files of :class:`~mimic_pl.data.MELDataModule`, for subclasses to override.
+    """File access of :class:`~mimic_pl.data.MELDataModule`, for subclasses to override.
 
     ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
-    ``mention_images/``, and maybe ``qid2id.json``. To read another layout, override :meth:`read_entities` and
+    ``mention_images/``, and optionally ``qid2id.json``. To read another layout, override :meth:`read_entities` and
     :meth:`read_mentions`.
     """
 
@@ -36,29 +36,29 @@ class MIMICFolder(BaseDataModule):
     predict_file: str | None
 
     published: ClassVar[PublishedStatistics | None] = None
-    """What the paper says of this data set, if it does."""
+    """Statistics published for this data set, if any."""
 
     file_stems: ClassVar[tuple[str, ...]] = ()
-    """What the split files' names may begin with, for a data set whose files are not named after it."""
+    """Possible prefixes of the split files' names, for a data set whose files are not named after its folder."""
 
     @classmethod
     def check_root(cls, root: str) -> None:
-        """Fail before anything loads if the folder is not there.
+        """Fail early if the folder does not exist.
 
         Raises:
-            ConfigError: It is not.
+            ConfigError: It does not exist.
         """
         if not Path(root).expanduser().is_dir():
             raise ConfigError(
-                f"The data folder {root!r} does not exist (looked in {Path(root).expanduser().resolve()}). "
-                "Unpack the data set there, or say where it is with --data.root PATH."
+                f"The data folder {root!r} does not exist (resolved to {Path(root).expanduser().resolve()}). "
+                "Unpack the data set there, or set its path with --data.root PATH."
             )
 
     def read_entities(self) -> Sequence[Entity]:
-        """Read the knowledge base, in the order that positions count.
+        """Read the knowledge base, in the order of positions.
 
-        What an override returns is stored as an :class:`~mimic_pl.data.table.EntityTable`, of which ``entities`` makes
-        new records when asked: whatever else is to be known of an entity goes into its ``fields``.
+        The result of an override is stored as an :class:`~mimic_pl.data.table.EntityTable`, which creates new records
+        on access: put any additional information about an entity into its ``fields``.
         """
         arrays = self.processor.entity_arrays if self.has_processor else ()
         return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json", arrays)
@@ -77,7 +77,7 @@ class MIMICFolder(BaseDataModule):
         """The file of a split.
 
         Raises:
-            MissingSplitError: None of the names it may have is there.
+            MissingSplitError: No file with any of its possible names exists.
         """
         stems = (self.name,) if self.name else (*self.file_stems, self.folder.name)
         wanted = [f"{stem}_{_FILES[split]}.json" for stem in stems]
@@ -86,20 +86,22 @@ class MIMICFolder(BaseDataModule):
             if file.lower() in present:
                 return present[file.lower()]
         raise MissingSplitError(
-            f"{self.folder} has no file of the {split} split: looked for {' or '.join(wanted)}, and there are "
-            f"{', '.join(path.name for path in present.values()) or 'no JSON files'}. Say what its name begins with: "
+            f"{self.folder} has no file for the {split} split: looked for {' or '.join(wanted)}, but found "
+            f"{', '.join(path.name for path in present.values()) or 'no JSON files'}. Set the prefix of its name: "
             "--data.name NAME."
         )
 
     def image_folder(self, name: str, policy: ImagePolicy = "blank", max_pixels: int = MAX_PIXELS) -> ImageFolder:
-        """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``: releases differ.
+        """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``, as releases differ.
 
         Raises:
-            DataError: Both are there.
+            DataError: Both exist.
         """
         present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
         if len(present) > 1:
-            raise DataError(f"{self.folder} has {name} and {name}s. Move all images into one and remove the other.")
+            raise DataError(
+                f"{self.folder} has both {name} and {name}s. Move all images into one and remove the other."
+            )
         folder = present[0] if present else self.folder / name
         return ImageFolder(folder, policy, max_pixels, renamed=name == "mention_image")
 
@@ -110,18 +112,18 @@ class MIMICFolder(BaseDataModule):
 
     @cached_property
     def entity_images(self) -> ImageFolder:
-        """Where the entities' images are, under the processor's policy."""
+        """Folder of the entities' images, with the processor's policy."""
         return self.image_folder("kb_image", self.processor.image_policy, self.processor.max_pixels)
 
     @cached_property
     def mention_images(self) -> ImageFolder:
-        """Where the mentions' images are, under the processor's policy."""
+        """Folder of the mentions' images, with the processor's policy."""
         return self.image_folder("mention_image", self.processor.image_policy, self.processor.max_pixels)
 
     def entity_image(self, entity: Entity) -> Image.Image | None:
-        """The entity's first image that opens, to be shown to a person: it needs no processor."""
+        """The entity's first image that opens, for display; needs no processor."""
         return self.image_folder("kb_image").first_readable(entity.image_files)[0]
 
     def mention_image(self, mention: Mention) -> Image.Image | None:
-        """The mention's image, to be shown to a person: it needs no processor."""
+        """The mention's image, for display; needs no processor."""
         return self.image_folder("mention_image").first_readable(mention.image_files)[0]

@@ -1,4 +1,4 @@
-"""Images decoded once: their pixels on disk, shared by all processes and all data sets."""
+"""On-disk cache of decoded images, shared by all processes and data sets."""
 
 from __future__ import annotations
 
@@ -18,53 +18,53 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.file_keys import digest, is_settled, signature
 from mimic_pl.errors import StoreError
-from mimic_pl.files import lock, readable_bytes
+from mimic_pl.files import lock_folder, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
 from mimic_pl.processor.decoding import decode, fingerprint
 from mimic_pl.processor.image_processor import ImageProcessor
 from mimic_pl.processor.images import ImageError, ImageFolder
 
 Chain = tuple[ImageFolder, tuple[str, ...]]
-"""Images of which one is needed: the first that opens."""
+"""A fallback chain of images: the first that opens is used."""
 
 VERSION = 3
-"""Of what is stored how; another version fills a folder of its own."""
+"""Version of the storage format; each version uses its own folder."""
 
 _FILES, _PIXELS = "files", "pixels"
 _FAILURES = {b"u": "unreadable", b"o": "oversized"}
-"""How a file fails, by what is stored in place of its content's hash."""
+"""Why a file fails, by the code stored in place of its content hash."""
 
 _CODES = {failure: code for code, failure in _FAILURES.items()}
 _BOUND_BYTES = 8
-_AT_ONCE = 256
-"""Images that are written in one transaction."""
+_TRANSACTION_SIZE = 256
+"""Images written in one transaction."""
 
 _OVERHEAD = 8192
-"""Bytes that an image takes besides its pixels at most: LMDB stores whole pages."""
+"""Maximum bytes per image in addition to its pixels: LMDB stores whole pages."""
 
 _LARGE = 1_000_000_000
-"""Bytes; to write less is not worth a warning."""
+"""Bytes; writing more is logged as a warning."""
 
 _log = logging.getLogger(__name__)
 
 
 def default_folder() -> Path:
-    """``mimic_pl/images`` in the user's folder of caches: ``XDG_CACHE_HOME``, or ``~/.cache``."""
+    """``mimic_pl/images`` in the user's cache folder: ``XDG_CACHE_HOME``, or ``~/.cache``."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimic_pl" / "images"
 
 
 class _Wanted(NamedTuple):
-    """An image to be cached: its file, and the most pixels that it may have."""
+    """An image to cache: its file and its maximum number of pixels."""
 
     path: Path
     max_pixels: int
 
 
 class _Decoded(NamedTuple):
-    """What a thread found: key of the file, hash of its content, and its pixels or its failure.
+    """Result of a decoding thread: signature of the file, hash of its content, and its pixels or its failure.
 
-    Neither pixels nor failure: pixels of this content are stored. No key: the file may be changing, and no entry is
-    made. No hash: it cannot be read, and nothing is known.
+    With neither pixels nor failure, the pixels of this content are stored already. Without a signature, the file may be
+    changing, and no entry is written for it. Without a hash, it could not be read.
     """
 
     wanted: _Wanted
@@ -75,26 +75,26 @@ class _Decoded(NamedTuple):
 
 
 class ImageCache:
-    """Pixels of images, as one preprocessing makes them, in a growing store on disk with two tables.
+    """Preprocessed pixels of images, in an append-only store on disk with two tables.
 
-    - ``pixels`` holds every image once, keyed by a hash of its file's content: a data set that is moved or copied
-      takes no more room.
-    - ``files`` says which content a file has, keyed by its path, its size, and the times of its last changes: a file
-      with an entry is not even opened, and one that changed has none, and so never gives old pixels. Files that cannot
-      be decoded are in it too, and are tried again when they change.
+    - ``pixels`` contains every image once, keyed by a hash of its file's content: moving or copying a data set takes no
+      more space.
+    - ``files`` maps a file to its content hash, keyed by its path, size and timestamps: a file with an entry is not
+      even opened, and a changed file has none, so stale pixels are never used. Files that cannot be decoded are also
+      recorded, and are retried after they change.
 
-    Another preprocessing is another folder: its name holds a hash of what becomes of a test image, so that whatever
-    changes pixels (size, scale of decoding, a decoder's version) cannot be mistaken.
+    Each preprocessing has its own folder, named by a hash of a preprocessed test image, so that anything that changes
+    pixels (size, scale of decoding, version of a decoder) leads to another folder.
 
-    It is filled before the first epoch (:meth:`fill`) by threads of one process. What a kill leaves is whole, and the
-    next fill goes on from there. An image that is not in it, or damaged in it, is decoded as without a cache: nothing
-    depends on the filling, which may fail for lack of room.
+    The cache is filled before the first epoch (:meth:`fill`) by threads of one process. After a kill it is consistent,
+    and the next fill resumes. An image that is missing or corrupted in the cache is decoded from its file: nothing
+    depends on the filling, which may fail if the disk is full.
 
     Args:
         root: Folder of all image caches.
         image_processor: Resizes images.
-        reduced: JPEGs are decoded at a reduced scale (see :func:`~mimic_pl.processor.decoding.decode`).
-        disk_fraction: Largest fraction of the disk's free space that a fill may take.
+        reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.processor.decoding.decode`).
+        disk_fraction: Maximum fraction of the free disk space that a fill may use.
     """
 
     def __init__(
@@ -110,14 +110,14 @@ class ImageCache:
 
     @property
     def folder(self) -> Path:
-        """Where the pixels of this preprocessing are."""
+        """Folder of this preprocessing."""
         return self.store.folder
 
     def load(self, path: Path, max_pixels: int) -> Tensor | str | None:
-        """What is stored of an image's file as it is now.
+        """Look up an image file in its current state.
 
         Returns:
-            Its pixels, uint8 ``[3, S, S]``; or how it fails, ``unreadable`` or ``oversized``; or ``None`` if it is not
+            Its pixels, uint8 ``[3, S, S]``; or its failure, ``unreadable`` or ``oversized``; or ``None`` if it is not
             in the cache.
         """
         key = signature(path, max_pixels)
@@ -130,21 +130,21 @@ class ImageCache:
         return torch.frombuffer(bytearray(stored), dtype=torch.uint8, offset=_BOUND_BYTES).view(self._shape)
 
     def fill(self, wanted: Callable[[], Iterable[Chain]]) -> None:
-        """Decode what is not there yet, with a progress bar. Failures are left to the loaders, which report them.
+        """Decode missing images, with a progress bar. Failing images are reported later, by the loaders.
 
-        Where there is no room, or the folder cannot be written to, that is logged, and work goes on without.
+        A full disk or a folder that is not writable is only logged.
 
         Args:
-            wanted: Gives the images that will be needed; it is called more than once.
+            wanted: Returns the images that will be needed; called more than once.
 
         Raises:
-            StoreError: The cache is damaged.
+            StoreError: The cache is corrupted.
         """
         tried: dict[str, bool] = {}
         if not self._missing(wanted, tried):
             return
         try:
-            writer = lock(self.folder, wait=-1)
+            writer = lock_folder(self.folder, wait=-1)
             try:
                 while missing := self._missing(wanted, tried):  # another process may have filled it meanwhile
                     self._announce(len(missing))
@@ -152,14 +152,14 @@ class ImageCache:
             finally:
                 writer.release()
         except StoreError as error:
-            _log.warning(f"Images that the image cache does not hold will be decoded in every epoch. {error}")
+            _log.warning(f"Images missing in the image cache will be decoded in every epoch. {error}")
 
     def _missing(self, wanted: Callable[[], Iterable[Chain]], tried: dict[str, bool]) -> dict[str, _Wanted]:
-        """By path, what to decode next: of every chain the first image that is neither there nor known to fail.
+        """Images to decode next, by path: the first of every chain that is neither cached nor known to fail.
 
         Args:
             wanted: The chains.
-            tried: By path, images that this fill has tried already, and whether they opened.
+            tried: By path, whether the images already tried in this fill opened.
         """
         missing: dict[str, _Wanted] = {}
         for folder, names in wanted():
@@ -175,39 +175,39 @@ class ImageCache:
         return missing
 
     def _announce(self, count: int) -> None:
-        """Log how much will be written, before it is.
+        """Log the size before writing.
 
         Raises:
-            StoreError: It is more than the fraction of the disk that may be taken.
+            StoreError: It exceeds the allowed fraction of the disk.
         """
         free = shutil.disk_usage(self.folder).free
         size = self._size_of(count)
         if size > self.disk_fraction * free:
             raise StoreError(
-                f"{count} images would take up to {readable_bytes(size)} in {self.folder}, of {readable_bytes(free)} "
-                "that are free. Choose a folder with more room: --data.image_cache FOLDER; or none: null."
+                f"{count} images would take up to {readable_bytes(size)} in {self.folder}, with {readable_bytes(free)} "
+                "free. Choose a folder with more space: --data.image_cache FOLDER; or disable the cache: null."
             )
         _log.log(
             logging.WARNING if size > _LARGE else logging.INFO,
-            f"{count} images are decoded once, to {readable_bytes(size)} of pixels in {self.folder}. Another folder: "
-            "--data.image_cache FOLDER; none: --data.image_cache null.",
+            f"Caching {count} decoded images, up to {readable_bytes(size)}, in {self.folder}. To use another folder: "
+            "--data.image_cache FOLDER; to disable the cache: --data.image_cache null.",
         )
 
     def _size_of(self, count: int) -> int:
         return count * (torch.Size(self._shape).numel() + _OVERHEAD)
 
     def _add(self, wanted: dict[str, _Wanted]) -> dict[str, bool]:
-        """Decode and write these images, by path.
+        """Decode and write images, given by path.
 
         Returns:
             By path, whether they opened.
 
         Raises:
-            StoreError: There is no room.
+            StoreError: The disk is full.
         """
         opened: dict[str, bool] = {}
         title = f"Caching images ({readable_bytes(self._size_of(len(wanted)))})"
-        # Pillow decodes outside of the interpreter's lock, so threads share the work.
+        # Pillow releases the GIL while decoding, so threads run in parallel.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
             decoded = tqdm(
                 _in_order(pool, self._decode, wanted.values()),
@@ -217,13 +217,13 @@ class ImageCache:
                 leave=False,
                 delay=1,
             )
-            while batch := list(islice(decoded, _AT_ONCE)):
+            while batch := list(islice(decoded, _TRANSACTION_SIZE)):
                 self.store.put(item for one in batch for item in _entries(one))
                 opened |= {str(one.wanted.path): one.digest is not None and one.failure is None for one in batch}
         return opened
 
     def _decode(self, wanted: _Wanted) -> _Decoded:
-        """Hash and decode an image, in a thread."""
+        """Hash and decode an image (runs in a thread)."""
         path = wanted.path
         before = signature(path, wanted.max_pixels)
         content = digest(path)
@@ -239,12 +239,12 @@ class ImageCache:
                     return _Decoded(wanted)
                 failure = error.kind
         if signature(path, wanted.max_pixels) != before:
-            return _Decoded(wanted)  # changed while it was read: the hash may be of other content than the pixels
+            return _Decoded(wanted)  # changed while reading: hash and pixels may be of different content
         return _Decoded(wanted, before if is_settled(path) else None, content, pixels, failure)
 
 
 def _entries(decoded: _Decoded) -> Iterator[tuple[str, bytes, bytes]]:
-    """What is stored of an image: its pixels with the bound that they do not exceed, and the file's content."""
+    """Entries stored for an image: its pixels with their ``max_pixels`` bound, and the file's content hash."""
     if decoded.digest is None:
         return
     if decoded.pixels is not None:
@@ -257,8 +257,8 @@ def _entries(decoded: _Decoded) -> Iterator[tuple[str, bytes, bytes]]:
 def _in_order(
     pool: ThreadPoolExecutor, work: Callable[[_Wanted], _Decoded], wanted: Iterable[_Wanted]
 ) -> Iterator[_Decoded]:
-    """What the threads find, in order; so many wait at most that threads go on while a batch is written."""
-    ahead = 4 * (os.cpu_count() or 1) + _AT_ONCE
+    """Results of the threads, in order; limited prefetching keeps them busy while a batch is written."""
+    ahead = 4 * (os.cpu_count() or 1) + _TRANSACTION_SIZE
     running: deque[Future[_Decoded]] = deque()
     for one in wanted:
         running.append(pool.submit(work, one))

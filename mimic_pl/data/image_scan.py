@@ -1,4 +1,4 @@
-"""Opens many images once, to know beforehand which of them fail."""
+"""Opens many images once, to find those that fail."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mimic_pl.processor.images import ImageError, ImageFolder, open_image
 
 
 class ScannedImage(NamedTuple):
-    """What is known of an image that a record names.
+    """Result of scanning an image.
 
     Attributes:
-        path: Where it lies, or would lie.
+        path: Its path, even if the file is missing.
         failure: ``missing``, ``unreadable`` or ``oversized``; ``None`` if it opens.
         digest: Hash of the file's content; empty if there is no file.
     """
@@ -30,19 +30,19 @@ class ScannedImage(NamedTuple):
 
 
 def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, ScannedImage]:
-    """Open every one of these images, whatever the folder's policy.
+    """Open all of these images, regardless of the folder's policy.
 
     Args:
-        folder: Where they lie.
-        names: Their names; one that comes twice is opened once.
-        title: What the progress bar says.
+        folder: Their folder.
+        names: Their names; duplicates are opened once.
+        title: Title of the progress bar.
 
     Returns:
-        What was found, by name.
+        Results by name.
     """
     distinct = list(dict.fromkeys(names))
 
-    def look(name: str) -> ScannedImage:
+    def scan_one(name: str) -> ScannedImage:
         path = folder.path(name)
         try:
             open_image(path, folder.max_pixels)
@@ -50,14 +50,15 @@ def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, Sca
             return ScannedImage(path, error.kind, _digest(path))
         return ScannedImage(path, None, _digest(path))
 
-    # Pillow decodes outside of the interpreter's lock, so threads share the work.
+    # Pillow releases the GIL while decoding, so threads run in parallel.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        found = tqdm(pool.map(look, distinct), desc=title, total=len(distinct), unit="image", leave=False, delay=1)
-        return dict(zip(distinct, found, strict=True))
+        scanned = pool.map(scan_one, distinct)
+        bar = tqdm(scanned, desc=title, total=len(distinct), unit="image", leave=False, delay=1)
+        return dict(zip(distinct, bar, strict=True))
 
 
 def failures(scanned: dict[str, ScannedImage]) -> list[ImageFailure]:
-    """Path and kind of those that failed."""
+    """Path and failure of the images that failed."""
     return [(str(image.path), image.failure) for image in scanned.values() if image.failure]
 
 

@@ -1,4 +1,4 @@
-"""JSON files, read whole or value by value, with errors that say where."""
+"""Reads JSON files, as a whole or value by value, with errors that name line and column."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from mimic_pl.errors import DataError
 
-_AGAIN = "Unpack or write the file again."
+_RECREATE = "Unpack or write the file again."
 _CHUNK = 1 << 20
 _decode = json.JSONDecoder().raw_decode
 
@@ -22,70 +22,70 @@ def read_json(path: Path) -> Any:
     """Read a JSON file.
 
     Raises:
-        DataError: It is missing, no UTF-8, or no JSON; the message has line and column.
+        DataError: It is missing, or not valid UTF-8 or JSON; the message has line and column.
     """
-    with _explained(path):
+    with _as_data_errors(path):
         return json.loads(path.read_text(encoding="utf-8-sig"))
 
 
 def stream_json(path: Path, title: str) -> Iterator[Any]:
-    """The values of a JSON array one after another; no more of the file is held than a value needs.
+    """Stream the values of a JSON array; only the part of the file needed for the next value is in memory.
 
     Args:
         path: The file.
-        title: What the progress bar says.
+        title: Title of the progress bar.
 
     Raises:
-        DataError: As :func:`read_json`, but only when the values before have been read; or the file holds no array.
+        DataError: As :func:`read_json`, but only after the values before the error; or the file is not an array.
     """
-    with _explained(path), path.open(encoding="utf-8-sig") as file:
+    with _as_data_errors(path), path.open(encoding="utf-8-sig") as file:
         window = _Window(file, title)
         try:
             yield from window.values(path)
         except json.JSONDecodeError as error:
-            line, column = window.place(error)
-            raise DataError(f"{path}, line {line}, column {column}: {error.msg}. {_AGAIN}") from error
+            line, column = window.locate(error)
+            raise DataError(f"{path}, line {line}, column {column}: {error.msg}. {_RECREATE}") from error
         finally:
             window.bar.close()
 
 
 class _Window:
-    """The part of a file that is being read: as much of it as the next value needs."""
+    """The part of a file needed to read the next value."""
 
     def __init__(self, file: IO[str], title: str) -> None:
         self.file = file
         size = Path(file.name).stat().st_size
         self.bar = tqdm(total=size, desc=title, unit="B", unit_scale=True, leave=False, delay=2)
         self.text = ""
-        self.at = 0  # how far the text is read
+        self.at = 0  # current position in the text
         self.ended = False
-        self.lines, self.columns = 0, 0  # of the file before the text: lines, and characters of the last one
+        self.lines, self.columns = 0, 0  # lines before the text, and characters before it in its first line
 
     def values(self, path: Path) -> Iterator[Any]:
-        """Every value of the array that the file should be."""
-        if self.character() != "[":
+        """Every value of the array."""
+        if self.next_character() != "[":
             while not self.ended:
-                self.more()
+                self.read_more()
             whole = json.loads(self.text)
             raise DataError(
-                f"{path} holds a JSON {type(whole).__name__} where a list of records is due. Wrap the records in [ ]."
+                f"{path} contains a JSON {type(whole).__name__}; expected a list of records. Wrap the records in [ ]."
             )
         self.at += 1
-        closed = self.character() == "]"
+        closed = self.next_character() == "]"
         self.at += closed
         while not closed:
             yield self.value()
-            delimiter = self.character()
+            delimiter = self.next_character()
             if delimiter not in (",", "]"):
                 raise json.JSONDecodeError("Expecting ',' delimiter", self.text, self.at)
             closed = delimiter == "]"
             self.at += 1
-            self.character()
-        if self.character():
+            self.next_character()
+        if self.next_character():
             raise json.JSONDecodeError("Extra data", self.text, self.at)
 
     def value(self) -> Any:
-        """The value that begins here; more of the file is read while it may be cut off."""
+        """The value at the current position; more of the file is read until it is complete."""
         while True:
             try:
                 value, end = _decode(self.text, self.at)
@@ -93,40 +93,40 @@ class _Window:
                 if self.ended:
                     raise
             else:
-                # Only what follows tells that a number is complete.
+                # A number is complete only if a delimiter follows.
                 following = WHITESPACE.match(self.text, end).end()
                 if self.ended or self.text[following : following + 1] in (",", "]"):
                     self.at = end
                     return value
-            self.more()
+            self.read_more()
 
-    def character(self) -> str:
-        """The next character that is no white space; empty at the end of the file."""
+    def next_character(self) -> str:
+        """The next character other than white space; empty at the end of the file."""
         while True:
             self.at = WHITESPACE.match(self.text, self.at).end()
             if self.at < len(self.text) or self.ended:
                 return self.text[self.at : self.at + 1]
-            self.more()
+            self.read_more()
 
-    def more(self) -> None:
-        """Let go of what is read, and read at least as much as is left: a long value is not tried too often."""
-        gone, left = self.text[: self.at], self.text[self.at :]
-        self.columns += len(gone)
-        if "\n" in gone:
-            self.lines += gone.count("\n")
-            self.columns = len(gone) - gone.rindex("\n") - 1
+    def read_more(self) -> None:
+        """Discard the text already parsed, and at least double the rest, so that long values need few attempts."""
+        parsed, left = self.text[: self.at], self.text[self.at :]
+        self.columns += len(parsed)
+        if "\n" in parsed:
+            self.lines += parsed.count("\n")
+            self.columns = len(parsed) - parsed.rindex("\n") - 1
         new = self.file.read(max(_CHUNK, len(left)))
         self.text, self.at, self.ended = left + new, 0, not new
         self.bar.update(self.file.buffer.tell() - self.bar.n)  # type: ignore[attr-defined]
 
-    def place(self, error: json.JSONDecodeError) -> tuple[int, int]:
+    def locate(self, error: json.JSONDecodeError) -> tuple[int, int]:
         """Line and column in the file of an error in the text."""
         return self.lines + error.lineno, error.colno + (self.columns if error.lineno == 1 else 0)
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    """What can be wrong with a JSON file becomes an error that says where."""
+def _as_data_errors(path: Path) -> Iterator[None]:
+    """Convert all errors of reading a JSON file to DataError, with their location."""
     try:
         yield
     except FileNotFoundError as error:
@@ -134,17 +134,17 @@ def _explained(path: Path) -> Iterator[None]:
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
-        raise DataError(f"{path}, {_no_utf8(path)} is no UTF-8. {_AGAIN}") from error
+        raise DataError(f"{path}, {_invalid_byte(path)} is not valid UTF-8. {_RECREATE}") from error
     except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}. {_AGAIN}") from error
+        raise DataError(f"{path}, line {error.lineno}, column {error.colno}: {error.msg}. {_RECREATE}") from error
     except RecursionError as error:
         raise DataError(f"{path} is nested too deeply to be a data set.") from error
     except ValueError as error:  # a number with thousands of digits
         raise DataError(f"{path}: {error}.") from error
 
 
-def _no_utf8(path: Path) -> str:
-    """Line, column and value of the first byte that is no UTF-8; a stream's own error knows only its piece."""
+def _invalid_byte(path: Path) -> str:
+    """Line, column and value of the first invalid byte; the error of a stream is relative to a chunk."""
     try:
         path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -1,4 +1,4 @@
-"""Loader processes that outlive a signal to all, and a training loader that goes on in the middle of an epoch."""
+"""Data loaders: worker processes that survive signals to the process group, and training that resumes mid-epoch."""
 
 from __future__ import annotations
 
@@ -15,63 +15,65 @@ from torch.utils.data import DataLoader, Dataset
 
 from mimic_pl.batch import Batch
 from mimic_pl.data.dataset import collate
-from mimic_pl.data.sampler import SetSampler, TrainSampler
+from mimic_pl.data.sampler import MultiDatasetSampler, TrainSampler
 from mimic_pl.errors import ConfigError
 
 _PR_SET_PDEATHSIG = 1
 
 
-def loading(num_workers: int) -> dict[str, Any]:
-    """Arguments that all loaders have in common."""
+def loader_kwargs(num_workers: int) -> dict[str, Any]:
+    """Arguments common to all loaders."""
     return {
-        "batch_size": None,  # the samplers make the batches
+        "batch_size": None,  # the samplers yield batches
         "num_workers": num_workers,
         "pin_memory": torch.cuda.is_available(),
-        "worker_init_fn": keep_through_signals,
+        "worker_init_fn": shield_from_signals,
     }
 
 
-def training_loader(dataset: Dataset[Batch], sampler: TrainSampler | SetSampler, num_workers: int) -> TrainLoader:
-    """A loader of training batches, whose processes live as long as the training."""
+def training_loader(
+    dataset: Dataset[Batch], sampler: TrainSampler | MultiDatasetSampler, num_workers: int
+) -> TrainLoader:
+    """A loader of training batches, with persistent workers."""
     return TrainLoader(
-        dataset, sampler=sampler, collate_fn=collate, persistent_workers=num_workers > 0, **loading(num_workers)
+        dataset, sampler=sampler, collate_fn=collate, persistent_workers=num_workers > 0, **loader_kwargs(num_workers)
     )
 
 
 class TrainLoader(DataLoader[Batch]):
-    """Tells Lightning that it can go on in the middle of an epoch, and with what: its sampler's settings.
+    """A stateful loader, so that Lightning can resume in the middle of an epoch; its state is the sampler's settings.
 
-    Which batches are taken already stands in Lightning's own counters, from which the sampler was told to begin.
+    The number of batches already consumed comes from Lightning's own counters, through ``sampler.start_at``.
     """
 
-    sampler: TrainSampler | SetSampler
+    sampler: TrainSampler | MultiDatasetSampler
 
     def state_dict(self) -> dict[str, Any]:
-        """What decides the batches of an epoch; Lightning writes it into each checkpoint."""
+        """The settings that determine the batches of an epoch; Lightning writes them into each checkpoint."""
         return {"sampler": self.sampler.settings()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Compare a checkpoint's settings with those of this run.
 
         Raises:
-            ConfigError: They differ, and the run goes on in the middle of an epoch.
+            ConfigError: They differ, and the run resumes in the middle of an epoch.
         """
         before, now = state_dict["sampler"], self.sampler.settings()
-        if before != now and self.sampler.taken:
+        if before != now and self.sampler.consumed:
             raise ConfigError(
-                f"The checkpoint was taken in the middle of an epoch with batches by {before}, and this run has {now}: "
-                "some mentions would be trained on twice in this epoch, and others never. Resume with the data, batch "
-                "size, seed and number of processes of the run, or from a checkpoint of the end of an epoch."
+                f"The checkpoint was saved in the middle of an epoch with {before}, but this run has {now}: some "
+                "mentions would be trained on twice in this epoch, and others never. Resume with the data, batch size, "
+                "seed and number of processes of the original run, or from a checkpoint at the end of an epoch."
             )
 
 
-def keep_through_signals(worker: int) -> None:
-    """In a loader process: leave signals that all processes get to the process that trains, and end with it.
+def shield_from_signals(worker: int) -> None:
+    """Make a loader process ignore signals sent to all processes, but exit with the training process.
 
-    Ctrl-C, and the end of a job, reach every process. The one that trains needs its loader processes until it has
-    written its checkpoint; it ends them itself, which is the one SIGTERM that they heed. If it is killed they end at
-    once: they would hold its memory, and the lock on the run's folder, until they notice by themselves. Both are
-    Linux's; elsewhere SIGTERM ends a loader process as ever.
+    Ctrl-C and the end of a job signal every process. The training process needs its loader processes until it has
+    written its checkpoint, and then terminates them: they obey only its SIGTERM. If it is killed, they are killed, too:
+    otherwise they would keep its memory, and the lock on the run's folder, until they notice. Both work on Linux only;
+    elsewhere SIGTERM ends a loader process as usual.
 
     Args:
         worker: Number of the loader process.
@@ -81,10 +83,10 @@ def keep_through_signals(worker: int) -> None:
     if sys.platform == "linux" and parent is not None and parent.pid is not None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_at_word_of, args=(parent.pid,), daemon=True).start()
+        threading.Thread(target=_exit_on_sigterm_from, args=(parent.pid,), daemon=True).start()
 
 
-def _end_at_word_of(parent: int) -> None:
+def _exit_on_sigterm_from(parent: int) -> None:
     if sys.platform == "linux":
         while signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent:
             pass

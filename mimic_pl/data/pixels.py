@@ -1,4 +1,4 @@
-"""Names of images -> a batch of pixels, decoded now or taken from the cache: the same to the bit."""
+"""Image names -> a batch of pixels, decoded or read from the cache, with bit-identical results."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from mimic_pl.processor.images import ImageError, ImageFolder
 
 
 class PixelBatch(NamedTuple):
-    """Pixels of some items.
+    """Pixels of a batch of items.
 
     Attributes:
         pixels: uint8 ``[batch, 3, S, S]``, zeros where there is no image.
         has_image: bool ``[batch]``.
-        failures: Images that failed on the way.
+        failures: Images that failed.
     """
 
     pixels: Tensor
@@ -32,14 +32,14 @@ class PixelBatch(NamedTuple):
 
 
 class PixelSource:
-    """Makes the pixels of a folder's images.
+    """Loads the pixels of a folder's images.
 
     Args:
-        folder: Where the images lie, and what happens where one fails.
+        folder: The folder, with its image policy.
         image_processor: Resizes them.
         reduced: Decode JPEGs at a reduced scale (see :func:`~mimic_pl.processor.decoding.decode`).
-        cache: Where pixels may lie already.
-        blank: Make nothing of any image, for a model that is to see texts only.
+        cache: Cache of decoded images.
+        blank: Ignore all images, for a text-only model.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class PixelSource:
         self.blank = blank
 
     def batch(self, names: Sequence[Sequence[str]], indices: Sequence[int] | None = None) -> PixelBatch:
-        """For every item the pixels of the first of its images that opens.
+        """For every item the pixels of its first image that opens.
 
         Args:
             names: The images of each item.
-            indices: Places of the items in their data set, for :meth:`load`; by default those in the batch.
+            indices: Indices of the items in their data set, for :meth:`load`; by default those in the batch.
 
         Raises:
             DataError: An image failed and the folder's policy is ``error``.
@@ -83,7 +83,7 @@ class PixelSource:
 
         Args:
             path: The image.
-            index: Position in the data set of the item that it belongs to, which a subclass may heed.
+            index: Index of its item in the data set, for subclasses.
 
         Raises:
             ImageError: The image fails.
@@ -91,6 +91,6 @@ class PixelSource:
         found = None if self.cache is None else self.cache.load(path, self.folder.max_pixels)
         if isinstance(found, Tensor):
             return found
-        if found is not None and self.folder.policy != "error":  # where the message says in words what is wrong
-            raise ImageError(path, found, "as it was when it was to be cached")
+        if found is not None and self.folder.policy != "error":  # "error" decodes again for a detailed message
+            raise ImageError(path, found, "it already failed when the cache was filled")
         return decode(path, self.image_processor, self.folder.max_pixels, self.reduced)

@@ -1,4 +1,4 @@
-"""What MIMIC and its callbacks need of a data module."""
+"""Protocols: what MIMIC and its callbacks require of a data module."""
 
 from __future__ import annotations
 
@@ -18,15 +18,14 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Records(Protocol):
-    """A knowledge base, and the mentions that are ranked in it.
+    """A knowledge base and the mentions that are linked to it.
 
-    Of a data module that is made of several, such as :class:`~mimic_pl.CrossDataModule`, the one that it names as
-    ``ranked`` is asked.
+    A data module with several data sets, such as :class:`~mimic_pl.CrossDataModule`, exposes this one as ``ranked``.
     """
 
     @property
     def entities(self) -> Sequence[Entity]:
-        """The knowledge base, in the order that positions count."""
+        """The knowledge base, in the order of positions."""
 
     @property
     def mentions(self) -> Mapping[str, Sequence[Mention]]:
@@ -35,30 +34,30 @@ class Records(Protocol):
 
 @runtime_checkable
 class RankedData(Records, Protocol):
-    """What evaluation needs of a data module.
+    """A data module for evaluation.
 
-    :class:`~mimic_pl.MELDataModule` has it. A LightningDataModule of your own has these members, and finishes its
-    batches with the model's processor: ``on_after_batch_transfer`` returns ``processor.finish(batch)``.
+    :class:`~mimic_pl.MELDataModule` implements it. A custom LightningDataModule needs these members, and must finish
+    its batches with the model's processor: ``on_after_batch_transfer`` returns ``processor.finish(batch)``.
     """
 
     def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Batch]:
-        """This process's entities of the knowledge base; see :meth:`MELDataModule.entity_dataloader`."""
+        """This process's shard of the knowledge base; see :meth:`MELDataModule.entity_dataloader`."""
 
     def describe_entities(self) -> dict[str, str]:
-        """What decides the states of the entities, to tell whether an index was made from the same."""
+        """Everything that determines the states of the entities, to check whether an index was built from it."""
 
 
 @runtime_checkable
 class TrainingData(Protocol):
-    """What training on several processes needs of a data module."""
+    """A data module for training on several processes."""
 
     def training_sample(self) -> Batch:
-        """A training batch of at most two pairs, as the training loader makes them."""
+        """A training batch of at most two pairs, in the format of the training loader."""
 
 
 @runtime_checkable
 class ImageData(Records, Protocol):
-    """Records whose images can be shown."""
+    """Records with images for display."""
 
     def entity_image(self, entity: Entity) -> Image.Image | None:
         """An entity's first image that opens."""
@@ -68,14 +67,14 @@ class ImageData(Records, Protocol):
 
 
 def data_of(trainer: Trainer, needed: type[T]) -> T:
-    """The data module of a Trainer, or the part of it whose knowledge base is ranked.
+    """The data module of a Trainer, or its data set whose knowledge base is ranked.
 
     Args:
         trainer: The Trainer.
         needed: One of the protocols above.
 
     Raises:
-        ConfigError: The Trainer was given bare loaders, or a data module that lacks some of the members.
+        ConfigError: The Trainer was called with plain loaders, or with a data module that lacks some members.
     """
     datamodule = getattr(trainer, "datamodule", None)
     data = getattr(datamodule, "ranked", datamodule)

@@ -1,4 +1,4 @@
-"""The three published sets: what the paper says of them, and what their files are called."""
+"""The three published data sets, with their statistics and file names."""
 
 from __future__ import annotations
 

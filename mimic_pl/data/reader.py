@@ -1,4 +1,4 @@
-"""The published on-disk layout -> records."""
+"""Reads the JSON files of the published layout into records."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mimic_pl.errors import DataError
 from mimic_pl.records import Entity, Mention
 
 NIL = "nil"
-"""The answer of a mention whose entity is in no knowledge base."""
+"""The answer of a mention whose entity is not in any knowledge base."""
 
 _SHOWN = 5
 _Record = TypeVar("_Record")
@@ -27,12 +27,12 @@ _Problem = tuple[int, str]  # number of the record, and what is wrong with it
 
 
 class MalformedRecordsError(DataError):
-    """Some records of a file are not as they should be; all of them are told at once.
+    """Some records of a file are malformed; all of them are reported at once.
 
     Args:
         path: The file.
-        problems: One sentence a problem, each with the record it is about.
-        records: The records that could be read all the same, for those who want to go on looking.
+        problems: One sentence per problem, naming the record.
+        records: The valid records, for callers that continue, such as ``mimic-pl doctor``.
     """
 
     def __init__(self, path: Path, problems: list[str], records: Sequence[Any]) -> None:
@@ -43,14 +43,14 @@ class MalformedRecordsError(DataError):
 
 
 def read_entities(path: Path, ids: Path | None = None, arrays: Sequence[str] = ()) -> EntityTable:
-    """Read ``kb_entity.json``, in the order of its ``id`` as the published code does.
+    """Read ``kb_entity.json``, ordered by ``id`` as in the published code.
 
     Records are decoded and stored one by one, so that a large file needs little more memory than its table.
 
     Args:
         path: The file.
-        ids: ``qid2id.json``, whose ids must be those of the knowledge base.
-        arrays: Fields of the records that hold lists of numbers, nested or not: they become the entities' arrays.
+        ids: ``qid2id.json``, whose ids must match the knowledge base.
+        arrays: Fields with (nested) lists of numbers, which become the entities' arrays.
 
     Raises:
         DataError: A file is missing, empty or malformed, two entities share a ``qid``, or the files disagree.
@@ -69,26 +69,26 @@ def read_entities(path: Path, ids: Path | None = None, arrays: Sequence[str] = (
     repeated = table.positions.repeated()
     for later, first in repeated:
         where = _where(numbers[later], {"id": own_ids[later]})
-        same = f"the entity {table[later].id!r} is record {numbers[first]} too. Keep one of them."
+        same = f"the entity {table[later].id!r} is also record {numbers[first]}. Keep one of them."
         problems.append((numbers[later], f"{where}: {same}"))
-    told = [problem for _, problem in sorted(problems, key=itemgetter(0))]
+    messages = [problem for _, problem in sorted(problems, key=itemgetter(0))]
     dropped = {later for later, _ in repeated}
     order = [position for position in range(len(table)) if position not in dropped]
     try:
         order.sort(key=own_ids.__getitem__)
     except TypeError:
-        told.append("'id': some are numbers and some are texts, which have no order. Use one type.")
+        messages.append("'id': some are numbers and some are text, which cannot be ordered. Use one type.")
     if order != list(range(len(table))):
         table = table.take(order)
     if ids is not None and ids.is_file():
         try:
-            told += _disagreements(ids, table, [own_ids[position] for position in order])
+            messages += _disagreements(ids, table, [own_ids[position] for position in order])
         except DataError as error:  # the knowledge base itself can still be read
-            told.append(f"with its list of ids: {error}")
-    if told:
-        raise MalformedRecordsError(path, told, table)
+            messages.append(f"with its list of ids: {error}")
+    if messages:
+        raise MalformedRecordsError(path, messages, table)
     if not table:
-        raise DataError(f"{path} holds no entities. A knowledge base needs at least one.")
+        raise DataError(f"{path} contains no entities. A knowledge base needs at least one.")
     return table
 
 
@@ -97,7 +97,7 @@ def read_mentions(path: Path, arrays: Sequence[str] = ()) -> list[Mention]:
 
     Args:
         path: The file.
-        arrays: Fields of the records that hold lists of numbers, nested or not: they become the mentions' arrays.
+        arrays: Fields with (nested) lists of numbers, which become the mentions' arrays.
 
     Raises:
         DataError: The file is missing or malformed.
@@ -112,10 +112,10 @@ def read_mentions(path: Path, arrays: Sequence[str] = ()) -> list[Mention]:
 def _records(
     path: Path, name: str, parse: Callable[[dict[str, Any], int], _Record], problems: list[_Problem]
 ) -> Iterator[tuple[int, _Record]]:
-    """Number and parsed form of every record that parses; the problems of the others are collected."""
+    """Number and parsed form of every valid record; the problems of the others are collected."""
     for number, row in enumerate(stream_json(path, f"Reading {name}")):
         if not isinstance(row, dict):
-            problem = f"record {number}: {row!r:.80} is no object with named fields. Mend or remove it."
+            problem = f"record {number}: {row!r:.80} is not a JSON object. Fix or remove it."
             problems.append((number, problem))
             continue
         try:
@@ -162,22 +162,22 @@ def _mention(row: dict[str, Any], number: int, arrays: Sequence[str]) -> Mention
 
 
 def _disagreements(path: Path, table: EntityTable, ids: list[int | str]) -> Iterator[str]:
-    """What ``qid2id.json`` and the knowledge base, whose ids are in the order of its table, say differently."""
+    """Disagreements between ``qid2id.json`` and the knowledge base, whose ids are in the order of its table."""
     listed = read_json(path)
     if not isinstance(listed, dict):
-        raise DataError(f"{path} holds a JSON {type(listed).__name__} where an object of qids and ids is due.")
-    mend = f"Unpack both files of one release, or remove {path.name}: it is made from the other."
+        raise DataError(f"{path} contains a JSON {type(listed).__name__}; expected an object of qids and ids.")
+    advice = f"Unpack both files from one release, or remove {path.name}: it is redundant."
     for qid, here in zip(table.positions, ids, strict=True):
         there = listed.pop(qid, None)
         if here != there:
-            yield f"entity {qid!r}: its id is {_known(here)}, and in {path} it is {_known(there)}. {mend}"
+            yield f"entity {qid!r}: its id is {_known(here)}, but in {path} it is {_known(there)}. {advice}"
     for qid, there in listed.items():
         if there is not None:
-            yield f"entity {qid!r}: its id is {_known(None)}, and in {path} it is {_known(there)}. {mend}"
+            yield f"entity {qid!r}: its id is {_known(None)}, but in {path} it is {_known(there)}. {advice}"
 
 
 def _known(id_: object) -> str:
-    return "not there" if id_ is None else repr(id_)
+    return "missing" if id_ is None else repr(id_)
 
 
 def _where(number: int, row: dict[str, Any]) -> str:
@@ -185,12 +185,12 @@ def _where(number: int, row: dict[str, Any]) -> str:
 
 
 def _id(row: dict[str, Any], number: int, where: str) -> int | str:
-    """A record's id; its number if it has none."""
+    """A record's id; the record's number if it has none."""
     value = row.get("id")
     if value is None:
         return number
     if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: 'id' is {value!r:.80}; expected a number without a point, or a text.")
+        raise DataError(f"{where}: 'id' is {value!r:.80}; expected an integer or text.")
     return _unicode(value, "id", where) if isinstance(value, str) else value
 
 
@@ -198,12 +198,12 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
     value = row.get(key)
     if not isinstance(value, str):
         have = ", ".join(sorted(row))
-        raise DataError(f"{where}: {key!r} is {value!r:.80}; expected a text. The record has: {have}.")
+        raise DataError(f"{where}: {key!r} is {value!r:.80}; expected text. The record has: {have}.")
     return _unicode(value, key, where)
 
 
 def _text_fields(row: dict[str, Any], where: str, without: tuple[str, ...]) -> dict[str, str]:
-    """Every other text field, for the template; a missing value is an empty text."""
+    """Every other text field, for the template; null becomes empty text."""
     return {
         _unicode(key, "the name of a field", where): _unicode(value or "", key, where)
         for key, value in row.items()
@@ -212,7 +212,7 @@ def _text_fields(row: dict[str, Any], where: str, without: tuple[str, ...]) -> d
 
 
 def _array(row: dict[str, Any], key: str, where: str) -> npt.NDArray[Any]:
-    """A list of numbers: float32 if any of them has a point, int64 otherwise."""
+    """A list of numbers: float32 if any of them is a float, int64 otherwise."""
     try:
         array = np.array(row.get(key))
     except (ValueError, OverflowError) as error:
@@ -223,19 +223,19 @@ def _array(row: dict[str, Any], key: str, where: str) -> npt.NDArray[Any]:
 
 
 def _unicode(value: str, key: str, where: str) -> str:
-    """The text itself; half a surrogate pair, which JSON can spell, is no text and no tokenizer takes it."""
+    """Check a text for unpaired surrogates, which JSON allows but tokenizers reject."""
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {key!r} has half of a surrogate pair at {error.start}. Mend the text.") from error
+        raise DataError(f"{where}: {key!r} has an unpaired surrogate at {error.start}. Fix the text.") from error
     return value
 
 
 def _inside(name: object, where: str) -> str:
-    """An image's name, which must stay inside its folder."""
+    """Check that an image's name stays inside its folder."""
     if not isinstance(name, str) or "\0" in name:
-        raise DataError(f"{where}: the image {name!r:.80} is no file name.")
+        raise DataError(f"{where}: the image {name!r:.80} is not a file name.")
     path = PurePosixPath(_unicode(name, "image", where).replace("\\", "/"))
     if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise DataError(f"{where}: the image {name!r} lies outside of the data folder. Use names inside of it.")
+        raise DataError(f"{where}: the image {name!r} is outside the data folder. Use names inside it.")
     return name

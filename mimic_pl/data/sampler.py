@@ -1,4 +1,4 @@
-"""Which items a process sees, in which batches and in which order."""
+"""Samplers: which items each process gets, in which batches and in which order."""
 
 from __future__ import annotations
 
@@ -16,49 +16,49 @@ from mimic_pl.errors import ConfigError
 T = TypeVar("T")
 
 
-class _Resumed(DistributedSampler[T]):
-    """A sampler of batches that can begin in the middle of an epoch."""
+class _ResumableSampler(DistributedSampler[T]):
+    """A batch sampler that can start in the middle of an epoch."""
 
     def __init__(self, dataset: Sized, processes: int, rank: int, seed: int) -> None:
         super().__init__(dataset, processes, rank, shuffle=True, seed=seed)  # type: ignore[arg-type]
-        self.taken: dict[int, int] = {}
+        self.consumed: dict[int, int] = {}
 
-    def begin(self, epoch: int, batches: int) -> None:
-        """Turn to an epoch of which the run that is resumed has taken so many batches."""
+    def start_at(self, epoch: int, batches: int) -> None:
+        """Go to an epoch of which the resumed run has already consumed some batches."""
         self.set_epoch(epoch)
-        self.taken = {epoch: batches} if batches else {}
+        self.consumed = {epoch: batches} if batches else {}
 
 
-class TrainSampler(_Resumed[list[int]]):
-    """Shuffles by seed and epoch, and yields batches of ``epoch * len(dataset) + index``.
+class TrainSampler(_ResumableSampler[list[int]]):
+    """Shuffles by seed and epoch, and yields batches of addresses ``epoch * len(dataset) + index``.
 
-    The number tells a data set both which item and which epoch it is, so that what is random about an item (which of
-    an entity's images) depends on seed, epoch and index alone: not on workers, and not on where a run was resumed.
-    Lightning calls :meth:`set_epoch`, and leaves a distributed sampler as it is.
+    An address encodes both item and epoch, so that random choices for an item (such as one of an entity's images)
+    depend on seed, epoch and index alone: not on workers, and not on where a run was resumed. Lightning calls
+    :meth:`set_epoch`, and does not replace a distributed sampler.
 
-    Several processes share each batch of ``processes * batch_size`` items: together they see what one process with
-    that batch size sees, every item once an epoch. The last, smaller batch is shared out evenly, too; if it has fewer
-    items than there are processes, the batch before takes them in.
+    Several processes share each batch of ``processes * batch_size`` items: together they get the batches of a single
+    process with that batch size, every item once per epoch. The last, smaller batch is distributed evenly, too; if it
+    has fewer items than there are processes, it is merged into the previous batch.
 
     Args:
-        dataset: What is sampled.
-        batch_size: Items in a batch of one process.
+        dataset: The data set to sample from.
+        batch_size: Items per batch and process.
         processes: Number of processes.
-        rank: Which one this is.
-        seed: Decides the order.
+        rank: Rank of this process.
+        seed: Seed of the order.
     """
 
     def __init__(self, dataset: Sized, batch_size: int, processes: int = 1, rank: int = 0, seed: int = 0) -> None:
         super().__init__(dataset, processes, rank, seed)
         if len(dataset) < processes:
             raise ConfigError(
-                f"There are {len(dataset)} training mentions for {processes} processes. Take fewer (--trainer.devices)."
+                f"There are {len(dataset)} training mentions for {processes} processes. Use fewer (--trainer.devices)."
             )
         self.batch_size = batch_size
         self.total_size = len(dataset)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the batches of an epoch."""
+        """The settings that determine the batches of an epoch."""
         return {
             "mentions": self.total_size,
             "batch_size": self.batch_size,
@@ -67,12 +67,12 @@ class TrainSampler(_Resumed[list[int]]):
         }
 
     def __len__(self) -> int:
-        """Number of batches of an epoch, the same for all processes."""
+        """Number of batches per epoch, the same for all processes."""
         return len(self._starts()) - 1
 
     def __iter__(self) -> Iterator[list[int]]:
-        """This process's batches that are left of the epoch."""
-        return islice(self._epoch_batches(), self.taken.get(self.epoch, 0), None)
+        """This process's remaining batches of the epoch."""
+        return islice(self._epoch_batches(), self.consumed.get(self.epoch, 0), None)
 
     def _epoch_batches(self) -> Iterator[list[int]]:
         size = self.total_size
@@ -81,7 +81,7 @@ class TrainSampler(_Resumed[list[int]]):
         return self._batches([self.epoch * size + index for index in order])
 
     def _starts(self) -> list[int]:
-        """Where the batches of all processes together begin, and where the last one ends."""
+        """Start offsets of the global batches, and the end of the last one."""
         size = self.total_size
         starts = list(range(0, size, self.num_replicas * self.batch_size))
         if len(starts) > 1 and size - starts[-1] < self.num_replicas:
@@ -95,15 +95,15 @@ class TrainSampler(_Resumed[list[int]]):
             yield list(order[cuts[0] : cuts[1]])
 
 
-class SetSampler(_Resumed[tuple[int, list[int]]]):
-    """Batches of several sets, each of one set: the set's number, and addresses in it.
+class MultiDatasetSampler(_ResumableSampler[tuple[int, list[int]]]):
+    """Batches from several data sets, each from one: the data set's number, and addresses in it.
 
-    An epoch has every batch of every set, in an order that depends on seed and epoch alone; all processes take batches
-    of the same set at the same time, and have equally many.
+    An epoch contains every batch of every data set, in an order that depends on seed and epoch alone; in each step all
+    processes get a batch of the same data set.
 
     Args:
-        samplers: A sampler for each set, all for the same process.
-        seed: Decides the order of the batches.
+        samplers: A sampler for each data set, all for the same process.
+        seed: Seed of the order of the batches.
     """
 
     def __init__(self, samplers: Sequence[TrainSampler], seed: int = 0) -> None:
@@ -112,41 +112,41 @@ class SetSampler(_Resumed[tuple[int, list[int]]]):
         self.samplers = samplers
 
     def set_epoch(self, epoch: int) -> None:
-        """Turn to an epoch."""
+        """Go to an epoch."""
         super().set_epoch(epoch)
         for sampler in self.samplers:
             sampler.set_epoch(epoch)
 
     def settings(self) -> dict[str, Any]:
-        """What decides the batches of an epoch."""
+        """The settings that determine the batches of an epoch."""
         return {"seed": self.seed, "sets": [sampler.settings() for sampler in self.samplers]}
 
     def __len__(self) -> int:
-        """Number of this process's batches of an epoch."""
+        """Number of batches per epoch, the same for all processes."""
         return sum(map(len, self.samplers))
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
-        """This process's batches that are left of the epoch."""
+        """This process's remaining batches of the epoch."""
         batches = [(number, batch) for number, sampler in enumerate(self.samplers) for batch in sampler]
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(len(batches), generator=generator).tolist()
-        return (batches[place] for place in order[self.taken.get(self.epoch, 0) :])
+        return (batches[number] for number in order[self.consumed.get(self.epoch, 0) :])
 
 
 class EvalSampler(DistributedSampler[list[int]], SequentialSampler):
-    """Batches of items in order, the same ones for any number of processes: each batch goes to one process.
+    """Batches of items in order, the same for any number of processes: batches are assigned round-robin.
 
-    Processes take turns. They must take equally many, since they rank together: one that has none left for the last
-    turn gets a single item numbered from ``len(dataset)`` on, which is to be computed and not counted.
+    All processes must have the same number of batches, since ranking is collective: a process without a batch in the
+    last round gets a single padding item with a number from ``len(dataset)`` on, which is computed but not counted.
 
-    A batch's content decides the last bits of what is computed from it, so results do not depend on the number of
-    processes. Lightning leaves a sampler of these kinds as it is.
+    Since the content of a batch affects the last bits of its results, identical batches make results independent of the
+    number of processes. Lightning does not replace a sampler of these classes.
 
     Args:
-        dataset: What is sampled.
-        batch_size: Items in a batch.
+        dataset: The data set to sample from.
+        batch_size: Items per batch.
         processes: Number of processes.
-        rank: Which one this is.
+        rank: Rank of this process.
     """
 
     def __init__(self, dataset: Sized, batch_size: int, processes: int = 1, rank: int = 0) -> None:
@@ -154,8 +154,8 @@ class EvalSampler(DistributedSampler[list[int]], SequentialSampler):
         size = len(dataset)
         starts = range(rank * batch_size, size, processes * batch_size)
         self.batches = [list(range(start, min(start + batch_size, size))) for start in starts]
-        turns = -(-size // (processes * batch_size))
-        self.batches += [[size]] * (turns - len(self.batches))
+        rounds = -(-size // (processes * batch_size))
+        self.batches += [[size]] * (rounds - len(self.batches))
 
     def __len__(self) -> int:
         """Number of batches, the same for all processes."""
@@ -167,17 +167,17 @@ class EvalSampler(DistributedSampler[list[int]], SequentialSampler):
 
 
 class EntitySampler(Sampler[list[int]]):
-    """Batches of entities, each of which goes to one process.
+    """Batches of entities, distributed over the processes.
 
     Args:
-        entities: How many there are.
-        batch_size: Entities in a batch.
+        entities: Number of entities.
+        batch_size: Entities per batch.
         processes: Number of processes.
-        rank: Which one this is.
-        lengths: Length of each entity's text, int ``[entities]``. Then batches are of texts of similar length and the
-            longest come first (what does not fit the memory fails at once), and processes take turns. Otherwise
-            batches are in order, and each process has a stretch of the knowledge base.
-        first: In order: begin with the batch that holds this one of the process's entities.
+        rank: Rank of this process.
+        lengths: Length of each entity's text, int ``[entities]``. If given, batches contain texts of similar length,
+            longest first (so that out-of-memory errors occur at once), and are assigned round-robin. Otherwise batches
+            are in order, and each process has a contiguous shard of the knowledge base.
+        first: Without ``lengths``: start at the batch that contains this entity of the shard.
     """
 
     def __init__(
@@ -189,7 +189,7 @@ class EntitySampler(Sampler[list[int]]):
         lengths: npt.NDArray[Any] | None = None,
         first: int = 0,
     ) -> None:
-        # Whole batches: a batch's content decides the last bits of what is computed from it.
+        # Shards consist of whole batches: the content of a batch affects the last bits of its results.
         starts = range(0, entities, batch_size)
         if lengths is None:
             order = np.arange(entities)
@@ -211,10 +211,10 @@ class EntitySampler(Sampler[list[int]]):
 
 
 def resume_point(trainer: Any) -> tuple[int, int]:
-    """Where training begins: an epoch, and the number of its batches that the run that is resumed has taken.
+    """Where training starts: an epoch, and the number of its batches that the resumed run has already consumed.
 
-    Lightning goes on counting in the middle of an epoch, but from the loader it takes what comes first. And it tells
-    the sampler the epoch before each one, but on a resumed run only after the workers have begun to fetch.
+    Lightning restores its batch counter in the middle of an epoch, but starts at the loader's first batch. Also, it
+    calls ``set_epoch`` before each epoch, but in a resumed run only after the workers have started to fetch.
     """
     if trainer is None:
         return 0, 0
@@ -223,13 +223,13 @@ def resume_point(trainer: Any) -> tuple[int, int]:
     if epochs.processed == epochs.ready:
         return epochs.ready, 0
     if batches.is_last_batch and batches.current.completed < batches.current.processed:
-        return epochs.ready, 0  # without ExactResume, Lightning leaves the rest of such an epoch out
+        return epochs.ready, 0  # without ExactResume, Lightning skips the rest of such an epoch
     if epochs.started < epochs.ready:
         return epochs.ready - 1, 0
     return epochs.ready - 1, batches.current.processed
 
 
 def draw(count: int, seed: int, epoch: int, index: int) -> int:
-    """A number in ``[0, count)`` that depends on nothing but the arguments."""
+    """A random number in ``[0, count)`` that depends only on the arguments."""
     generator = torch.Generator().manual_seed(hash((seed, epoch, index)) & 0x7FFF_FFFF_FFFF_FFFF)
     return int(torch.randint(count, (1,), generator=generator))

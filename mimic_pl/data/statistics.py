@@ -1,4 +1,4 @@
-"""What a paper reports of a data set."""
+"""Published statistics of a data set."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class PublishedStatistics:
-    """What the MIMIC paper reports of a data set.
+    """Statistics and results of a data set, as published in the MIMIC paper.
 
     Attributes:
-        mentions: Mentions by split (``train``, ``val``, ``test``).
-        entities: Entities of the knowledge base.
-        test: MIMIC's results on the test split: ``hits@1``, ``hits@3``, ``hits@5``, ``mrr`` as shares, ``mr`` in ranks.
+        mentions: Number of mentions by split (``train``, ``val``, ``test``).
+        entities: Number of entities in the knowledge base.
+        test: MIMIC's results on the test split: ``hits@1``, ``hits@3``, ``hits@5``, ``mrr`` in [0, 1], ``mr`` in ranks.
     """
 
     mentions: dict[str, int]

@@ -1,4 +1,4 @@
-"""A knowledge base as a few arrays instead of an object per entity."""
+"""Compact storage of a knowledge base: a few arrays instead of one object per entity."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from mimic_pl.records import Entity
 Integers = npt.NDArray[Any]
 """A one-dimensional array of the smallest unsigned integers that hold its values."""
 
-# Half a surrogate pair, which a reader of one's own may let through, comes back as it went in.
+# Unpaired surrogates, which a custom reader may let through, are preserved.
 _UNICODE = ("utf-8", "surrogatepass")
 
 
 class EntityTable(Sequence[Entity]):
-    """A knowledge base that makes an :class:`Entity` only when one is asked for.
+    """A knowledge base that creates an :class:`Entity` only on access.
 
-    All texts lie one behind the other in one array of UTF-8 bytes: an entity's ``id``, its name, its fields and its
-    images, then the next entity's. What is held beside the bytes is where each text ends, where each entity begins,
-    and which fields it has (most entities have the same). So a million entities are a handful of objects: they are
-    read within little memory, pickle as fast as they copy, and stay shared with loader processes, which the reference
-    counts of a million objects would not.
+    All texts are concatenated in one array of UTF-8 bytes: an entity's ``id``, its name, its fields and its images,
+    then those of the next entity. Further arrays store where each text ends, where each entity begins, and which fields
+    it has (most entities have the same). So a million entities are a handful of objects: they take little memory,
+    pickle at the speed of a copy, and stay in memory shared with loader processes, which the reference counts of a
+    million objects would copy.
 
-    A slice is a table again and shares the arrays. A table equals any sequence of equal entities.
+    A slice is again a table and shares the arrays. A table equals any sequence of equal entities.
 
     Args:
-        entities: Entities in the order of their positions; they are stored one by one, and none is kept.
+        entities: Entities in the order of their positions; they are stored one by one and not kept.
 
     Raises:
-        DataError: A part of an entity is no text.
+        DataError: A part of an entity is not text.
 
     Example:
         >>> table = EntityTable([Entity("Q42", "Douglas Adams", {"attr": "Sex: male."}, ("Q42_0.jpg",))])
@@ -48,32 +48,34 @@ class EntityTable(Sequence[Entity]):
     """
 
     def __init__(self, entities: Iterable[Entity] = ()) -> None:
-        blob, ends, begins, counts, kinds = bytearray(), array("q", [0]), array("q"), array("q"), array("q")
+        blob, ends, begins, counts, schemas = bytearray(), array("q", [0]), array("q"), array("q"), array("q")
         known: dict[tuple[str, ...], int] = {}
         arrays: dict[str, list[npt.NDArray[Any]]] = {}
         for entity in entities:
             texts = (entity.id, entity.name, *entity.fields.values(), *entity.image_files)
             for name in arrays.keys() | entity.arrays.keys():
                 if name not in entity.arrays or (begins and name not in arrays):
-                    raise DataError(f"The entity {entity.id!r}, or one before it, has no array {name!r}: all have one.")
+                    raise DataError(
+                        f"The entity {entity.id!r}, or one before it, has no array {name!r}. All entities need it."
+                    )
                 arrays.setdefault(name, []).append(np.asarray(entity.arrays[name]))
             begins.append(len(ends) - 1)
             counts.append(len(texts))
-            kinds.append(known.setdefault(tuple(entity.fields), len(known)))
+            schemas.append(known.setdefault(tuple(entity.fields), len(known)))
             for text in texts:
                 try:
                     blob += text.encode(*_UNICODE)
                 except AttributeError as error:
                     raise DataError(
-                        f"The entity {entity.id!r} holds {text!r:.80} among its texts. id, name, fields and images "
-                        "are texts: mend the reader that made it."
+                        f"The entity {entity.id!r} has {text!r:.80} among its texts. id, name, fields and images must "
+                        "be text: fix the reader that created it."
                     ) from error
                 ends.append(len(blob))
         self._blob = np.frombuffer(blob, np.uint8)
         self._ends = _compact(ends)
         self._begins = _compact(begins)
         self._counts = _compact(counts)
-        self._kinds = _compact(kinds)
+        self._schemas = _compact(schemas)
         self._fields = list(known)
         self._arrays = {name: _stacked(name, own) for name, own in arrays.items()}
         self._rows = np.arange(len(self._begins) if arrays else 0)
@@ -97,7 +99,7 @@ class EntityTable(Sequence[Entity]):
         start = ends[0]
         raw = self._blob[start : ends[-1]].tobytes()
         texts = [raw[left - start : right - start].decode(*_UNICODE) for left, right in pairwise(ends)]
-        fields = self._fields[self._kinds[position]]
+        fields = self._fields[self._schemas[position]]
         arrays = {name: rows[self._rows[position]] for name, rows in self._arrays.items()}
         images = tuple(texts[2 + len(fields) :])
         return Entity(texts[0], texts[1], dict(zip(fields, texts[2:], strict=False)), images, arrays)
@@ -109,7 +111,7 @@ class EntityTable(Sequence[Entity]):
     def _of(self, chosen: slice | Integers) -> EntityTable:
         table = copy.copy(self)
         table.__dict__.pop("positions", None)
-        for name in ("_begins", "_counts", "_kinds", *(("_rows",) if self._arrays else ())):
+        for name in ("_begins", "_counts", "_schemas", *(("_rows",) if self._arrays else ())):
             setattr(table, name, getattr(self, name)[chosen])
         return table
 
@@ -119,21 +121,21 @@ class EntityTable(Sequence[Entity]):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # as a list has none
+    __hash__ = None  # type: ignore[assignment]  # unhashable, like a list
 
     def __repr__(self) -> str:
-        """How many entities there are, and how many bytes."""
+        """Number of entities and bytes."""
         return f"EntityTable({len(self):,} entities, {self.nbytes:,} bytes)"
 
     @property
     def nbytes(self) -> int:
-        """Bytes that the arrays hold, without those of :attr:`positions`."""
-        texts = (self._blob, self._ends, self._begins, self._counts, self._kinds)
+        """Size of the arrays in bytes, without :attr:`positions`."""
+        texts = (self._blob, self._ends, self._begins, self._counts, self._schemas)
         return sum(array.nbytes for array in (*texts, *self._arrays.values()))
 
     @cached_property
     def positions(self) -> Positions:
-        """Where each ``id`` stands; made when it is first asked for."""
+        """Position of each ``id``; created on first access."""
         return Positions(self._blob, self._ends[self._begins], self._ends[1:][self._begins])
 
 
@@ -145,21 +147,21 @@ def _stacked(name: str, arrays: list[npt.NDArray[Any]]) -> npt.NDArray[Any]:
 
 
 class Positions(Mapping[str, int]):
-    """Where each ``id`` stands in a knowledge base, as a dictionary would say it but without objects.
+    """A compact, read-only mapping from ``id`` to position in a knowledge base.
 
-    The entities are sorted by a checksum of their ``id``; a look-up finds the checksum and compares the bytes. Of two
-    equal ones the later is found, as in a dictionary.
+    The entities are sorted by a checksum of their ``id``; a lookup finds the checksum and compares the bytes. Of equal
+    ids, the last one is found, as in a dictionary.
 
     Args:
-        blob: UTF-8 bytes in which the texts lie.
-        starts: Where each ``id`` begins in it ``[entities]``.
-        stops: Where it ends ``[entities]``.
+        blob: UTF-8 bytes of all texts.
+        starts: Start of each ``id`` in ``blob``, ``[entities]``.
+        stops: End of each ``id`` in ``blob``, ``[entities]``.
     """
 
     def __init__(self, blob: npt.NDArray[np.uint8], starts: Integers, stops: Integers) -> None:
         self._blob, self._starts, self._stops = blob, starts, stops
         view = blob.data
-        spans = zip(starts.data, stops.data, strict=True)  # numbers come one by one, not as a list
+        spans = zip(starts.data, stops.data, strict=True)  # no list of all numbers
         sums = np.fromiter((zlib.crc32(view[start:stop]) for start, stop in spans), np.uint32, len(starts))
         order = np.argsort(sums, kind="stable")
         self._sums = sums[order]
@@ -182,32 +184,32 @@ class Positions(Mapping[str, int]):
         if isinstance(entity_id, str):
             raw = entity_id.encode(*_UNICODE)
             checksum = np.uint32(zlib.crc32(raw))
-            place = int(np.searchsorted(self._sums, checksum, side="right"))
-            while place and self._sums[place - 1] == checksum:
-                place -= 1
-                position = int(self._order[place])
+            slot = int(np.searchsorted(self._sums, checksum, side="right"))
+            while slot and self._sums[slot - 1] == checksum:
+                slot -= 1
+                position = int(self._order[slot])
                 if self._blob[self._starts[position] : self._stops[position]].tobytes() == raw:
                     return position
         raise KeyError(entity_id)
 
     def repeated(self) -> list[tuple[int, int]]:
-        """Positions whose ``id`` stood at an earlier one too, each with the first such position, in order."""
+        """Positions with an ``id`` that also occurs earlier, each with its first position, in order."""
         same = np.flatnonzero(self._sums[1:] == self._sums[:-1])
         suspects = np.sort(self._order[np.union1d(same, same + 1)]).tolist()
         first: dict[str, int] = {}
-        pairs = [(place, first.setdefault(self._id(place), place)) for place in suspects]
-        return [(place, earlier) for place, earlier in pairs if earlier != place]
+        pairs = [(position, first.setdefault(self._id(position), position)) for position in suspects]
+        return [(position, earlier) for position, earlier in pairs if earlier != position]
 
     def _id(self, position: int) -> str:
         return self._blob[self._starts[position] : self._stops[position]].tobytes().decode(*_UNICODE)
 
 
 def as_table(entities: Sequence[Entity]) -> EntityTable:
-    """The entities as a table, which they may be already."""
+    """Convert entities to a table, unless they are one."""
     return entities if isinstance(entities, EntityTable) else EntityTable(entities)
 
 
 def _compact(values: array[int]) -> Integers:
-    """Numbers from 0 on in the smallest type that holds them."""
+    """Non-negative integers in the smallest sufficient type."""
     wide = np.frombuffer(values, np.int64)
     return wide.astype(np.min_scalar_type(int(wide.max(initial=0))))

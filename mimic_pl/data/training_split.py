@@ -1,4 +1,4 @@
-"""Which mentions a run trains on, and which golds it has therefore seen."""
+"""Fractions of the training split, and the golds seen in training."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from mimic_pl.errors import ConfigError
 from mimic_pl.records import Mention
 
 SEEN, UNSEEN, NO_GOLD = 1, 0, -1
-"""What :func:`seen_in_training` says of a mention."""
+"""Results of :func:`seen_in_training`."""
 
 
 def seeded_fraction(mentions: Sequence[Mention], fraction: float, seed: int) -> list[Mention]:
-    """A part of the training mentions, for runs with few of them.
+    """A random subset of the training mentions, for low-resource experiments.
 
-    The parts are nested: those of a tenth are among those of a fifth. They depend on nothing but the arguments, and
-    stay in the order of the file.
+    Subsets are nested: a tenth is contained in a fifth. They depend only on the arguments, and keep the order of the
+    file.
 
     Args:
         mentions: All training mentions.
-        fraction: How many of them, above 0 and at most 1; at least one mention is taken.
-        seed: Decides which.
+        fraction: Size of the subset, above 0 and at most 1; at least one mention is kept.
+        seed: Random seed.
     """
     count = max(1, round(fraction * len(mentions)))
     if count >= len(mentions):
@@ -32,7 +32,7 @@ def seeded_fraction(mentions: Sequence[Mention], fraction: float, seed: int) -> 
 
 
 def require_fraction(fraction: float) -> None:
-    """Refuse what is no fraction.
+    """Check a training fraction.
 
     Raises:
         ConfigError: It is not above 0 and at most 1.

@@ -1,4 +1,4 @@
-"""What training may do to one side of a batch: other renderings of its images, and items without one modality."""
+"""Training transforms of one side of a batch: image augmentation and modality dropout."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from mimic_pl.processor import Processor
 
 
 class Augment:
-    """Runs every image through a transform, each with random numbers of its own seed.
+    """Applies a random transform to every image, each with its own seed.
 
     Args:
-        transform: uint8 ``[3, S, S]`` -> uint8 ``[3, S, S]``, for example of :mod:`torchvision.transforms.v2`; it draws
-            from torch's generator.
+        transform: uint8 ``[3, S, S]`` -> uint8 ``[3, S, S]``, for example from :mod:`torchvision.transforms.v2`; it
+            must use torch's default generator.
     """
 
     def __init__(self, transform: nn.Module) -> None:
         self.transform = transform
 
     def __call__(self, side: Inputs, seeds: Sequence[int]) -> None:
-        """Change ``pixels`` of a side in place; items without an image stay as they are.
+        """Transform ``pixels`` of a side in place; items without an image are unchanged.
 
         Raises:
-            ConfigError: The transform returns another size or type.
+            ConfigError: The transform changes size or type.
         """
         pixels: Tensor = side["pixels"]
         with torch.random.fork_rng(devices=[]):
@@ -36,33 +36,33 @@ class Augment:
                 changed = self.transform(pixels[row])
                 if changed.shape != pixels[row].shape or changed.dtype != torch.uint8:
                     raise ConfigError(
-                        f"The augmentation {type(self.transform).__name__} makes {changed.dtype} "
-                        f"{list(changed.shape)} of an image uint8 {list(pixels[row].shape)}. It must keep size and "
-                        "type: normalisation follows."
+                        f"The augmentation {type(self.transform).__name__} returns {changed.dtype} "
+                        f"{list(changed.shape)} for an image uint8 {list(pixels[row].shape)}. It must keep size and "
+                        "type: normalisation follows later."
                     )
                 pixels[row] = changed
 
 
 class DropModality:
-    """Takes from some mentions their image or, as often, their text, so that neither is relied on alone.
+    """Modality dropout: removes the image or, equally often, the text of some mentions.
 
     Args:
-        probability: Of a mention to lose one, from 0 to 1.
-        processor: Makes the tokens of the empty text, and knows which further features are made of the text.
+        probability: Probability that a mention loses one of the two, from 0 to 1.
+        processor: Provides the tokens of the empty text, and knows which additional features are computed from text.
 
     Raises:
-        ConfigError: The probability is out of its range.
+        ConfigError: The probability is out of range.
     """
 
     def __init__(self, probability: float, processor: Processor) -> None:
         if not 0 <= probability <= 1:
-            raise ConfigError(f"data.modality_dropout is {probability}; it goes from 0 to 1.")
+            raise ConfigError(f"data.modality_dropout is {probability}; it must be from 0 to 1.")
         self.probability = probability
         self.ids, self.mask = processor.tokenizer([""])
-        self.of_text = {name for name, features in processor.features.items() if features.reads_text}
+        self.text_features = {name for name, features in processor.features.items() if features.reads_text}
 
     def __call__(self, side: Inputs, seeds: Sequence[int]) -> None:
-        """Change ``pixels`` and ``has_image``, or tokens and what else is made of the text, of a side in place."""
+        """Change ``pixels`` and ``has_image``, or tokens and features computed from text, of a side in place."""
         for row, seed in enumerate(seeds):
             drawn = float(torch.rand((), generator=torch.Generator().manual_seed(seed ^ 1)))
             if drawn < self.probability / 2:
@@ -71,5 +71,5 @@ class DropModality:
             elif drawn < self.probability:
                 side["input_ids"][row], side["attention_mask"][row] = self.ids[0], self.mask[0]
                 for name, tensor in side.items():
-                    if name.partition(".")[0] in self.of_text:
+                    if name.partition(".")[0] in self.text_features:
                         tensor[row].zero_()

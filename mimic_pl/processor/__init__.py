@@ -1,4 +1,4 @@
-"""Records -> model inputs: templates, tokenizer, images and their policy, and further features of records."""
+"""Records -> model inputs: text templates, tokenizer, images and image policy, additional record features."""
 
 from mimic_pl.processor.image_processor import ImageProcessor
 from mimic_pl.processor.images import ImagePolicy

@@ -1,4 +1,4 @@
-"""An image file -> the model's square of pixels."""
+"""Decodes images to square pixel tensors of the model's input size."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def decode(
 
     Args:
         image: The image.
-        image_processor: Resizes.
+        image_processor: Resizes it.
         max_pixels: Larger images count as oversized.
-        reduced: Decode a JPEG at the smallest of its scales that keeps twice the model's square, as Pillow's thumbnails
-            do: faster for large images, and other pixels.
+        reduced: Decode a JPEG at the smallest of its scales that is at least twice the model's input size, as Pillow's
+            thumbnails do: faster for large images, but with slightly different pixels.
 
     Returns:
         uint8 ``[3, S, S]``.
@@ -39,7 +39,7 @@ def decode(
 def open_for(
     image: ImageSource, image_processor: ImageProcessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
 ) -> Image.Image:
-    """Decode an image as :func:`decode` does, but do not resize it.
+    """Decode an image like :func:`decode`, without resizing it.
 
     Raises:
         ImageError: The image fails.
@@ -48,12 +48,12 @@ def open_for(
 
 
 def fingerprint(image_processor: ImageProcessor, reduced: bool) -> str:
-    """What this decoding and resizing makes of a drawn JPEG, as 16 hexadecimal digits.
+    """Hash of the preprocessed pixels of a synthetic JPEG, as 16 hexadecimal digits.
 
-    Two preprocessings that give the same pixels have the same fingerprint, whatever they are called and however they
-    are set; a version of Pillow that decodes otherwise has another one.
+    Preprocessings with identical pixels have the same fingerprint, regardless of their names and settings; a version of
+    Pillow that decodes differently has another one.
     """
-    side = 4 * image_processor.image_size  # large enough to be decoded at half the scale
+    side = 4 * image_processor.image_size  # large enough to be decoded at half scale
     across, down = np.meshgrid(np.arange(side + 37), np.arange(side + 11))
     drawn = np.stack([across * 7 % 256, (across * down) % 251, (across + 2 * down) // 3 % 256], axis=-1)
     with tempfile.TemporaryDirectory() as folder:

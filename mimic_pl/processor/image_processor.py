@@ -1,4 +1,4 @@
-"""Images -> pixels of the model's square, normalised as the vision tower of one checkpoint expects them."""
+"""Resizes images to the model's input size and normalises them as its vision tower expects."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-_IN_CACHE = 8
-"""Images that are normalised at once on a CPU: 5 MB at 224 x 224."""
+_CPU_CHUNK = 8
+"""Images normalised at once on a CPU: 5 MB at 224 x 224, which fits into the CPU cache."""
 
 
 class ImageProcessor:
-    """Resizes images to the model's square and normalises them.
+    """Resizes images to a square and normalises them.
 
     Args:
         image_size: Side S of the model's square input, in pixels.
@@ -28,7 +28,7 @@ class ImageProcessor:
         self.image_std = tuple(image_std)
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize an RGB image straight to the model's square, as published (Lanczos, aspect ratio not kept).
+        """Resize an RGB image directly to the model's square, as published (Lanczos, ignoring the aspect ratio).
 
         Returns:
             uint8 ``[3, S, S]``.
@@ -37,11 +37,11 @@ class ImageProcessor:
         return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 
     def normalize(self, pixels: Tensor, has_image: Tensor) -> Tensor:
-        """Normalise pixels with the checkpoint's mean and standard deviation, on the device where they are.
+        """Normalise pixels with the checkpoint's mean and standard deviation, on their device.
 
         Args:
             pixels: uint8 ``[batch, 3, S, S]``.
-            has_image: bool ``[batch]``; where false the result is zeros *after* normalisation, as published.
+            has_image: bool ``[batch]``; where false, the result is zeros *after* normalisation, as published.
 
         Returns:
             float32 ``[batch, 3, S, S]``.
@@ -49,8 +49,8 @@ class ImageProcessor:
         mean = torch.tensor(self.image_mean, device=pixels.device).view(1, 3, 1, 1)
         std = torch.tensor(self.image_std, device=pixels.device).view(1, 3, 1, 1)
         normalized = torch.empty(pixels.shape, dtype=torch.float32, device=pixels.device)
-        # In place and a few at a time: on a CPU temporaries of a batch's size cost far more than the arithmetic.
-        at_once = _IN_CACHE if pixels.device.type == "cpu" else max(1, len(pixels))
+        # In place and in chunks: on a CPU, temporaries of the batch's size cost far more than the arithmetic.
+        at_once = _CPU_CHUNK if pixels.device.type == "cpu" else max(1, len(pixels))
         for start in range(0, len(pixels), at_once):
             part = normalized[start : start + at_once].copy_(pixels[start : start + at_once])
             part.div_(255).sub_(mean).div_(std)

@@ -1,4 +1,4 @@
-"""The one place where images are opened, and the policy for those that cannot be."""
+"""Opens images, and defines the policy for those that cannot be opened."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.records import ImageSource
 
 ImagePolicy = Literal["blank", "drop", "error"]
-"""What happens to an item whose image fails.
+"""Policy for items whose image fails.
 
-- ``blank``: it is kept, without an image;
-- ``drop``: a training mention whose own image fails, or all images of its gold entity, is left out of training.
-  Evaluation keeps every mention and entity, blank, since leaving them out would change what is measured;
-- ``error``: the first failing image ends the run.
+- ``blank``: the item is kept, without an image;
+- ``drop``: a training mention is excluded if its own image fails, or all images of its gold entity. Evaluation keeps
+  every mention and entity, without an image, since excluding them would change the metrics;
+- ``error``: the first failing image aborts the run.
 """
 
-_FATES = {
-    "blank": "items without a usable image count as having none",
-    "drop": "training leaves such mentions out, evaluation keeps them as having no image",
-    "error": "the first one ends the run",
+_OUTCOMES = {
+    "blank": "items without a usable image are treated as having none",
+    "drop": "training excludes such mentions, evaluation treats them as having no image",
+    "error": "the first one aborts the run",
 }
 
 MAX_PIXELS = 89_478_485
-"""Largest image that is decoded: Pillow's own limit against decompression bombs."""
+"""Default maximum number of pixels: Pillow's own limit against decompression bombs."""
 
 
-# What Pillow's decoders raise on damaged files.
+# Raised by Pillow's decoders for corrupted files.
 _DECODER_ERRORS = (
     *(OSError, ValueError, SyntaxError, EOFError, LookupError, TypeError, ArithmeticError, AttributeError),
     *(RuntimeError, struct.error, zlib.error),
 )
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "AVIF")
-"""Formats that are opened, as Pillow calls them."""
+"""Supported formats, by Pillow's names."""
 
 _header_lock = threading.Lock()
 _log = logging.getLogger(__name__)
@@ -59,9 +59,11 @@ Loaded = TypeVar("Loaded")
 
 
 class ImageError(Exception):
-    """An image that cannot be used; ``kind`` and ``path`` say which and why.
+    """An image that cannot be used.
 
-    ``path`` describes an image that is no file: ``<image of 120 bytes>``.
+    Attributes:
+        path: The image's path; a description if it is not a file: ``<image of 120 bytes>``.
+        kind: ``missing``, ``unreadable`` or ``oversized``.
     """
 
     def __init__(self, path: Path | str, kind: str, detail: str) -> None:
@@ -70,28 +72,28 @@ class ImageError(Exception):
         self.kind = kind
 
     def as_data_error(self) -> DataError:
-        """The error that ends the run under the policy ``error``."""
+        """The error that aborts the run under the policy ``error``."""
         return DataError(
-            f"{self}. Fix the file, or let such images pass with --model.processor.image_policy blank or drop."
+            f"{self}. Fix the file, or accept such images with --model.processor.image_policy blank or drop."
         )
 
 
 def require_policy(policy: str) -> None:
-    """Refuse a policy that there is not.
+    """Check the name of a policy.
 
     Raises:
         ConfigError: There is no such policy.
     """
     if policy not in get_args(ImagePolicy):
-        raise ConfigError(f"Unknown image policy {policy!r}. There are: {', '.join(get_args(ImagePolicy))}.")
+        raise ConfigError(f"Unknown image policy {policy!r}. Choose one of: {', '.join(get_args(ImagePolicy))}.")
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
-    """Open an image as RGB: first frame, turned as EXIF says, transparency on white.
+    """Open an image as RGB: first frame, EXIF orientation applied, transparency on white.
 
     Args:
-        source: A file's path, a file's content, a PIL image, or an array of pixels: uint8 ``[height, width]``,
-            ``[height, width, 3]`` or ``[height, width, 4]``. An address on the web is taken for a path.
+        source: A file path, the content of a file, a PIL image, or a pixel array: uint8 ``[height, width]``,
+            ``[height, width, 3]`` or ``[height, width, 4]``. URLs are treated as paths.
         max_pixels: Larger images are not decoded.
         reduced_to: Decode a JPEG at the smallest of its scales (1/2, 1/4, 1/8) at which no side is shorter than this.
 
@@ -101,13 +103,13 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
     name = _name(source)
     try:
         if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise ImageError(name, "unreadable", "a folder or a device, no file")
+            raise ImageError(name, "unreadable", "it is a folder or a device, not a file")
         with _opened(source, name) as image:
             if image.width * image.height > max_pixels:
                 raise ImageError(name, "oversized", f"{image.width} x {image.height} pixels")
             image.seek(0)
             if reduced_to is not None:
-                image.draft(None, (reduced_to, reduced_to))  # other formats have no scales, and do nothing
+                image.draft(None, (reduced_to, reduced_to))  # does nothing for other formats
             image.load()
             return _as_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError as error:
@@ -128,9 +130,9 @@ def _name(source: ImageSource) -> Path | str:
 
 
 def _opened(source: ImageSource, name: Path | str) -> Image.Image:
-    """Open without decoding, and without Pillow's warning of large images: their size is checked elsewhere."""
+    """Open without decoding, and without Pillow's warning about large images, whose size is checked by the caller."""
     if isinstance(source, Image.Image):
-        return source.copy()  # of the caller's, which stays open
+        return source.copy()  # the caller's image stays open
     if isinstance(source, np.ndarray):
         if (
             source.dtype != np.uint8
@@ -142,16 +144,16 @@ def _opened(source: ImageSource, name: Path | str) -> Image.Image:
         return Image.fromarray(source)
     if not isinstance(source, (str, Path, bytes)):
         raise ImageError(name, "unreadable", "neither a path, bytes, a PIL image nor an array")
-    # Filters of warnings belong to the process, and images are opened in threads too.
+    # Warning filters are global, and images are also opened in threads.
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        # Only raster formats: Pillow hands EPS to Ghostscript, whatever the file is called.
+        # Only raster formats: Pillow would pass EPS to Ghostscript, regardless of the file name.
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I"):
-        # 16 bits a channel: Pillow's own conversion would clip them to 8.
+        # 16 bits per channel, which Pillow's own conversion would clip to 8.
         return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
@@ -160,11 +162,11 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 class ImageFolder:
-    """A folder of images, under one policy.
+    """A folder of images with an image policy.
 
     Args:
-        folder: Where the images lie; if it does not exist, all of them are missing.
-        policy: What happens where an image fails; ``error`` is applied here, the others where items are made.
+        folder: The folder; if it does not exist, all of its images are missing.
+        policy: The image policy; ``error`` is applied here, the others by the callers.
         max_pixels: Larger images count as oversized.
         renamed: Also look for the name's stem with ``.jpg``, as the published mention images are stored.
     """
@@ -177,17 +179,17 @@ class ImageFolder:
         self.renamed = renamed
 
     def warn_if_absent(self, named: Iterable[object]) -> None:
-        """Say that the folder is not there, if any record names an image in it."""
+        """Warn that the folder does not exist, if any record names an image in it."""
         if not self.folder.is_dir() and any(named):
             _log.warning(
-                f"There is no folder {self.folder} (nor one with the plural's s), so that every image that its "
-                "records name is missing. Unpack the images there."
+                f"The folder {self.folder} does not exist (nor with a plural s), so all of its images are missing. "
+                "Unpack the images there."
             )
 
     def path(self, name: str) -> Path:
-        """Where an image lies, or would lie."""
+        """Path of an image, whether it exists or not."""
         path = self.folder / name
-        # os.path.isfile: unlike Path.is_file it takes a name that is too long for a file for one that is not there.
+        # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
         if self.renamed and not os.path.isfile(path):
             stem = PurePosixPath(name.replace("\\", "/")).name.split(".")[0]
             if os.path.isfile(self.folder / f"{stem}.jpg"):
@@ -195,18 +197,18 @@ class ImageFolder:
         return path
 
     def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[ImageFailure]]:
-        """The first of these images that opens, and those that failed before it.
+        """The first of these images that opens, and the failures before it.
 
         Raises:
-            DataError: One failed and the policy is ``error``.
+            DataError: An image failed and the policy is ``error``.
         """
         return self.first(names, lambda path: open_image(path, self.max_pixels))
 
     def first(self, names: Sequence[str], load: Callable[[Path], Loaded]) -> tuple[Loaded | None, list[ImageFailure]]:
-        """What ``load`` makes of the first of these images for which it raises no ImageError; and the failures.
+        """The result of ``load`` for the first of these images that does not raise an ImageError, and the failures.
 
         Raises:
-            DataError: One failed and the policy is ``error``.
+            DataError: An image failed and the policy is ``error``.
         """
         failures: list[ImageFailure] = []
         for name in names:
@@ -221,18 +223,18 @@ class ImageFolder:
 
 @dataclass
 class ImageReport:
-    """Counts the images that failed, each file once, over all epochs, workers and stages."""
+    """Collects failed images, each file once, over all epochs, workers and stages."""
 
     failures: dict[str, str] = field(default_factory=dict)
-    told: set[str] = field(default_factory=set)
+    reported: set[str] = field(default_factory=set)
 
     def add(self, failures: Sequence[ImageFailure]) -> None:
-        """Count these, but for those that were told of before."""
-        self.failures.update((path, kind) for path, kind in failures if path not in self.told)
+        """Add failures that were not reported yet."""
+        self.failures.update((path, kind) for path, kind in failures if path not in self.reported)
 
     def log(self, policy: ImagePolicy, processes: ProcessGroup) -> None:
-        """Say once what failed, on the first process what did so on any."""
-        for others in processes.objects(self.failures):
+        """Log new failures of all processes, on the first process."""
+        for others in processes.gather_objects(self.failures):
             self.add(list(others.items()))
         if not self.failures:
             return
@@ -242,7 +244,7 @@ class ImageReport:
             examples = ", ".join(sorted(self.failures)[:3])
             _log.warning(
                 f"{len(self.failures)} images could not be used ({kinds}), for example {examples}. Policy "
-                f"{policy!r}: {_FATES[policy]}. `mimic-pl doctor` lists what is wrong with a folder."
+                f"{policy!r}: {_OUTCOMES[policy]}. `mimic-pl doctor` lists the problems of a folder."
             )
-        self.told.update(self.failures)
+        self.reported.update(self.failures)
         self.failures.clear()

@@ -1,4 +1,4 @@
-"""A knowledge base's words as sparse vectors, so that a unit may score what mention and entity spell alike."""
+"""BM25 weights as sparse vectors, for a unit that scores lexical overlap of mention and entity."""
 
 from __future__ import annotations
 
@@ -22,28 +22,29 @@ _log = logging.getLogger(__name__)
 
 
 class BM25Lexicon(RecordFeatures):
-    """BM25 over the words of the knowledge base (Robertson's weighting as Lucene writes it).
+    """BM25 over the words of the knowledge base (Robertson's weighting in Lucene's variant).
 
-    With tf and df the frequencies of a term in a text and in the N entities' texts, and l the length of a text,
+    With tf the frequency of a term in a text, df the number of the N entity texts that contain it, and l the length of
+    a text, the weights are
 
         mention:  w_m(t) = tf ln(1 + (N - df + 1/2) / (df + 1/2))
         entity:   w_e(t) = tf / (tf + k1 (1 - b + b l / mean l))
 
-    so that the product of both vectors is BM25 of the mention's text as the query, exactly where no text has more than
-    ``max_terms`` different terms. Document frequencies stand on the mention's side: of an entity's vector only the mean
-    length depends on other entities. Words are lower-cased and English stop words left out; with ``ngrams`` the
-    character n-grams of every word are terms as well, so that inflections and misspellings still meet.
+    so that the dot product of both vectors is BM25 with the mention's text as the query; it is exact if no text has
+    more than ``max_terms`` distinct terms. The idf is part of the mention's vector, so that only the mean length in an
+    entity's vector depends on other entities. Words are lower-cased and English stop words removed; with ``ngrams``,
+    the character n-grams of every word are additional terms, so that inflections and misspellings still match.
 
-    It is fitted to the knowledge base at hand and holds no trained weights.
+    It is fitted to a knowledge base and has no trained weights.
 
     Args:
-        k1: How soon a repeated word stops to count.
-        b: How much long texts are discounted, 0 to 1.
+        k1: Saturation of the term frequency.
+        b: Length normalisation, from 0 to 1.
         ngrams: Length of character n-grams, 0 for none.
-        max_terms: Terms of a text that are kept at most, the heaviest.
+        max_terms: Maximum number of terms per text; those with the largest weights are kept.
 
     Raises:
-        ConfigError: A parameter is out of its range.
+        ConfigError: A parameter is out of range.
 
     Example:
         >>> lexicon = BM25Lexicon(max_terms=2).fit(["fountain pen", "ball pen"])
@@ -58,7 +59,7 @@ class BM25Lexicon(RecordFeatures):
     def __init__(self, k1: float = 1.5, b: float = 0.75, ngrams: int = 0, max_terms: int = 64) -> None:
         if k1 < 0 or not 0 <= b <= 1 or ngrams < 0 or max_terms < 1:
             raise ConfigError(
-                f"BM25Lexicon takes k1 >= 0, b from 0 to 1, ngrams >= 0 and max_terms >= 1, not k1={k1}, b={b}, "
+                f"BM25Lexicon needs k1 >= 0, b from 0 to 1, ngrams >= 0 and max_terms >= 1, not k1={k1}, b={b}, "
                 f"ngrams={ngrams}, max_terms={max_terms}."
             )
         self.k1 = k1
@@ -71,7 +72,7 @@ class BM25Lexicon(RecordFeatures):
         self._cut_mentions = False
 
     def fit(self, entities: Iterable[str]) -> Self:
-        """Learn the words, their document frequencies and the mean length from the entities' texts."""
+        """Learn the vocabulary, document frequencies and mean length from the entities' texts."""
         fitted = copy.copy(self)
         vocabulary: dict[str, int] = {}
         frequencies: Counter[int] = Counter()
@@ -90,8 +91,8 @@ class BM25Lexicon(RecordFeatures):
         fitted._cut_mentions = False
         if cut:
             _log.warning(
-                f"Of {texts} entities {cut} have more than {self.max_terms} different terms; the heaviest are kept. To "
-                "keep more, raise the lexicon's max_terms."
+                f"Of {texts} entities, {cut} have more than {self.max_terms} distinct terms; those with the largest "
+                "weights are kept. To keep more, increase the lexicon's max_terms."
             )
         return fitted
 
@@ -104,13 +105,13 @@ class BM25Lexicon(RecordFeatures):
         return self.sparse_entities(texts)
 
     def sparse_mentions(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """Vectors of mentions' texts, padded with weight 0; words that no entity has are left out."""
+        """Vectors of mentions' texts, padded with weight 0; words that occur in no entity are ignored."""
         counts = [self._counts(text)[0] for text in texts]
         if not self._cut_mentions and any(len(own) > self.max_terms for own in counts):
             self._cut_mentions = True
             _log.warning(
-                f"A mention has more than {self.max_terms} different terms; the heaviest are kept, of this one and of "
-                "others. To keep more, raise the lexicon's max_terms."
+                f"A mention has more than {self.max_terms} distinct terms; those with the largest weights are kept, "
+                "also for further mentions. To keep more, increase the lexicon's max_terms."
             )
         return self._padded((ids, tf * self._idf[ids], tf * self._idf[ids]) for ids, tf in map(_arrays, counts))
 
@@ -127,14 +128,14 @@ class BM25Lexicon(RecordFeatures):
         return self._padded(vectors())
 
     def describe(self) -> str:
-        """The settings, to tell whether an index was made with the same."""
+        """The settings, to check whether an index was built with them."""
         return f"BM25 k1={self.k1} b={self.b} ngrams={self.ngrams} max_terms={self.max_terms}"
 
     def _counts(self, text: str) -> tuple[Mapping[int, int], int]:
-        """How often each known term occurs in a text, and how many terms it has in all."""
+        """Frequency of each known term in a text, and its total number of terms."""
         if self._vocabulary is None:
             raise ConfigError(
-                "The lexicon has not seen a knowledge base yet. Fit the processor to the entities first: "
+                "The lexicon was not fitted to a knowledge base yet. Fit the processor to the entities first: "
                 "model.processor = model.processor.fit(entities)"
             )
         terms = self._terms(text)
@@ -143,7 +144,7 @@ class BM25Lexicon(RecordFeatures):
     def _padded(
         self, rows: Iterable[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32], npt.NDArray[np.float32]]]
     ) -> dict[str, Tensor]:
-        """Terms, weights and importances of each text -> tensors ``[batch, max_terms]`` of the most important."""
+        """Terms, weights and importances of each text -> tensors ``[batch, max_terms]`` of the most important terms."""
         rows = list(rows)
         ids = np.zeros((len(rows), self.max_terms), np.int64)
         weights = np.zeros((len(rows), self.max_terms), np.float32)
@@ -159,7 +160,7 @@ class BM25Lexicon(RecordFeatures):
         plain = content_words(text)
         if not self.ngrams:
             return plain
-        # '#' is in no word: a gram never equals a word, and those at a word's ends say so.
+        # '#' is not a word character: n-grams never equal words, and those at word boundaries are marked.
         marked = [f"#{word}#" for word in plain]
         grams = [
             "#" + word[start : start + self.ngrams] for word in marked for start in range(len(word) - self.ngrams + 1)
@@ -168,6 +169,6 @@ class BM25Lexicon(RecordFeatures):
 
 
 def _arrays(counts: Mapping[int, int]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Terms in ascending order, and how often each occurs."""
+    """Terms in ascending order, and their frequencies."""
     order = sorted(counts)
     return np.array(order, np.int64), np.array([counts[term] for term in order], np.float32)

@@ -1,4 +1,4 @@
-"""Records -> model inputs: all that decides what the model sees of a mention or an entity."""
+"""The processor: turns mentions and entities into model inputs."""
 
 from __future__ import annotations
 
@@ -31,30 +31,30 @@ from mimic_pl.processor.tokenizer import TextTokenizer
 from mimic_pl.records import Entity, ImageSource, Mention
 
 Modalities = Literal["both", "text", "images"]
-"""What the model gets of a record: text and image, or one of the two only (then every text is empty)."""
+"""Modalities passed to the model: text and image, or only one of them (with ``images``, every text is empty)."""
 
 
 class Processor(Recorded):
     """Turns mentions and entities into model inputs; the model owns it and is saved with it.
 
-    The settings here are the user's; tokenizer, image size and normalisation are the encoder's, which the model
-    connects. Data modules use the model's processor, so that what the model sees of a record is decided in one place.
+    The user configures the settings below; tokenizer, image size and normalisation come from the encoder, through
+    :meth:`connect`. Data modules use the model's processor, so that all preprocessing is defined in one place.
 
     Args:
-        mention_template: Text of a mention from its fields ``{mention}``, ``{sentence}`` and any other of its record.
-        entity_template: Text of an entity from its fields ``{name}``, ``{attr}`` and any other of its record.
-        image_policy: What happens where an image is missing, unreadable or oversized: ``blank``, ``drop`` or ``error``
-            (see :data:`~mimic_pl.processor.ImagePolicy`).
+        mention_template: Text of a mention, from ``{mention}``, ``{sentence}`` and any other field of its record.
+        entity_template: Text of an entity, from ``{name}``, ``{attr}`` and any other field of its record.
+        image_policy: Policy for missing, unreadable and oversized images: ``blank``, ``drop`` or ``error`` (see
+            :data:`~mimic_pl.processor.ImagePolicy`).
         max_pixels: Larger images count as oversized.
-        reduced_decoding: Decode large JPEGs at a reduced scale, no smaller than twice the model's square. That is
-            faster, but the pixels are not quite those of the published preprocessing.
-        modalities: What the model gets of mentions and entities: ``both``, their ``text`` only, or their ``images``
-            only (then every text is empty).
-        features: Further named tensors of records, for units that look at more than text and image:
-            :class:`~mimic_pl.processor.BM25Lexicon`, :class:`~mimic_pl.processor.RecordArrays` or your own.
+        reduced_decoding: Decode large JPEGs at a reduced scale, at least twice the model's input size. This is faster,
+            but the pixels differ slightly from the published preprocessing.
+        modalities: Modalities passed to the model: ``both``, ``text`` only, or ``images`` only (then every text is
+            empty).
+        features: Additional named tensors of records, for units that use more than text and image:
+            :class:`~mimic_pl.processor.BM25Lexicon`, :class:`~mimic_pl.processor.RecordArrays` or a custom class.
 
     Attributes:
-        mention_images: Where file names of mentions' images are looked up that are none in the working directory;
+        mention_images: Folder for file names of mentions' images that do not exist in the working directory;
             :func:`~mimic_pl.load_run` sets it to the folder of the run's data.
         entity_images: The same for entities.
 
@@ -101,13 +101,13 @@ class Processor(Recorded):
         image_processor: Callable[[], ImageProcessor],
         image_key: Callable[[Tensor, Tensor], Tensor] | None = None,
     ) -> Self:
-        """Take from an encoder what it decides.
+        """Connect the processor to an encoder.
 
         Args:
-            tokenizer: Makes its tokenizer, when it is first needed.
-            image_processor: Makes its image processor, when it is first needed.
-            image_key: From ``pixels`` and ``has_image`` to hashes of the images (``image_key`` of the inputs), if it
-                has a use for them.
+            tokenizer: Factory of the encoder's tokenizer, called on first use.
+            image_processor: Factory of its image processor, called on first use.
+            image_key: Function from ``pixels`` and ``has_image`` to hashes of the images (``image_key`` of the inputs),
+                if the encoder uses them.
 
         Returns:
             A connected copy.
@@ -119,13 +119,13 @@ class Processor(Recorded):
         return connected
 
     def fit(self, entities: Iterable[Entity]) -> Self:
-        """Learn what the features need to know of a whole knowledge base; see :meth:`RecordFeatures.fit`.
+        """Fit the features to a knowledge base; see :meth:`RecordFeatures.fit`.
 
         Returns:
-            A fitted copy; failed images are counted by both together.
+            A fitted copy, which shares the report of failed images.
         """
         fitted = copy.copy(self)
-        # One pass for each, since a generator of texts is used up by the first.
+        # One pass for each feature, but an iterator can be consumed only once.
         entities = entities if len(self.features) < 2 or isinstance(entities, Sequence) else list(entities)
         fitted.features = {
             name: features.fit(map(self.entity_text, entities)) for name, features in self.features.items()
@@ -150,13 +150,13 @@ class Processor(Recorded):
     def _builders(self) -> tuple[Callable[[], TextTokenizer], Callable[[], ImageProcessor]]:
         if self._build is None:
             raise ConfigError(
-                "The processor has no tokenizer and no image size yet: they are the encoder's. Use the processor of a "
-                "model (model.processor)."
+                "The processor has no tokenizer and no image size yet: they come from the encoder. Use the processor "
+                "of a model (model.processor)."
             )
         return self._build
 
     def __getstate__(self) -> dict[str, Any]:
-        """What loader processes get: tokenizer and image processor, and not the encoder that they come from."""
+        """Pickle tokenizer and image processor for loader processes, instead of the encoder they come from."""
         state = dict(self.__dict__)
         if self._build is not None:
             state |= {"_tokenizer": self.tokenizer, "_image_processor": self.image_processor, "_build": None}
@@ -175,11 +175,11 @@ class Processor(Recorded):
     # ---- texts --------------------------------------------------------------------------------------------------
 
     def mention_text(self, mention: Mention) -> str:
-        """What the model reads of a mention."""
+        """Text of a mention as passed to the model."""
         return "" if self.modalities == "images" else self.mention_template(mention)
 
     def entity_text(self, entity: Entity) -> str:
-        """What the model reads of an entity."""
+        """Text of an entity as passed to the model."""
         return "" if self.modalities == "images" else self.entity_template(entity)
 
     def mention_features(self, mentions: Sequence[Mention]) -> Inputs:
@@ -200,7 +200,7 @@ class Processor(Recorded):
             for own, tensor in features.entities(entities, texts).items()
         }
 
-    # ---- records that carry their images ------------------------------------------------------------------------
+    # ---- records with images ------------------------------------------------------------------------------------
 
     def mentions(self, records: Iterable[Mention | Mapping[str, Any]]) -> Inputs:
         """Inputs of mentions, given as records or dictionaries (see :meth:`Mention.of`)."""
@@ -227,12 +227,12 @@ class Processor(Recorded):
         return {**tokens, **self.image_inputs(pixels, has_image), **features}
 
     def image_inputs(self, pixels: Tensor, has_image: Tensor) -> Inputs:
-        """Inputs of images, uint8 ``[batch, 3, S, S]``, and whether there is one, bool ``[batch]``."""
+        """Inputs for pixels, uint8 ``[batch, 3, S, S]``, and whether there is an image, bool ``[batch]``."""
         inputs = {"pixels": pixels, "has_image": has_image}
         return inputs if self._image_key is None else {**inputs, "image_key": self._image_key(pixels, has_image)}
 
     def _pixels(self, images: Sequence[Sequence[ImageSource]]) -> tuple[Tensor, Tensor]:
-        """For each record the pixels of the first of its images that opens."""
+        """For each record, the pixels of its first image that opens."""
         size = self.image_processor.image_size
         pixels = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
         has_image = torch.zeros(len(images), dtype=torch.bool)
@@ -261,7 +261,7 @@ class Processor(Recorded):
         return {**rest, "pixel_values": self.image_processor.normalize(inputs["pixels"], inputs["has_image"])}
 
     def finish(self, batch: Batch) -> Batch:
-        """Normalise a batch's images on its device, and count those that failed."""
+        """Normalise a batch's images on its device, and count failed ones."""
         self.report.add(batch.get("failures", ()))
         finished = copy.copy(batch)
         finished.pop("failures", None)
@@ -272,11 +272,11 @@ class Processor(Recorded):
         return finished
 
     def log_failures(self, alone: bool = False) -> None:
-        """Log once which images could not be used: those of all processes, or of this one ``alone``."""
+        """Log which images could not be used, on all processes or on this one ``alone``."""
         self.report.log(self.image_policy, ProcessGroup(alone))
 
     def describe(self) -> dict[str, str]:
-        """What decides the inputs of entities, as plain values: to tell whether an index was made with the same."""
+        """Settings that determine the inputs of entities, to check whether an index was built with them."""
         return {
             "text template": self.entity_template.template,
             "modalities": self.modalities,

@@ -1,4 +1,4 @@
-"""Named tensors of a record besides its tokens and pixels: a channel from your data to your unit."""
+"""Named tensors of a record in addition to its tokens and pixels, for custom units."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from mimic_pl.records import Entity, Mention
 
 
 class RecordFeatures(Recorded, ABC):
-    """Makes named tensors of records, which reach the units as :attr:`Features.extra <mimic_pl.Features.extra>`.
+    """Computes named tensors of records, which reach the units as :attr:`Features.extra <mimic_pl.Features.extra>`.
 
-    The processor holds them by name; a tensor ``ids`` of the features called ``lexical`` is ``lexical.ids`` in the
-    batch and in ``Features.extra``. Each tensor has the same shape for every record but for the first dimension.
+    The processor stores them by name; the tensor ``ids`` of the features named ``lexical`` is ``lexical.ids`` in the
+    batch and in ``Features.extra``. Except for the first dimension, a tensor has the same shape for all records.
     """
 
     reads_text: bool = False
-    """Whether the tensors are made of the text, and are zeros where a mention has lost its text."""
+    """Whether the tensors are computed from text; if so, modality dropout sets them to zero."""
 
     entity_arrays: tuple[str, ...] = ()
-    """Names of the arrays that it needs of entities: readers take them from the fields of this name."""
+    """Names of the arrays required of entities; readers take them from the fields with these names."""
 
     mention_arrays: tuple[str, ...] = ()
-    """Names of the arrays that it needs of mentions."""
+    """Names of the arrays required of mentions."""
 
     def fit(self, entities: Iterable[str]) -> Self:
-        """Learn what depends on the whole knowledge base, such as document frequencies.
+        """Fit to a whole knowledge base, for example to learn document frequencies.
 
         Args:
             entities: The texts of all entities.
 
         Returns:
-            Fitted features; these themselves if there is nothing to learn, the default.
+            Fitted features; by default the object itself, as there is nothing to fit.
         """
         return self
 
     @abstractmethod
     def mentions(self, records: Sequence[Mention], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors ``[mentions, ...]`` of mentions, given with the texts that the model reads."""
+        """Tensors ``[mentions, ...]`` of mentions, given their texts as passed to the model."""
 
     @abstractmethod
     def entities(self, records: Sequence[Entity], texts: Sequence[str]) -> dict[str, Tensor]:
-        """Tensors ``[entities, ...]`` of entities, given with the texts that the model reads."""
+        """Tensors ``[entities, ...]`` of entities, given their texts as passed to the model."""
 
     def describe(self) -> str:
-        """The settings, to tell whether an index was made with the same."""
+        """The settings, to check whether an index was built with them."""
         return type(self).__name__
 
 
 class RecordArrays(RecordFeatures):
-    """Hands arrays of the records to the units as they are: triples, detected objects, a type embedding.
+    """Passes arrays of the records to the units unchanged: triples, detected objects, a type embedding.
 
-    They are :attr:`Entity.arrays` and :attr:`Mention.arrays`; in the JSON files of a data set a field of this name
-    holds the numbers, as a list or a list of lists.
+    They come from :attr:`Entity.arrays` and :attr:`Mention.arrays`; in the JSON files of a data set, they are fields
+    with a list of numbers, or nested lists.
 
     Args:
         entity: Name of the entities' array; none by default.
@@ -87,7 +87,7 @@ class RecordArrays(RecordFeatures):
         return {} if self.entity is None else {"values": _stacked(records, self.entity)}
 
     def describe(self) -> str:
-        """Which arrays."""
+        """The names of the arrays."""
         return f"RecordArrays(entity={self.entity!r}, mention={self.mention!r})"
 
 
@@ -96,13 +96,13 @@ def _stacked(records: Sequence[Entity] | Sequence[Mention], name: str) -> Tensor
     for record in records:
         if name not in record.arrays:
             raise DataError(
-                f"The record {record.id!r} has no array {name!r} (it has {sorted(record.arrays) or 'none'}), and the "
-                "processor's RecordArrays asks for it. Give every record one."
+                f"The record {record.id!r} has no array {name!r} (it has {sorted(record.arrays) or 'none'}), which the "
+                "processor's RecordArrays requires. Add it to every record."
             )
         arrays.append(np.asarray(record.arrays[name]))
         if arrays[-1].shape != arrays[0].shape:
             raise DataError(
-                f"The array {name!r} of the record {record.id!r} has shape {list(arrays[-1].shape)}, and that of "
+                f"The array {name!r} of the record {record.id!r} has shape {list(arrays[-1].shape)}, but that of "
                 f"{records[0].id!r} {list(arrays[0].shape)}. Pad them to one shape."
             )
     stacked = np.stack(arrays)

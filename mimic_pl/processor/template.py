@@ -1,4 +1,4 @@
-"""Text templates: how a record's fields become the text that the encoder reads."""
+"""Text templates, which format a record's fields as the encoder's input text."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _FIELD = re.compile(r"\{(\w+)\}")
 
 
 class TextTemplate:
-    """Fills ``{field}`` places with a record's fields.
+    """Replaces each ``{field}`` by a field of the record.
 
     Args:
-        template: For example ``{name} [SEP] {attr}``.
+        template: The template, such as ``{name} [SEP] {attr}``.
 
     Raises:
         ConfigError: The template names no field.
@@ -30,21 +30,21 @@ class TextTemplate:
         """The text of a record.
 
         Raises:
-            ConfigError: The record has no such field; those it has are listed.
+            ConfigError: The record lacks a field.
         """
         known = available(record)
         missing = [field for field in self.fields if field not in known]
         if missing:
             raise ConfigError(
-                f"The text template {self.template!r} asks for {missing}, which the record "
-                f"{record.id!r} does not have. It has: {', '.join(known)}."
+                f"The text template {self.template!r} uses {missing}, which the record {record.id!r} does not have. "
+                f"It has: {', '.join(known)}."
             )
-        # A function, so that backslashes and braces in a field stay what they are.
+        # A function, so that backslashes in a field are not interpreted.
         return _FIELD.sub(lambda match: known[match.group(1)], self.template)
 
 
 def available(record: Entity | Mention) -> dict[str, str]:
-    """All text fields of a record by the name that a template uses."""
+    """All text fields of a record, by their names in templates."""
     if isinstance(record, Entity):
         return {**record.fields, "id": record.id, "name": record.name}
     return {**record.fields, "id": record.id, "mention": record.mention, "sentence": record.sentence}

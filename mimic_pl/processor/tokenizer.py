@@ -1,4 +1,4 @@
-"""Texts -> token ids, as the text tower of one checkpoint takes them."""
+"""Tokenizes texts for the text tower of a checkpoint."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _CHARACTERS_PER_TOKEN = 1000
-"""No more of a text is read: a tokenizer splits a whole text, at 600 bytes of memory a character, before it discards
-all but the first tokens."""
+"""Longer texts are cut before tokenization: a tokenizer processes the whole text, at 600 bytes of memory per character,
+before it truncates the tokens."""
 
 
 class TextTokenizer:
-    """Pads or truncates every text to one length with a checkpoint's tokenizer.
+    """Tokenizes texts with a checkpoint's tokenizer, padded or truncated to one length.
 
     Args:
         tokenizer: The checkpoint's tokenizer; it must pad on the right.
-        text_length: Tokens that every text is padded or truncated to (40 in the paper).
+        text_length: Number of tokens of every text (40 in the paper).
 
     Raises:
         ConfigError: The tokenizer cannot pad, or pads on the left.
@@ -30,8 +30,8 @@ class TextTokenizer:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_length: int) -> None:
         if tokenizer.pad_token_id is None:
             raise ConfigError(
-                f"The tokenizer of {tokenizer.name_or_path!r} has no padding token, and texts are padded to "
-                f"{text_length} tokens. Choose a checkpoint whose tokenizer names one (pad_token)."
+                f"The tokenizer of {tokenizer.name_or_path!r} has no padding token, but texts are padded to "
+                f"{text_length} tokens. Choose a checkpoint whose tokenizer has one (pad_token)."
             )
         if tokenizer.padding_side != "right":
             raise ConfigError(
@@ -58,5 +58,5 @@ class TextTokenizer:
         return encoded["input_ids"], encoded["attention_mask"]
 
     def words(self, ids: Tensor) -> list[str]:
-        """The tokens of one text as text, ``[text_tokens]``."""
+        """The tokens of one text ``[text_tokens]`` as strings."""
         return list(self.tokenizer.convert_ids_to_tokens(ids.tolist()))

@@ -1,4 +1,4 @@
-"""Text -> the words that lexical scores count."""
+"""Splits texts into words, for lexical scores."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ _WORD = re.compile(r"\w+")
 
 
 def words(text: str) -> list[str]:
-    """The words of a text in order, repeated ones too: runs of Unicode word characters, lower-cased.
+    """The words of a text in order, with repetitions: runs of Unicode word characters, lower-cased.
 
-    Letters of every script, digits and the underscore are word characters; a hyphen or an apostrophe ends a word.
+    Word characters are letters of any script, digits and the underscore; hyphens and apostrophes separate words.
 
     Example:
         >>> words("St John's College, 1952")
@@ -23,5 +23,5 @@ def words(text: str) -> list[str]:
 
 
 def content_words(text: str) -> list[str]:
-    """The same without English stop words: 33 articles, pronouns and prepositions that say nothing of an entity."""
+    """The words of a text without 33 English stop words (articles, pronouns and prepositions)."""
     return [word for word in words(text) if word not in _ENGLISH]

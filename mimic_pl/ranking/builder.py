@@ -119,7 +119,9 @@ class IndexBuilder(Recorded):
         shard = shard or Shard.whole(len(entities))
         expected = {**description, "dtype": self.dtype, "number of entities": len(entities)}
         opened = None if rebuild else open_dataset(folder)
-        if shard.processes.objects(opened is None or not opened.complete)[0]:  # the first process decides for all
+        if shard.processes.gather_objects(opened is None or not opened.complete)[
+            0
+        ]:  # the first process decides for all
             self._write(folder, entities, batches, device, expected, rebuild, shard)
         index = LanceIndex(folder, expected, device, shard)
         _require_complete(index, len(entities), repr(sorted(expected.items())))
@@ -155,16 +157,16 @@ class IndexBuilder(Recorded):
                 writer.flush()
 
             # The first process deletes what is rebuilt before any other starts.
-            first = processes.together(lambda: None if processes.rank else begin(), device)
-            writer = processes.together(lambda: first or begin(), device)
-            processes.together(write, device)
-            processes.together(lambda: None if processes.rank else mark_complete(folder), device)
+            first = processes.run_together(lambda: None if processes.rank else begin(), device)
+            writer = processes.run_together(lambda: first or begin(), device)
+            processes.run_together(write, device)
+            processes.run_together(lambda: None if processes.rank else mark_complete(folder), device)
 
     def _log_size(self, index: EntityIndex) -> None:
         """Log the size of the index, once rather than after every epoch."""
         if self._logged_size != len(index):
             self._logged_size = len(index)
-            size = max(index.processes.objects(index.bytes_per_entity))  # 0 on a process without entities
+            size = max(index.processes.gather_objects(index.bytes_per_entity))  # 0 on a process without entities
             rank_zero_info(
                 f"Index of {len(index):,} entities, {self.dtype} on {self.storage}: "
                 f"{size:,} bytes each, {readable_bytes(size * len(index))} in total."
@@ -186,7 +188,7 @@ def _require_complete(index: EntityIndex, num_entities: int, provenance: str) ->
             f"The index is incomplete: {wrong} of {num_entities} entities are on no process or on several. The "
             "entity_dataloader() of the data module must yield every entity exactly once."
         )
-    if len(set(processes.objects(provenance))) > 1:
+    if len(set(processes.gather_objects(provenance))) > 1:
         raise StoreError(
             "The processes encoded the knowledge base with different weights or from different data. Start all of them "
             "with the same checkpoint, data and settings."

@@ -159,8 +159,8 @@ class Ranker(Recorded):
         prune = self.prune and matcher.monotone
         with _full_precision(index.device):
             search = Search(matcher, mentions, gold, index, self.ranked(matcher), self.top_k, prune)
-            golds = search.share_golds(processes.together(search.score_golds, index.device))
-            scan = processes.together(lambda: self._scan(search, golds), index.device)
+            golds = search.share_golds(processes.run_together(search.score_golds, index.device))
+            scan = processes.run_together(lambda: self._scan(search, golds), index.device)
             gold_ranks, top = search.merge(scan)
         last = torch.iinfo(torch.int64).max
         best = {name: ranks.masked_fill(ranks.eq(0), last).amin(dim=1) for name, ranks in gold_ranks.items()}

@@ -144,7 +144,9 @@ class EntityIndex(ABC):
         local = order[self.holds(order)]
         states = flat(self.select(local).states) if len(local) else {}
         # A process without any of these entities does not know the shapes.
-        like = next(filter(None, self.processes.objects({key: (t.dtype, t.shape[1:]) for key, t in states.items()})))
+        like = next(
+            filter(None, self.processes.gather_objects({key: (t.dtype, t.shape[1:]) for key, t in states.items()}))
+        )
         sent = [
             states[key] if states else torch.empty((0, *shape), dtype=dtype) for key, (dtype, shape) in like.items()
         ]

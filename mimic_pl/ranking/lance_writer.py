@@ -16,7 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from mimic_pl.errors import StoreError
-from mimic_pl.files import lock, readable_bytes, require_space, write_error
+from mimic_pl.files import lock_folder, readable_bytes, require_space, write_error
 from mimic_pl.ranking.lance_dataset import COMPLETE, lance, open_dataset, reading
 from mimic_pl.ranking.lance_rows import INDEX, RowFormat, differences
 from mimic_pl.records import Entity
@@ -59,12 +59,12 @@ class IndexWriter:
         self.description = dict(description)
         self._buffer: list[tuple[Sequence[Entity], Tensor, Mapping[str, Tensor]]] = []
         self._format: RowFormat | None = None
-        self._lock = lock(folder, 0.0, _LOCK.format(number))
+        self._lock = lock_folder(folder, 0.0, _LOCK.format(number))
         try:
             if number == 0:
                 for path in folder.glob(_LOCK.format("*")):
                     if path.name != _LOCK.format(number):  # a process of another build may have survived
-                        lock(folder, 0.0, path.name).release()
+                        lock_folder(folder, 0.0, path.name).release()
                 with _writing(folder):
                     _prepare(folder, rebuild)
             self.missing = self._missing(order.cpu())

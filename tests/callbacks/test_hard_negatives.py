@@ -119,7 +119,7 @@ def test_mining_several_knowledge_bases_is_rejected(tmp_path):
     tiny.write_set(tmp_path / "other")
     cross = CrossDataModule([data], MELDataModule(str(tmp_path / "other"), name="Tiny"))
     trainer = make_trainer(tmp_path, HardNegatives(), max_epochs=1)
-    with pytest.raises(ConfigError, match="mines one knowledge base"):
+    with pytest.raises(ConfigError, match="with a single knowledge base"):
         trainer.fit(model, cross)
 
 
@@ -132,5 +132,5 @@ def test_resuming_with_another_depth_is_rejected(tmp_path):
 
 @pytest.mark.parametrize("options", [{"depth": 0}, {"first_epoch": -1}, {"every_n_epochs": 0}])
 def test_invalid_arguments_are_rejected(options):
-    with pytest.raises(ConfigError, match="HardNegatives takes"):
+    with pytest.raises(ConfigError, match="HardNegatives needs"):
         HardNegatives(**options)

@@ -48,7 +48,7 @@ def test_test_without_arguments_uses_the_newest_run(command, home):
     code, out, _ = command("test", folder=home)
     best = open_run(run).best_checkpoint
     assert code == 0
-    assert f"Taking run lightning_logs/version_0, checkpoint {best.name}." in out
+    assert f"Using run lightning_logs/version_0, checkpoint {best.name}." in out
     assert "overall" in out and "cross_modal" in out
     assert versions(home) == ["version_0"]
     assert (run / "config.yaml").read_bytes() == config
@@ -95,7 +95,7 @@ def test_an_explicit_configuration_gets_a_folder_of_its_own(command, home):
     best = ["--ckpt_path", "best", "--trainer.default_root_dir", str(home)]
     code, out, _ = command("test", "--config", "tiny.yaml", *best)
     assert code == 0
-    assert "Taking run lightning_logs/version_0" in out
+    assert "Using run lightning_logs/version_0" in out
     assert versions(home) == ["version_0", "version_1", "version_2"]
 
 
@@ -104,7 +104,7 @@ def test_the_run_of_a_named_checkpoint(command, home):
     checkpoint = home / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     code, out, _ = command("test", "--ckpt_path", str(checkpoint), folder=home)
     assert code == 0
-    assert "Taking run lightning_logs/version_0" in out
+    assert "Using run lightning_logs/version_0" in out
     assert (home / "lightning_logs" / "version_0" / "metrics.json").is_file()
     assert not (home / "lightning_logs" / "version_7" / "metrics.json").exists()
 
@@ -255,7 +255,7 @@ def test_the_hint_after_fit_names_the_run(command, trained, tmp_path):
     assert code == 0
     hint = out.split("To evaluate it on the test split: mimic-pl ")[1].splitlines()[0]
     code, out, _ = command(*hint.split(), folder=tmp_path)
-    assert code == 0 and "Taking run elsewhere/lightning_logs/version_0" in out
+    assert code == 0 and "Using run elsewhere/lightning_logs/version_0" in out
 
 
 def test_overlays_add_units_and_losses(command, trained, tmp_path):

@@ -90,7 +90,7 @@ def test_unknown_key_in_a_file(command, trained, tmp_path):
         (["fit"], 3, "mimic-pl fit --config"),
         (["ft"], 2, "There is no command 'ft'. Did you mean 'fit'?"),
         (["test"], 3, "There is no training run in"),
-        (["test", "--run", "nowhere"], 3, "is no training run"),
+        (["test", "--run", "nowhere"], 3, "is not a training run"),
         (["doctor", "--config", "nowhere.yaml"], 3, "'nowhere.yaml' does not exist"),
     ],
 )

@@ -20,7 +20,7 @@ def test_metrics_equal_those_of_test(command, home):
 
     code, out, err = command("robustness", "--kinds", "typos", folder=home)
     assert code == 0, err
-    assert "Taking run lightning_logs/version_0" in out and "typos" in out and "cross_modal" in out
+    assert "Using run lightning_logs/version_0" in out and "typos" in out and "cross_modal" in out
     after = contents(home)
     assert {path: after[path] for path in before} == before
     assert set(after) - set(before) == {run / "robustness.json"}
@@ -53,11 +53,11 @@ def test_errors(command, home, trained, tmp_path):
     code, _, err = command("robustness", "--kinds", "sharpness", folder=home)
     assert code == 3 and "unknown kind sharpness. Choose from: blur" in err
     code, _, err = command("robustness", "--config", str(trained.config))
-    assert code == 3 and "leave --config and --model out" in err
+    assert code == 3 and "omit --config and --model" in err
     code, _, err = command("robustness", "--data.root", "nowhere")
     assert code == 3 and "'nowhere' does not exist" in err
     code, _, err = command("test", "--data.degradation", "Blur", "--data.degradation.strength", "-1")
-    assert code == 3 and "Blur has strengths from 0 (nothing changes) to 100, not -1." in err
+    assert code == 3 and "The strength of Blur is -1; it must be from 0 (no change) to 100." in err
     (tmp_path / "empty").mkdir()
     code, _, err = command("robustness", folder=tmp_path / "empty")
     assert code == 3 and "There is no training run" in err

@@ -43,7 +43,7 @@ def test_newest_is_the_one_with_the_newest_checkpoint(tmp_path):
 def test_no_run(tmp_path):
     with pytest.raises(ConfigError, match=r"There is no training run in .*mimic-pl fit --config"):
         newest_run(tmp_path / "lightning_logs")
-    with pytest.raises(ConfigError, match="is no training run: it needs a config.yaml"):
+    with pytest.raises(ConfigError, match="is not a training run: it needs a config.yaml"):
         open_run(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_newest_of_several_last_checkpoints(tmp_path):
 
 
 def test_an_ambiguous_best_checkpoint_is_an_error(tmp_path):
-    with pytest.raises(ConfigError, match=r"tells which checkpoint was best.*--ckpt_path"):
+    with pytest.raises(ConfigError, match=r"The best checkpoint in .* cannot be determined.*--ckpt_path"):
         _ = open_run(make_run(tmp_path / "a", "last.ckpt")).best_checkpoint
     assert open_run(make_run(tmp_path / "b", "one.ckpt")).best_checkpoint.name == "one.ckpt"
 

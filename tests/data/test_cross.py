@@ -10,7 +10,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mimic_pl import MIMIC, CrossDataModule, MELDataModule
-from mimic_pl.data.sampler import SetSampler, TrainSampler
+from mimic_pl.data.sampler import MultiDatasetSampler, TrainSampler
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.units import GlobalCosine
@@ -87,7 +87,7 @@ def test_processes_partition_the_items_and_work_on_the_same_set_at_a_time(sets, 
     parts = []
     for rank in range(processes):
         own = [TrainSampler(range(size), batch, processes, rank, seed=5) for size, batch in sets]
-        sampler = SetSampler(own, seed=7)
+        sampler = MultiDatasetSampler(own, seed=7)
         sampler.set_epoch(2)
         parts.append(list(sampler))
         assert len(parts[-1]) == len(sampler)
@@ -132,9 +132,9 @@ def test_invalid_combinations_of_sets(tmp_path):
     one, two = MELDataModule(str(tmp_path / "1")), MELDataModule(str(tmp_path / "2"))
     with pytest.raises(ConfigError, match="at least one"):
         CrossDataModule([], one)
-    with pytest.raises(ConfigError, match="target set and among"):
+    with pytest.raises(ConfigError, match="target set and also a training set"):
         CrossDataModule([one, two], MELDataModule(f"{tmp_path}/../{tmp_path.name}/2"))
-    with pytest.raises(ConfigError, match="places 0 to 0"):
+    with pytest.raises(ConfigError, match="from 0 to 0"):
         CrossDataModule([one], two, validate_on=1)
 
 

@@ -84,8 +84,8 @@ def test_image_policies(folder, policy, caplog):
     assert index == [i for i in range(11) if policy == "blank" or i not in (2, 4, 10)]
     module.teardown("fit")
     *dropped, report = (record.message for record in caplog.records)
-    assert dropped == (["3 of 11 training mentions are dropped for their images."] if policy == "drop" else [])
-    assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training leaves'}" in report
+    assert dropped == (["3 of 11 training mentions are dropped: unusable images."] if policy == "drop" else [])
+    assert f"Policy '{policy}': {'items without' if policy == 'blank' else 'training excludes'}" in report
 
 
 def test_drop_keeps_mentions_without_an_image_name_and_all_evaluation_mentions(folder):
@@ -105,7 +105,7 @@ def test_dropping_every_mention_is_an_error(folder):
         path.unlink()
     module = folder.module(image_policy="drop")
     module.setup("fit")
-    with pytest.raises(DataError, match="Every training mention"):
+    with pytest.raises(DataError, match="All training mentions"):
         module.train_dataloader()
 
 
@@ -168,7 +168,7 @@ def test_missing_files_and_empty_splits(folder, tmp_path):
     with pytest.raises(DataError, match="looked for Set_dev.json.*other_dev.json"):
         module.setup("validate")
     folder.splits["dev"] = []
-    with pytest.raises(DataError, match="val split of .* holds no mentions"):
+    with pytest.raises(DataError, match="val split of .* contains no mentions"):
         folder.module().setup("validate")
     (folder.root / "kb_images").mkdir()
     with pytest.raises(DataError, match="kb_image and kb_images"):
@@ -182,7 +182,7 @@ def test_a_missing_image_folder_is_reported_once(folder, caplog):
     module.setup("fit")
     module.setup("test")
     messages = [record.message.split(" (nor")[0] for record in caplog.records]
-    assert messages == [f"There is no folder {folder.root / name}" for name in ("kb_image", "mention_image")]
+    assert messages == [f"The folder {folder.root / name} does not exist" for name in ("kb_image", "mention_image")]
     batches = [*epoch_of(module, 0), *module.test_dataloader()]
     assert not any(batch["mentions"]["has_image"].any() for batch in batches)
     failed = {failure for batch in batches for failure in batch["failures"]}
@@ -199,8 +199,9 @@ def test_nil_and_unknown_golds_are_counted(folder, caplog):
     module = folder.module()
     module.setup("fit")
     train, val = (record.message for record in caplog.records)
-    assert "of 11 mentions 2 have no gold (nil) and 1 a gold that is not" in train and "left out of training" in train
-    assert "of 5 mentions 1 have no gold (nil) and 2 a gold that is not" in val and "counted as not found" in val
+    assert "of 11 mentions, 2 have no gold (nil) and 1 have a gold that is not" in train
+    assert "excluded from training" in train
+    assert "of 5 mentions, 1 have no gold (nil) and 2 have a gold that is not" in val and "counted as not found" in val
     assert sum(len(batch["index"]) for batch in epoch_of(module, 0)) == 8
     assert torch.cat([batch["gold"] for batch in module.val_dataloader()]).flatten().tolist() == [-1, -1, -1, 3, 4]
 

@@ -70,7 +70,7 @@ def test_strength_0_changes_nothing(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_strengths_out_of_range_are_rejected(kind):
     for strength in (-0.1, kind.largest * 1.01, float("nan")):
-        with pytest.raises(ConfigError, match=f"{kind.__name__} has strengths from 0 .* to {kind.largest:g}"):
+        with pytest.raises(ConfigError, match=f"strength of {kind.__name__} is .*from 0 .* to {kind.largest:g}"):
             kind(strength)
     kind(kind.largest)
 
@@ -186,7 +186,7 @@ def test_strength_is_the_share_of_degraded_mentions(kind):
 
 def test_no_other_image():
     split = [Mention("a", "m", "s", ("Q1",), "a.jpg"), Mention("b", "m", "s", ("Q1",), "b.jpg")]
-    with pytest.raises(DataError, match="no other image for mention 'a'.*none of the 2 mentions"):
+    with pytest.raises(DataError, match="no unrelated image for mention 'a'.*none of the 2 mentions"):
         OtherImage(1).mentions(split)
 
 

@@ -53,9 +53,9 @@ def test_everything_at_once(folder):
         "train mentions without gold (nil)": ("1 of 11 (9.1%)", "note"),
         "train golds not in the knowledge base": ("1 of 11 (9.1%)", "warning"),
         "train mention ids, used more than once": ("1", "ERROR"),
-        "test mentions whose sentence is in train": ("1 of 7 (14.3%)", "warning"),
-        "val mentions whose sentence is in train": ("0 of 5 (0.0%)", "ok"),
-        "test mentions whose image is in train": ("1 of 7 (14.3%)", "warning"),
+        "test mentions whose sentence is also in train": ("1 of 7 (14.3%)", "warning"),
+        "val mentions whose sentence is also in train": ("0 of 5 (0.0%)", "ok"),
+        "test mentions whose image is also in train": ("1 of 7 (14.3%)", "warning"),
         "mention images, missing": ("1 of 23 (4.3%)", "warning"),
         "entity images, unreadable": ("1 of 6 (16.7%)", "warning"),
     }
@@ -112,7 +112,7 @@ def test_a_duplicate_qid_and_an_empty_split(folder, capsys):
     assert run_doctor(module) == DataError.exit_code == 4
     assert "ERROR" in capsys.readouterr().out
     duplicate, empty = errors_of(module)
-    assert "'Q2' is record 2 too" in duplicate[1] and empty == ("val file", "empty")
+    assert "'Q2' is also record 2" in duplicate[1] and empty == ("val file", "empty")
 
 
 def test_missing_and_ambiguous_image_folders(folder):
@@ -137,7 +137,7 @@ def test_richpedia():
     read = {split: json.loads((SHARED / f"data/RichpediaMEL/RichpediaMEL_{split}.json").read_text()) for split in FILES}
     sentences = {row["sentence"] for row in read["train"]}
     shared = sum(row["sentence"] in sentences for row in read["test"])
-    assert shared and found["test mentions whose sentence is in train"].value.startswith(f"{shared} of 3,560")
+    assert shared and found["test mentions whose sentence is also in train"].value.startswith(f"{shared} of 3,560")
 
 
 @pytest.mark.parametrize(("golds", "batch_size"), [("aab", 2), ("aaabbcdefg", 4), ("abc", 128), ("aa", 128), ("", 4)])

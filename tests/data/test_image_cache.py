@@ -241,7 +241,7 @@ def fill_until_stopped(root: Path, folder: Path, names: list[str], permits) -> N
 
 @needs_fork
 def test_a_fill_that_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(image_cache, "_AT_ONCE", 8)
+    monkeypatch.setattr(image_cache, "_TRANSACTION_SIZE", 8)
     names = draw_images(tmp_path / "images", 120)
     rng = random.Random(0)
     left = []
@@ -359,9 +359,9 @@ def test_the_size_is_announced(tmp_path, caplog):
     with caplog.at_level(logging.INFO):
         cache = filled(tmp_path / "cache", tmp_path / "images", names)
         filled(tmp_path / "cache", tmp_path / "images", names)
-    (record,) = (record for record in caplog.records if "decoded once" in record.message)
-    assert f"of pixels in {cache.folder}" in record.message and "--data.image_cache null" in record.message
-    announced = float(re.search(r"3 images are decoded once, to ([\d.]+) kB", record.message).group(1)) * 1000
+    (record,) = (record for record in caplog.records if "decoded images" in record.message)
+    assert f"in {cache.folder}" in record.message and "--data.image_cache null" in record.message
+    announced = float(re.search(r"Caching 3 decoded images, up to ([\d.]+) kB", record.message).group(1)) * 1000
     assert 3 * 8 * 8 * 3 < (cache.folder / "data.mdb").stat().st_size <= announced + 2**16
 
 
@@ -371,7 +371,7 @@ def test_a_full_disk_or_an_unwritable_folder_disables_the_cache(tmp_path, caplog
     (tmp_path / "file").write_text("")
     nowhere = filled(tmp_path / "file" / "cache", tmp_path / "images", names)
     first, second = (record.message for record in caplog.records)
-    assert "decoded in every epoch" in first and "Choose a folder with more room" in first
+    assert "decoded in every epoch" in first and "Choose a folder with more space" in first
     assert "decoded in every epoch" in second and "cannot be written" in second
     for cache in (without_space, nowhere):
         source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=cache)

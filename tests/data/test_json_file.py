@@ -57,7 +57,7 @@ def test_errors_have_the_position_that_json_reports(tmp_path_factory, array, chu
         if isinstance(whole, list):
             assert repr(stream(path, chunk)) == repr(whole)
         else:
-            with pytest.raises(DataError, match="a list of records is due"):
+            with pytest.raises(DataError, match="expected a list of records"):
                 stream(path, chunk)
 
 
@@ -65,7 +65,7 @@ def test_errors_have_the_position_that_json_reports(tmp_path_factory, array, chu
 def test_invalid_utf8_is_located_far_into_a_file(tmp_path, chunk):
     path = tmp_path / "x.json"
     path.write_bytes(b"\xef\xbb\xbf[\n" + b'"\xc3\xa9",\n' * 5_000 + b'"ab\xff"]')
-    with pytest.raises(DataError, match=r"line 5002, column 4: the byte 0xff is no UTF-8"):
+    with pytest.raises(DataError, match=r"line 5002, column 4: the byte 0xff is not valid UTF-8"):
         stream(path, chunk)
 
 

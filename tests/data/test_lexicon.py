@@ -39,12 +39,12 @@ def test_ngrams_match_misspellings():
 def test_only_the_heaviest_terms_are_kept(caplog):
     texts = ["common rare rarest", "common rare", "common"]
     lexicon = BM25Lexicon(max_terms=2).fit(texts)
-    assert "Of 3 entities 1 have more than 2 different terms" in caplog.text
+    assert "Of 3 entities, 1 have more than 2 distinct terms" in caplog.text
     entities, mentions = dense(lexicon.sparse_entities(texts)), dense(lexicon.sparse_mentions(texts))
     assert (entities > 0).sum(dim=1).tolist() == (mentions > 0).sum(dim=1).tolist() == [2, 2, 1]
     common = dense(lexicon.sparse_mentions(["common"]))[0].nonzero().item()
     assert not entities[0, common] and not mentions[0, common], "the most frequent term is left out"
-    assert "A mention has more than 2 different terms" in caplog.text
+    assert "A mention has more than 2 distinct terms" in caplog.text
 
 
 def test_products_equal_those_of_bm25s():
@@ -75,7 +75,7 @@ def test_an_unfitted_lexicon_says_what_to_do():
 
 @pytest.mark.parametrize("options", [{"k1": -1}, {"b": 1.5}, {"ngrams": -1}, {"max_terms": 0}])
 def test_parameters_outside_of_their_range(options):
-    with pytest.raises(ConfigError, match="BM25Lexicon takes"):
+    with pytest.raises(ConfigError, match="BM25Lexicon needs"):
         BM25Lexicon(**options)
 
 

@@ -110,7 +110,7 @@ def test_an_image_may_be_named_by_its_url(tmp_path):
 )
 def test_an_image_outside_of_the_folder(tmp_path, name):
     row = {"id": 3, "mentions": "m", "sentence": "s", "imgPath": name}
-    what = "(lies outside of the data folder|is no file name|surrogate pair)"
+    what = "(is outside the data folder|is not a file name|unpaired surrogate)"
     with pytest.raises(DataError, match=rf"x\.json, record 0 \(id 3\).*{what}"):
         read_mentions(write(tmp_path / "x.json", [row]))
 
@@ -121,7 +121,7 @@ def test_an_image_outside_of_the_folder(tmp_path, name):
         (b'[\n{"id": 1,}]', "line 2, column 10"),
         (b'[\n\n "a\xff"]', "line 3, column 4: the byte 0xff"),
         (b'["\x00"]', "line 1, column 3"),
-        (b"{}", "a list of records is due"),
+        (b"{}", "expected a list of records"),
         (b"[" * 100_000, "nested too deeply"),
         (b"[" + b"1" * 5000 + b"]", "digits"),
     ],
@@ -149,7 +149,7 @@ def test_problems_come_in_the_order_of_the_records(tmp_path):
     assert [problem[:15] for problem in caught.value.problems] == [
         f"record {n} (id {i})" for n, i in ((1, 7), (2, 1), (4, 3))
     ]
-    assert all("'Q0' is record 0 too" in caught.value.problems[place] for place in (0, 2))
+    assert all("'Q0' is also record 0" in caught.value.problems[place] for place in (0, 2))
     assert [entity.id for entity in caught.value.records] == ["Q1", "Q0"]
 
 

@@ -158,7 +158,7 @@ def test_a_partial_epoch_is_completed(size, batch_size, seed, epoch, data):
     whole = batches(size, seed, epoch, batch_size)
     completed = data.draw(st.integers(0, len(whole)))
     sampler = TrainSampler(range(size), batch_size, seed=seed)
-    sampler.begin(epoch, completed)
+    sampler.start_at(epoch, completed)
     sampler.set_epoch(epoch)  # Lightning calls it again
     assert [[address % size for address in batch] for batch in sampler] == whole[completed:]
     assert len(sampler) == len(whole)
@@ -168,9 +168,9 @@ def test_a_partial_epoch_is_completed(size, batch_size, seed, epoch, data):
 
 def test_a_partial_epoch_needs_the_same_batches():
     loaders = [TrainLoader(range(20), batch_size=None, sampler=TrainSampler(range(20), size)) for size in (4, 5)]
-    loaders[0].sampler.begin(1, 2)
+    loaders[0].sampler.start_at(1, 2)
     loaders[0].load_state_dict(loaders[0].state_dict())
     with pytest.raises(ConfigError, match="Resume with the data, batch size"):
         loaders[0].load_state_dict(loaders[1].state_dict())
-    loaders[0].sampler.begin(1, 0)  # another epoch may have other batches
+    loaders[0].sampler.start_at(1, 0)  # another epoch may have other batches
     loaders[0].load_state_dict(loaders[1].state_dict())

@@ -53,7 +53,7 @@ def test_long_texts():
 
 def test_a_tokenizer_that_pads_to_the_longest_of_a_chunk():
     longest = Numbers(lambda texts: max(len(text.split()) for text in texts))
-    with pytest.raises(ConfigError, match="some texts to 1 tokens and some to 2"):
+    with pytest.raises(ConfigError, match="some texts to 1 tokens and others to 2"):
         TokenTable(["1", "2", "3 4"], longest, "texts", chunk=2)
 
 

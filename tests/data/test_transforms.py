@@ -96,7 +96,7 @@ def test_mentions_lose_one_modality_or_none(folder):
 
 @pytest.mark.parametrize("share", [-0.1, 1.1])
 def test_a_share_outside_of_its_range(folder, share):
-    with pytest.raises(ConfigError, match="goes from 0 to 1"):
+    with pytest.raises(ConfigError, match="must be from 0 to 1"):
         loaded(folder, modality_dropout=share).train_dataloader()
 
 

@@ -20,7 +20,7 @@ class Steps(Callback):
         self.records.append({name: p.grad.clone() for name, p in named if p.grad is not None})
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        gathered = ProcessGroup().objects((float(outputs["loss"]), batch["index"].tolist()))
+        gathered = ProcessGroup().gather_objects((float(outputs["loss"]), batch["index"].tolist()))
         loss = sum(loss for loss, _ in gathered) / len(gathered)
         self.records.append({"loss": loss, "mentions": [index for _, own in gathered for index in own]})
 

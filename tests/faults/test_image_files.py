@@ -35,7 +35,7 @@ def test_pipes_folders_and_devices_do_not_block(tmp_path):
     (tmp_path / "folder.jpg").mkdir()
     (tmp_path / "device.jpg").symlink_to("/dev/zero")
     for name in ("pipe.jpg", "folder.jpg", "device.jpg"):
-        with pytest.raises(ImageError, match="is unreadable: a folder or a device"):
+        with pytest.raises(ImageError, match="is unreadable: it is a folder or a device"):
             open_image(tmp_path / name)
         assert digest(tmp_path / name) is None
 

@@ -120,7 +120,7 @@ def terminate_twice(config, uninterrupted, folder, trial, ends):
         time.sleep(rng.random() * seconds / 4)
         command.send(number, [rank for rank in range(processes) if ranks[rank]])
         assert command.exit_codes() == [128 + number, *[0] * (processes - 1)], command.output()
-        assert f"Ended by {signal.Signals(number).name} after step" in command.output()
+        assert f"Interrupted by {signal.Signals(number).name} after step" in command.output()
     command = fit(config, folder, processes)
     assert command.exit_codes() == [0] * processes, command.output()
     assert_same_state(whole, final_state(folder))

@@ -369,7 +369,7 @@ def test_a_disk_that_fills_up_under_an_index(small_disk, monkeypatch):
 
 
 def test_missing_disk_space_is_reported_before_the_build(small_disk):
-    with pytest.raises(StoreError, match="entity index needs 4.[0-9] MB in .*, and .* are free"):
+    with pytest.raises(StoreError, match="entity index needs 4.[0-9] MB in .*, but only .* are free"):
         build(small_disk / "index", 10_000)
     assert not data_files(small_disk / "index")
 

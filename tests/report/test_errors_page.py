@@ -190,8 +190,8 @@ def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
 @pytest.mark.parametrize(
     ("arguments", "code", "word"),
     [
-        ([], 3, "report needs runs that were tested"),
-        (["nowhere"], 3, "nowhere is not a run"),
+        ([], 3, "report needs tested runs"),
+        (["nowhere"], 3, "nowhere is no run"),
         (["--errors", "{run}", "--worst", "0"], 3, "must be positive"),
         (["{run}", "--bogus"], 2, "--bogus"),
     ],

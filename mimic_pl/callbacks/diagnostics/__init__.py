@@ -1,4 +1,4 @@
-"""Known failure signatures of a training run, recognised in plain figures: no file here knows the Trainer."""
+"""Detectors of known failure signatures, which work on plain numbers, independently of the Trainer."""
 
 from mimic_pl.callbacks.diagnostics.finding import Finding
 from mimic_pl.callbacks.diagnostics.gates import GateWatch

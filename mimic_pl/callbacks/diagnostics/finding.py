@@ -1,4 +1,4 @@
-"""What a watch says when it recognises a signature."""
+"""Findings of the detectors."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 
 class Finding(NamedTuple):
-    """A failure signature that was recognised.
+    """A detected failure signature.
 
     Attributes:
-        signature: Its name, and the part it was found in; it is said once an epoch.
-        text: What was seen, with its figures, and what to try.
+        signature: Its name and the affected part; the finding is logged once per epoch.
+        text: The observation, with its values, and what to try.
     """
 
     signature: str
@@ -19,5 +19,5 @@ class Finding(NamedTuple):
 
 
 def listed(names: Sequence[str]) -> str:
-    """Names as a sentence lists them: ``a``, ``a and b``, ``a, b and c``."""
+    """Join names for a sentence: ``a``, ``a and b``, ``a, b and c``."""
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"

@@ -1,4 +1,4 @@
-"""Mentions made worse at test time: images of low quality or beside the point, texts cut off or misspelt."""
+"""Degradations of mentions at test time: low-quality or unrelated images, truncated or misspelt texts."""
 
 from mimic_pl.data.degradation.base import Degradation, ImageDegradation, ShareDegradation
 from mimic_pl.data.degradation.images import Blur, Downscaling, Jpeg, Noise, Occlusion
@@ -9,7 +9,7 @@ KINDS: tuple[type[Degradation], ...] = (
     *(Blur, Jpeg, Downscaling, Noise, Occlusion, OtherImage, NoImage),
     *(Truncation, Typos, MissingSentence),
 )
-"""All that this package has: of images, then of texts."""
+"""All built-in degradations: of images, then of texts."""
 
 __all__ = [
     "KINDS",

@@ -1,4 +1,4 @@
-"""What a degradation is: a change of a mention's record or image, of one kind and one strength."""
+"""Base classes of degradations: changes of a mention's record or image, with a strength."""
 
 from __future__ import annotations
 
@@ -14,36 +14,37 @@ from mimic_pl.records import Mention
 
 
 class Degradation(ABC):
-    """Makes the mentions of an evaluation split worse; the knowledge base stays as it is.
+    """Degrades the mentions of an evaluation split; the knowledge base is unchanged.
 
-    What happens to a mention depends on the seed and on its place in the split alone: batches, workers, processes and
-    order change nothing. The same is drawn at every strength, so that a stronger degradation does what a weaker one
-    did, and more.
+    The degradation of a mention depends only on the seed and on its index in the split, not on batches, workers,
+    processes or order. The random numbers are the same at every strength, so that a stronger degradation includes the
+    changes of a weaker one.
 
     Args:
-        strength: How much worse, from 0, which changes nothing, to :attr:`largest`; each kind says in which unit.
-        seed: Decides what is drawn.
+        strength: Strength, from 0 (no change) to :attr:`largest`; each kind defines its unit.
+        seed: Random seed.
 
     Raises:
-        ConfigError: The kind has no such strength.
+        ConfigError: The strength is out of range.
     """
 
     kind: ClassVar[str]
     """Its name in tables and files."""
 
     side: ClassVar[Literal["image", "text"]]
-    """What it touches."""
+    """The modality that it degrades."""
 
     largest: ClassVar[float] = 1.0
-    """The largest strength there is."""
+    """Maximum strength."""
 
     grades: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75, 1.0)
-    """Strengths at which ``mimic-pl robustness`` measures, weakest first."""
+    """Strengths at which ``mimic-pl robustness`` evaluates, weakest first."""
 
     def __init__(self, strength: float, seed: int = 43) -> None:
         if not 0 <= strength <= self.largest:
             raise ConfigError(
-                f"{type(self).__name__} has strengths from 0 (nothing changes) to {self.largest:g}, not {strength:g}."
+                f"The strength of {type(self).__name__} is {strength:g}; it must be from 0 (no change) to "
+                f"{self.largest:g}."
             )
         self.strength = strength
         self.seed = seed
@@ -54,52 +55,49 @@ class Degradation(ABC):
 
     @abstractmethod
     def mention(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention's record, made worse.
+        """The degraded record of a mention.
 
         Args:
-            mention: As it was read.
+            mention: The original mention.
             split: All mentions of its split.
-            rng: The mention's own.
+            rng: Random generator of this mention.
         """
 
     def mentions(self, split: Sequence[Mention]) -> list[Mention]:
-        """All records of a split, made worse."""
+        """The degraded records of a split."""
         return [self.mention(mention, split, self.rng(index)) for index, mention in enumerate(split)]
 
     def rng(self, index: int) -> Random:
-        """The source of what is drawn for the mention at this place in its split."""
+        """The random generator of the mention at this index of its split."""
         return Random(f"{self.kind} {self.seed} {index}")
 
 
 class ShareDegradation(Degradation):
-    """Touches some mentions wholly and the others not at all; the strength is the share of those touched."""
+    """Fully degrades some mentions and leaves the others unchanged; the strength is the fraction of degraded ones."""
 
     def mention(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention, touched or as it was."""
-        return self.touched(mention, split, rng) if rng.random() < self.strength else mention
+        """The mention, degraded or unchanged."""
+        return self.degraded(mention, split, rng) if rng.random() < self.strength else mention
 
     @abstractmethod
-    def touched(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention's record, made worse."""
+    def degraded(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
+        """The degraded record of a mention."""
 
 
 class ImageDegradation(Degradation):
-    """Touches what is to be seen on the image.
-
-    It is given the image as it was decoded, before it is resized to the model's square.
-    """
+    """Degrades the content of the image, after decoding and before resizing to the model's square."""
 
     side = "image"
 
     def mention(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The record as it was."""
+        """The unchanged record."""
         return mention
 
     @abstractmethod
     def image(self, image: Image.Image, rng: Random) -> Image.Image:
-        """The RGB image, made worse; at strength 0 it is the same, pixel by pixel.
+        """The degraded RGB image; identical at strength 0.
 
         Args:
-            image: At its original size; not to be changed in place.
-            rng: The mention's own.
+            image: The image in its original size; it must not be changed in place.
+            rng: Random generator of its mention.
         """

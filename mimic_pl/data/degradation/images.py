@@ -1,8 +1,8 @@
-"""Images of low quality: blurred, compressed, scaled down, noisy, or with something before them.
+"""Degradations of image quality: blur, compression, downscaling, noise and occlusion.
 
-Where sizes matter they are relative to the image's shorter side, so that a strength means the same for an image of
-72 pixels and one of 1,500, which end up in the same square of the model. JPEG alone works on blocks of 8 x 8 pixels and
-hurts a small image more.
+Lengths are relative to the image's shorter side, so that a strength means the same for an image of 72 pixels and one of
+1,500, since both are resized to the model's square. Only JPEG works on blocks of 8 x 8 pixels and affects small images
+more.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mimic_pl.data.degradation.base import ImageDegradation
 
 _GREY = (128, 128, 128)
 _LARGEST_JPEG = 65_500
-"""Pixels on a side that a JPEG can have."""
+"""Maximum side of a JPEG in pixels."""
 
 
 class Blur(ImageDegradation):
@@ -37,7 +37,7 @@ class Blur(ImageDegradation):
 
 
 class Jpeg(ImageDegradation):
-    """Compression as JPEG; the strength is what Pillow's quality lacks to 100. At 0 nothing is compressed."""
+    """JPEG compression; the strength is 100 minus Pillow's quality. At 0, the image is not compressed."""
 
     kind = "jpeg"
     largest = 99.0
@@ -55,10 +55,10 @@ class Jpeg(ImageDegradation):
 
 
 class Downscaling(ImageDegradation):
-    """Fewer pixels; the strength is the side of what one of them shows, in percent of the image's shorter side.
+    """Downscaling; the strength is the size of a resulting pixel in percent of the image's shorter side.
 
-    At strength 4 the shorter side is 25 pixels long afterwards, whatever it was before. An image that has no more
-    pixels than that stays as it is.
+    At strength 4, the resulting shorter side has 25 pixels, regardless of the original size. Smaller images are
+    unchanged.
     """
 
     kind = "downscaling"
@@ -77,8 +77,8 @@ class Downscaling(ImageDegradation):
 class Noise(ImageDegradation):
     """Gaussian noise; the strength is its standard deviation in percent of the range from black to white.
 
-    Its grains are squares, 64 of them on the shorter side (of a smaller image every pixel is one): noise of single
-    pixels would vanish where a large image is resized.
+    Its grains are squares, 64 along the shorter side (single pixels in a smaller image): noise of single pixels would
+    vanish when a large image is resized.
     """
 
     kind = "noise"
@@ -92,7 +92,7 @@ class Noise(ImageDegradation):
         columns, rows = (max(1, round(side / grain)) for side in image.size)
         normal = np.random.default_rng(rng.getrandbits(64)).standard_normal((rows, columns, 3), np.float32)
         noise = np.rint(2.55 * self.strength * normal)
-        # What is added and what is taken away, as bytes: a large image needs no array of floats.
+        # Added and subtracted as bytes, so that a large image needs no float array.
         brighter, darker = (
             Image.fromarray(part.clip(0, 255).astype(np.uint8)).resize(image.size, Image.Resampling.NEAREST)
             for part in (noise, -noise)
@@ -101,13 +101,13 @@ class Noise(ImageDegradation):
 
 
 class Occlusion(ImageDegradation):
-    """A grey rectangle of the image's proportions, somewhere; the strength is the share of the area behind it."""
+    """A grey rectangle with the image's aspect ratio at a random position; the strength is its fraction of the area."""
 
     kind = "occlusion"
     grades = (0.1, 0.25, 0.5, 0.75)
 
     def image(self, image: Image.Image, rng: Random) -> Image.Image:
-        """The image behind the rectangle."""
+        """The occluded image."""
         box = []
         for side in image.size:
             length = round(self.strength**0.5 * side)

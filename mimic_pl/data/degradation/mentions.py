@@ -1,4 +1,4 @@
-"""Records made worse: images that are beside the point or lacking, sentences cut off, misspelt or lacking."""
+"""Degradations of mention records: unrelated or missing images; truncated, misspelt or missing sentences."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from mimic_pl.records import Mention
 
 
 class OtherImage(ShareDegradation):
-    """The strength is the share of mentions that get the image of another mention, which has none of their golds."""
+    """The strength is the fraction of mentions that get the image of another mention with different golds."""
 
     kind = "other_image"
     side = "image"
 
-    def touched(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention beside another one's image.
+    def degraded(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
+        """The mention with another mention's image.
 
         Raises:
-            DataError: No other mention has one that is beside the point.
+            DataError: No other mention has an unrelated image.
         """
         start = rng.randrange(len(split))
         for step in range(len(split)):
@@ -29,39 +29,39 @@ class OtherImage(ShareDegradation):
             if other.image and other.image != mention.image and not {*other.golds} & {*mention.golds}:
                 return replace(mention, image=other.image)
         raise DataError(
-            f"There is no other image for mention {mention.id!r} ({mention.mention!r}): none of the {len(split)} "
-            "mentions of its split has an image of its own and another gold. Leave this kind of degradation out."
+            f"There is no unrelated image for mention {mention.id!r} ({mention.mention!r}): none of the {len(split)} "
+            "mentions of its split has a different image and a different gold. Omit this degradation."
         )
 
 
 class NoImage(ShareDegradation):
-    """The strength is the share of mentions that lose their image."""
+    """The strength is the fraction of mentions that lose their image."""
 
     kind = "no_image"
     side = "image"
 
-    def touched(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
+    def degraded(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
         """The mention without an image."""
         return replace(mention, image=None)
 
 
 class Truncation(Degradation):
-    """The strength is the share of a sentence's characters that are cut off at its end."""
+    """The strength is the fraction of a sentence's characters that are cut off at its end."""
 
     kind = "truncation"
     side = "text"
 
     def mention(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention in what is left of its sentence."""
+        """The mention with its sentence truncated."""
         kept = round((1 - self.strength) * len(mention.sentence))
         return replace(mention, sentence=mention.sentence[:kept])
 
 
 class Typos(Degradation):
-    """The strength is the share of letters and digits that are mistyped, in the mentioned words and in the sentence.
+    """The strength is the fraction of letters and digits that are mistyped, in the mention and in the sentence.
 
-    A mistyped character changes places with the next, is left out, or is doubled. The words are mistyped apart from
-    where they stand in the sentence.
+    A mistyped character is swapped with the next, dropped, or doubled. The mention is mistyped independently of its
+    occurrence in the sentence.
     """
 
     kind = "typos"
@@ -76,29 +76,29 @@ class Typos(Degradation):
 
     def mistyped(self, text: str, rng: Random) -> str:
         """The text with typos."""
-        # Drawn for every character, whether it is used or not: a larger share has the typos of a smaller one.
+        # Drawn for every character, used or not, so that a higher strength includes the typos of a lower one.
         drawn = [(rng.random(), rng.choice(("swap", "drop", "double"))) for _ in text]
         result: list[str] = []
-        place = 0
-        while place < len(text):
-            (chance, typo), character = drawn[place], text[place]
-            place += 1
+        position = 0
+        while position < len(text):
+            (chance, typo), character = drawn[position], text[position]
+            position += 1
             if chance >= self.strength or not character.isalnum():
                 result.append(character)
             elif typo == "swap":
-                result += [*text[place : place + 1], character]
-                place += 1
+                result += [*text[position : position + 1], character]
+                position += 1
             elif typo == "double":
                 result += [character, character]
         return "".join(result)
 
 
 class MissingSentence(ShareDegradation):
-    """The strength is the share of mentions that stand without their sentence."""
+    """The strength is the fraction of mentions that lose their sentence."""
 
     kind = "missing_sentence"
     side = "text"
 
-    def touched(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
-        """The mention alone."""
+    def degraded(self, mention: Mention, split: Sequence[Mention], rng: Random) -> Mention:
+        """The mention without its sentence."""
         return replace(mention, sentence="")

@@ -1,4 +1,4 @@
-"""Pixels of degraded images: decoded anew, and never kept."""
+"""Loading of degraded images, without the cache."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mimic_pl.processor.images import ImageFolder
 
 
 class DegradedPixels(PixelSource):
-    """Makes the pixels of a folder's images, each made worse as the mention that it stands beside says.
+    """Loads the pixels of a folder's images, each degraded with the random generator of its mention.
 
-    It reads no cache and fills none: what lies there is resized already, and is what undisturbed mentions see.
+    It does not use the image cache, which contains the original, resized images.
 
     Args:
-        folder: Where the images lie, and what happens where one fails.
+        folder: The folder, with its image policy.
         image_processor: Resizes them.
-        degradation: Is given every image before it is resized.
-        reduced: Decode JPEGs at a reduced scale, as the undisturbed ones are.
+        degradation: Applied to every image before resizing.
+        reduced: Decode JPEGs at a reduced scale, like the original images.
     """
 
     def __init__(
@@ -36,6 +36,6 @@ class DegradedPixels(PixelSource):
         self.degradation = degradation
 
     def load(self, path: Path, index: int) -> Tensor:
-        """The pixels of the image, made worse."""
+        """The pixels of the degraded image."""
         image = open_for(path, self.image_processor, self.folder.max_pixels, self.reduced)
         return self.image_processor.pixels(self.degradation.image(image, self.degradation.rng(index)))
