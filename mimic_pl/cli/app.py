@@ -37,8 +37,9 @@ from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data.base import BaseDataModule
+from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import RUNS, Run, lock_run, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, run_of_checkpoint
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -155,7 +156,8 @@ class MimicCLI(LightningCLI):
         writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
         if not writes or not self.trainer.is_global_zero:
             return None
-        self.resources.callback(lock_run(Path(folder), str(self.subcommand)).release)
+        # One lock per command: a run may be tested while it trains.
+        self.resources.callback(acquire_lock(Path(folder), f".{self.subcommand}.lock").release)
         return Path(folder)
 
     def after_fit(self) -> None:

@@ -71,7 +71,7 @@ def choose_run(args: list[str]) -> Choice:
         run = open_run(given.run)
     else:
         run = (None if named else run_of_checkpoint(given.ckpt_path)) or newest_run(runs)
-    takes_config = bool(given.run) or (not given.config and given.model is None)
+    takes_config = bool(given.run) or bare
     front = ["--config", str(run.config)] if takes_config else []
     if named or given.ckpt_path is None:
         checkpoint = run.checkpoint(given.ckpt_path or "best")
