@@ -30,7 +30,7 @@ from mimic_pl.callbacks import (
     SamplePanels,
 )
 from mimic_pl.cli.additions import with_additions
-from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
+from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short_path
 from mimic_pl.cli.help import ALL
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
@@ -165,8 +165,8 @@ class MimicCLI(LightningCLI):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
             folder = run_of_checkpoint(best)
-            where = "" if folder is None else f" --run {short(folder.folder)}"
-            _print(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
+            where = "" if folder is None else f" --run {short_path(folder.folder)}"
+            _print(f"Best checkpoint: {short_path(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; it writes into the folder of the chosen run, or of a new one."""
