@@ -53,19 +53,6 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
         raise write_error(error, path, len(content)) from error
 
 
-def rename(old: Path, new: Path) -> None:
-    """Rename a file to its final name, durably.
-
-    Raises:
-        StoreError: The folder is not writable.
-    """
-    try:
-        os.replace(old, new)
-        sync_folder(new.parent)
-    except OSError as error:
-        raise write_error(error, new, 0) from error
-
-
 def sync_folder(folder: Path) -> None:
     """Make renames in a folder durable, where the operating system supports it."""
     if os.name == "nt":
@@ -102,16 +89,16 @@ def checksum(path: Path) -> str:
     with open(path, "rb", buffering=0) as file:
         while chunk := file.read(1 << 20):
             crc = zlib.crc32(chunk, crc)
-    return _hexadecimal(crc)
+    return f"{crc:08x}"
 
 
 def checksum_of(content: bytes) -> str:
     """CRC-32 of bytes."""
-    return _hexadecimal(zlib.crc32(content))
+    return f"{zlib.crc32(content):08x}"
 
 
 def lock_folder(folder: Path, wait: float, name: str = LOCK) -> FileLock:
-    """Lock a folder for writing; the folder is created if it does not exist.
+    """Lock a folder for writing, like :func:`acquire_lock`, but without OSErrors.
 
     Args:
         folder: The folder.
@@ -122,14 +109,13 @@ def lock_folder(folder: Path, wait: float, name: str = LOCK) -> FileLock:
         StoreError: Another process holds the lock, or the folder is not writable.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         return acquire_lock(folder, name, wait)
     except OSError as error:
         raise write_error(error, folder, 0) from error
 
 
 def acquire_lock(folder: Path, name: str, wait: float = 0) -> FileLock:
-    """Acquire a lock in an existing folder.
+    """Acquire a lock in a folder, which is created if it does not exist.
 
     Args:
         folder: The folder.
@@ -140,6 +126,7 @@ def acquire_lock(folder: Path, name: str, wait: float = 0) -> FileLock:
         StoreError: Another process holds the lock.
         OSError: The folder is not writable.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder / name, thread_local=False)
     try:
         try:
@@ -162,10 +149,6 @@ def readable_bytes(count: int) -> str:
         return f"{count} bytes"
     power = min(4, (len(str(count)) - 1) // 3)
     return f"{count / 1000**power:.1f} {('kB', 'MB', 'GB', 'TB')[power - 1]}"
-
-
-def _hexadecimal(crc: int) -> str:
-    return f"{crc:08x}"
 
 
 def _allocate(descriptor: int, size: int) -> None:

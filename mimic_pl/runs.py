@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from filelock import FileLock
 from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -17,7 +16,6 @@ from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import CheckpointError, ConfigError, UsageError
-from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
 
 RUNS = "lightning_logs"
@@ -190,20 +188,6 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         built.data.ranked.entity_images,
     )
     return built.model.eval(), built.data
-
-
-def lock_run(folder: Path, command: str) -> FileLock:
-    """Lock a run's folder, so that no other process writes the same outputs until the lock is released.
-
-    Args:
-        folder: The folder; it is created if it does not exist.
-        command: The command that writes: a run may be tested while it trains.
-
-    Raises:
-        StoreError: Another process holds the lock.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    return acquire_lock(folder, f".{command}.lock")
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

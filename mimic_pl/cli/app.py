@@ -30,15 +30,16 @@ from mimic_pl.callbacks import (
     SamplePanels,
 )
 from mimic_pl.cli.additions import with_additions
-from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short
+from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short_path
 from mimic_pl.cli.help import ALL
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data.base import BaseDataModule
+from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import RUNS, Run, lock_run, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, run_of_checkpoint
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -155,7 +156,8 @@ class MimicCLI(LightningCLI):
         writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
         if not writes or not self.trainer.is_global_zero:
             return None
-        self.resources.callback(lock_run(Path(folder), str(self.subcommand)).release)
+        # One lock per command: a run may be tested while it trains.
+        self.resources.callback(acquire_lock(Path(folder), f".{self.subcommand}.lock").release)
         return Path(folder)
 
     def after_fit(self) -> None:
@@ -163,8 +165,8 @@ class MimicCLI(LightningCLI):
         best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if best:
             folder = run_of_checkpoint(best)
-            where = "" if folder is None else f" --run {short(folder.folder)}"
-            _print(f"Best checkpoint: {short(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
+            where = "" if folder is None else f" --run {short_path(folder.folder)}"
+            _print(f"Best checkpoint: {short_path(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer; it writes into the folder of the chosen run, or of a new one."""

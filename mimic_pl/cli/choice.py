@@ -65,22 +65,24 @@ def choose_run(args: list[str]) -> Choice:
     runs = Path(_root(given)) / RUNS
     if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not find_runs(runs):
         # The command line of a requeued job must also work for its first start.
-        note = f"There is no checkpoint in {short(runs.resolve())} to resume from: training starts from scratch."
+        note = f"There is no checkpoint in {short_path(runs.resolve())} to resume from: training starts from scratch."
         return Choice([*args, "--ckpt_path", "null"], note=note)
     if given.run:
         run = open_run(given.run)
     else:
         run = (None if named else run_of_checkpoint(given.ckpt_path)) or newest_run(runs)
-    takes_config = bool(given.run) or (not given.config and given.model is None)
+    takes_config = bool(given.run) or bare
     front = ["--config", str(run.config)] if takes_config else []
     if named or given.ckpt_path is None:
         checkpoint = run.checkpoint(given.ckpt_path or "best")
         _check(checkpoint)
         # At the end, to override a path in the configuration, and the words best and last.
         rest = [*rest, "--ckpt_path", str(checkpoint)]
-        note = f"{'Resuming' if command == 'fit' else 'Using'} run {short(run.folder)}, checkpoint {checkpoint.name}."
+        note = (
+            f"{'Resuming' if command == 'fit' else 'Using'} run {short_path(run.folder)}, checkpoint {checkpoint.name}."
+        )
     else:
-        note = f"Using run {short(run.folder)}, checkpoint {given.ckpt_path}."
+        note = f"Using run {short_path(run.folder)}, checkpoint {given.ckpt_path}."
     return Choice([command, *front, *rest], run if takes_config or command == "fit" else None, note)
 
 
@@ -130,8 +132,9 @@ def require_same_task(run: Run, config: Any) -> None:
             before, now = (", ".join(str(part["init_args"]["root"]) for part in _data_sets(data)) for data in sections)
         if before is not None and now is not None and str(before) != str(now):
             raise ConfigError(
-                f"The newest run {short(run.folder)} was trained with {key} = {before}, but this command has {now}. "
-                "To resume another run, pass the path of its checkpoint: --ckpt_path FOLDER/checkpoints/last.ckpt."
+                f"The newest run {short_path(run.folder)} was trained with {key} = {before}, but this command has "
+                f"{now}. To resume another run, pass the path of its checkpoint: --ckpt_path "
+                "FOLDER/checkpoints/last.ckpt."
             )
 
 
@@ -163,7 +166,7 @@ def _requests_help(args: list[str]) -> bool:
     return any(re.match(r"-h$|--help|--print_config|--[\w.]+\.help(=|$)", arg) for arg in args)
 
 
-def short(path: Path) -> str:
+def short_path(path: Path) -> str:
     """A path relative to the working directory, if possible."""
     try:
         return str(path.relative_to(Path.cwd()))

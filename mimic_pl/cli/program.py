@@ -47,8 +47,8 @@ COMMANDS = {
     ),
     "benchmark": Command(
         "Measure how fast this machine ranks, trains and reads.",
-        "Measure ranking, training and reading, compared with the published implementation and with the limits of the "
-        "machine.",
+        "Measure ranking, training and reading, compared with the published order of operations and with the limits "
+        "of the machine.",
         "mimic_pl.cli.benchmark",
     ),
     "robustness": Command(

@@ -12,7 +12,7 @@ from mimic_pl.records import Mention
 
 
 class OtherImage(ShareDegradation):
-    """The strength is the fraction of mentions that get the image of another mention with different golds."""
+    """The strength is the fraction of mentions that get the image of another mention, with no gold in common."""
 
     kind = "other_image"
     side = "image"
