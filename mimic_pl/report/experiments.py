@@ -7,7 +7,6 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -90,13 +89,13 @@ class Experiment:
 
     @property
     def published(self) -> PublishedStatistics | None:
-        """Published statistics of the data set, if there are any and its class can be imported."""
-        module, _, name = str(self.runs[0].config["data"].get("class_path", "")).rpartition(".")
+        """Published statistics of the data set, if it is one of this package."""
         try:
-            found = getattr(getattr(import_module(module), name), "published", None)
-        except (ImportError, AttributeError, ValueError):
+            found = class_of({"class_path": str(self.runs[0].config["data"].get("class_path", ""))})
+        except ConfigError:
             return None
-        return found if isinstance(found, PublishedStatistics) else None
+        published = getattr(found, "published", None)
+        return published if isinstance(published, PublishedStatistics) else None
 
     @property
     def mention_text(self) -> str:

@@ -191,7 +191,7 @@ def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
     ("arguments", "code", "word"),
     [
         ([], 3, "report needs tested runs"),
-        (["nowhere"], 3, "nowhere is no run"),
+        (["nowhere"], 3, "nowhere is not a run"),
         (["--errors", "{run}", "--worst", "0"], 3, "must be positive"),
         (["{run}", "--bogus"], 2, "--bogus"),
     ],
