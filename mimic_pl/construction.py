@@ -17,6 +17,20 @@ TRUSTED = ("mimic_pl", "torch.optim", "torchvision.transforms")
 """Packages whose classes are built from a file without ``trust_remote_code``."""
 
 
+MODEL_DEFAULTS: dict[str, Description] = {
+    "processor": {"class_path": "mimic_pl.processor.Processor"},
+    "units": {
+        "text": {"class_path": "mimic_pl.units.TGLU"},
+        "vision": {"class_path": "mimic_pl.units.VDLU"},
+        "cross_modal": {"class_path": "mimic_pl.units.CMFU"},
+    },
+    "matcher": {"class_path": "mimic_pl.units.Matcher"},
+    "losses": {"contrastive": {"class_path": "mimic_pl.losses.UnitConsistentLoss"}},
+    "index": {"class_path": "mimic_pl.ranking.IndexBuilder"},
+}
+"""Parts that :class:`~mimic_pl.MIMIC` builds if a configuration does not name them."""
+
+
 class Recorded:
     """Base class that records an object's constructor arguments as plain values.
 

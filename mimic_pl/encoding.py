@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal, TypeVar
 
@@ -14,6 +14,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.errors import ConfigError
 from mimic_pl.features import convert_floats
 from mimic_pl.processor import Processor
 
@@ -110,3 +111,31 @@ class BatchEncoder:
             if len(moved) == 2:
                 yield moved.pop(0)
         yield from moved
+
+
+class RecordBatches:
+    """Batches of records, created when they are iterated over.
+
+    Args:
+        records: The records.
+        size: Number of records per batch.
+        make: Creates a batch.
+
+    Raises:
+        ConfigError: ``size`` is below 1.
+    """
+
+    def __init__(self, records: Sequence[T], size: int, make: Callable[[Sequence[T]], Batch]) -> None:
+        if size < 1:
+            raise ConfigError(f"The batch size is {size}; it must be positive.")
+        self.records = records
+        self.size = size
+        self.make = make
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return -(-len(self.records) // self.size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Create each batch."""
+        return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,8 +22,8 @@ from mimic_pl.construction import Recorded
 from mimic_pl.data.protocol import Records, TrainingData, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, content_keys, repeat_last
-from mimic_pl.encoding import BatchEncoder
-from mimic_pl.errors import CheckpointError, ConfigError, NonFiniteScoreError
+from mimic_pl.encoding import BatchEncoder, RecordBatches
+from mimic_pl.errors import CheckpointError, ConfigError, DataError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
 from mimic_pl.features import Features, convert_floats
 from mimic_pl.gathered_batch import GatheredBatch
@@ -35,7 +35,7 @@ from mimic_pl.processor import Processor
 from mimic_pl.published_checkpoint import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
 from mimic_pl.ranking.stored_states import joined
-from mimic_pl.records import Entity, Mention
+from mimic_pl.records import Entity, Mention, as_sequence
 from mimic_pl.units import (
     CMFU,
     TGLU,
@@ -181,7 +181,7 @@ class MIMIC(Recorded, LightningModule):
 
     def encode_mentions(
         self,
-        records: Sequence[Mention | Mapping[str, Any]],
+        records: Iterable[Mention | Mapping[str, Any]],
         batch_size: int = 64,
         show_progress_bar: bool = False,
     ) -> States:
@@ -198,18 +198,20 @@ class MIMIC(Recorded, LightningModule):
             :class:`~mimic_pl.Ranker`.
 
         Raises:
-            DataError: A record is malformed or lacks a field of the template.
+            DataError: A record is malformed, or there are no records.
+            ConfigError: A record lacks a field of the text template.
         """
-        run = self.batch_encoder()
-        batches = _Chunks(records, batch_size, lambda chunk: {"mentions": self.processor.mentions(chunk)})
+        records = as_sequence(records)
+        batches = RecordBatches(records, batch_size, lambda chunk: {"mentions": self.processor.mentions(chunk)})
         description = "Encoding mentions" if show_progress_bar else None
-        states = joined([states for _, states in run(batches, "mentions", self.mention_states, description)])
+        encoded = self.batch_encoder()(batches, "mentions", self.mention_states, description)
+        states = _joined(encoded)
         self.processor.log_failures(alone=True)
         return states
 
     def encode_entities(
         self,
-        records: Sequence[Entity | Mapping[str, Any]],
+        records: Iterable[Entity | Mapping[str, Any]],
         batch_size: int = 64,
         show_progress_bar: bool = False,
     ) -> States:
@@ -225,13 +227,14 @@ class MIMIC(Recorded, LightningModule):
             :meth:`build_index`.
 
         Raises:
-            DataError: A record is malformed or lacks a field of the template.
+            DataError: A record is malformed, or there are no records.
+            ConfigError: A record lacks a field of the text template.
         """
-        return joined([states for _, states in self._entity_batches(records, batch_size, show_progress_bar)])
+        return _joined(self._entity_batches(as_sequence(records), batch_size, show_progress_bar))
 
     def build_index(
         self,
-        records: Sequence[Entity | Mapping[str, Any]],
+        records: Iterable[Entity | Mapping[str, Any]],
         batch_size: int = 64,
         show_progress_bar: bool = False,
     ) -> EntityIndex:
@@ -242,6 +245,7 @@ class MIMIC(Recorded, LightningModule):
             batch_size: Number of entities to encode at once.
             show_progress_bar: Show a progress bar.
         """
+        records = as_sequence(records)
         index = MemoryIndex(self.device, capacity=len(records))
         done = 0
         for batch, states in self._entity_batches(records, batch_size, show_progress_bar):
@@ -269,7 +273,7 @@ class MIMIC(Recorded, LightningModule):
     def _entity_batches(
         self, records: Sequence[Entity | Mapping[str, Any]], batch_size: int, show_progress_bar: bool
     ) -> Iterator[tuple[Batch, States]]:
-        batches = _Chunks(records, batch_size, lambda chunk: {"entities": self.processor.entities(chunk)})
+        batches = RecordBatches(records, batch_size, lambda chunk: {"entities": self.processor.entities(chunk)})
         description = "Encoding entities" if show_progress_bar else None
         yield from self.batch_encoder()(batches, "entities", self.entity_states, description)
         self.processor.log_failures(alone=True)
@@ -623,16 +627,8 @@ class MIMIC(Recorded, LightningModule):
         return model
 
 
-class _Chunks:
-    """Lazily created batches of records."""
-
-    def __init__(self, records: Sequence[Any], size: int, make: Callable[[Sequence[Any]], Batch]) -> None:
-        self.records = records
-        self.size = size
-        self.make = make
-
-    def __len__(self) -> int:
-        return -(-len(self.records) // self.size)
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))
+def _joined(batches: Iterable[tuple[Batch, States]]) -> States:
+    parts = [states for _, states in batches]
+    if not parts:
+        raise DataError("There are no records to encode.")
+    return joined(parts)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, Union
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 from mimic_pl.errors import DataError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
     from PIL import Image
+
+Record = TypeVar("Record")
 
 ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image", "npt.NDArray[np.uint8]"]
 """An image: a file path, the content of a file, a PIL image, or a pixel array ``[height, width, 3]``.
@@ -65,7 +67,7 @@ class Entity:
         """
         if isinstance(record, Entity):
             return record
-        rest = dict(record)
+        rest = _copied(record, "entity")
         images = _images(rest, "entity")
         own = _texts(rest, "entity", required=("id", "name"))
         arrays = rest.pop("arrays", {})
@@ -120,7 +122,7 @@ class Mention:
         """
         if isinstance(record, Mention):
             return record
-        rest = dict(record)
+        rest = _copied(record, "mention")
         images = _images(rest, "mention")
         if len(images) > 1:
             raise DataError(f"The mention {record.get('mention')!r:.80} has {len(images)} images. Pass one as 'image'.")
@@ -131,6 +133,23 @@ class Mention:
         fields = _fields(rest, f"mention {own['mention']!r:.80}")
         image = images[0] if images else None
         return cls(own["id"], own["mention"], own["sentence"], golds, image, fields, arrays)
+
+
+def as_sequence(records: Iterable[Record]) -> Sequence[Record]:
+    """Return records as a sequence.
+
+    Raises:
+        DataError: It is a single record.
+    """
+    if isinstance(records, (str, bytes, Mapping, Mention, Entity)):
+        raise DataError(f"Expected a list of records, not a single {type(records).__name__}. Pass [record].")
+    return records if isinstance(records, Sequence) else list(records)
+
+
+def _copied(record: object, what: str) -> dict[str, Any]:
+    if not isinstance(record, Mapping):
+        raise DataError(f"{record!r:.80} is a {type(record).__name__}, not a dictionary that describes the {what}.")
+    return dict(record)
 
 
 def _files(images: tuple[ImageSource, ...], record_id: str) -> tuple[str, ...]:
@@ -160,10 +179,11 @@ def _texts(
 ) -> dict[str, str]:
     """Pop texts from a dictionary; integers, which identifiers often are, are converted to text."""
     found: dict[str, str] = {}
+    keys = ", ".join(map(str, rest))
     for name in (*required, *optional):
         value = rest.pop(name, None)
         if value is None and name in required:
-            raise DataError(f"A {what} has no {name!r}. Its keys: {', '.join(map(str, rest)) or 'none'}.")
+            raise DataError(f"The {what} has no {name!r}. Its keys: {keys or 'none'}.")
         if value is not None and not isinstance(value, (str, int)):
             raise DataError(f"{name!r} of the {what} is {type(value).__name__} {value!r:.80}; it must be text.")
         found[name] = "" if value is None else str(value)

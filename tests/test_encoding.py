@@ -222,3 +222,26 @@ def test_a_custom_encoder_may_add_extra_features():
     model = MIMIC(Wider(**tiny.ENCODER), units={"length": Length})
     assert model.encoder.dims == FeatureDims(16, 8)
     assert model.score(model.encode_mentions(SENTENCES), model.encode_entities(ENTITIES))["length"].shape == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        (SENTENCES[0], r"a list of records, not a single dict"),
+        ([], "no records to encode"),
+        (["Jordan"], "'Jordan' is a str, not a dictionary that describes the mention"),
+        ([{"sentence": "Jordan scored."}], "The mention has no 'mention'. Its keys: sentence."),
+    ],
+)
+def test_calls_that_cannot_work_name_the_mistake(records, message):
+    with pytest.raises(DataError, match=message):
+        make_model().encode_mentions(records)
+
+
+def test_records_may_come_from_a_generator():
+    model = make_model()
+    together = flat(model.encode_mentions(SENTENCES))
+    for name, tensor in flat(model.encode_mentions(record for record in SENTENCES)).items():
+        assert torch.equal(tensor, together[name])
+    with pytest.raises(ConfigError, match="batch size is 0"):
+        model.encode_mentions(SENTENCES, batch_size=0)

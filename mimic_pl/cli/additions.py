@@ -9,19 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
+from mimic_pl.construction import MODEL_DEFAULTS
 from mimic_pl.errors import ConfigError
 
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "units": {
-        "text": {"class_path": "mimic_pl.units.TGLU"},
-        "vision": {"class_path": "mimic_pl.units.VDLU"},
-        "cross_modal": {"class_path": "mimic_pl.units.CMFU"},
-    },
-    "losses": {"contrastive": {"class_path": "mimic_pl.losses.UnitConsistentLoss"}},
-}
-"""Default units and losses of a model, which additions extend."""
+_EXTENDED = ("units", "losses")
 
 
 def with_additions(args: Sequence[str]) -> Iterator[str]:
@@ -39,7 +31,7 @@ def with_additions(args: Sequence[str]) -> Iterator[str]:
     rest = iter(args)
     for arg in rest:
         option, equals, value = arg.partition("=")
-        given |= {name for name in _DEFAULTS if option == f"--model.{name}" or option.startswith(f"--model.{name}.")}
+        given |= {name for name in _EXTENDED if option == f"--model.{name}" or option.startswith(f"--model.{name}.")}
         if option not in ("-c", "--config"):
             yield arg
             continue
@@ -50,8 +42,8 @@ def with_additions(args: Sequence[str]) -> Iterator[str]:
         config = read_yaml(Path(text))
         arguments = (config.get("model") or {}).get("init_args") if isinstance(config.get("model"), dict) else None
         arguments = arguments if isinstance(arguments, dict) else {}
-        given |= {name for name in _DEFAULTS if arguments.get(name) is not None}
-        added = {name: arguments.pop(f"{name}+") for name in _DEFAULTS if f"{name}+" in arguments}
+        given |= {name for name in _EXTENDED if arguments.get(name) is not None}
+        added = {name: arguments.pop(f"{name}+") for name in _EXTENDED if f"{name}+" in arguments}
         if not added:
             yield f"{option}={text}"
             continue
@@ -60,7 +52,7 @@ def with_additions(args: Sequence[str]) -> Iterator[str]:
             if not isinstance(entries, dict):
                 raise ConfigError(f"{text}: '{name}+' is {type(entries).__name__}; it must map names to classes.")
             if name not in given:
-                yield f"--model.{name}={json.dumps(_DEFAULTS[name])}"
+                yield f"--model.{name}={json.dumps(MODEL_DEFAULTS[name])}"
                 given.add(name)
             for key, entry in entries.items():
                 yield f"--model.{name}.{key}={json.dumps(entry)}"

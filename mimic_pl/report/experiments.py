@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 import mimic_pl
-from mimic_pl.construction import class_of
+from mimic_pl.construction import MODEL_DEFAULTS, class_of
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor import Processor
@@ -40,19 +40,6 @@ _IRRELEVANT = {
     },
 }  # fmt: skip
 """Keys at any depth of their section that do not define an experiment: seeds, paths, logging, speed."""
-
-_UNLESS_CONFIGURED: dict[str, Any] = {
-    "processor": {"class_path": "mimic_pl.Processor"},
-    "units": {
-        "text": {"class_path": "mimic_pl.TGLU"},
-        "vision": {"class_path": "mimic_pl.VDLU"},
-        "cross_modal": {"class_path": "mimic_pl.CMFU"},
-    },
-    "matcher": {"class_path": "mimic_pl.Matcher"},
-    "losses": {"contrastive": {"class_path": "mimic_pl.UnitConsistentLoss"}},
-    "index": {"class_path": "mimic_pl.IndexBuilder"},
-}
-"""What :class:`~mimic_pl.MIMIC` builds where its configuration names nothing."""
 
 
 @dataclass(frozen=True)
@@ -190,7 +177,7 @@ def _completed(value: Any, is_model: bool = False) -> Any:
         return {name: _completed(own) for name, own in value.items()}
     arguments = dict(value.get("init_args") or {})
     if is_model:
-        arguments |= {name: own for name, own in _UNLESS_CONFIGURED.items() if arguments.get(name) is None}
+        arguments |= {name: own for name, own in MODEL_DEFAULTS.items() if arguments.get(name) is None}
     path = value["class_path"]
     try:
         found = class_of({"class_path": path})
