@@ -58,7 +58,7 @@ class KeyValueStore:
     """
 
     def __init__(self, folder: Path, tables: Sequence[str]) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
         self.tables = tuple(tables)
 
     def get(self, table: str, key: bytes) -> bytes | None:
@@ -94,7 +94,7 @@ class KeyValueStore:
         """
         with self._as_store_errors(), _lock:
             self.folder.mkdir(parents=True, exist_ok=True)
-            environment, tables, _ = self._open()
+            environment, tables, _ = self._open(self._inode())
             with environment.begin(write=True) as transaction:
                 for table, key, value in items:
                     crc = zlib.crc32(value).to_bytes(_CRC_BYTES, "little")
@@ -103,21 +103,27 @@ class KeyValueStore:
     @contextmanager
     def _reading(self, table: str) -> Iterator[Any]:
         """A read transaction on a table; ``None`` if nothing was written yet."""
-        if not (self.folder / _DATA).is_file():
+        inode = self._inode()
+        if inode is None:
             yield None
             return
         with self._as_store_errors(), _lock:
-            environment, tables, _ = self._open()
+            environment, tables, _ = self._open(inode)
             if tables[table] is None:
                 yield None
                 return
             with environment.begin(db=tables[table], buffers=True) as transaction:
                 yield transaction
 
-    def _open(self) -> _Opened:
-        name = str(self.folder.resolve())
-        data = self.folder / _DATA
-        if name in _opened and not (data.is_file() and data.stat().st_ino == _opened[name].inode):
+    def _inode(self) -> int | None:
+        try:
+            return os.stat(f"{self.folder}/{_DATA}").st_ino
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _open(self, inode: int | None) -> _Opened:
+        name = str(self.folder)
+        if name in _opened and inode != _opened[name].inode:
             _opened.pop(name).environment.close()  # the folder was deleted or replaced
         if name not in _opened:
             # LMDB's lock needs a writable folder.
@@ -138,7 +144,7 @@ class KeyValueStore:
             except BaseException:
                 environment.close()
                 raise
-            _opened[name] = _Opened(environment, tables, data.stat().st_ino)
+            _opened[name] = _Opened(environment, tables, os.stat(f"{name}/{_DATA}").st_ino)
         return _opened[name]
 
     def _require_complete(self, environment: Any) -> None:
