@@ -149,7 +149,7 @@ def mark_complete(folder: Path) -> None:
     with _writing(folder):
         dataset = lance().dataset(str(folder))
         dataset.update_config({COMPLETE: "true"})
-        # Also files of writes that were killed: nobody else writes now.
+        # Also removes files of killed writes: no other process writes now.
         dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
 
 
