@@ -32,7 +32,9 @@ _IRRELEVANT = {
         "limit_predict_batches", "log_every_n_steps", "logger", "model_registry", "num_sanity_val_steps", "profiler",
     },
     "data": {"entity_batch_size", "eval_batch_size", "num_workers", "image_cache", "predict_file", "seed"},
-    "model": {"compile_encoder", "folder", "gradient_checkpointing", "kernel", "place", "ranker"},
+    "model": {
+        "compile_encoder", "folder", "frozen_features", "gradient_checkpointing", "kernel", "ranker", "storage",
+    },
     "early_stopping": {"log_rank_zero_only", "verbose"},
     "checkpoint": {
         "auto_insert_metric_name", "dirpath", "enable_version_counter", "filename", "save_last", "save_on_exception",

@@ -38,6 +38,8 @@ def test_seeds_paths_and_logging_do_not_distinguish_experiments(tmp_path):
         "trainer.log_every_n_steps": 7,
         "data.init_args.root": "../moved/Tiny",
         "data.init_args.num_workers": 3,
+        "model.init_args.index": {"class_path": "mimic_pl.ranking.IndexBuilder", "init_args": {"storage": "disk"}},
+        "model.init_args.encoder.init_args.frozen_features": None,
     }
     seed = write_run(tmp_path / "base" / "version_1", [1, 1], seed=44, changes=ignored)
     (found,) = experiments_of(first, seed, first)  # the first is given twice
