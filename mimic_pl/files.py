@@ -83,15 +83,6 @@ def require_space(folder: Path, needed: int, what: str) -> None:
         )
 
 
-def checksum(path: Path) -> str:
-    """CRC-32 of a file's content, read in chunks."""
-    crc = 0
-    with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(1 << 20):
-            crc = zlib.crc32(chunk, crc)
-    return f"{crc:08x}"
-
-
 def checksum_of(content: bytes) -> str:
     """CRC-32 of bytes."""
     return f"{zlib.crc32(content):08x}"

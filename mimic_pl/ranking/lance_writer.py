@@ -65,8 +65,8 @@ class IndexWriter:
                 for path in folder.glob(_LOCK.format("*")):
                     if path.name != _LOCK.format(number):  # a process of another build may have survived
                         lock_folder(folder, 0.0, path.name).release()
-                with _writing(folder):
-                    _prepare(folder, rebuild)
+                if rebuild:
+                    _delete(folder)
             self.missing = self._missing(order.cpu())
         except BaseException:
             self.close()
@@ -88,6 +88,7 @@ class IndexWriter:
             size = len(self.missing) * self._format.bytes_per_entity
             rank_zero_info(f"Writing the index to {self.folder}: {readable_bytes(size)}.")
             require_space(self.folder, size, f"The {INDEX}")
+            self._create_dataset(self._format)
         self._buffer.append((entities, order.cpu(), {name: tensor.cpu() for name, tensor in columns.items()}))
         rows = sum(len(some) for some, _, _ in self._buffer)
         if rows >= min(MAX_ROWS_PER_FRAGMENT, max(1, FRAGMENT_BYTES // self._format.bytes_per_entity)):
@@ -107,10 +108,6 @@ class IndexWriter:
         columns = {name: torch.cat([some[name] for _, _, some in self._buffer]) for name in self._format.columns}
         table = self._format.table(entities, order, columns)
         with _writing(self.folder, table.nbytes):
-            # Appends of several processes do not conflict, but creating the dataset does.
-            with FileLock(self.folder / ".create.lock"):
-                if not (self.folder / "_versions").exists():
-                    lance().write_dataset(self._format.schema.empty_table(), str(self.folder), mode="create")
             lance().write_dataset(table, str(self.folder), mode="append", max_rows_per_file=len(table))
         self._buffer.clear()
 
@@ -126,10 +123,18 @@ class IndexWriter:
         """Release the lock."""
         self.close()
 
+    def _create_dataset(self, row_format: RowFormat) -> None:
+        # Appends of several processes do not conflict, but creating the dataset does.
+        with _writing(self.folder), FileLock(self.folder / ".create.lock"):
+            if not (self.folder / "_versions").exists():
+                lance().write_dataset(row_format.schema.empty_table(), str(self.folder), mode="create")
+
     def _missing(self, order: Tensor) -> Tensor:
         opened = open_dataset(self.folder)
         if opened is None:
             return order
+        if opened.complete:
+            raise StoreError(f"Another process has just completed the {INDEX} in {self.folder}. Start again to use it.")
         if other := differences(opened.format.description, self.description):
             raise StoreError(
                 f"{self.folder} contains an unfinished {INDEX}, which was begun for {other}. Choose another folder, or "
@@ -153,18 +158,12 @@ def mark_complete(folder: Path) -> None:
         dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
 
 
-def _prepare(folder: Path, rebuild: bool) -> None:
-    """Delete the index if it is to be rebuilt.
-
-    Raises:
-        StoreError: Another process has completed it.
-    """
-    if rebuild:
-        # The manifests first: an index whose data are missing is never visible.
+def _delete(folder: Path) -> None:
+    # The manifests first: an index whose data are missing is never visible.
+    with _writing(folder):
         for name in ("_versions", "_transactions", "data"):
-            shutil.rmtree(folder / name, ignore_errors=True)
-    elif (opened := open_dataset(folder)) and opened.complete:
-        raise StoreError(f"Another process has just completed the {INDEX} in {folder}. Start again to use it.")
+            if (folder / name).exists():
+                shutil.rmtree(folder / name)
 
 
 @contextmanager
