@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ from mimic_pl.construction import Recorded
 from mimic_pl.data.protocol import Records, TrainingData, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, content_keys, repeat_last
-from mimic_pl.encoding import BatchEncoder, RecordBatches
+from mimic_pl.encoding import BatchEncoder, RecordBatches, Side
 from mimic_pl.errors import CheckpointError, ConfigError, DataError, NonFiniteScoreError
 from mimic_pl.evaluation import evaluation_index
 from mimic_pl.features import Features, convert_floats
@@ -201,13 +201,7 @@ class MIMIC(Recorded, LightningModule):
             DataError: A record is malformed, or there are no records.
             ConfigError: A record lacks a field of the text template.
         """
-        records = as_sequence(records)
-        batches = RecordBatches(records, batch_size, lambda chunk: {"mentions": self.processor.mentions(chunk)})
-        description = "Encoding mentions" if show_progress_bar else None
-        encoded = self.batch_encoder()(batches, "mentions", self.mention_states, description)
-        states = _joined(encoded)
-        self.processor.log_failures(alone=True)
-        return states
+        return _joined(self._encoded("mentions", as_sequence(records), batch_size, show_progress_bar))
 
     def encode_entities(
         self,
@@ -230,7 +224,7 @@ class MIMIC(Recorded, LightningModule):
             DataError: A record is malformed, or there are no records.
             ConfigError: A record lacks a field of the text template.
         """
-        return _joined(self._entity_batches(as_sequence(records), batch_size, show_progress_bar))
+        return _joined(self._encoded("entities", as_sequence(records), batch_size, show_progress_bar))
 
     def build_index(
         self,
@@ -248,7 +242,7 @@ class MIMIC(Recorded, LightningModule):
         records = as_sequence(records)
         index = MemoryIndex(self.device, capacity=len(records))
         done = 0
-        for batch, states in self._entity_batches(records, batch_size, show_progress_bar):
+        for batch, states in self._encoded("entities", records, batch_size, show_progress_bar):
             size = len(batch["entities"]["input_ids"])
             index.add([Entity.of(record).id for record in records[done : done + size]], states)
             done += size
@@ -270,12 +264,15 @@ class MIMIC(Recorded, LightningModule):
         """
         return explain(self.matcher, self.encode_mentions([mention]), entity, index, top_k)
 
-    def _entity_batches(
-        self, records: Sequence[Entity | Mapping[str, Any]], batch_size: int, show_progress_bar: bool
+    def _encoded(
+        self, side: Side, records: Sequence[Any], batch_size: int, show_progress_bar: bool
     ) -> Iterator[tuple[Batch, States]]:
-        batches = RecordBatches(records, batch_size, lambda chunk: {"entities": self.processor.entities(chunk)})
-        description = "Encoding entities" if show_progress_bar else None
-        yield from self.batch_encoder()(batches, "entities", self.entity_states, description)
+        """Encode one side of the model batch by batch; its failed images are logged at the end."""
+        of_mentions = side == "mentions"
+        make: Callable[[Sequence[Any]], Inputs] = self.processor.mentions if of_mentions else self.processor.entities
+        encode = self.mention_states if of_mentions else self.entity_states
+        batches = RecordBatches(records, batch_size, lambda chunk: cast(Batch, {side: make(chunk)}))
+        yield from self.batch_encoder()(batches, side, encode, f"Encoding {side}" if show_progress_bar else None)
         self.processor.log_failures(alone=True)
 
     def batch_encoder(self) -> BatchEncoder:
