@@ -22,9 +22,8 @@ gradients and weights of 2 and 3 processes equal those of one to 1e-6. ``--data.
 alone leaves half of the encoder unused) are found, frozen and named, so that DDP does not wait for them.
 
 **Evaluation** shards the knowledge base: each process encodes and keeps its shard, all rank the same mentions, and
-metrics, ranks, predictions and links are identical for any number of processes. An index on disk is written in parts,
-one a process; a build that loses a process resumes when as many are started again, and any number of processes reads
-it.
+metrics, ranks, predictions and links are identical for any number of processes. Each process writes its shard of an
+index on disk; a build that loses a process resumes with any number of processes, and any number reads it.
 
 **SIGTERM or Ctrl-C**, to one process or to all, ends training after the batch with a checkpoint, with exit code 143 or
 130; a second Ctrl-C ends it at once. ``--ckpt_path last`` resumes from there, or from the last checkpoint of a run that

@@ -20,6 +20,7 @@ order, nor on the number of processes.
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast
 
@@ -51,9 +52,9 @@ class RankMetric(Metric):
         self.add_state("total", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
         self.add_state("mentions", default=torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
 
+    @abstractmethod
     def values(self, ranks: Tensor, num_entities: int) -> Tensor:
         """Value of each rank, int64 ``[mentions]``."""
-        raise NotImplementedError
 
     def update(self, ranks: Tensor, num_entities: int) -> None:
         """Add a batch.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -105,12 +106,12 @@ class _Side:
         return {**tokens, **self.image_inputs(pixels, has_image), **self.features(indices)}, failures
 
 
-class BatchDataset(Dataset[Batch]):
+class BatchDataset(Dataset[Batch], ABC):
     """A dataset whose items are created as batches, through ``__getitems__`` of torch's loader."""
 
+    @abstractmethod
     def __getitems__(self, indices: list[int]) -> Batch:
         """The items at these indices: tensors ``[batch, ...]``, and all failures in one list."""
-        raise NotImplementedError
 
     def __getitem__(self, index: int | list[int]) -> Batch:
         """The item at an index, as a batch of one; or the batch for the indices of a batch sampler."""

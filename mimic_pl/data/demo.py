@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.demo_design import Club, ClubMention, demo_words, design_demo
-from mimic_pl.data.demo_drawing import corrupted, draw_photographed, draw_published
+from mimic_pl.data.demo_drawing import corrupted, draw_entity_image, draw_mention_image
 from mimic_pl.errors import ConfigError, DataError
 
 __all__ = ["DemoMEL", "demo_words", "draw_demo"]
@@ -117,7 +117,7 @@ def _draw_club(folder: Path, position: int, club: Club, rng: Random) -> dict[str
     if club.health != "absent":
         variants = (0, 1) if club.health == "fine" and rng.random() < 0.5 else (0,)
         for variant in variants:
-            content = draw_published(club.badge, variant)
+            content = draw_entity_image(club.badge, variant)
             if club.health == "unreadable":
                 content = corrupted(content, rng)
             name = f"{club.qid}_{variant}.png"
@@ -138,7 +138,7 @@ def _draw_mention(folder: Path, mention: ClubMention, rng: Random) -> dict[str, 
     name = ""
     if mention.health != "absent":
         name = f"{mention.id}.jpg"
-        content = draw_photographed(mention.club.badge, rng)
+        content = draw_mention_image(mention.club.badge, rng)
         (folder / name).write_bytes(corrupted(content, rng) if mention.health == "unreadable" else content)
     return {
         "id": mention.id,

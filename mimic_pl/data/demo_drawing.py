@@ -30,7 +30,7 @@ _WHITE = (255, 255, 255)
 Style = Literal["filled", "outlined", "hatched"]
 
 
-def draw_published(badge: Badge, variant: int) -> bytes:
+def draw_entity_image(badge: Badge, variant: int) -> bytes:
     """Draw a badge as published by its club: flat, clean, upright, as PNG.
 
     Args:
@@ -45,7 +45,7 @@ def draw_published(badge: Badge, variant: int) -> bytes:
     return _encoded(image, "PNG")
 
 
-def draw_photographed(badge: Badge, rng: Random) -> bytes:
+def draw_mention_image(badge: Badge, rng: Random) -> bytes:
     """Draw a badge as if photographed, as JPEG.
 
     It is filled, outlined or hatched; rotated, scaled and shifted; on a background gradient; with noise.

@@ -20,7 +20,7 @@ from PIL import Image
 from mimic_pl.data import demo
 from mimic_pl.data.demo import DemoMEL, demo_words, draw_demo
 from mimic_pl.data.demo_design import CLUES, Badge, design_demo
-from mimic_pl.data.demo_drawing import draw_photographed, draw_published
+from mimic_pl.data.demo_drawing import draw_entity_image, draw_mention_image
 from mimic_pl.errors import ConfigError, DataError
 
 SPLITS = ("train", "dev", "test")
@@ -177,9 +177,9 @@ def test_images_are_there_for_nearly_all_test_mentions(root: Path, entities: Row
 def test_a_badge_in_a_mention_image_keeps_its_colour() -> None:
     badges = {club.badge for club in design_demo(0).clubs if club.badge.colour != "black"}
     for badge in badges:
-        published = np.median(strong_hues(draw_published(badge, 0)))
+        published = np.median(strong_hues(draw_entity_image(badge, 0)))
         for number in range(4):
-            hues = strong_hues(draw_photographed(badge, Random(f"{badge} {number}")))
+            hues = strong_hues(draw_mention_image(badge, Random(f"{badge} {number}")))
             # Hues are on a circle of 256 steps, on which the colours of badges are at least 30 apart.
             distance = np.abs((hues - published + 128) % 256 - 128)
             assert np.median(distance) < 12, badge
@@ -187,8 +187,8 @@ def test_a_badge_in_a_mention_image_keeps_its_colour() -> None:
 
 def test_no_two_mention_images_are_alike() -> None:
     badge = design_demo(0).clubs[0].badge
-    images = [draw_photographed(badge, Random(number)) for number in range(20)]
-    assert len({*images, draw_published(badge, 0), draw_published(badge, 1)}) == 22
+    images = [draw_mention_image(badge, Random(number)) for number in range(20)]
+    assert len({*images, draw_entity_image(badge, 0), draw_entity_image(badge, 1)}) == 22
     # Filled, outlined and hatched badges cover different shares of the image.
     shares = sorted(len(strong_hues(image)) for image in images)
     assert shares[-1] > 2 * shares[0]
