@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import socket
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -115,8 +115,8 @@ def test_large_sums_keep_their_precision():
     assert values(metrics) == pytest.approx(exact, rel=2e-7)
 
 
-def _process(rank: int, port: int, ranks: list[int], results) -> None:
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def _process(rank: int, rendezvous: Path, ranks: list[int], results) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     metrics = rank_metrics("val/")
     part = ranks[:5] if rank == 0 else ranks[5:]  # unequal parts
     for batch in torch.tensor(part).split(3):
@@ -127,14 +127,13 @@ def _process(rank: int, port: int, ranks: list[int], results) -> None:
 
 
 @needs_fork
-def test_two_processes_equal_one():
+def test_two_processes_equal_one(tmp_path):
     ranks = [1, 2, 0, 7, 1000, 3, 3, 21, 20, 0, 1, 5, 11]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     assert FORK is not None
     results = FORK.SimpleQueue()
-    processes = [FORK.Process(target=_process, args=(rank, port, ranks, results)) for rank in range(2)]
+    processes = [
+        FORK.Process(target=_process, args=(rank, tmp_path / "rendezvous", ranks, results)) for rank in range(2)
+    ]
     for process in processes:
         process.start()
     for process in processes:
