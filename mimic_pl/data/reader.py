@@ -1,29 +1,35 @@
-"""Reads the JSON files of the published layout into records."""
+"""Reads files with the fields of the published layout into records."""
 
 from __future__ import annotations
 
+import ast
+import difflib
+import json
+import logging
+import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
 
 import numpy as np
 import numpy.typing as npt
 
-from mimic_pl.data.json_file import read_json, stream_json
 from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import DataError
+from mimic_pl.formats import read_records
+from mimic_pl.formats.json_records import read_json
+from mimic_pl.quoting import listed, quoted
 from mimic_pl.records import Entity, Mention
 
 NIL = "nil"
 """The answer of a mention whose entity is not in any knowledge base."""
 
 _SHOWN = 5
-_Record = TypeVar("_Record")
-_Problem = tuple[int, str]  # number of the record, and what is wrong with it
+_log = logging.getLogger(__name__)
+_Record = TypeVar("_Record", Entity, Mention)
 
 
 class MalformedRecordsError(DataError):
@@ -31,7 +37,7 @@ class MalformedRecordsError(DataError):
 
     Args:
         path: The file.
-        problems: One sentence per problem, naming the record.
+        problems: One sentence per kind of problem, naming the first record that has it.
         records: The valid records, for callers that continue, such as ``mimic-pl doctor``.
     """
 
@@ -42,36 +48,50 @@ class MalformedRecordsError(DataError):
         self.records = records
 
 
-def read_entities(path: Path, ids: Path | None = None, arrays: Sequence[str] = ()) -> EntityTable:
-    """Read ``kb_entity.json``, ordered by ``id`` as in the published code.
+class _FieldError(DataError):
+    """A field of a record that cannot be used.
+
+    Args:
+        message: What is wrong with it.
+        kind: Errors of one kind are reported once, with their number; by default those with the same message.
+    """
+
+    def __init__(self, message: str, kind: str | None = None) -> None:
+        super().__init__(message)
+        self.kind = kind or message
+
+
+def read_entities(
+    path: Path,
+    ids: Path | None = None,
+    arrays: Sequence[str] = (),
+    texts: Sequence[str] = (),
+    images: Path | None = None,
+) -> EntityTable:
+    """Read a knowledge base, ordered by ``id`` as in the published code.
 
     Records are decoded and stored one by one, so that a large file needs little more memory than its table.
 
     Args:
-        path: The file.
+        path: The file, in any of the :mod:`~mimic_pl.formats`.
         ids: ``qid2id.json``, whose ids must match the knowledge base.
         arrays: Fields with (nested) lists of numbers, which become the entities' arrays.
+        texts: Fields that are needed as text: one that is there, but no text, is an error. Other such fields are
+            ignored.
+        images: Folder inside which absolute paths of images are accepted.
 
     Raises:
         DataError: A file is missing, empty or malformed, two entities share a ``qid``, or the files disagree.
     """
-    problems: list[_Problem] = []
-    numbers = array("q")
-    own_ids: list[int | str] = []
-
-    def stored() -> Iterator[Entity]:
-        for number, (id_, entity) in _records(path, "entities", partial(_entity, arrays=arrays), problems):
-            numbers.append(number)
-            own_ids.append(id_)
-            yield entity
-
-    table = EntityTable(stored())
+    reader = _EntityReader(path, "entities", "qid", arrays, texts, images)
+    table = EntityTable(reader.read())
+    own_ids, problems = reader.ids, reader.problems
     repeated = table.positions.repeated()
     for later, first in repeated:
-        where = _where(numbers[later], {"id": own_ids[later]})
-        same = f"the entity {table[later].id!r} is also record {numbers[first]}. Keep one of them."
-        problems.append((numbers[later], f"{where}: {same}"))
-    messages = [problem for _, problem in sorted(problems, key=itemgetter(0))]
+        same = f"the entity {quoted(table[later].id)} is also {reader.unit} {reader.numbers[first]}. Keep one of them."
+        # Not counted together: each is another entity.
+        problems.add(reader.numbers[later], reader.where(reader.numbers[later], own_ids[later]), same, kind=str(later))
+    messages = problems.messages()
     dropped = {later for later, _ in repeated}
     order = [position for position in range(len(table)) if position not in dropped]
     try:
@@ -92,73 +112,232 @@ def read_entities(path: Path, ids: Path | None = None, arrays: Sequence[str] = (
     return table
 
 
-def read_mentions(path: Path, arrays: Sequence[str] = ()) -> list[Mention]:
+def read_mentions(
+    path: Path, arrays: Sequence[str] = (), texts: Sequence[str] = (), images: Path | None = None
+) -> list[Mention]:
     """Read a split's file.
 
     Args:
-        path: The file.
+        path: The file, in any of the :mod:`~mimic_pl.formats`.
         arrays: Fields with (nested) lists of numbers, which become the mentions' arrays.
+        texts: Fields that are needed as text; see :func:`read_entities`.
+        images: Folder inside which absolute paths of images are accepted.
 
     Raises:
         DataError: The file is missing or malformed.
     """
-    problems: list[_Problem] = []
-    mentions = [mention for _, mention in _records(path, path.name, partial(_mention, arrays=arrays), problems)]
-    if problems:
-        raise MalformedRecordsError(path, [problem for _, problem in problems], mentions)
+    reader = _MentionReader(path, path.name, "id", arrays, texts, images)
+    mentions = list(reader.read())
+    if messages := reader.problems.messages():
+        raise MalformedRecordsError(path, messages, mentions)
     return mentions
 
 
-def _records(
-    path: Path, name: str, parse: Callable[[dict[str, Any], int], _Record], problems: list[_Problem]
-) -> Iterator[tuple[int, _Record]]:
-    """Number and parsed form of every valid record; the problems of the others are collected."""
-    for number, row in enumerate(stream_json(path, f"Reading {name}")):
-        if not isinstance(row, dict):
-            problem = f"record {number}: {row!r:.80} is not a JSON object. Fix or remove it."
-            problems.append((number, problem))
-            continue
+class _Problems:
+    """Problems of a file's records: the first of each kind, and how often it occurs."""
+
+    def __init__(self) -> None:
+        self._found: dict[str, tuple[int, str, int]] = {}
+
+    def add(self, number: int, where: str, message: str, kind: str) -> None:
+        """Add a problem of a record."""
+        first, text, count = self._found.get(kind, (number, f"{where}: {message}", 0))
+        self._found[kind] = first, text, count + 1
+
+    def messages(self) -> list[str]:
+        """One sentence per kind, in the order of the records."""
+        return [
+            text + (f" (The same in {count - 1:,} more.)" if count > 1 else "")
+            for _, text, count in sorted(self._found.values(), key=itemgetter(0))
+        ]
+
+
+class _Reader(Generic[_Record]):
+    """Reads the records of one file, and collects what is wrong with them."""
+
+    def __init__(
+        self, path: Path, name: str, key: str, arrays: Sequence[str], texts: Sequence[str], images: Path | None
+    ) -> None:
+        self.path, self.name, self.key = path, name, key
+        self.arrays, self.texts = arrays, texts
+        self.images = images
+        self.unit = "record"
+        self.number = 0
+        self.problems = _Problems()
+        self._taken: dict[str, tuple[str, int]] = {}  # what was taken as text, of which record first, and how often
+
+    def read(self) -> Iterator[_Record]:
+        """Every valid record."""
+        for ordinal, (self.unit, self.number, row) in enumerate(
+            read_records(self.path, f"Reading {self.name}", self.key)
+        ):
+            try:
+                if not isinstance(row, dict):
+                    raise self._no_record(row)
+                record = self.parse(row, ordinal)
+            except _FieldError as error:
+                where = self.where(self.number, row.get("id") if isinstance(row, dict) else None)
+                self.problems.add(self.number, where, str(error), error.kind)
+            else:
+                yield record
+        for what, (first, count) in self._taken.items():
+            _log.warning(f"{self.path}: {what} in {count:,} records is taken as text; the first is {first}.")
+
+    def parse(self, row: dict[str, Any], ordinal: int) -> _Record:
+        """The record.
+
+        Raises:
+            _FieldError: It is malformed.
+        """
+        raise NotImplementedError
+
+    def where(self, number: int, id_: object) -> str:
+        """Place of a record in messages."""
+        return f"{self.unit} {number}" + ("" if id_ is None else f" (id {quoted(id_)})")
+
+    def id(self, row: dict[str, Any], ordinal: int) -> int | str:
+        """A record's id; its number in the file if it has none."""
+        value = row.get("id")
+        if value is None or value == "":
+            return ordinal
+        if isinstance(value, bool) or not isinstance(value, int | str):
+            raise _FieldError(f"'id' is {quoted(value)}; expected an integer or text.", "id")
+        return _unicode(value, "id") if isinstance(value, str) else value
+
+    def text(self, row: dict[str, Any], key: str) -> str:
+        """A required text."""
+        if key not in row:
+            close = [name for name in row if key in name or (name and name in key)]
+            close = close or difflib.get_close_matches(key, row, n=1)
+            meant = f" Rename {quoted(close[0])}, if that is it." if close else ""
+            raise _FieldError(f"there is no {key!r}.{meant} The record has: {listed(sorted(row))}.", f"no {key}")
+        return self._as_text(row[key], key)
+
+    def text_fields(self, row: dict[str, Any], without: tuple[str, ...]) -> dict[str, str]:
+        """Every other text, for the template; null becomes empty text."""
+        fields = {}
+        for key, value in row.items():
+            if key in without or key in self.arrays:
+                continue
+            if value is None:
+                value = ""
+            elif not isinstance(value, str):
+                if key not in self.texts:
+                    continue
+                value = self._as_text(value, key)
+            fields[_unicode(key, "the name of a field")] = _unicode(value, key)
+        return fields
+
+    def array(self, row: dict[str, Any], key: str) -> npt.NDArray[Any]:
+        """A list of numbers: float32 if any of them is a float, int64 otherwise."""
+        value = _as_list(row.get(key))
         try:
-            record = parse(row, number)
-        except DataError as error:
-            problems.append((number, str(error)))
-        else:
-            yield number, record
+            array = np.array(value)
+        except (ValueError, OverflowError) as error:
+            raise _FieldError(f"{key!r} is {quoted(value)}; its rows have different lengths.", key) from error
+        if array.dtype.kind not in "if" or not np.isfinite(array).all():
+            raise _FieldError(f"{key!r} is {quoted(value)}; expected a list of finite numbers.", key)
+        return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+
+    def image(self, name: object, key: str) -> str:
+        """Check that an image's name stays inside its folder."""
+        if not isinstance(name, str) or "\0" in name:
+            raise _FieldError(f"the image {quoted(name)} is not a file name.", "image name")
+        if name.isascii() and not {"/", "\\", ":"} & set(name) and name != "..":
+            return name  # nearly all names
+        _unicode(name, "image")
+        path = PurePosixPath(name.replace("\\", "/"))
+        absolute = path.is_absolute() or bool(PureWindowsPath(name).drive)
+        if ".." in path.parts or (absolute and not (self.images is not None and _is_inside(name, self.images))):
+            raise _FieldError(
+                f"the image {quoted(name)} is outside the data folder. Use names inside it, or name the folder of "
+                f"absolute paths: --data.{key} FOLDER.",
+                "image outside",
+            )
+        return name
+
+    def _as_text(self, value: object, key: str) -> str:
+        if isinstance(value, str):
+            return _unicode(value, key)
+        text = _obvious_text(value)
+        kind = _kind(value)
+        if text is None:
+            raise _FieldError(
+                f"{key!r} is there, but no text: it is {kind}, {quoted(value)}. Write it as text.", f"{key} {kind}"
+            )
+        what = f"{kind} as {key!r}"
+        first, count = self._taken.get(what, (self.where(self.number, None), 0))
+        self._taken[what] = first, count + 1
+        return _unicode(text, key)
+
+    def _no_record(self, row: object) -> _FieldError:
+        if isinstance(row, DataError):
+            return _FieldError(str(row), "malformed")
+        if isinstance(row, list) and len(row) > 3 and isinstance(row[0], str) and isinstance(row[1], str):
+            raise DataError(
+                f"{self.path} is WikiDiverse as its authors annotated it: lists of sentence, image URL, topic and "
+                "mentions with Wikipedia URLs, without a knowledge base. mimic-pl reads the cleaned archive with its "
+                "knowledge base, which the readme of github.com/pengfei-luo/MIMIC links; or write one record per "
+                'mention: {"id": "7-0", "sentence": ..., "mentions": "Lions", "answer": ID, "imgPath": FILE}.'
+            )
+        return _FieldError(f"{quoted(row)} is not an object with fields. Fix or remove it.", "no object")
 
 
-def _entity(row: dict[str, Any], number: int, arrays: Sequence[str]) -> tuple[int | str, Entity]:
-    where = _where(number, row)
-    images = row.get("image_list")
-    if images is None or isinstance(images, str):
-        images = [images]
-    if not isinstance(images, list):
-        raise DataError(f"{where}: 'image_list' is {images!r:.80}; expected a list of file names.")
-    entity = Entity(
-        id=_text(row, "qid", where),
-        name=unquote(_text(row, "entity_name", where)),
-        fields=_text_fields(row, where, without=("id", "qid", "entity_name", "image_list")),
-        images=tuple(_inside(name, where) for name in images if name not in (None, "")),
-        arrays={name: _array(row, name, where) for name in arrays},
-    )
-    return _id(row, number, where), entity
+class _EntityReader(_Reader[Entity]):
+    """Reads entities, and keeps each one's number in the file and its id, which decides its position."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.numbers = array("q")
+        self.ids: list[int | str] = []
+
+    def parse(self, row: dict[str, Any], ordinal: int) -> Entity:
+        """The entity."""
+        images = row.get("image_list")
+        if not isinstance(images, list):
+            images = _as_list(images)
+        if images is None or isinstance(images, str):
+            images = [images]
+        if not isinstance(images, list):
+            raise _FieldError(f"'image_list' is {quoted(images)}; expected a list of file names.", "image_list")
+        entity = Entity(
+            id=_identifier(row, "qid", self.text),
+            name=unquote(self.text(row, "entity_name")),
+            fields=self.text_fields(row, without=("id", "qid", "entity_name", "image_list")),
+            images=tuple(
+                self.image(name, "entity_image_folder") for name in images if name is not None and name != ""
+            ),
+            arrays={name: self.array(row, name) for name in self.arrays},
+        )
+        own_id = self.id(row, ordinal)
+        # A cell of a CSV file is text.
+        self.ids.append(int(own_id) if isinstance(own_id, str) and own_id.isdecimal() else own_id)
+        self.numbers.append(self.number)
+        return entity
 
 
-def _mention(row: dict[str, Any], number: int, arrays: Sequence[str]) -> Mention:
-    where = _where(number, row)
-    answer = row.get("answer")
-    answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
-    if not all(isinstance(gold, str) for gold in answers):
-        raise DataError(f"{where}: 'answer' is {answer!r:.80}; expected a qid, a list of qids, or 'nil'.")
-    image = row.get("imgPath")
-    return Mention(
-        id=str(_id(row, number, where)),
-        mention=unquote(_text(row, "mentions", where)),
-        sentence=_text(row, "sentence", where),
-        golds=tuple(dict.fromkeys(gold for gold in answers if gold and gold.lower() != NIL)),
-        image=None if image in (None, "") else _inside(image, where),
-        fields=_text_fields(row, where, without=("id", "mentions", "sentence", "answer", "imgPath")),
-        arrays={name: _array(row, name, where) for name in arrays},
-    )
+class _MentionReader(_Reader[Mention]):
+    """Reads mentions."""
+
+    def parse(self, row: dict[str, Any], ordinal: int) -> Mention:
+        """The mention."""
+        answer = _as_list(row.get("answer"))
+        answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
+        if not all(isinstance(gold, str | int) and not isinstance(gold, bool) for gold in answers):
+            raise _FieldError(f"'answer' is {quoted(answer)}; expected a qid, a list of qids, or 'nil'.", "answer")
+        golds = (str(gold) for gold in answers)
+        image = _as_list(row.get("imgPath"))
+        if isinstance(image, list) and len(image) < 2:
+            image = image[0] if image else None
+        return Mention(
+            id=str(self.id(row, ordinal)),
+            mention=unquote(self.text(row, "mentions")),
+            sentence=self.text(row, "sentence"),
+            golds=tuple(dict.fromkeys(gold for gold in golds if gold and gold.lower() != NIL)),
+            image=None if image is None or image == "" else self.image(image, "mention_image_folder"),
+            fields=self.text_fields(row, without=("id", "mentions", "sentence", "answer", "imgPath")),
+            arrays={name: self.array(row, name) for name in self.arrays},
+        )
 
 
 def _disagreements(path: Path, table: EntityTable, ids: list[int | str]) -> Iterator[str]:
@@ -170,72 +349,71 @@ def _disagreements(path: Path, table: EntityTable, ids: list[int | str]) -> Iter
     for qid, here in zip(table.positions, ids, strict=True):
         there = listed.pop(qid, None)
         if here != there:
-            yield f"entity {qid!r}: its id is {_known(here)}, but in {path} it is {_known(there)}. {advice}"
+            yield f"entity {quoted(qid)}: its id is {_known(here)}, but in {path} it is {_known(there)}. {advice}"
     for qid, there in listed.items():
         if there is not None:
-            yield f"entity {qid!r}: its id is {_known(None)}, but in {path} it is {_known(there)}. {advice}"
+            yield f"entity {quoted(qid)}: its id is {_known(None)}, but in {path} it is {_known(there)}. {advice}"
 
 
 def _known(id_: object) -> str:
-    return "missing" if id_ is None else repr(id_)
+    return "missing" if id_ is None else quoted(id_)
 
 
-def _where(number: int, row: dict[str, Any]) -> str:
-    return f"record {number} (id {row.get('id')!r:.40})"
-
-
-def _id(row: dict[str, Any], number: int, where: str) -> int | str:
-    """A record's id; the record's number if it has none."""
-    value = row.get("id")
-    if value is None:
-        return number
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        raise DataError(f"{where}: 'id' is {value!r:.80}; expected an integer or text.")
-    return _unicode(value, "id", where) if isinstance(value, str) else value
-
-
-def _text(row: dict[str, Any], key: str, where: str) -> str:
+def _identifier(row: dict[str, Any], key: str, text: Callable[[dict[str, Any], str], str]) -> str:
+    """An id as text; a float is none, since 7 and 7.0 would be two."""
     value = row.get(key)
-    if not isinstance(value, str):
-        have = ", ".join(sorted(row))
-        raise DataError(f"{where}: {key!r} is {value!r:.80}; expected text. The record has: {have}.")
-    return _unicode(value, key, where)
+    if isinstance(value, float | list):
+        raise _FieldError(f"{key!r} is {_kind(value)}, {quoted(value)}; expected text or an integer.", f"{key} id")
+    return text(row, key)
 
 
-def _text_fields(row: dict[str, Any], where: str, without: tuple[str, ...]) -> dict[str, str]:
-    """Every other text field, for the template; null becomes empty text."""
-    return {
-        _unicode(key, "the name of a field", where): _unicode(value or "", key, where)
-        for key, value in row.items()
-        if key not in without and (value is None or isinstance(value, str))
-    }
+def _obvious_text(value: object) -> str | None:
+    """The text of a finite number, or of a list of texts and numbers; ``None`` if there is none."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
+        return None
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, list):
+        parts = [None if isinstance(part, list) else _obvious_text(part) for part in value]
+        known = [part for part in parts if part is not None]
+        return ", ".join(known) if len(known) == len(parts) else None
+    return None
 
 
-def _array(row: dict[str, Any], key: str, where: str) -> npt.NDArray[Any]:
-    """A list of numbers: float32 if any of them is a float, int64 otherwise."""
-    try:
-        array = np.array(row.get(key))
-    except (ValueError, OverflowError) as error:
-        raise DataError(f"{where}: {key!r} is {row[key]!r:.80}; its rows have different lengths.") from error
-    if array.dtype.kind not in "if" or not np.isfinite(array).all():
-        raise DataError(f"{where}: {key!r} is {row.get(key)!r:.80}; expected a list of finite numbers.")
-    return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
+def _kind(value: object) -> str:
+    if value is None:
+        return "null"
+    if isinstance(value, float) and math.isnan(value):
+        return "NaN"
+    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return names.get(type(value), f"of type {type(value).__name__}")
 
 
-def _unicode(value: str, key: str, where: str) -> str:
-    """Check a text for unpaired surrogates, which JSON allows but tokenizers reject."""
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where}: {key!r} has an unpaired surrogate at {error.start}. Fix the text.") from error
+def _as_list(value: Any) -> Any:
+    """The list that a text is in JSON, or as pandas writes it into CSV; any other value unchanged."""
+    if not isinstance(value, str) or value[:1] != "[" or value[-1:] != "]":
+        return value
+    for read in (json.loads, ast.literal_eval):
+        try:
+            found = read(value)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+        return found if isinstance(found, list) else value
     return value
 
 
-def _inside(name: object, where: str) -> str:
-    """Check that an image's name stays inside its folder."""
-    if not isinstance(name, str) or "\0" in name:
-        raise DataError(f"{where}: the image {name!r:.80} is not a file name.")
-    path = PurePosixPath(_unicode(name, "image", where).replace("\\", "/"))
-    if path.is_absolute() or PureWindowsPath(name).drive or ".." in path.parts:
-        raise DataError(f"{where}: the image {name!r} is outside the data folder. Use names inside it.")
-    return name
+def _is_inside(name: str, folder: Path) -> bool:
+    path = Path(name)
+    return path.is_relative_to(folder) or path.is_relative_to(folder.resolve())
+
+
+def _unicode(value: str, key: str) -> str:
+    """Check a text for unpaired surrogates, which JSON allows but tokenizers reject."""
+    if not value.isascii():
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise _FieldError(f"{key!r} has an unpaired surrogate at {error.start}. Fix the text.") from error
+    return value

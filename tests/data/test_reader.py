@@ -19,7 +19,7 @@ names = st.text("abc%é _.-", min_size=1, max_size=8).filter(lambda name: ".." n
 entities = st.builds(Entity, words, words, st.fixed_dictionaries({"attr": words}), st.lists(names).map(tuple))
 mentions = st.builds(
     Mention,
-    words,
+    words.filter(bool),
     words,
     words,
     st.lists(words.filter(lambda gold: gold and gold.lower() != "nil"), unique=True).map(tuple),

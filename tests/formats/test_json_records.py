@@ -9,8 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from mimic_pl.data import json_file
-from mimic_pl.data.json_file import stream_json
+from mimic_pl.formats import json_records, read_records
 from mimic_pl.errors import DataError
 
 values = st.recursive(
@@ -23,8 +22,8 @@ layouts = st.sampled_from([None, 0, 3])
 
 
 def stream(path, chunk):
-    with patch.object(json_file, "_CHUNK", chunk):
-        return list(stream_json(path, "values"))
+    with patch.object(json_records, "_CHUNK", chunk):
+        return [value for _, _, value in read_records(path, "values")]
 
 
 @given(st.lists(values, max_size=5), chunks, layouts, st.booleans(), st.sampled_from(["utf-8", "utf-8-sig"]))
@@ -72,8 +71,8 @@ def test_invalid_utf8_is_located_far_into_a_file(tmp_path, chunk):
 def test_values_are_yielded_before_the_end_of_the_file_is_read(tmp_path):
     path = tmp_path / "x.json"
     path.write_text("[1, 22, 333, oops")
-    with patch.object(json_file, "_CHUNK", 4):
-        values = stream_json(path, "values")
-        assert [next(values), next(values), next(values)] == [1, 22, 333]
+    with patch.object(json_records, "_CHUNK", 4):
+        values = read_records(path, "values")
+        assert [next(values)[2], next(values)[2], next(values)[2]] == [1, 22, 333]
         with pytest.raises(DataError, match="line 1, column 14: Expecting value"):
             next(values)

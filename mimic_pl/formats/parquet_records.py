@@ -1,0 +1,35 @@
+"""Reads records from Parquet files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mimic_pl.errors import DataError
+from mimic_pl.formats.source import RECREATE, open_binary
+
+_ROWS = 1024
+"""Rows that are in memory at once."""
+
+
+def stream_parquet(path: Path) -> Iterator[tuple[str, int, str | None, Any]]:
+    """Stream the rows of a Parquet file as records; see :func:`~mimic_pl.formats.read_records`.
+
+    Raises:
+        DataError: It cannot be read as Parquet.
+    """
+    import pyarrow
+    from pyarrow.parquet import ParquetFile
+
+    with open_binary(path) as file:
+        if not file.seekable():
+            raise DataError(f"{path} is a pipe or compressed. Parquet is read from plain files: it compresses itself.")
+        try:
+            number = 0
+            for batch in ParquetFile(file).iter_batches(_ROWS):
+                for row in batch.to_pylist():
+                    yield "record", number, None, row
+                    number += 1
+        except pyarrow.ArrowException as error:
+            raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]} {RECREATE}") from error

@@ -1,0 +1,56 @@
+"""Reads the records of a file in any of the formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from mimic_pl.formats.csv_records import DELIMITERS, stream_csv
+from mimic_pl.formats.json_records import LINES, stream_json
+from mimic_pl.formats.parquet_records import stream_parquet
+from mimic_pl.formats.source import COMPRESSIONS, as_data_errors, open_text
+
+PARQUET = ".parquet"
+
+SUFFIXES = tuple(
+    f"{suffix}{compression}"
+    for compression in ("", *COMPRESSIONS)
+    for suffix in (".json", *LINES, *DELIMITERS, *([] if compression else [PARQUET]))
+)
+"""Suffixes of files with records."""
+
+
+def read_records(path: Path, title: str, key: str = "id") -> Iterator[tuple[str, int, Any]]:
+    """Stream the records of a file, one at a time.
+
+    Args:
+        path: The file; its name says the format (see :mod:`mimic_pl.formats`).
+        title: Title of the progress bar.
+        key: Field that the keys of an object of records are stored in, in records without it.
+
+    Yields:
+        What the number counts (``record``, from 0, or ``line``, from 1), the number, and the record: a dictionary, or
+        something else if the file has something else in its place. A DataError says what.
+
+    Raises:
+        DataError: The file cannot be read, but only after the records before the error.
+    """
+    with as_data_errors(path):
+        for unit, number, name, row in tqdm(_stream(path), desc=title, unit=" records", leave=False, delay=2):
+            if name is not None and row.get(key) is None:
+                row[key] = name
+            yield unit, number, row
+
+
+def _stream(path: Path) -> Iterator[tuple[str, int, str | None, Any]]:
+    suffix = path.suffix.lower()
+    if suffix in COMPRESSIONS:
+        suffix = path.with_suffix("").suffix.lower()
+    if suffix == PARQUET:
+        yield from stream_parquet(path)
+        return
+    with open_text(path) as file:
+        yield from (stream_csv if suffix in DELIMITERS else stream_json)(path, file, suffix)
