@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,9 @@ class MELDataModule(MIMICFolder):
     """Any data set in the published layout: a knowledge base, three splits of mentions, two image folders.
 
     The folder contains ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``,
-    ``kb_image/``, ``mention_images/``, and optionally ``qid2id.json``. To read another layout, override
-    :meth:`read_entities` and :meth:`read_mentions`.
+    ``kb_image/``, ``mention_images/``, and optionally ``qid2id.json``. Instead of ``.json``, a file may be JSON Lines,
+    CSV, TSV or Parquet (see :mod:`mimic_pl.formats`). To read another layout, override :meth:`read_entities` and
+    :meth:`read_mentions`.
 
     The model's :class:`~mimic_pl.processor.Processor` decides what the model sees of a record; the data module handles
     files, splits, samplers and loaders.
@@ -65,7 +67,8 @@ class MELDataModule(MIMICFolder):
         entity_batch_size: Entities encoded at once.
         num_workers: Loader processes.
         seed: Seed of the training order and of random choices.
-        predict_file: File of mentions to link; the test split by default.
+        predict_file: File of mentions to link, in any of the :mod:`~mimic_pl.formats`, or a pipe; the test split by
+            default.
         image_cache: Folder in which decoded images are cached as uint8 pixels at the model's size (150 kB each at 224 x
             224), so that later epochs, runs and processes need not decode them again; data sets may share it. By
             default ``auto``: ``~/.cache/mimic_pl/images`` (or in ``XDG_CACHE_HOME``, if set), unless it would take more
@@ -80,6 +83,9 @@ class MELDataModule(MIMICFolder):
             :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base are unchanged.
         train_fraction: Fraction of the training mentions to train on: 0.1 for a tenth, drawn by ``seed``; a larger
             fraction includes the mentions of a smaller one.
+        entity_image_folder: Folder that the names of the entities' images are relative to; absolute paths inside it are
+            accepted, too. By default ``auto``: ``kb_image`` in ``root``; ``None`` uses no images of entities.
+        mention_image_folder: The same for mentions, by default ``mention_images`` or ``mention_image`` in ``root``.
     """
 
     mentions: dict[str, list[Mention]]
@@ -100,6 +106,8 @@ class MELDataModule(MIMICFolder):
         modality_dropout: float = 0.0,
         degradation: Degradation | None = None,
         train_fraction: float = 1.0,
+        entity_image_folder: str | None = "auto",
+        mention_image_folder: str | None = "auto",
     ) -> None:
         super().__init__()
         require_fraction(train_fraction)
@@ -116,6 +124,8 @@ class MELDataModule(MIMICFolder):
         self.modality_dropout = modality_dropout
         self.degradation = degradation
         self.train_fraction = train_fraction
+        self.entity_image_folder = entity_image_folder
+        self.mention_image_folder = mention_image_folder
         self.mentions = {}
         self.hard_negatives: Tensor | None = None
         self._datasets: dict[str, MentionDataset] = {}
@@ -142,7 +152,8 @@ class MELDataModule(MIMICFolder):
         self.check_root(self.root)
         if not hasattr(self, "entity_dataset"):
             self.processor = self.processor.fit(self.entities)
-            self.entity_images.warn_if_absent(entity.images for entity in self.entities)
+            if self.processor.modalities != "text":
+                self.require_an_image("entity", self.entity_images, (entity.image_files for entity in self.entities))
             self.entity_dataset = EntityDataset(self.entities, self.processor, self._pixels(self.entity_images))
         for split in _STAGES[stage]:
             if split not in self._datasets:
@@ -154,7 +165,10 @@ class MELDataModule(MIMICFolder):
     def entities(self) -> EntityTable:
         """The knowledge base, read on first access."""
         self.check_root(self.root)
-        return as_table(self.read_entities())
+        entities = as_table(self.read_entities())
+        if self.entity_image_folder is None:
+            return EntityTable(replace(entity, images=()) for entity in entities)
+        return entities
 
     @cached_property
     def _cache(self) -> ImageCache | None:
@@ -188,6 +202,8 @@ class MELDataModule(MIMICFolder):
 
     def _read_split(self, split: str) -> list[Mention]:
         mentions = self.read_mentions(split)
+        if self.mention_image_folder is None:
+            mentions = [replace(mention, image=None) for mention in mentions]
         return seeded_fraction(mentions, self.train_fraction, self.seed) if split == "train" else mentions
 
     @cached_property
@@ -206,8 +222,8 @@ class MELDataModule(MIMICFolder):
         if not mentions:
             raise DataError(f"The {split} split of {self.folder} contains no mentions.")
         self.mentions[split] = mentions
-        if not self._datasets:  # only once: all splits share the folder
-            self.mention_images.warn_if_absent(mention.image for mention in mentions)
+        if self.processor.modalities != "text":
+            self.require_an_image("mention", self.mention_images, (mention.image_files for mention in mentions))
         known = self.entities.positions
         nil = sum(not mention.golds for mention in mentions)
         unknown = sum(bool(m.golds) and not any(gold in known for gold in m.golds) for m in mentions)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import ClassVar
 
@@ -13,10 +15,13 @@ from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.formats import SUFFIXES
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder, ImagePolicy
+from mimic_pl.quoting import listed, quoted
 from mimic_pl.records import Entity, Mention
 
 _FILES = {"train": "train", "val": "dev", "test": "test"}
+_OTHERS = "or .jsonl, .csv, .tsv, .parquet"
 
 
 class MissingSplitError(DataError):
@@ -27,13 +32,15 @@ class MIMICFolder(BaseDataModule):
     """File access of :class:`~mimic_pl.data.MELDataModule`, for subclasses to override.
 
     ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
-    ``mention_images/``, and optionally ``qid2id.json``. To read another layout, override :meth:`read_entities` and
-    :meth:`read_mentions`.
+    ``mention_images/``, and optionally ``qid2id.json``. Instead of ``.json``, a file may have one of the other
+    :mod:`~mimic_pl.formats`. To read another layout, override :meth:`read_entities` and :meth:`read_mentions`.
     """
 
     root: str
     name: str | None
     predict_file: str | None
+    entity_image_folder: str | None = "auto"
+    mention_image_folder: str | None = "auto"
 
     published: ClassVar[PublishedStatistics | None] = None
     """Statistics published for this data set, if any."""
@@ -60,50 +67,119 @@ class MIMICFolder(BaseDataModule):
         The result of an override is stored as an :class:`~mimic_pl.data.table.EntityTable`, which creates new records
         on access: put any additional information about an entity into its ``fields``.
         """
-        arrays = self.processor.entity_arrays if self.has_processor else ()
-        return read_entities(self.folder / "kb_entity.json", self.folder / "qid2id.json", arrays)
+        arrays, texts = (self.processor.entity_arrays, self._texts("entity")) if self.has_processor else ((), ())
+        path = self._record_file("kb_entity")
+        if path is None:
+            original = (
+                "The original releases of MELBench and WikiDiverse have none: use the cleaned archive, which the "
+                "readme of github.com/pengfei-luo/MIMIC links."
+            )
+            raise DataError(
+                f"{self.folder} has no knowledge base: looked for kb_entity.json ({_OTHERS}), but "
+                f"found {self._found()}. {original if self.published is not None else ''}".rstrip()
+            )
+        return read_entities(path, self.folder / "qid2id.json", arrays, texts, self._trusted(self.entity_image_folder))
 
     def read_mentions(self, split: str) -> list[Mention]:
         """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
         if split == "predict":
             if self.predict_file is None:
                 return self.read_mentions("test")
-            file = Path(self.predict_file)
+            file = Path(self.predict_file).expanduser()
         else:
             file = self.split_file(split)
-        return read_mentions(file, self.processor.mention_arrays if self.has_processor else ())
+        arrays, texts = (self.processor.mention_arrays, self._texts("mention")) if self.has_processor else ((), ())
+        return read_mentions(file, arrays, texts, self._trusted(self.mention_image_folder))
 
     def split_file(self, split: str) -> Path:
         """The file of a split.
 
         Raises:
             MissingSplitError: No file with any of its possible names exists.
+            DataError: Several formats of it exist, and none is ``.json``.
         """
         stems = (self.name,) if self.name else (*self.file_stems, self.folder.name)
-        wanted = [f"{stem}_{_FILES[split]}.json" for stem in stems]
-        present = {path.name.lower(): path for path in sorted(self.folder.glob("*.json"))}
-        for file in wanted:
-            if file.lower() in present:
-                return present[file.lower()]
+        wanted = [f"{stem}_{_FILES[split]}" for stem in stems]
+        for stem in wanted:
+            if (file := self._record_file(stem)) is not None:
+                return file
         raise MissingSplitError(
-            f"{self.folder} has no file for the {split} split: looked for {' or '.join(wanted)}, but found "
-            f"{', '.join(path.name for path in present.values()) or 'no JSON files'}. Set the prefix of its name: "
-            "--data.name NAME."
+            f"{self.folder} has no file for the {split} split: looked for "
+            f"{' or '.join(f'{stem}.json' for stem in wanted)} ({_OTHERS}), but found {self._found()}. Set the prefix "
+            "of its name: --data.name NAME."
         )
 
+    def _record_file(self, stem: str) -> Path | None:
+        """The file with records that has this name, in any case: ``.json``, or the only other format."""
+        present = {path.name.lower(): path for path in sorted(self.folder.iterdir())}
+        files = [present[name] for suffix in SUFFIXES if (name := f"{stem}{suffix}".lower()) in present]
+        if len(files) > 1 and files[0].suffix.lower() != ".json":
+            raise DataError(f"{self.folder} has {listed(file.name for file in files)}: which one is meant? Keep one.")
+        return files[0] if files else None
+
+    def _found(self) -> str:
+        names = (path.name for path in sorted(self.folder.iterdir()))
+        return listed(name for name in names if name.lower().endswith(SUFFIXES))
+
+    def _texts(self, side: str) -> list[str]:
+        """Fields that the text template needs."""
+        template = self.processor.entity_template if side == "entity" else self.processor.mention_template
+        return template.fields
+
+    def _trusted(self, folder: str | None) -> Path:
+        """Folder inside which absolute paths of images are accepted."""
+        return (self.folder if folder in ("auto", None) else Path(folder).expanduser()).absolute()
+
     def image_folder(self, name: str, policy: ImagePolicy = "blank", max_pixels: int = MAX_PIXELS) -> ImageFolder:
-        """The folder ``kb_image`` or ``mention_image``, with or without a plural ``s``, as releases differ.
+        """The folder of the entities' images, ``kb_image``, or of the mentions', ``mention_image``.
+
+        It is the one that was configured; otherwise the one of this name in the data folder, with or without a plural
+        ``s``, as releases differ.
 
         Raises:
+            ConfigError: The configured folder does not exist.
             DataError: Both exist.
         """
-        present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
-        if len(present) > 1:
+        side = "entity" if name == "kb_image" else "mention"
+        configured = self.entity_image_folder if side == "entity" else self.mention_image_folder
+        if configured not in ("auto", None):
+            folder = self._trusted(configured)
+            if not folder.is_dir():
+                raise ConfigError(
+                    f"The folder of images {folder} does not exist. Set it: --data.{side}_image_folder PATH."
+                )
+        else:
+            present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
+            if len(present) > 1:
+                raise DataError(
+                    f"{self.folder} has both {name} and {name}s. Move all images into one and remove the other."
+                )
+            folder = present[0] if present else self.folder / name
+        return ImageFolder(folder, policy, max_pixels, renamed=side == "mention")
+
+    def require_an_image(self, side: str, images: ImageFolder, names: Iterable[Sequence[str]]) -> None:
+        """Check that not all images of one side are missing, which is a wrong folder rather than missing images.
+
+        Args:
+            side: ``entity`` or ``mention``.
+            images: Their folder.
+            names: The names of each record's images.
+
+        Raises:
+            DataError: There are names, and none of them is a file.
+        """
+        count, first = 0, ""
+        for name in chain.from_iterable(names):
+            if os.path.isfile(images.path(name)):
+                return
+            first = first or name
+            count += 1
+        if count:
             raise DataError(
-                f"{self.folder} has both {name} and {name}s. Move all images into one and remove the other."
+                f"All {count:,} {side} images are missing: {quoted(first)} and the others are not in {images.folder}. "
+                f"Unpack them there, or name their folder: --data.{side}_image_folder FOLDER. To use none: "
+                f"--data.{side}_image_folder null."
             )
-        folder = present[0] if present else self.folder / name
-        return ImageFolder(folder, policy, max_pixels, renamed=name == "mention_image")
 
     @property
     def folder(self) -> Path:

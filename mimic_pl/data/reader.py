@@ -168,9 +168,9 @@ class _Reader(Generic[_Record]):
 
     def read(self) -> Iterator[_Record]:
         """Every valid record."""
-        for ordinal, (self.unit, self.number, row) in enumerate(
-            read_records(self.path, f"Reading {self.name}", self.key)
-        ):
+        records = read_records(self.path, f"Reading {self.name}", self.key)
+        for ordinal, (unit, number, row) in enumerate(records):
+            self.unit, self.number = unit, number
             try:
                 if not isinstance(row, dict):
                     raise self._no_record(row)
@@ -304,9 +304,7 @@ class _EntityReader(_Reader[Entity]):
             id=_identifier(row, "qid", self.text),
             name=unquote(self.text(row, "entity_name")),
             fields=self.text_fields(row, without=("id", "qid", "entity_name", "image_list")),
-            images=tuple(
-                self.image(name, "entity_image_folder") for name in images if name is not None and name != ""
-            ),
+            images=tuple(self.image(name, "entity_image_folder") for name in images if name is not None and name != ""),
             arrays={name: self.array(row, name) for name in self.arrays},
         )
         own_id = self.id(row, ordinal)

@@ -1,4 +1,4 @@
-"""Reads JSON: whole files, and streams of records from lists, objects and lines, with errors that name line and column."""
+"""Reads JSON files as a whole, and streams of records from lists, objects and lines."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def _members(window: _Window) -> Iterator[Placed]:
     records: list[tuple[str, Any]] = []  # the last member that is an object: the next one shows whether it is a record
     rest: dict[str, Any] = {}
     count = 0
-    for key in window.keys():
+    for key in window.member_keys():
         begins = window.begins()
         if begins in ("[{", "[["):
             lists.append(key)
@@ -168,7 +168,7 @@ class _Window:
             closed = self.delimiter() == "]"
             self.next_character()
 
-    def keys(self) -> Iterator[str]:
+    def member_keys(self) -> Iterator[str]:
         """Every key of the object that begins here, with the current position at its value, which has to be read."""
         self.at += 1
         closed = self.next_character() == "}"

@@ -21,6 +21,15 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 
 RECREATE = "Unpack or write the file again."
 
+# The mark of UTF-32 begins with that of UTF-16.
+_MARKS = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF32_LE: "utf-32",
+    codecs.BOM_UTF32_BE: "utf-32",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+
 _CHUNK = 1 << 20
 _PIPE_LIMIT = 1 << 30
 _PATIENCE = 10.0
@@ -36,9 +45,12 @@ def open_text(path: Path) -> Iterator[TextIO]:
     Raises:
         DataError: It does not exist, is empty, or cannot be read, here or while it is read.
     """
-    with as_data_errors(path), open_binary(path) as file:
-        with io.TextIOWrapper(file, _encoding(path, file), newline="") as text:
-            yield text
+    with (
+        as_data_errors(path),
+        open_binary(path) as file,
+        io.TextIOWrapper(file, _encoding(path, file), newline="") as text,
+    ):
+        yield text
 
 
 def open_binary(path: Path) -> io.BufferedReader:
@@ -122,8 +134,12 @@ def _encoding(path: Path, file: io.BufferedReader) -> str:
     head = file.peek(4)[:4]
     if not head:
         raise DataError(f"{path} is empty.")
-    # By the byte order mark, or the NUL bytes of a text without one.
-    return json.detect_encoding(head)  # type: ignore[attr-defined,no-any-return]
+    encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
+    if encoding == "utf-8" and 0 in head[:2]:
+        raise DataError(
+            f"{path} begins with NUL bytes: it is no text, or UTF-16 without a byte order mark. Save it as UTF-8."
+        )
+    return encoding
 
 
 def _place(path: Path) -> str:

@@ -11,7 +11,7 @@ import threading
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeVar, get_args
@@ -177,14 +177,6 @@ class ImageFolder:
         self.policy = policy
         self.max_pixels = max_pixels
         self.renamed = renamed
-
-    def warn_if_absent(self, named: Iterable[object]) -> None:
-        """Warn that the folder does not exist, if any record names an image in it."""
-        if not self.folder.is_dir() and any(named):
-            _log.warning(
-                f"The folder {self.folder} does not exist (nor with a plural s), so all of its images are missing. "
-                "Unpack the images there."
-            )
 
     def path(self, name: str) -> Path:
         """Path of an image, whether it exists or not."""

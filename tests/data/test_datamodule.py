@@ -90,7 +90,7 @@ def test_image_policies(folder, policy, caplog):
 
 def test_drop_keeps_mentions_without_an_image_name_and_all_evaluation_mentions(folder):
     folder.splits["train"][0]["imgPath"] = ""  # Q0 has no image either
-    for path in (folder.root / "mention_images").glob("test*.jpg"):
+    for path in sorted((folder.root / "mention_images").glob("test*.jpg"))[1:]:
         path.unlink()
     module = folder.module(image_policy="drop")
     module.setup("fit")
@@ -102,7 +102,7 @@ def test_drop_keeps_mentions_without_an_image_name_and_all_evaluation_mentions(f
 
 def test_dropping_every_mention_is_an_error(folder):
     for path in (folder.root / "mention_images").iterdir():
-        path.unlink()
+        path.write_bytes(b"no image")
     module = folder.module(image_policy="drop")
     module.setup("fit")
     with pytest.raises(DataError, match="All training mentions"):
@@ -175,19 +175,41 @@ def test_missing_files_and_empty_splits(folder, tmp_path):
         folder.module().setup("test")
 
 
-def test_a_missing_image_folder_is_reported_once(folder, caplog):
-    for name in ("mention_images", "kb_image"):
-        (folder.root / name).rename(folder.root / f"other_{name}")
-    module = folder.module()
-    module.setup("fit")
-    module.setup("test")
-    messages = [record.message.split(" (nor")[0] for record in caplog.records]
-    assert messages == [f"The folder {folder.root / name} does not exist" for name in ("kb_image", "mention_image")]
-    batches = [*epoch_of(module, 0), *module.test_dataloader()]
-    assert not any(batch["mentions"]["has_image"].any() for batch in batches)
-    failed = {failure for batch in batches for failure in batch["failures"]}
-    assert sum("/mention_image/" in path for path, _ in failed) == 18
-    assert {kind for _, kind in failed} == {"missing"}
+@pytest.mark.parametrize(("side", "name"), [("entity", "kb_image"), ("mention", "mention_images")])
+def test_all_images_missing_is_an_error_unless_none_are_wanted(folder, side, name):
+    (folder.root / name).rename(folder.root / "elsewhere")
+    with pytest.raises(DataError, match=f"All [56] {side} images are missing: .* name their folder: ") as caught:
+        folder.module().setup("validate")
+    # What the error recommends:
+    for option in (f"{side}_image_folder {folder.root / 'elsewhere'}", f"{side}_image_folder null"):
+        assert f"--data.{option.replace(str(folder.root / 'elsewhere'), 'FOLDER')}" in str(caught.value)
+        key, value = option.split()
+        module = folder.module(**{key: None if value == "null" else value})
+        module.setup("validate")
+        batches = list(module.val_dataloader()) if side == "mention" else list(module.entity_dataloader())
+        inputs = [batch["mentions" if side == "mention" else "entities"] for batch in batches]
+        assert any(part["has_image"].any() for part in inputs) == (value != "null")
+        assert not any(batch["failures"] for batch in batches)
+    folder.module(modalities="text").setup("validate")
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_absolute_paths_inside_the_named_folder(folder, tmp_path, link):
+    elsewhere = (folder.root / "kb_image").rename(tmp_path / "elsewhere")
+    if link:
+        (tmp_path / "link").symlink_to(elsewhere)
+    for entity in folder.entities:
+        entity["image_list"] = [str(elsewhere / name) for name in entity["image_list"]]
+    named = tmp_path / ("link" if link else "elsewhere")
+    module = folder.module(entity_image_folder=str(named))
+    module.setup("validate")
+    for batch in module.entity_dataloader():
+        assert batch["entities"]["has_image"].tolist() == [i % 3 > 0 for i in batch["index"].tolist()]
+    for other in ("auto", str(folder.root / "mention_images")):
+        with pytest.raises(DataError, match="outside the data folder.*--data.entity_image_folder FOLDER"):
+            folder.module(entity_image_folder=other).setup("validate")
+    with pytest.raises(ConfigError, match="nowhere does not exist"):
+        folder.module(entity_image_folder=str(tmp_path / "nowhere")).setup("validate")
 
 
 def test_nil_and_unknown_golds_are_counted(folder, caplog):
