@@ -17,6 +17,7 @@ from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import CheckpointError, ConfigError, UsageError
 from mimic_pl.model import MIMIC
+from mimic_pl.yaml_file import load_bounded
 
 RUNS = "lightning_logs"
 """Subfolder of the working directory into which the Trainer writes its runs."""
@@ -197,7 +198,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: It cannot be read; a :class:`UsageError` if it is not valid YAML, or not a mapping.
     """
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = load_bounded(path)
     except OSError as error:
         raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from error
     except (yaml.YAMLError, ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError

@@ -19,6 +19,11 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     add_config_argument(parser, "Configuration from which data and processor are used; the rest is ignored.")
     add_data_argument(parser, complete)
     add_processor_argument(parser, complete)
+    text = (
+        "Print one JSON document: 'errors', and for each of 'data_sets' its 'findings' with subject, value, verdict "
+        "(ok, note, warning or ERROR), advice, and where they apply count, file and place. The exit code is the same."
+    )
+    parser.add_argument("--json", action="store_true", help=text)
 
 
 def run(args: list[str]) -> int:
@@ -43,4 +48,4 @@ def run(args: list[str]) -> int:
     check_data_root(config)
     built = parser.instantiate_classes(config)
     built.data.processor = built.processor or Processor()
-    return int(run_doctor(built.data))
+    return int(run_doctor(built.data, config.json))

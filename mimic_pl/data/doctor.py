@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -30,6 +31,7 @@ SPLITS = ("train", "val", "test")
 _OUTCOMES = {"train": "excluded from training", "val": "counted as not found", "test": "counted as not found"}
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "ERROR": "bold red"}
 _SHOWN = 5
+_UNLIMITED = 1 << 20
 _T = TypeVar("_T")
 
 
@@ -43,12 +45,18 @@ class Finding:
         verdict: ``ok``, ``note`` (good to know), ``warning`` (results suffer), or ``ERROR`` (must be fixed before a
             run).
         advice: What to do; empty if nothing.
+        count: Number of records or images that it is about, if any.
+        file: The file or folder with them, if it is about one.
+        place: Place of the first of them in the file.
     """
 
     subject: str
     value: str
     verdict: Verdict = "ok"
     advice: str = ""
+    count: int | None = None
+    file: str | None = None
+    place: str | None = None
 
 
 @dataclass
@@ -57,9 +65,16 @@ class Report:
 
     findings: list[Finding] = field(default_factory=list)
 
-    def add(self, subject: str, value: object, verdict: Verdict = "ok", advice: str = "") -> None:
+    def add(self, subject: str, value: object, verdict: Verdict = "ok", advice: str = "", **details: Any) -> None:
         """Add a row."""
-        self.findings.append(Finding(subject, str(value), verdict, advice))
+        self.findings.append(Finding(subject, str(value), verdict, advice, **details))
+
+    def add_share(
+        self, subject: str, count: int, total: int, verdict: Verdict = "ok", advice: str = "", **details: Any
+    ) -> None:
+        """Add a row about some of all records or images."""
+        share = f"{count:,} of {total:,} ({count / total:.1%})" if total else f"{count:,}"
+        self.add(subject, share, verdict, advice, count=count, **details)
 
     @property
     def has_errors(self) -> bool:
@@ -78,11 +93,12 @@ class Report:
         return table
 
 
-def run_doctor(datamodule: BaseDataModule) -> int:
+def run_doctor(datamodule: BaseDataModule, as_json: bool = False) -> int:
     """Check the folders of all data sets of a data module, and print the report.
 
     Args:
         datamodule: The data module, with a processor, which defines templates and image policy.
+        as_json: Print one JSON document instead of tables.
 
     Returns:
         The exit status: 0, or that of a :class:`~mimic_pl.errors.DataError` if there are errors.
@@ -90,9 +106,20 @@ def run_doctor(datamodule: BaseDataModule) -> int:
     for part in datamodule.parts:
         part.processor = datamodule.processor
     reports = [examine(part) for part in datamodule.parts]
-    for report in reports:
-        Console().print(report.table())
-    return DataError.exit_code if any(report.has_errors for report in reports) else 0
+    errors = any(report.has_errors for report in reports)
+    if as_json:
+        sets = [
+            {"root": str(part.folder), "findings": [asdict(finding) for finding in report.findings]}
+            for part, report in zip(datamodule.parts, reports, strict=True)
+        ]
+        print(json.dumps({"errors": errors, "data_sets": sets}, indent=2))
+    else:
+        console = Console()
+        if not console.is_terminal:  # a log file has no width at which lines would have to break
+            console = Console(width=_UNLIMITED)
+        for report in reports:
+            console.print(report.table())
+    return DataError.exit_code if errors else 0
 
 
 def examine(datamodule: MELDataModule) -> Report:
@@ -129,9 +156,11 @@ def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Seq
         records = read()
     except MalformedRecordsError as error:
         for problem in error.problems[:_SHOWN]:
-            report.add(subject, problem, "ERROR", "fix the record")
+            where = {"count": problem.count, "file": str(error.path), "place": problem.place}
+            report.add(subject, f"{error.path.name}, {problem}", "ERROR", "fix the record", **where)
         if len(error.problems) > _SHOWN:
-            report.add(subject, f"{len(error.problems) - _SHOWN} more problems", "ERROR", "fix the records")
+            more = len(error.problems) - _SHOWN
+            report.add(subject, f"{more:,} more problems", "ERROR", "fix the records", count=more, file=str(error.path))
         return error.records
     except DataError as error:
         report.add(subject, error, "ERROR", "this file is required")
@@ -146,11 +175,11 @@ def _examine_entities(report: Report, entities: Sequence[Entity], template: Text
         return
     empty = [entity.id for entity in entities if "attr" in entity.fields and not entity.fields["attr"].strip()]
     advice = "the model sees only their names and images" if empty else ""
-    report.add("entities with empty attributes", _share(len(empty), len(entities)), _note(empty), advice)
+    report.add_share("entities with empty attributes", len(empty), len(entities), _note(empty), advice)
     without = sum(not entity.image_files for entity in entities)
-    report.add("entities without an image", _share(without, len(entities)), _note(without))
+    report.add_share("entities without an image", without, len(entities), _note(without))
     same = sum(count for count in Counter(entity.name for entity in entities).values() if count > 1)
-    report.add("entities with a non-unique name", _share(same, len(entities)), "note")
+    report.add_share("entities with a non-unique name", same, len(entities), "note")
     _try_template(report, "entity text", template, entities)
 
 
@@ -176,11 +205,11 @@ def _examine_split(
     total = len(mentions)
     _duplicates(report, f"{split} mention ids", [mention.id for mention in mentions])
     nil = sum(not mention.golds for mention in mentions)
-    report.add(f"{split} mentions without gold (nil)", _share(nil, total), _note(nil), _OUTCOMES[split] if nil else "")
+    report.add_share(f"{split} mentions without gold (nil)", nil, total, _note(nil), _OUTCOMES[split] if nil else "")
     if entities:  # otherwise every gold would be unknown, which would hide the problem of the knowledge base
         _examine_golds(report, split, mentions, entities, datamodule.batch_size)
     without = sum(mention.image is None for mention in mentions)
-    report.add(f"{split} mentions without an image", _share(without, total), _note(without))
+    report.add_share(f"{split} mentions without an image", without, total, _note(without))
     _try_template(report, f"{split} text", datamodule.processor.mention_template, mentions)
 
 
@@ -191,7 +220,7 @@ def _examine_golds(
     known = entities.positions
     unknown = [m.id for m in mentions if m.golds and not any(gold in known for gold in m.golds)]
     advice = f"{_OUTCOMES[split]}; for example {_examples(unknown)}" if unknown else ""
-    report.add(f"{split} golds not in the knowledge base", _share(len(unknown), total), _warning(unknown), advice)
+    report.add_share(f"{split} golds not in the knowledge base", len(unknown), total, _warning(unknown), advice)
     linked = [[entities[known[gold]] for gold in mention.golds if gold in known] for mention in mentions]
     if split == "train" and not any(linked):
         report.add("train mentions with a gold", 0, "ERROR", "training needs golds that are in the knowledge base")
@@ -199,7 +228,7 @@ def _examine_golds(
         any(mention.mention.casefold() == gold.name.casefold() for gold in golds)
         for mention, golds in zip(mentions, linked, strict=True)
     )
-    report.add(f"{split} mentions equal to their gold's name", _share(equal, total), "note")
+    report.add_share(f"{split} mentions equal to their gold's name", equal, total, "note")
     if split == "train":
         golds = [golds[0].id for golds in linked if golds]
         expected = batch_mates_with_same_gold(golds, batch_size)
@@ -253,6 +282,10 @@ def _scan(
     except DataError as error:
         report.add(title, error, "ERROR", "keep one folder")
         return {}
+    option = "entity_image_folder" if folder == "kb_image" else "mention_image_folder"
+    if getattr(datamodule, option) is None:
+        report.add(title, f"not used: {option} is null", "note")
+        return {}
     seen = scan(images, names, f"Opening {title}")
     failed = failures(seen)
     if seen and not images.folder.is_dir():
@@ -261,21 +294,25 @@ def _scan(
     for kind in ("missing", "unreadable", "oversized"):
         paths = [path for path, kind_ in failed if kind_ == kind]
         policy = datamodule.processor.image_policy
-        verdict: Verdict = "ok" if not paths else "ERROR" if policy == "error" else "warning"
+        # A run refuses a folder without any of the images.
+        bad = policy == "error" or (kind == "missing" and len(paths) == len(seen))
+        verdict: Verdict = "ok" if not paths else "ERROR" if bad else "warning"
         advice = f"policy {policy!r} applies; for example {_examples(paths)}" if paths else ""
-        report.add(f"{title}, {kind}", _share(len(paths), len(seen)), verdict, advice)
+        if kind == "missing" and paths and len(paths) == len(seen):
+            advice = f"unpack them, or name their folder: --data.{option} FOLDER; null for none. For example {paths[0]}"
+        report.add_share(f"{title}, {kind}", len(paths), len(seen), verdict, advice, file=str(images.folder))
     return seen
 
 
 def _duplicates(report: Report, subject: str, ids: Sequence[str], bad: Verdict = "ERROR") -> None:
     twice = [id_ for id_, count in Counter(ids).items() if count > 1]
     advice = f"make them unique: {_examples(twice)}" if twice else ""
-    report.add(f"{subject}, used more than once", len(twice), bad if twice else "ok", advice)
+    report.add(f"{subject}, used more than once", len(twice), bad if twice else "ok", advice, count=len(twice))
 
 
 def _leakage(report: Report, subject: str, shared: int, total: int) -> None:
     advice = "results on these are too good: report them separately, or remove them from train" if shared else ""
-    report.add(subject, _share(shared, total), _warning(shared), advice)
+    report.add_share(subject, shared, total, _warning(shared), advice)
 
 
 def _compared(count: int, published: int | None) -> tuple[str, Verdict, str]:
@@ -285,10 +322,6 @@ def _compared(count: int, published: int | None) -> tuple[str, Verdict, str]:
     same = count == published
     advice = "" if same else "differs from the paper: compare results with the paper's only if the difference is small"
     return f"{count:,} (published {published:,})", "ok" if same else "note", advice
-
-
-def _share(count: int, total: int) -> str:
-    return f"{count:,} of {total:,} ({count / total:.1%})" if total else f"{count:,}"
 
 
 def _note(found: Any) -> Verdict:

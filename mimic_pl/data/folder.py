@@ -78,7 +78,7 @@ class MIMICFolder(BaseDataModule):
                 f"{self.folder} has no knowledge base: looked for kb_entity.json ({_OTHERS}), but "
                 f"found {self._found()}. {original if self.published is not None else ''}".rstrip()
             )
-        return read_entities(path, self.folder / "qid2id.json", arrays, texts, self._trusted(self.entity_image_folder))
+        return read_entities(path, self.folder / "qid2id.json", arrays, texts, self._trusted("entity"))
 
     def read_mentions(self, split: str) -> list[Mention]:
         """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
@@ -89,7 +89,7 @@ class MIMICFolder(BaseDataModule):
         else:
             file = self.split_file(split)
         arrays, texts = (self.processor.mention_arrays, self._texts("mention")) if self.has_processor else ((), ())
-        return read_mentions(file, arrays, texts, self._trusted(self.mention_image_folder))
+        return read_mentions(file, arrays, texts, self._trusted("mention"))
 
     def split_file(self, split: str) -> Path:
         """The file of a split.
@@ -126,9 +126,19 @@ class MIMICFolder(BaseDataModule):
         template = self.processor.entity_template if side == "entity" else self.processor.mention_template
         return template.fields
 
-    def _trusted(self, folder: str | None) -> Path:
-        """Folder inside which absolute paths of images are accepted."""
-        return (self.folder if folder in ("auto", None) else Path(folder).expanduser()).absolute()
+    def _trusted(self, side: str) -> Path:
+        """Folder inside which absolute paths of images are accepted: the configured one, or the data folder.
+
+        Raises:
+            ConfigError: It does not exist.
+        """
+        configured = self.entity_image_folder if side == "entity" else self.mention_image_folder
+        if configured in ("auto", None):
+            return self.folder.absolute()
+        folder = Path(configured).expanduser().absolute()
+        if not folder.is_dir():
+            raise ConfigError(f"The folder of images {folder} does not exist: set --data.{side}_image_folder FOLDER.")
+        return folder
 
     def image_folder(self, name: str, policy: ImagePolicy = "blank", max_pixels: int = MAX_PIXELS) -> ImageFolder:
         """The folder of the entities' images, ``kb_image``, or of the mentions', ``mention_image``.
@@ -143,11 +153,7 @@ class MIMICFolder(BaseDataModule):
         side = "entity" if name == "kb_image" else "mention"
         configured = self.entity_image_folder if side == "entity" else self.mention_image_folder
         if configured not in ("auto", None):
-            folder = self._trusted(configured)
-            if not folder.is_dir():
-                raise ConfigError(
-                    f"The folder of images {folder} does not exist. Set it: --data.{side}_image_folder PATH."
-                )
+            folder = self._trusted(side)
         else:
             present = [path for path in (self.folder / name, self.folder / f"{name}s") if path.is_dir()]
             if len(present) > 1:

@@ -9,6 +9,7 @@ import logging
 import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from operator import itemgetter
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Generic, TypeVar
@@ -32,18 +33,38 @@ _log = logging.getLogger(__name__)
 _Record = TypeVar("_Record", Entity, Mention)
 
 
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong with some records of a file.
+
+    Attributes:
+        place: The first of them.
+        message: What is wrong, and what to do.
+        count: Number of them.
+    """
+
+    place: str
+    message: str
+    count: int = 1
+
+    def __str__(self) -> str:
+        """Place and message as one sentence."""
+        return f"{self.place}: {self.message}" + (f" (The same in {self.count - 1:,} more.)" if self.count > 1 else "")
+
+
 class MalformedRecordsError(DataError):
     """Some records of a file are malformed; all of them are reported at once.
 
     Args:
         path: The file.
-        problems: One sentence per kind of problem, naming the first record that has it.
+        problems: One of each kind.
         records: The valid records, for callers that continue, such as ``mimic-pl doctor``.
     """
 
-    def __init__(self, path: Path, problems: list[str], records: Sequence[Any]) -> None:
+    def __init__(self, path: Path, problems: Sequence[Problem], records: Sequence[Any]) -> None:
         more = f"\n... and {len(problems) - _SHOWN} more problems." if len(problems) > _SHOWN else ""
         super().__init__("\n".join(f"{path}, {problem}" for problem in problems[:_SHOWN]) + more)
+        self.path = path
         self.problems = problems
         self.records = records
 
@@ -91,22 +112,22 @@ def read_entities(
         same = f"the entity {quoted(table[later].id)} is also {reader.unit} {reader.numbers[first]}. Keep one of them."
         # Not counted together: each is another entity.
         problems.add(reader.numbers[later], reader.where(reader.numbers[later], own_ids[later]), same, kind=str(later))
-    messages = problems.messages()
+    found = problems.found()
     dropped = {later for later, _ in repeated}
     order = [position for position in range(len(table)) if position not in dropped]
     try:
         order.sort(key=own_ids.__getitem__)
     except TypeError:
-        messages.append("'id': some are numbers and some are text, which cannot be ordered. Use one type.")
+        found.append(Problem("'id'", "some are numbers and some are text, which cannot be ordered. Use one type."))
     if order != list(range(len(table))):
         table = table.take(order)
     if ids is not None and ids.is_file():
         try:
-            messages += _disagreements(ids, table, [own_ids[position] for position in order])
+            found += _disagreements(ids, table, [own_ids[position] for position in order], complete=not found)
         except DataError as error:  # the knowledge base itself can still be read
-            messages.append(f"with its list of ids: {error}")
-    if messages:
-        raise MalformedRecordsError(path, messages, table)
+            found.append(Problem("with its list of ids", str(error)))
+    if found:
+        raise MalformedRecordsError(path, found, table)
     if not table:
         raise DataError(f"{path} contains no entities. A knowledge base needs at least one.")
     return table
@@ -128,8 +149,8 @@ def read_mentions(
     """
     reader = _MentionReader(path, path.name, "id", arrays, texts, images)
     mentions = list(reader.read())
-    if messages := reader.problems.messages():
-        raise MalformedRecordsError(path, messages, mentions)
+    if found := reader.problems.found():
+        raise MalformedRecordsError(path, found, mentions)
     return mentions
 
 
@@ -137,19 +158,16 @@ class _Problems:
     """Problems of a file's records: the first of each kind, and how often it occurs."""
 
     def __init__(self) -> None:
-        self._found: dict[str, tuple[int, str, int]] = {}
+        self._found: dict[str, tuple[int, Problem]] = {}
 
-    def add(self, number: int, where: str, message: str, kind: str) -> None:
+    def add(self, number: int, place: str, message: str, kind: str) -> None:
         """Add a problem of a record."""
-        first, text, count = self._found.get(kind, (number, f"{where}: {message}", 0))
-        self._found[kind] = first, text, count + 1
+        first, problem = self._found.get(kind, (number, Problem(place, message, 0)))
+        self._found[kind] = first, replace(problem, count=problem.count + 1)
 
-    def messages(self) -> list[str]:
-        """One sentence per kind, in the order of the records."""
-        return [
-            text + (f" (The same in {count - 1:,} more.)" if count > 1 else "")
-            for _, text, count in sorted(self._found.values(), key=itemgetter(0))
-        ]
+    def found(self) -> list[Problem]:
+        """One of each kind, in the order of the records."""
+        return [problem for _, problem in sorted(self._found.values(), key=itemgetter(0))]
 
 
 class _Reader(Generic[_Record]):
@@ -338,19 +356,27 @@ class _MentionReader(_Reader[Mention]):
         )
 
 
-def _disagreements(path: Path, table: EntityTable, ids: list[int | str]) -> Iterator[str]:
-    """Disagreements between ``qid2id.json`` and the knowledge base, whose ids are in the order of its table."""
-    listed = read_json(path)
-    if not isinstance(listed, dict):
-        raise DataError(f"{path} contains a JSON {type(listed).__name__}; expected an object of qids and ids.")
+def _disagreements(path: Path, table: EntityTable, ids: list[int | str], complete: bool) -> Iterator[Problem]:
+    """Disagreements between ``qid2id.json`` and the knowledge base, whose ids are in the order of its table.
+
+    Args:
+        path: ``qid2id.json``.
+        table: The knowledge base.
+        ids: The ids of its records.
+        complete: Whether all of its records are valid; otherwise some that the file lists may be missing.
+    """
+    known = read_json(path)
+    if not isinstance(known, dict):
+        raise DataError(f"{path} contains a JSON {type(known).__name__}; expected an object of qids and ids.")
     advice = f"Unpack both files from one release, or remove {path.name}: it is redundant."
     for qid, here in zip(table.positions, ids, strict=True):
-        there = listed.pop(qid, None)
+        there = known.pop(qid, None)
         if here != there:
-            yield f"entity {quoted(qid)}: its id is {_known(here)}, but in {path} it is {_known(there)}. {advice}"
-    for qid, there in listed.items():
+            differs = f"its id is {_known(here)}, but in {path} it is {_known(there)}. {advice}"
+            yield Problem(f"entity {quoted(qid)}", differs)
+    for qid, there in known.items() if complete else ():
         if there is not None:
-            yield f"entity {quoted(qid)}: its id is {_known(None)}, but in {path} it is {_known(there)}. {advice}"
+            yield Problem(f"entity {quoted(qid)}", f"it is missing, but listed in {path}. {advice}")
 
 
 def _known(id_: object) -> str:

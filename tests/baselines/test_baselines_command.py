@@ -90,7 +90,16 @@ def test_image_cosines_are_skipped_without_images(config, tmp_path, capsys):
     root = tiny.write_set(tmp_path / "Tiny")
     for image in (root / "kb_image").iterdir():
         image.unlink()
-    given = ["--config", config, "--data.root", root, "--output", tmp_path / "out"]
+    given = [
+        "--config",
+        config,
+        "--data.root",
+        root,
+        "--output",
+        tmp_path / "out",
+        "--data.entity_image_folder",
+        "null",
+    ]
     code, out, _ = run(capsys, *given, "--only", "text_cosine,image_cosine")
     assert code == 0 and "Skipped: image_cosine, which need images" in " ".join(out.split())
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["baselines.json", "text_cosine"]

@@ -120,7 +120,7 @@ def test_missing_and_ambiguous_image_folders(folder):
     (folder.root / "mention_images").rename(folder.root / "elsewhere")
     assert findings_of(module)["mention images, missing"].value == "23 of 23 (100.0%)"
     (folder.root / "kb_images").mkdir()
-    assert [subject for subject, _ in errors_of(module)] == ["entity images"]
+    assert [subject for subject, _ in errors_of(module)] == ["entity images", "mention images, missing"]
 
 
 def test_oversized_images(folder):

@@ -137,7 +137,7 @@ def test_all_problems_are_reported_and_the_other_records_are_read(tmp_path):
     rows = [good, {"id": 1, "qid": 5}, 3, {**good, "id": 2}]
     with pytest.raises(MalformedRecordsError) as caught:
         read_entities(write(tmp_path / "x.json", rows))
-    assert [problem[:8] for problem in caught.value.problems] == ["record 1", "record 2", "record 3"]
+    assert [str(problem)[:8] for problem in caught.value.problems] == ["record 1", "record 2", "record 3"]
     assert [entity.id for entity in caught.value.records] == ["Q0"]
 
 
@@ -146,10 +146,10 @@ def test_problems_come_in_the_order_of_the_records(tmp_path):
     rows = [{**twice, "id": 9}, twice, {"id": 1, "qid": 5}, {**twice, "qid": "Q1", "id": 2}, {**twice, "id": 3}]
     with pytest.raises(MalformedRecordsError) as caught:
         read_entities(write(tmp_path / "x.json", rows))
-    assert [problem[:15] for problem in caught.value.problems] == [
+    assert [str(problem)[:15] for problem in caught.value.problems] == [
         f"record {n} (id {i})" for n, i in ((1, 7), (2, 1), (4, 3))
     ]
-    assert all("'Q0' is also record 0" in caught.value.problems[place] for place in (0, 2))
+    assert all("'Q0' is also record 0" in caught.value.problems[place].message for place in (0, 2))
     assert [entity.id for entity in caught.value.records] == ["Q1", "Q0"]
 
 
