@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 from mimic_pl.errors import DataError
+from mimic_pl.quoting import listed, quoted
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,7 +72,7 @@ class Entity:
         images = _images(rest, "entity")
         own = _texts(rest, "entity", required=("id", "name"))
         arrays = rest.pop("arrays", {})
-        return cls(own["id"], own["name"], _fields(rest, f"entity {own['id']!r}"), images, arrays)
+        return cls(own["id"], own["name"], _fields(rest, f"entity {quoted(own['id'])}"), images, arrays)
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,12 +126,14 @@ class Mention:
         rest = _copied(record, "mention")
         images = _images(rest, "mention")
         if len(images) > 1:
-            raise DataError(f"The mention {record.get('mention')!r:.80} has {len(images)} images. Pass one as 'image'.")
+            raise DataError(
+                f"The mention {quoted(record.get('mention'))} has {len(images)} images. Pass one as 'image'."
+            )
         golds = rest.pop("golds", ())
         golds = (golds,) if isinstance(golds, str) else tuple(golds or ())
         own = _texts(rest, "mention", required=("mention",), optional=("sentence", "id"))
         arrays = rest.pop("arrays", {})
-        fields = _fields(rest, f"mention {own['mention']!r:.80}")
+        fields = _fields(rest, f"mention {quoted(own['mention'])}")
         image = images[0] if images else None
         return cls(own["id"], own["mention"], own["sentence"], golds, image, fields, arrays)
 
@@ -148,7 +151,7 @@ def as_sequence(records: Iterable[Record]) -> Sequence[Record]:
 
 def _copied(record: object, what: str) -> dict[str, Any]:
     if not isinstance(record, Mapping):
-        raise DataError(f"{record!r:.80} is a {type(record).__name__}, not a dictionary that describes the {what}.")
+        raise DataError(f"{quoted(record)} is a {type(record).__name__}, not a dictionary that describes the {what}.")
     return dict(record)
 
 
@@ -156,9 +159,9 @@ def _files(images: tuple[ImageSource, ...], record_id: str) -> tuple[str, ...]:
     for image in images:
         if not isinstance(image, str):
             raise DataError(
-                f"The record {record_id!r} contains an image of type {type(image).__name__}. In a data module, images "
-                "must be file names in its image folders; model.encode_mentions and model.encode_entities accept "
-                "images of any type."
+                f"The record {quoted(record_id)} contains an image of type {type(image).__name__}. In a data "
+                "module, images must be file names in its image folders; model.encode_mentions and "
+                "model.encode_entities accept images of any type."
             )
     return images  # type: ignore[return-value]
 
@@ -179,13 +182,13 @@ def _texts(
 ) -> dict[str, str]:
     """Pop texts from a dictionary; integers, which identifiers often are, are converted to text."""
     found: dict[str, str] = {}
-    keys = ", ".join(map(str, rest))
+    keys = listed(map(str, rest))
     for name in (*required, *optional):
         value = rest.pop(name, None)
         if value is None and name in required:
-            raise DataError(f"The {what} has no {name!r}. Its keys: {keys or 'none'}.")
+            raise DataError(f"The {what} has no {name!r}. Its keys: {keys}.")
         if value is not None and not isinstance(value, (str, int)):
-            raise DataError(f"{name!r} of the {what} is {type(value).__name__} {value!r:.80}; it must be text.")
+            raise DataError(f"{name!r} of the {what} is {type(value).__name__} {quoted(value)}; it must be text.")
         found[name] = "" if value is None else str(value)
     return found
 
@@ -193,7 +196,5 @@ def _texts(
 def _fields(rest: Mapping[str, Any], what: str) -> dict[str, str]:
     wrong = [name for name, value in rest.items() if not isinstance(value, str)]
     if wrong:
-        raise DataError(
-            f"{', '.join(map(repr, wrong))} of the {what} is not text. Fields must be text; put numbers into 'arrays'."
-        )
+        raise DataError(f"{listed(wrong)} of the {what} is not text. Fields must be text; put numbers into 'arrays'.")
     return dict(rest)

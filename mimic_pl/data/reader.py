@@ -281,7 +281,9 @@ class _Reader(Generic[_Record]):
         kind = _kind(value)
         if text is None:
             raise _FieldError(
-                f"{key!r} is there, but no text: it is {kind}, {quoted(value)}. Write it as text.", f"{key} {kind}"
+                f"{key!r} is there, but no text: it is {kind}{_shown(value)}. "
+                f"Write {'an empty text where there is none' if kind in ('NaN', 'null') else 'it as text'}.",
+                f"{key} {kind}",
             )
         what = f"{kind} as {key!r}"
         first, count = self._taken.get(what, (self.where(self.number, None), 0))
@@ -290,7 +292,7 @@ class _Reader(Generic[_Record]):
 
     def _no_record(self, row: object) -> _FieldError:
         if isinstance(row, DataError):
-            return _FieldError(str(row), "malformed")
+            return _FieldError(str(row))
         if isinstance(row, list) and len(row) > 3 and isinstance(row[0], str) and isinstance(row[1], str):
             raise DataError(
                 f"{self.path} is WikiDiverse as its authors annotated it: lists of sentence, image URL, topic and "
@@ -415,6 +417,10 @@ def _kind(value: object) -> str:
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
+def _shown(value: object) -> str:
+    return "" if _kind(value) in ("NaN", "null") else f", {quoted(value)}"
+
+
 def _as_list(value: Any) -> Any:
     """The list that a text is in JSON, or as pandas writes it into CSV; any other value unchanged."""
     if not isinstance(value, str) or value[:1] != "[" or value[-1:] != "]":
@@ -439,5 +445,5 @@ def _unicode(value: str, key: str) -> str:
         try:
             value.encode()
         except UnicodeEncodeError as error:
-            raise _FieldError(f"{key!r} has an unpaired surrogate at {error.start}. Fix the text.") from error
+            raise _FieldError(f"{quoted(key)} has an unpaired surrogate at {error.start}. Fix the text.") from error
     return value

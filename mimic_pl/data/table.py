@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mimic_pl.errors import DataError
+from mimic_pl.quoting import quoted
 from mimic_pl.records import Entity
 
 Integers = npt.NDArray[Any]
@@ -56,7 +57,8 @@ class EntityTable(Sequence[Entity]):
             for name in arrays.keys() | entity.arrays.keys():
                 if name not in entity.arrays or (begins and name not in arrays):
                     raise DataError(
-                        f"The entity {entity.id!r}, or one before it, has no array {name!r}. All entities need it."
+                        f"The entity {quoted(entity.id)}, or one before it, has no array {name!r}. All entities need "
+                        "it."
                     )
                 arrays.setdefault(name, []).append(np.asarray(entity.arrays[name]))
             begins.append(len(ends) - 1)
@@ -67,8 +69,8 @@ class EntityTable(Sequence[Entity]):
                     blob += text.encode(*_UNICODE)
                 except AttributeError as error:
                     raise DataError(
-                        f"The entity {entity.id!r} has {text!r:.80} among its texts. id, name, fields and images must "
-                        "be text: fix the reader that created it."
+                        f"The entity {quoted(entity.id)} has {quoted(text)} among its texts. id, name, fields and "
+                        "images must be text: fix the reader that created it."
                     ) from error
                 ends.append(len(blob))
         self._blob = np.frombuffer(blob, np.uint8)

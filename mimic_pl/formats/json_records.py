@@ -80,6 +80,8 @@ def stream_json(path: Path, file: TextIO, suffix: str) -> Iterator[Placed]:
         elif first == "{":
             yield from _members(window)
             window.require_end()
+        elif not first:
+            raise DataError(f"{path} is empty.")
         else:
             raise DataError(f"{path} contains a JSON {type(window.only_value()).__name__}; {_EXPECTED}.")
 

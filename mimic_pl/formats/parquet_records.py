@@ -32,4 +32,5 @@ def stream_parquet(path: Path) -> Iterator[tuple[str, int, str | None, Any]]:
                     yield "record", number, None, row
                     number += 1
         except pyarrow.ArrowException as error:
-            raise DataError(f"{path} cannot be read as Parquet: {str(error).splitlines()[0]} {RECREATE}") from error
+            reason = str(error).splitlines()[0].rstrip(".")
+            raise DataError(f"{path} cannot be read as Parquet: {reason}. {RECREATE}") from error

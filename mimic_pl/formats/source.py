@@ -31,7 +31,9 @@ _MARKS = {
 }
 
 _CHUNK = 1 << 20
-_PIPE_LIMIT = 1 << 30
+_PIPE_LIMIT = 1 << 27
+"""Bytes from a pipe, whose records take some ten times as much memory."""
+
 _PATIENCE = 10.0
 """Seconds without data from a pipe until a warning."""
 

@@ -160,6 +160,111 @@ def test_qid2id_disagrees(tmp_path, ids):
         read_entities(kb, write(tmp_path / "qid2id.json", ids))
 
 
+ENTITY = {"id": 0, "qid": "Q0", "entity_name": "n", "attr": "a", "image_list": []}
+MENTION = {"id": 0, "mentions": "m", "sentence": "s", "answer": "Q0", "imgPath": ""}
+
+
+def test_numbers_and_lists_with_an_obvious_text_are_taken_and_reported_once(tmp_path, caplog):
+    rows = [
+        {**ENTITY, "qid": 42, "entity_name": 1984},
+        {**ENTITY, "qid": "Q1", "entity_name": 1985, "attr": ["a", "b", 3]},
+        {**ENTITY, "qid": "Q2", "attr": 0.5},
+    ]
+    found = read_entities(write(tmp_path / "x.json", rows), texts=("attr",))
+    assert [(entity.id, entity.name, entity.fields["attr"]) for entity in found] == [
+        ("42", "1984", "a"), ("Q1", "1985", "a, b, 3"), ("Q2", "n", "0.5"),
+    ]  # fmt: skip
+    messages = sorted(record.message.removeprefix(f"{tmp_path / 'x.json'}: ") for record in caplog.records)
+    assert messages == [
+        "a list as 'attr' in 1 records is taken as text; the first is record 1.",
+        "a number as 'attr' in 1 records is taken as text; the first is record 2.",
+        "a number as 'entity_name' in 2 records is taken as text; the first is record 0.",
+        "a number as 'qid' in 1 records is taken as text; the first is record 0.",
+    ]
+    (mention,) = read_mentions(write(tmp_path / "y.json", [{**MENTION, "answer": [42, "Q1"]}]))
+    assert mention.golds == ("42", "Q1")
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (True, "it is a truth value, True. Write it as text."),
+        (float("nan"), "it is NaN. Write an empty text where there is none."),
+        (float("inf"), "it is a number, inf. Write it as text."),
+        ({"en": "x"}, "it is an object, {'en': 'x'}. Write it as text."),
+        ([["x"]], r"it is a list, \[\['x'\]\]. Write it as text."),
+        ([None], r"it is a list, \[None\]. Write it as text."),
+    ],
+)
+@pytest.mark.parametrize("key", ["attr", "entity_name"])
+def test_a_field_that_is_there_but_no_text(tmp_path, key, value, says):
+    rows = [{**ENTITY, "id": i, "qid": f"Q{i}", **({key: value} if i > 2 else {})} for i in range(9)]
+    path = write(tmp_path / "x.json", rows)
+    with pytest.raises(
+        DataError, match=rf"record 3 \(id 3\): '{key}' is there, but no text: {says} .The same in 5 more"
+    ):
+        read_entities(path, texts=("name", "attr"))
+    if key == "attr":  # what no template needs is left out
+        assert all("attr" not in entity.fields for entity in read_entities(path)[3:])
+
+
+def test_null_is_an_empty_field_but_no_name(tmp_path):
+    path = write(tmp_path / "x.json", [{**ENTITY, "attr": None}])
+    assert read_entities(path, texts=("attr",))[0].fields["attr"] == ""
+    with pytest.raises(DataError, match="'entity_name' is there, but no text: it is null. Write an empty text where"):
+        read_entities(write(path, [{**ENTITY, "entity_name": None}]))
+    assert read_entities(write(path, [{**ENTITY, "entity_name": ""}]))[0].name == ""
+
+
+@pytest.mark.parametrize("value", [7.0, ["Q1"]])
+def test_an_id_is_no_float(tmp_path, value):
+    with pytest.raises(DataError, match="'qid' is a (number|list), .*; expected text or an integer"):
+        read_entities(write(tmp_path / "x.json", [{**ENTITY, "qid": value}]))
+
+
+def test_a_column_that_is_not_there(tmp_path):
+    (tmp_path / "x.csv").write_text("qid,name,attr\n" + "".join(f"Q{i},n,a\n" for i in range(400)))
+    with pytest.raises(DataError) as caught:
+        read_entities(tmp_path / "x.csv")
+    assert str(caught.value) == (
+        f"{tmp_path / 'x.csv'}, line 2: there is no 'entity_name'. Rename 'name', if that is it. The record has: 'attr', "
+        "'name', 'qid'. (The same in 399 more.)"
+    )
+
+
+def test_ids_and_lists_of_csv(tmp_path):
+    (tmp_path / "kb.csv").write_text(
+        "id,qid,entity_name,attr,image_list,vector\n"
+        '10,007,null,NA,"[""a.jpg"", ""b,c.jpg""]","[1, 2]"\n'
+        "9,1e5,n%20m,,\"['a.jpg', 'b.jpg']\",\"[3, 4]\"\n"  # as pandas writes a list
+        '8,NA,n,x,[1].jpg,"[5, 6]"\n'
+    )
+    found = read_entities(tmp_path / "kb.csv", arrays=("vector",))
+    assert list(found) == [
+        Entity("NA", "n", {"attr": "x"}, ("[1].jpg",), found[0].arrays),
+        Entity("1e5", "n m", {"attr": ""}, ("a.jpg", "b.jpg"), found[1].arrays),
+        Entity("007", "null", {"attr": "NA"}, ("a.jpg", "b,c.jpg"), found[2].arrays),
+    ]
+    assert [entity.arrays["vector"].tolist() for entity in found] == [[5, 6], [3, 4], [1, 2]]
+    (tmp_path / "test.csv").write_text(
+        'id,mentions,sentence,answer,imgPath\n01,m,s,"[""007"", ""1e5""]",x.jpg\n02,m,s,nil,\n,m,s,NA,\n'
+    )
+    assert read_mentions(tmp_path / "test.csv") == [
+        Mention("01", "m", "s", ("007", "1e5"), "x.jpg"), Mention("02", "m", "s"), Mention("2", "m", "s", ("NA",)),
+    ]  # fmt: skip
+
+
+def test_messages_are_short_whatever_the_values(tmp_path):
+    huge = "x" * 2_000_000
+    for row in (
+        {**ENTITY, "qid": {huge: huge}}, {**ENTITY, "image_list": {"a": huge}}, {**ENTITY, "image_list": [f"/{huge}"]},
+        {huge: 1, f"{huge}2": 2}, {**ENTITY, "id": [huge]}, [huge], huge, {**ENTITY, "entity_name": {"a": [huge] * 9}},
+    ):  # fmt: skip
+        with pytest.raises(DataError) as caught:
+            read_entities(write(tmp_path / "x.json", [row]))
+        assert 60 < len(str(caught.value).replace(str(tmp_path), "")) < 600
+
+
 @needs_shared("data", "RichpediaMEL")
 def test_richpedia_on_disk():
     module = RichpediaMEL(str(SHARED / "data" / "RichpediaMEL"))
