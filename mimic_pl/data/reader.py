@@ -199,7 +199,7 @@ class _Reader(Generic[_Record]):
             else:
                 yield record
         for what, (first, count) in self._taken.items():
-            _log.warning(f"{self.path}: {what} in {count:,} records is taken as text; the first is {first}.")
+            _log.warning(f"{self.path}: {what} is taken as text (records: {count:,}; the first is {first}).")
 
     def parse(self, row: dict[str, Any], ordinal: int) -> _Record:
         """The record.

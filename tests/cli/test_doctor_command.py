@@ -43,3 +43,31 @@ def test_no_such_folder(command, trained):
     code, _, err = command("doctor", "--config", str(trained.config), "--data.root", "nowhere")
     assert code == 3
     assert "nowhere" in err
+
+
+def test_json(command, trained, broken):
+    options = ["--config", str(trained.config), "--json"]
+    code, out, _ = command("doctor", *options)
+    report = json.loads(out)
+    assert code == 0 and report["errors"] is False
+    (data,) = report["data_sets"]
+    assert data["root"] == str(trained.root)
+    found = {finding["subject"]: finding for finding in data["findings"]}
+    assert found["entities without an image"]["count"] == 4 and found["entities"]["value"] == "12"
+
+    code, out, _ = command("doctor", *options, "--data.root", str(broken))
+    report = json.loads(out)
+    assert code == 4 and report["errors"] is True
+    (error,) = [finding for finding in report["data_sets"][0]["findings"] if finding["verdict"] == "ERROR"]
+    assert error["file"] == str(broken / "kb_entity.json") and error["count"] == 1
+    assert error["place"] == "record 12 (id 0)" and error["advice"]
+    assert "--json" in command("doctor", "--help")[1]
+
+
+def test_lines_and_paths_are_whole_without_a_terminal(command, trained, broken, tmp_path):
+    far = tmp_path / "a_folder_with_a_long_name" / "and_another_one_that_is_as_long_as_this"
+    shutil.copytree(broken, far)
+    _, out, _ = command("doctor", "--config", str(trained.config), "--data.root", str(far))
+    (line,) = [line for line in out.splitlines() if "ERROR" in line]
+    assert "kb_entity.json, record 12 (id 0): the entity 'Q0' is also record 0. Keep one of them." in line
+    assert any(str(far) in line for line in out.splitlines())

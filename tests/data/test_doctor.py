@@ -123,6 +123,14 @@ def test_missing_and_ambiguous_image_folders(folder):
     assert [subject for subject, _ in errors_of(module)] == ["entity images", "mention images, missing"]
 
 
+def test_images_that_are_not_used_are_not_opened(folder):
+    module = folder.module(mention_image_folder=None)
+    (folder.root / "mention_images").rename(folder.root / "elsewhere")
+    found = findings_of(module)
+    assert found["mention images"].value == "not used: mention_image_folder is null"
+    assert not any(finding.verdict == "ERROR" for finding in found.values())
+
+
 def test_oversized_images(folder):
     row = findings(folder, max_pixels=9 * 6 - 1)["mention images, oversized"]
     assert (row.value, row.verdict) == ("23 of 23 (100.0%)", "warning")

@@ -47,6 +47,7 @@ class Fault(NamedTuple):
 
 
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
+FORMATS = "formats/test_read_records.py::"
 INDEX = "ranking/test_lance_index.py::"
 STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
@@ -76,6 +77,20 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("an empty knowledge base", "A knowledge base needs at least one", DataError, DATA + "test_an_empty_knowledge_base"),
         Fault("an empty split", "split of … contains no mentions", DataError, "data/test_datamodule.py::test_missing_files_and_empty_splits"),
         Fault("a knowledge base of one entity, batches of one", "trains and tests", None, DATA + "test_one_entity_and_batches_of_one", 2),
+        Fault("malformed JSON Lines, CSV and Parquet, keys or columns twice, several lists, empty files", "occurs twice in one object", DataError, FORMATS + "test_what_cannot_be_read_is_an_error_with_its_place", 15),
+        Fault("a field that is there, but no text: a truth value, NaN, an object", "is there, but no text", DataError, "data/test_reader.py::test_a_field_that_is_there_but_no_text", 12),
+        Fault("numbers and lists with an obvious text", "taken as text, reported once", None, "data/test_reader.py::test_numbers_and_lists_with_an_obvious_text_are_taken_and_reported_once"),
+        Fault("a column that is not there, in all records", "The same in 399 more", DataError, "data/test_reader.py::test_a_column_that_is_not_there"),
+        Fault("WikiDiverse as its authors annotated it", "is WikiDiverse as its authors annotated it", DataError, "data/test_published_layouts.py::test_wikidiverse_as_annotated_is_recognised", 2),
+        Fault("no image of the entities exists, as if their folder were another one", "entity images are missing", DataError, DATA + "test_no_image_of_the_entities_exists"),
+        Fault("10 GB of zeros as a file with records", "begins with NUL bytes", DataError, FORMATS + "test_ten_gigabytes_of_zeros_are_not_read", 4),
+        Fault("a compressed file whose text does not end", "has more than", DataError, FORMATS + "test_compressed_text_that_does_not_end", 3),
+        Fault("a device as a file of mentions", "is a device, not a file", DataError, DATA + "test_a_device_as_a_file_of_mentions"),
+        Fault("mentions from a pipe", "the same links as from a file", None, DATA + "test_mentions_from_a_pipe_and_from_other_formats"),
+        Fault("a pipe that nobody writes to: a warning", "Waiting for data from the pipe", None, FORMATS + "test_a_pipe"),
+        Fault("a pipe that does not end", "Write its output to a file", DataError, FORMATS + "test_a_pipe_that_does_not_end"),
+        Fault("a value of two megabytes in place of a text: a short message", "is there, but no text: it is an object", DataError, DATA + "test_two_megabytes_in_a_value"),
+        Fault("a configuration whose anchors expand without bound, or of 10 GB", "is not valid YAML", UsageError, DATA + "test_a_configuration_that_expands_without_bound", 10),
     ),
     "Stores and the index": (
         Fault("an index of another model, text template, dtype or number of entities", "another model", StoreError, INDEX + "test_an_index_of_another_model_is_rejected", 6),
