@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.csv
+import pyarrow.parquet
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
@@ -151,6 +153,33 @@ def test_mentions(run, tmp_path):
         return "valid"
 
     run("mentions", 0.2, [path], check)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet", ".csv.gz", ".json"])
+def test_other_formats(inputs, tmp_path, suffix):
+    rows = [{"id": f"{i}", "mentions": "a,b", "sentence": 'é "x"\ny', "answer": "Q1", "t": ""} for i in range(3)]
+    path, table = tmp_path / f"x{suffix}", pyarrow.Table.from_pylist(rows)
+    if suffix == ".parquet":
+        pyarrow.parquet.write_table(table, path)
+    elif suffix.startswith(".csv"):
+        with pyarrow.output_stream(path) as sink:  # compressed as its name says
+            pyarrow.csv.write_csv(table, sink)
+    else:
+        path.write_text(
+            "".join(f"{json.dumps(row)}\n" for row in rows) if suffix == ".jsonl" else json.dumps({"x": rows})
+        )
+
+    def check() -> str:
+        try:
+            mentions = read_mentions(path)
+        except DataError as error:
+            assert str(path) in str(error)
+            return "error"
+        assert all(type(text) is str for mention in mentions for text in texts_of(mention))
+        return "valid"
+
+    outcomes = fuzz([path], check, round(inputs * 0.04), len(suffix), tmp_path / "kept")
+    print(f"{suffix}: {dict(outcomes)}")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's warnings about corrupted TIFF files
