@@ -33,7 +33,8 @@ class MIMICFolder(BaseDataModule):
 
     ``kb_entity.json``, ``{name}_train.json``, ``{name}_dev.json``, ``{name}_test.json``, ``kb_image/``,
     ``mention_images/``, and optionally ``qid2id.json``. Instead of ``.json``, a file may have one of the other
-    :mod:`~mimic_pl.formats`. To read another layout, override :meth:`read_entities` and :meth:`read_mentions`.
+    :mod:`~mimic_pl.formats`. To read another layout, override :meth:`read_entities` and :meth:`read_mentions`; to find
+    images elsewhere, override :meth:`image_folder`, which returns an :class:`~mimic_pl.processor.ImageFolder`.
     """
 
     root: str
@@ -86,8 +87,14 @@ class MIMICFolder(BaseDataModule):
             if self.predict_file is None:
                 return self.read_mentions("test")
             file = Path(self.predict_file).expanduser()
-        else:
-            file = self.split_file(split)
+            return self._piped_mentions if file.is_fifo() else self._read_mentions(file)
+        return self._read_mentions(self.split_file(split))
+
+    @cached_property
+    def _piped_mentions(self) -> list[Mention]:
+        return self._read_mentions(Path(self.predict_file or "").expanduser())  # once: a pipe is empty after that
+
+    def _read_mentions(self, file: Path) -> list[Mention]:
         arrays, texts = (self.processor.mention_arrays, self._texts("mention")) if self.has_processor else ((), ())
         return read_mentions(file, arrays, texts, self._trusted("mention"))
 

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import ast
 import difflib
-import json
 import logging
-import math
 from array import array
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from operator import itemgetter
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Generic, TypeVar
 from urllib.parse import unquote
@@ -18,6 +13,8 @@ from urllib.parse import unquote
 import numpy as np
 import numpy.typing as npt
 
+from mimic_pl.data.field_values import as_list, is_inside, kind_of, obvious_text, valid_unicode
+from mimic_pl.data.problems import FieldError, MalformedRecordsError, Problem, Problems
 from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import DataError
 from mimic_pl.formats import read_records
@@ -28,58 +25,8 @@ from mimic_pl.records import Entity, Mention
 NIL = "nil"
 """The answer of a mention whose entity is not in any knowledge base."""
 
-_SHOWN = 5
 _log = logging.getLogger(__name__)
 _Record = TypeVar("_Record", Entity, Mention)
-
-
-@dataclass(frozen=True)
-class Problem:
-    """What is wrong with some records of a file.
-
-    Attributes:
-        place: The first of them.
-        message: What is wrong, and what to do.
-        count: Number of them.
-    """
-
-    place: str
-    message: str
-    count: int = 1
-
-    def __str__(self) -> str:
-        """Place and message as one sentence."""
-        return f"{self.place}: {self.message}" + (f" (The same in {self.count - 1:,} more.)" if self.count > 1 else "")
-
-
-class MalformedRecordsError(DataError):
-    """Some records of a file are malformed; all of them are reported at once.
-
-    Args:
-        path: The file.
-        problems: One of each kind.
-        records: The valid records, for callers that continue, such as ``mimic-pl doctor``.
-    """
-
-    def __init__(self, path: Path, problems: Sequence[Problem], records: Sequence[Any]) -> None:
-        more = f"\n... and {len(problems) - _SHOWN} more problems." if len(problems) > _SHOWN else ""
-        super().__init__("\n".join(f"{path}, {problem}" for problem in problems[:_SHOWN]) + more)
-        self.path = path
-        self.problems = problems
-        self.records = records
-
-
-class _FieldError(DataError):
-    """A field of a record that cannot be used.
-
-    Args:
-        message: What is wrong with it.
-        kind: Errors of one kind are reported once, with their number; by default those with the same message.
-    """
-
-    def __init__(self, message: str, kind: str | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind or message
 
 
 def read_entities(
@@ -154,22 +101,6 @@ def read_mentions(
     return mentions
 
 
-class _Problems:
-    """Problems of a file's records: the first of each kind, and how often it occurs."""
-
-    def __init__(self) -> None:
-        self._found: dict[str, tuple[int, Problem]] = {}
-
-    def add(self, number: int, place: str, message: str, kind: str) -> None:
-        """Add a problem of a record."""
-        first, problem = self._found.get(kind, (number, Problem(place, message, 0)))
-        self._found[kind] = first, replace(problem, count=problem.count + 1)
-
-    def found(self) -> list[Problem]:
-        """One of each kind, in the order of the records."""
-        return [problem for _, problem in sorted(self._found.values(), key=itemgetter(0))]
-
-
 class _Reader(Generic[_Record]):
     """Reads the records of one file, and collects what is wrong with them."""
 
@@ -181,7 +112,7 @@ class _Reader(Generic[_Record]):
         self.images = images
         self.unit = "record"
         self.number = 0
-        self.problems = _Problems()
+        self.problems = Problems()
         self._taken: dict[str, tuple[str, int]] = {}  # what was taken as text, of which record first, and how often
 
     def read(self) -> Iterator[_Record]:
@@ -193,7 +124,7 @@ class _Reader(Generic[_Record]):
                 if not isinstance(row, dict):
                     raise self._no_record(row)
                 record = self.parse(row, ordinal)
-            except _FieldError as error:
+            except FieldError as error:
                 where = self.where(self.number, row.get("id") if isinstance(row, dict) else None)
                 self.problems.add(self.number, where, str(error), error.kind)
             else:
@@ -205,7 +136,7 @@ class _Reader(Generic[_Record]):
         """The record.
 
         Raises:
-            _FieldError: It is malformed.
+            FieldError: It is malformed.
         """
         raise NotImplementedError
 
@@ -219,8 +150,8 @@ class _Reader(Generic[_Record]):
         if value is None or value == "":
             return ordinal
         if isinstance(value, bool) or not isinstance(value, int | str):
-            raise _FieldError(f"'id' is {quoted(value)}; expected an integer or text.", "id")
-        return _unicode(value, "id") if isinstance(value, str) else value
+            raise FieldError(f"'id' is {quoted(value)}; expected an integer or text.", "id")
+        return valid_unicode(value, "id") if isinstance(value, str) else value
 
     def text(self, row: dict[str, Any], key: str) -> str:
         """A required text."""
@@ -228,8 +159,15 @@ class _Reader(Generic[_Record]):
             close = [name for name in row if key in name or (name and name in key)]
             close = close or difflib.get_close_matches(key, row, n=1)
             meant = f" Rename {quoted(close[0])}, if that is it." if close else ""
-            raise _FieldError(f"there is no {key!r}.{meant} The record has: {listed(sorted(row))}.", f"no {key}")
+            raise FieldError(f"there is no {key!r}.{meant} The record has: {listed(sorted(row))}.", f"no {key}")
         return self._as_text(row[key], key)
+
+    def identifier(self, row: dict[str, Any], key: str) -> str:
+        """A required id as text; a float is none, since 7 and 7.0 would be two."""
+        value = row.get(key)
+        if isinstance(value, float | list):
+            raise FieldError(f"{key!r} is {kind_of(value)}, {quoted(value)}; expected text or an integer.", f"{key} id")
+        return self.text(row, key)
 
     def text_fields(self, row: dict[str, Any], without: tuple[str, ...]) -> dict[str, str]:
         """Every other text, for the template; null becomes empty text."""
@@ -243,31 +181,31 @@ class _Reader(Generic[_Record]):
                 if key not in self.texts:
                     continue
                 value = self._as_text(value, key)
-            fields[_unicode(key, "the name of a field")] = _unicode(value, key)
+            fields[valid_unicode(key, "the name of a field")] = valid_unicode(value, key)
         return fields
 
     def array(self, row: dict[str, Any], key: str) -> npt.NDArray[Any]:
         """A list of numbers: float32 if any of them is a float, int64 otherwise."""
-        value = _as_list(row.get(key))
+        value = as_list(row.get(key))
         try:
             array = np.array(value)
         except (ValueError, OverflowError) as error:
-            raise _FieldError(f"{key!r} is {quoted(value)}; its rows have different lengths.", key) from error
+            raise FieldError(f"{key!r} is {quoted(value)}; its rows have different lengths.", key) from error
         if array.dtype.kind not in "if" or not np.isfinite(array).all():
-            raise _FieldError(f"{key!r} is {quoted(value)}; expected a list of finite numbers.", key)
+            raise FieldError(f"{key!r} is {quoted(value)}; expected a list of finite numbers.", key)
         return array.astype(np.float32 if array.dtype.kind == "f" else np.int64)
 
     def image(self, name: object, key: str) -> str:
         """Check that an image's name stays inside its folder."""
         if not isinstance(name, str) or "\0" in name:
-            raise _FieldError(f"the image {quoted(name)} is not a file name.", "image name")
+            raise FieldError(f"the image {quoted(name)} is not a file name.", "image name")
         if name.isascii() and not {"/", "\\", ":"} & set(name) and name != "..":
             return name  # nearly all names
-        _unicode(name, "image")
+        valid_unicode(name, "image")
         path = PurePosixPath(name.replace("\\", "/"))
         absolute = path.is_absolute() or bool(PureWindowsPath(name).drive)
-        if ".." in path.parts or (absolute and not (self.images is not None and _is_inside(name, self.images))):
-            raise _FieldError(
+        if ".." in path.parts or (absolute and not (self.images is not None and is_inside(name, self.images))):
+            raise FieldError(
                 f"the image {quoted(name)} is outside the data folder. Use names inside it, or name the folder of "
                 f"absolute paths: --data.{key} FOLDER.",
                 "image outside",
@@ -276,23 +214,21 @@ class _Reader(Generic[_Record]):
 
     def _as_text(self, value: object, key: str) -> str:
         if isinstance(value, str):
-            return _unicode(value, key)
-        text = _obvious_text(value)
-        kind = _kind(value)
+            return valid_unicode(value, key)
+        text, kind = obvious_text(value), kind_of(value)
         if text is None:
-            raise _FieldError(
-                f"{key!r} is there, but no text: it is {kind}{_shown(value)}. "
-                f"Write {'an empty text where there is none' if kind in ('NaN', 'null') else 'it as text'}.",
-                f"{key} {kind}",
-            )
+            absent = kind in ("NaN", "null")
+            found = kind if absent else f"{kind}, {quoted(value)}"
+            advice = "Write an empty text where there is none." if absent else "Write it as text."
+            raise FieldError(f"{key!r} is there, but no text: it is {found}. {advice}", f"{key} {kind}")
         what = f"{kind} as {key!r}"
         first, count = self._taken.get(what, (self.where(self.number, None), 0))
         self._taken[what] = first, count + 1
-        return _unicode(text, key)
+        return valid_unicode(text, key)
 
-    def _no_record(self, row: object) -> _FieldError:
+    def _no_record(self, row: object) -> FieldError:
         if isinstance(row, DataError):
-            return _FieldError(str(row))
+            return FieldError(str(row))
         if isinstance(row, list) and len(row) > 3 and isinstance(row[0], str) and isinstance(row[1], str):
             raise DataError(
                 f"{self.path} is WikiDiverse as its authors annotated it: lists of sentence, image URL, topic and "
@@ -300,7 +236,7 @@ class _Reader(Generic[_Record]):
                 "knowledge base, which the readme of github.com/pengfei-luo/MIMIC links; or write one record per "
                 'mention: {"id": "7-0", "sentence": ..., "mentions": "Lions", "answer": ID, "imgPath": FILE}.'
             )
-        return _FieldError(f"{quoted(row)} is not an object with fields. Fix or remove it.", "no object")
+        return FieldError(f"{quoted(row)} is not an object with fields. Fix or remove it.", "no object")
 
 
 class _EntityReader(_Reader[Entity]):
@@ -315,13 +251,13 @@ class _EntityReader(_Reader[Entity]):
         """The entity."""
         images = row.get("image_list")
         if not isinstance(images, list):
-            images = _as_list(images)
+            images = as_list(images)
         if images is None or isinstance(images, str):
             images = [images]
         if not isinstance(images, list):
-            raise _FieldError(f"'image_list' is {quoted(images)}; expected a list of file names.", "image_list")
+            raise FieldError(f"'image_list' is {quoted(images)}; expected a list of file names.", "image_list")
         entity = Entity(
-            id=_identifier(row, "qid", self.text),
+            id=self.identifier(row, "qid"),
             name=unquote(self.text(row, "entity_name")),
             fields=self.text_fields(row, without=("id", "qid", "entity_name", "image_list")),
             images=tuple(self.image(name, "entity_image_folder") for name in images if name is not None and name != ""),
@@ -339,12 +275,12 @@ class _MentionReader(_Reader[Mention]):
 
     def parse(self, row: dict[str, Any], ordinal: int) -> Mention:
         """The mention."""
-        answer = _as_list(row.get("answer"))
+        answer = as_list(row.get("answer"))
         answers = answer if isinstance(answer, list) else [] if answer is None else [answer]
         if not all(isinstance(gold, str | int) and not isinstance(gold, bool) for gold in answers):
-            raise _FieldError(f"'answer' is {quoted(answer)}; expected a qid, a list of qids, or 'nil'.", "answer")
+            raise FieldError(f"'answer' is {quoted(answer)}; expected a qid, a list of qids, or 'nil'.", "answer")
         golds = (str(gold) for gold in answers)
-        image = _as_list(row.get("imgPath"))
+        image = as_list(row.get("imgPath"))
         if isinstance(image, list) and len(image) < 2:
             image = image[0] if image else None
         return Mention(
@@ -383,67 +319,3 @@ def _disagreements(path: Path, table: EntityTable, ids: list[int | str], complet
 
 def _known(id_: object) -> str:
     return "missing" if id_ is None else quoted(id_)
-
-
-def _identifier(row: dict[str, Any], key: str, text: Callable[[dict[str, Any], str], str]) -> str:
-    """An id as text; a float is none, since 7 and 7.0 would be two."""
-    value = row.get(key)
-    if isinstance(value, float | list):
-        raise _FieldError(f"{key!r} is {_kind(value)}, {quoted(value)}; expected text or an integer.", f"{key} id")
-    return text(row, key)
-
-
-def _obvious_text(value: object) -> str | None:
-    """The text of a finite number, or of a list of texts and numbers; ``None`` if there is none."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool) or (isinstance(value, float) and not math.isfinite(value)):
-        return None
-    if isinstance(value, int | float):
-        return str(value)
-    if isinstance(value, list):
-        parts = [None if isinstance(part, list) else _obvious_text(part) for part in value]
-        known = [part for part in parts if part is not None]
-        return ", ".join(known) if len(known) == len(parts) else None
-    return None
-
-
-def _kind(value: object) -> str:
-    if value is None:
-        return "null"
-    if isinstance(value, float) and math.isnan(value):
-        return "NaN"
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
-    return names.get(type(value), f"of type {type(value).__name__}")
-
-
-def _shown(value: object) -> str:
-    return "" if _kind(value) in ("NaN", "null") else f", {quoted(value)}"
-
-
-def _as_list(value: Any) -> Any:
-    """The list that a text is in JSON, or as pandas writes it into CSV; any other value unchanged."""
-    if not isinstance(value, str) or value[:1] != "[" or value[-1:] != "]":
-        return value
-    for read in (json.loads, ast.literal_eval):
-        try:
-            found = read(value)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
-            continue
-        return found if isinstance(found, list) else value
-    return value
-
-
-def _is_inside(name: str, folder: Path) -> bool:
-    path = Path(name)
-    return path.is_relative_to(folder) or path.is_relative_to(folder.resolve())
-
-
-def _unicode(value: str, key: str) -> str:
-    """Check a text for unpaired surrogates, which JSON allows but tokenizers reject."""
-    if not value.isascii():
-        try:
-            value.encode()
-        except UnicodeEncodeError as error:
-            raise _FieldError(f"{quoted(key)} has an unpaired surrogate at {error.start}. Fix the text.") from error
-    return value
