@@ -142,6 +142,8 @@ def test_a_large_knowledge_base_opens_in_little_memory(tmp_path):
             file.write(f"{',' if i else '['}\n{json.dumps(row)}")
         file.write("\n]")
     (tmp_path / "qid2id.json").write_text(json.dumps({f"Q{i}": i for i in range(count)}))
+    (tmp_path / "kb_image").mkdir()
+    (tmp_path / "kb_image" / "Q0_0.jpg").touch()  # a folder without any of the images would be an error
     (tmp_path / "Set_test.json").write_text('[{"id": 0, "mentions": "m", "sentence": "s", "answer": "Q77"}]')
     child = subprocess.run([sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True)
     assert child.returncode == 0, child.stderr
