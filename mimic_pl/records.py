@@ -182,11 +182,11 @@ def _texts(
 ) -> dict[str, str]:
     """Pop texts from a dictionary; integers, which identifiers often are, are converted to text."""
     found: dict[str, str] = {}
-    keys = listed(map(str, rest))
+    keys = ", ".join(map(str, rest))
     for name in (*required, *optional):
         value = rest.pop(name, None)
         if value is None and name in required:
-            raise DataError(f"The {what} has no {name!r}. Its keys: {keys}.")
+            raise DataError(f"The {what} has no {name!r}. Its keys: {keys or 'none'}.")
         if value is not None and not isinstance(value, (str, int)):
             raise DataError(f"{name!r} of the {what} is {type(value).__name__} {quoted(value)}; it must be text.")
         found[name] = "" if value is None else str(value)
