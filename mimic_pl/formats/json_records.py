@@ -83,6 +83,7 @@ def stream_json(path: Path, file: TextIO, suffix: str) -> Iterator[Placed]:
         elif not first:
             raise DataError(f"{path} is empty.")
         else:
+            window.advice = "A file that is not JSON has a name that says so: .csv, .tsv or .parquet."
             raise DataError(f"{path} contains a JSON {type(window.only_value()).__name__}; {_EXPECTED}.")
 
 
@@ -129,6 +130,7 @@ class _Window:
         self.at = 0  # current position in the text
         self.ended = False
         self.lines, self.columns = 0, 0  # lines before the text, and characters before it in its first line
+        self.advice = RECREATE  # for text that is not valid JSON
         self._counted = 0, 0  # a position in the text, and the lines before it
 
     @contextmanager
@@ -139,7 +141,7 @@ class _Window:
         except json.JSONDecodeError as error:
             line = self.lines + error.lineno
             column = error.colno + (self.columns if error.lineno == 1 else 0)
-            raise DataError(f"{self.path}, line {line}, column {column}: {error.msg}. {RECREATE}") from error
+            raise DataError(f"{self.path}, line {line}, column {column}: {error.msg}. {self.advice}") from error
         except _RepeatedKeyError as error:
             key = quoted(error.args[0])
             raise DataError(

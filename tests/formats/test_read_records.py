@@ -120,6 +120,11 @@ BROKEN = {
         f'{{"train": [{RECORD}], "test": [{RECORD}]}}',
         "several lists of records: 'train', 'test'",
     ),
+    "another format": (
+        "x.json",
+        "id,name\n1,2\n",
+        "line 1, column 1: Expecting value. A file that is not JSON has a name",
+    ),
     "no records": ("x.json", '"text"', "contains a JSON str; expected a list of records"),
     "empty": ("x.csv", "", "is empty"),
     "only white space": ("x.json", " \n", "is empty"),
