@@ -64,7 +64,7 @@ class MIMICFolder(BaseDataModule):
         """
         if not os.path.isdir(_expanded(root)):
             raise ConfigError(
-                f"The data folder {quoted(root)} does not exist (resolved to {quoted(str(_expanded(root).resolve()))}). "
+                f"The data folder {root!r} does not exist (looked in {_expanded(root).absolute()}). "
                 "Unpack the data set there, or set its path with --data.root PATH."
             )
 
