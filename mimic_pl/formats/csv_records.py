@@ -47,7 +47,7 @@ def stream_csv(path: Path, file: TextIO, suffix: str) -> Iterator[tuple[str, int
             if len(row) == len(names):
                 yield "line", line, None, dict(zip(names, row, strict=True))
             elif row:  # an empty line is none
-                yield "line", line, None, DataError(f"{len(row)} cells, but the first line names {len(names)} columns.")
+                yield "line", line, None, DataError(f"it has {len(row)} of {len(names)} cells.")
             line = rows.line_num + 1
     except csv.Error as error:
         raise DataError(

@@ -77,7 +77,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("an empty knowledge base", "A knowledge base needs at least one", DataError, DATA + "test_an_empty_knowledge_base"),
         Fault("an empty split", "split of … contains no mentions", DataError, "data/test_datamodule.py::test_missing_files_and_empty_splits"),
         Fault("a knowledge base of one entity, batches of one", "trains and tests", None, DATA + "test_one_entity_and_batches_of_one", 2),
-        Fault("malformed JSON Lines, CSV and Parquet, keys or columns twice, several lists, empty files", "occurs twice in one object", DataError, FORMATS + "test_what_cannot_be_read_is_an_error_with_its_place", 15),
+        Fault("malformed JSON Lines, CSV and Parquet, keys or columns twice, several lists, empty files", "occurs twice in one object", DataError, FORMATS + "test_what_cannot_be_read_is_an_error_with_its_place", 18),
         Fault("a field that is there, but no text: a truth value, NaN, an object", "is there, but no text", DataError, "data/test_reader.py::test_a_field_that_is_there_but_no_text", 12),
         Fault("numbers and lists with an obvious text", "taken as text, reported once", None, "data/test_reader.py::test_numbers_and_lists_with_an_obvious_text_are_taken_and_reported_once"),
         Fault("a column that is not there, in all records", "The same in 399 more", DataError, "data/test_reader.py::test_a_column_that_is_not_there"),
