@@ -27,6 +27,7 @@ from mimic_pl.model import MIMIC
 RUNS = "lightning_logs"
 """Subfolder of the working directory into which the Trainer writes its runs."""
 
+
 @dataclass(frozen=True)
 class Run:
     """A training run on disk.

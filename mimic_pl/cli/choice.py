@@ -67,6 +67,8 @@ def choose_run(args: list[str]) -> Choice:
         return Choice(args)
     command, rest = args[0], args[1:]
     given = _peek(rest)
+    if given.ckpt_path is not None:
+        rest = [*rest, "--ckpt_path", given.ckpt_path]  # also overrides that of a --config that follows it
     for config in map(Path, given.config or ()):
         if config.is_file():
             read_yaml(config)  # names the file if it cannot be read, unlike jsonargparse
@@ -77,7 +79,7 @@ def choose_run(args: list[str]) -> Choice:
         named = None if given.ckpt_path in (None, *WORDS) else checkpoint_path(given.ckpt_path)
         run = run_of_checkpoint(named) or newest_run(Path(given.root or ".") / RUNS)
     else:
-        return Choice(args)
+        return Choice([command, *rest])
     # The run's own checkpoint path is that from which it was resumed.
     return Choice([command, "--config", str(run.config), "--ckpt_path", "null", *rest], run)
 

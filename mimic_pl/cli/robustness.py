@@ -68,12 +68,12 @@ def run(args: list[str]) -> int:
     parser = LightningArgumentParser(prog="mimic-pl robustness", description=about, exit_on_error=False)
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(choice.args[1:], ("trainer", "model", "data"))))
+    start = choose_checkpoint("robustness", config, choice.run)
     if choice.run is None:
         raise ConfigError("robustness evaluates a trained run: omit --config and --model, or add --run FOLDER.")
-    start = choose_checkpoint("robustness", config, choice.run)
     if start.run is None:
         raise ConfigError(
-            f"{start.checkpoint} is not a checkpoint of the run {choice.run.folder}, into whose folder robustness.json is "
+            f"{start.checkpoint} is not a checkpoint of the run {choice.run.folder}, into whose folder the results are "
             "written. Pass one of its checkpoints, or another run with --run FOLDER."
         )
     degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
@@ -84,6 +84,12 @@ def run(args: list[str]) -> int:
         config.trainer[option] = False
     built = parser.instantiate_classes(config)
     trainer = Trainer(**{**vars(built.trainer), "plugins": built.trainer.plugins or AtomicCheckpointIO()})
+    limit = trainer.limit_test_batches if config.split == "test" else trainer.limit_val_batches
+    if trainer.fast_dev_run or limit != 1.0 or isinstance(limit, int):  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"robustness evaluates the whole split, but the Trainer is limited to {limit} of its batches. Remove "
+            f"--trainer.fast_dev_run, or set --trainer.limit_{config.split}_batches 1.0."
+        )
     if trainer.is_global_zero:
         print(start.note, flush=True)
     grades = measure(trainer, built.model, built.data, degradations, config.split, str(start.checkpoint))

@@ -21,6 +21,7 @@ from mimic_pl.runs import RUNS
 
 _NUMBERED = re.compile(r"(version|seed)[_-]?\d+")
 
+
 @dataclass(frozen=True)
 class Experiment:
     """Runs of one configuration with different seeds.
@@ -82,9 +83,7 @@ class Experiment:
         encoder = model.get("encoder") or {}
         init = encoder.get("init_args") or {}
         named = [
-            last_component(str(init[key]))
-            for key in ("pretrained", "text", "vision")
-            if isinstance(init.get(key), str)
+            last_component(str(init[key])) for key in ("pretrained", "text", "vision") if isinstance(init.get(key), str)
         ]
         name = str(encoder.get("class_path", "no encoder")).rpartition(".")[2]
         return " + ".join(named) if named else f"{name} from scratch" if encoder else name
