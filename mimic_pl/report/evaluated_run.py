@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_pl.callbacks.predictions import partial_path, sha256_of
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.runs import read_yaml
 
@@ -163,7 +164,10 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
             f"lightning_logs/version_0.{hint}"
         )
     if not (path / "metrics.json").is_file():
-        raise ConfigError(f"The run {path} was not tested. Test it first: mimic-pl test --run {path}")
+        what = (
+            "tested on a part of its mentions only" if partial_path(path / "metrics.json").is_file() else "not tested"
+        )
+        raise ConfigError(f"The run {path} was {what}. Test it first: mimic-pl test --run {path}")
     config = read_yaml(path / "config.yaml")
     if not isinstance(config.get("data"), dict):
         raise DataError(f"{path / 'config.yaml'} is not the configuration of a run: it has no 'data'.")
@@ -174,6 +178,12 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
         raise DataError(
             f"{path / 'metrics.json'} cannot be read ({error!r}). Test the run again: mimic-pl test --run {path}"
         ) from error
+    predictions, stated = path / "predictions.jsonl", summary.get("predictions_sha256")
+    if stated is not None and predictions.is_file() and sha256_of(predictions) != stated:
+        raise DataError(
+            f"{predictions} and metrics.json are of different evaluations: one was interrupted, or a file was changed. "
+            f"Test the run again: mimic-pl test --run {path}"
+        )
     return EvaluatedRun(path, config, summary)
 
 
