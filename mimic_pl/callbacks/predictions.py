@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.utilities import rank_zero_warn
 
 from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.callbacks.results import EvaluatedMentions, metrics_by_group, metrics_by_score, missing_golds, title_of
@@ -19,6 +19,8 @@ from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
+
+_log = logging.getLogger(__name__)
 
 
 class PredictionWriter(Callback):
@@ -163,7 +165,7 @@ class PredictionWriter(Callback):
         target = self._folder / name
         if part:
             target = partial_path(target)
-            rank_zero_warn(f"A part of the mentions was evaluated (limit_*_batches): the results are in {target}.")
+            _log.warning("Only a part of the mentions was evaluated: the results are in %s.", target)
         _merge(parts, target)
         return target
 

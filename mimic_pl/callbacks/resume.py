@@ -26,7 +26,8 @@ class ExactResume(Callback):
     - batches accumulated since the last optimizer step are repeated, since their gradients are lost;
     - with ``max_steps``, a finished epoch is not ended a second time;
     - a run that had stopped early does not continue;
-    - a run whose folder was moved or copied continues with the best checkpoints in its folder.
+    - a run whose folder was moved or copied continues with the best checkpoints in its folder, and one that starts from
+      a checkpoint of another run has best checkpoints of its own.
 
     The sampler skips the batches already consumed (:meth:`~mimic_pl.data.sampler.TrainSampler.start_at`), dropout is
     seeded by step, random images by epoch and item, and the other callbacks store their own state. So on a CPU, with
@@ -95,15 +96,22 @@ class ExactResume(Callback):
 
 
 def _relocate(trainer: Trainer, states: dict[str, Any], folder: Path) -> None:
-    """Correct the paths in the state of a ModelCheckpoint whose folder, in which the checkpoint is, was moved."""
+    """Correct the paths that a checkpoint has of others in its folder, which may have been moved.
+
+    A run that starts from a checkpoint of another one has no best checkpoint yet.
+    """
     for saver in trainer.checkpoint_callbacks:
         state = states.get(saver.state_key)
-        if isinstance(saver, ModelCheckpoint) and state and saver.dirpath and Path(saver.dirpath).absolute() == folder:
-            state["dirpath"] = saver.dirpath
-            for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
-                state[name] = _moved(state[name], saver.dirpath)
-            best = {_moved(path, saver.dirpath): score for path, score in state["best_k_models"].items()}
-            state["best_k_models"] = best
+        if not isinstance(saver, ModelCheckpoint) or not state:
+            continue
+        if saver.dirpath is None or Path(saver.dirpath).absolute() != folder:
+            state["best_model_path"] = ""
+            continue
+        state["dirpath"] = saver.dirpath
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = _moved(state[name], saver.dirpath)
+        best = {_moved(path, saver.dirpath): score for path, score in state["best_k_models"].items()}
+        state["best_k_models"] = best
 
 
 def _moved(path: str, folder: str | Path) -> str:

@@ -14,7 +14,7 @@ from lightning.fabric.plugins import CheckpointIO
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mimic_pl import __version__
@@ -40,7 +40,7 @@ from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import ConfigError, UsageError
 from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import expand_home, run_of_checkpoint
+from mimic_pl.runs import expand_home
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -165,13 +165,22 @@ class MimicCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Lock the run's folder, remove temporary files of killed runs, and prepare for training without validation."""
-        folder = self._lock_run()
-        for saver in self.trainer.checkpoint_callbacks:
-            if folder is not None and isinstance(saver, ModelCheckpoint) and saver.dirpath is not None:
-                self._require_own(Path(saver.dirpath))
-                remove_unfinished(Path(saver.dirpath))
+        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        folders = {Path(saver.dirpath) for saver in savers if saver.dirpath is not None}
+        for folder in folders:
+            self._require_own(folder)
+        if self._lock_run() is not None:
+            for folder in folders:
+                remove_unfinished(folder)
         if not self._validates():
             self._without_validation()
+        for stopping in self.trainer.early_stopping_callbacks:
+            # Steps or time may run out before the first validation.
+            stopping.strict = (
+                stopping.strict
+                and self.trainer.max_steps == -1
+                and self.config[self.subcommand].trainer.max_time is None
+            )
 
     def _require_own(self, checkpoints: Path) -> None:
         """Refuse to mix checkpoints with those of another training."""
@@ -202,7 +211,7 @@ class MimicCLI(LightningCLI):
             if isinstance(saver, ModelCheckpoint) and saver._save_on_train_epoch_end is None:
                 saver._save_on_train_epoch_end = True
         if left_out:
-            rank_zero_warn(
+            _print(
                 "This training does not validate: it will not stop early, and only the last checkpoint is saved, which "
                 "'mimic-pl test' takes."
             )
@@ -230,10 +239,9 @@ class MimicCLI(LightningCLI):
         savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
         saver = next((saver for saver in savers if saver.best_model_path), None)
         if saver is not None:
-            run = run_of_checkpoint(saver.best_model_path)
-            where = "" if run is None else f" --run {short_path(run.folder)}"
             kind, path = "Last" if saver.monitor is None else "Best", short_path(Path(saver.best_model_path))
-            _print(f"{kind} checkpoint: {path}. To evaluate it on the test split: mimic-pl test{where}")
+            run = short_path(Path(self.trainer.default_root_dir))
+            _print(f"{kind} checkpoint: {path}. To evaluate it on the test split: mimic-pl test --run {run}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """Build the Trainer, all of whose files are in the folder of the chosen run, or of a new one."""
