@@ -53,7 +53,7 @@ class ExactResume(Callback):
         """Correct paths and counters before Lightning loads them."""
         self._between_epochs = self._within_epoch = False
         if trainer.ckpt_path:
-            _relocate(trainer, checkpoint.get("callbacks", {}), Path(trainer.ckpt_path).absolute().parent)
+            _relocate(trainer, checkpoint.get("callbacks", {}), Path(str(trainer.ckpt_path).removeprefix("file://")).resolve().parent)
         if trainer.state.fn != "fit" or "fit_loop" not in checkpoint.get("loops", {}):
             return
         loops = checkpoint["loops"]["fit_loop"]
@@ -104,7 +104,7 @@ def _relocate(trainer: Trainer, states: dict[str, Any], folder: Path) -> None:
         state = states.get(saver.state_key)
         if not isinstance(saver, ModelCheckpoint) or not state:
             continue
-        if saver.dirpath is None or Path(saver.dirpath).absolute() != folder:
+        if saver.dirpath is None or Path(saver.dirpath).resolve() != folder:
             state["best_model_path"] = ""
             continue
         state["dirpath"] = saver.dirpath
