@@ -28,6 +28,10 @@ RUNS = "lightning_logs"
 """Subfolder of the working directory into which the Trainer writes its runs."""
 
 
+TIMM_FOLDER = "local-dir:"
+"""Prefix of a folder in the name of a timm model."""
+
+
 @dataclass(frozen=True)
 class Run:
     """A training run on disk.
@@ -85,7 +89,7 @@ class Run:
         if not folder.is_dir():
             section = self.read_config().get("checkpoint")
             if isinstance(section, dict) and isinstance(section.get("dirpath"), str):
-                folder = Path(section["dirpath"]).expanduser()
+                folder = Path(section["dirpath"]).expanduser().resolve()
         found = [*folder.glob("*.ckpt"), *self.folder.glob("hpc_ckpt_*.ckpt")]
         return sorted(filter(Path.is_file, found), key=lambda path: _natural(path.name))
 
@@ -276,7 +280,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def expand_home(value: Any) -> Any:
     """Replace ``~`` at the start of every text in a configuration, at any depth, as a shell does in an argument."""
     if isinstance(value, str):
-        return os.path.expanduser(value) if value.startswith("~") else value
+        kind = TIMM_FOLDER if value.startswith(TIMM_FOLDER) else ""
+        return kind + os.path.expanduser(value.removeprefix(kind))
     if isinstance(value, Mapping):
         return {name: expand_home(own) for name, own in value.items()}
     if isinstance(value, list | tuple):

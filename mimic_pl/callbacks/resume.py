@@ -53,7 +53,11 @@ class ExactResume(Callback):
         """Correct paths and counters before Lightning loads them."""
         self._between_epochs = self._within_epoch = False
         if trainer.ckpt_path:
-            _relocate(trainer, checkpoint.get("callbacks", {}), Path(str(trainer.ckpt_path).removeprefix("file://")).resolve().parent)
+            _relocate(
+                trainer,
+                checkpoint.get("callbacks", {}),
+                Path(str(trainer.ckpt_path).removeprefix("file://")).resolve().parent,
+            )
         if trainer.state.fn != "fit" or "fit_loop" not in checkpoint.get("loops", {}):
             return
         loops = checkpoint["loops"]["fit_loop"]
