@@ -15,10 +15,10 @@ from typing import Any
 
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.rank_zero import _get_rank
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_only
 
 from mimic_pl.construction import class_of
 from mimic_pl.errors import ConfigError
@@ -74,7 +74,7 @@ def new_folder(trainer: Namespace, parent: Path) -> Path:
     prefix = "version_" if name is None else f"{name}-"
     numbers = [_number(path.name, prefix) for path in parent.glob(f"{prefix}*")] if parent.is_dir() else []
     number = max(numbers, default=-1) + 1
-    while getattr(rank_zero_only, "rank", 0) == 0:
+    while _is_first_process():
         try:
             (parent / f"{prefix}{number}").mkdir(parents=True)
             break
@@ -114,7 +114,7 @@ def loggers_in(folder: Path, given: Any, built: Any) -> list[Logger]:
 def _placed(description: Namespace, folder: Path) -> Logger:
     arguments = {**vars(description.init_args), **(description.get("dict_kwargs") or {}), **_place(folder)}
     logger: Logger = class_of({"class_path": description.class_path}, trust_remote_code=True)(**arguments)
-    if isinstance(logger, CSVLogger) and getattr(rank_zero_only, "rank", 0) == 0:
+    if isinstance(logger, CSVLogger) and _is_first_process():
         logger._experiment = _AppendingWriter(logger.log_dir)
     return logger
 
@@ -140,6 +140,11 @@ def _file_loggers(given: Any) -> Iterator[Namespace]:
             of_class = class_of({"class_path": logger.class_path}, trust_remote_code=True)
             if issubclass(of_class, TensorBoardLogger | CSVLogger):
                 yield logger
+
+
+def _is_first_process() -> bool:
+    """Whether this is the first process, by the variables of its launcher: the Trainer, which knows, is not built yet."""
+    return not _get_rank()
 
 
 def _number(name: str, prefix: str) -> int:
