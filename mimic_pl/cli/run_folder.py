@@ -143,7 +143,7 @@ def _file_loggers(given: Any) -> Iterator[Namespace]:
 
 
 def _is_first_process() -> bool:
-    """Whether this is the first process, by the variables of its launcher: the Trainer, which knows, is not built yet."""
+    """Whether this is the first process, by its launcher's variables: the Trainer, which knows, is not built yet."""
     return not _get_rank()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -92,7 +93,7 @@ class EvaluatedRun:
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """Validation MRR by number of epochs trained, from TensorBoard's events; empty without them."""
+        """Validation MRR by number of epochs trained, from TensorBoard's events or ``metrics.csv``; empty without."""
         return self._validation["mrr"]
 
     @property
@@ -273,12 +274,15 @@ def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
-    """Read several scalars at once, with tags by name; missing ones are empty."""
+    """Read several scalars at once, with tags by name; missing ones are empty.
+
+    They are in TensorBoard's events, or else in the ``metrics.csv`` of a CSVLogger.
+    """
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {name: _curve_in_csv(folder / "metrics.csv", tag) for name, tag in tags.items()}
     # A lazy import, since tensorboard is slow to import.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    if not any(folder.glob("events.out.tfevents.*")):
-        return {name: [] for name in tags}
     # All scalars, but no images (0 would mean all).
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
     try:
@@ -296,3 +300,14 @@ def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int,
         # A resumed run may have logged an epoch twice: the later value wins.
         curves[name] = sorted({epochs[event.step]: event.value for event in values if event.step in epochs}.items())
     return curves
+
+
+def _curve_in_csv(path: Path, tag: str) -> list[tuple[int, float]]:
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get(tag) and row.get("epoch")]
+        return sorted({int(row["epoch"]) + 1: float(row[tag]) for row in rows}.items())
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error!r:.200}). Delete it to omit the curves.") from error

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 
+from mimic_pl.report.evaluated_run import read_curve
 from mimic_pl.runs import load_run, open_run
 
 LOGGERS = "lightning.pytorch.loggers"
@@ -78,5 +79,12 @@ def test_all_files_of_a_run_are_in_one_folder(command, trained, tmp_path, monkey
     assert (folder / "config.yaml").read_bytes() == resumed, "another run has a folder of its own"
     code, _, err = command("report", str(folder))
     assert code == 0, err
+    if (folder / "metrics.csv").exists():
+        scores = torch.load(open_run(folder).last_checkpoint, weights_only=True)["callbacks"]
+        (best,) = [state for state in scores.values() if "best_k_models" in state and state["monitor"]]
+        assert dict(read_curve(folder, "val/mrr")).keys() == {1, 2}
+        assert max(value for _, value in read_curve(folder, "val/mrr")) == pytest.approx(
+            float(best["best_model_score"])
+        )
     model, _ = load_run(folder)
     assert not model.training

@@ -125,6 +125,8 @@ def test_last_is_the_checkpoint_with_the_most_steps(tmp_path, names, steps, last
     folder = make_run(tmp_path / "run", *names, steps=steps)
     (folder / "checkpoints" / "last.ckpt.tmp").write_bytes(b"half of one")
     assert open_run(folder).last_checkpoint.name == last
+    torch.save({"state_dict": {}, "global_step": max(steps) + 1}, folder / "hpc_ckpt_1.ckpt")
+    assert open_run(folder).last_checkpoint.name == "hpc_ckpt_1.ckpt", "of a requeued SLURM job"
 
 
 def test_run_of_a_checkpoint(tmp_path):
