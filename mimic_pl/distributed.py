@@ -8,8 +8,8 @@ The same YAML trains on one GPU, on several, and on several machines (Lightning'
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python \
         mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8
 
-A SLURM job that is requeued when it is preempted needs one command line, which starts the run ``version_JOB`` or resumes
-it::
+A SLURM job that is requeued when it is preempted needs one command line, which starts the run ``version_JOB``, or
+resumes it::
 
     #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --requeue --signal=SIGUSR1@120
     srun mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8

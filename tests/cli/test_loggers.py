@@ -82,9 +82,7 @@ def test_all_files_of_a_run_are_in_one_folder(command, trained, tmp_path, monkey
     if (folder / "metrics.csv").exists():
         scores = torch.load(open_run(folder).last_checkpoint, weights_only=True)["callbacks"]
         (best,) = [state for state in scores.values() if "best_k_models" in state and state["monitor"]]
-        assert dict(read_curve(folder, "val/mrr")).keys() == {1, 2}
-        assert max(value for _, value in read_curve(folder, "val/mrr")) == pytest.approx(
-            float(best["best_model_score"])
-        )
+        curve = dict(read_curve(folder, "val/mrr"))
+        assert curve.keys() == {1, 2} and max(curve.values()) == pytest.approx(float(best["best_model_score"]))
     model, _ = load_run(folder)
     assert not model.training

@@ -119,6 +119,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a copied run is resumed and tested: the original is unchanged", "the same bytes", None, COMMANDS + "test_a_copied_run_leaves_the_original_alone"),
         Fault("the times of the files of runs are wrong, or the clock was set back", "the run started last", None, "cli/test_runs.py::test_a_run_is_newer_than_those_before_even_if_the_clock_was_set_back", 2),
         Fault("dangling links among runs and checkpoints", "are left out", None, "cli/test_runs.py::test_dangling_links_are_no_runs_and_no_checkpoints", 4),
+        Fault("a SLURM job is preempted and requeued, without a logger", "resumes at the step of the signal", None, "faults/test_interruption.py::test_a_slurm_job_is_requeued"),
         Fault("the configuration of a run of another version", "was started by 0.0.1 of mimic-pl", UsageError, COMMANDS + "test_a_run_of_another_version_is_named"),
         Fault("`test` is killed between its two files: `report` refuses them", "are of different evaluations", DataError, RUNS + "test_a_kill_between_predictions_and_metrics"),
         Fault("the folder of a run is deleted during training", "was deleted or moved during training", MachineError, RUNS + "test_the_folder_of_a_run_is_deleted_during_training", 2),
