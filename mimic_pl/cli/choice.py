@@ -148,7 +148,10 @@ def _start_of_training(config: Namespace, given: str | None, configured: Run | N
         runs = [run for run in runs if run.folder.name == job or run.folder.name.startswith(f"{job}-")]
     other = ""
     for run in runs:
-        changed = training_differences(run.read_config(), settings)
+        try:
+            changed = training_differences(run.read_config(), settings)
+        except ConfigError:
+            changed = ["its configuration cannot be read"]
         if not changed:
             return _resumed(run, given or "last", parent)
         other = other or f" The newest one, {short_path(run.folder)}, differs: {_listed(changed)}."

@@ -147,6 +147,7 @@ def test_last_is_a_run_with_the_same_model_data_and_seed(command, home, tmp_path
         assert code == 0, err
         assert "with this configuration to resume: training starts from scratch." in out and difference in out
         assert versions(home) == [f"version_{i}" for i in range(number + 1)]
+    (home / "lightning_logs" / "version_3" / "config.yaml").write_text("no: [YAML")
     code, out, _ = command(*fit, "--data.num_workers", "1")
     assert code == 0 and "Resuming run lightning_logs/version_0, checkpoint last.ckpt." in out
     assert "Using run lightning_logs/version_0" in command("test")[1], "resumed last"
