@@ -165,9 +165,8 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
             f"lightning_logs/version_0.{hint}"
         )
     if not (path / "metrics.json").is_file():
-        what = (
-            "tested on a part of its mentions only" if partial_path(path / "metrics.json").is_file() else "not tested"
-        )
+        part = partial_path(path / "metrics.json").is_file()
+        what = "tested on a part of the mentions only" if part else "not tested"
         raise ConfigError(f"The run {path} was {what}. Test it first: mimic-pl test --run {path}")
     config = read_yaml(path / "config.yaml")
     if not isinstance(config.get("data"), dict):
