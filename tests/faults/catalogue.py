@@ -48,7 +48,7 @@ class Fault(NamedTuple):
 
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
 INDEX = "ranking/test_lance_index.py::"
-RUNS, COMMANDS = "faults/test_runs.py::", "cli/test_commands.py::"
+RUNS, COMMANDS = "faults/test_runs_and_results.py::", "cli/test_commands.py::"
 STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
