@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from mimic_pl.report.evaluated_run import read_curve
-from mimic_pl.runs import load_run, open_run
+from mimic_pl.runs import open_run
 
 LOGGERS = "lightning.pytorch.loggers"
 
@@ -59,7 +59,7 @@ def test_all_files_of_a_run_are_in_one_folder(command, trained, tmp_path, monkey
     folder = tmp_path / place
     first = (folder / "config.yaml").read_bytes()
     hint = out.split("To evaluate it on the test split: mimic-pl ")[1].splitlines()[0].split()
-    for args in (hint, ["predict", *hint[1:]], ["validate", *hint[1:]]):
+    for args in (hint, ["predict", *hint[1:]]):
         code, _, err = command(*args)
         assert code == 0, err
     names = {path.name for path in folder.iterdir() if not path.name.startswith((".", "events.", "hparams"))}
@@ -84,5 +84,3 @@ def test_all_files_of_a_run_are_in_one_folder(command, trained, tmp_path, monkey
         (best,) = [state for state in scores.values() if "best_k_models" in state and state["monitor"]]
         curve = dict(read_curve(folder, "val/mrr"))
         assert curve.keys() == {1, 2} and max(curve.values()) == pytest.approx(float(best["best_model_score"]))
-    model, _ = load_run(folder)
-    assert not model.training
