@@ -62,8 +62,9 @@ class ResultTable(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Count the batch's mentions."""
-        self._evaluated.add(outputs)
+        """Count the batch's mentions, except during training."""
+        if trainer.state.fn == "validate":
+            self._evaluated.add(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of the test split."""
@@ -76,7 +77,7 @@ class ResultTable(Callback):
 
     def _print(self, trainer: Trainer, stage: str) -> None:
         data = data_of(trainer, Records)
-        mentions = self._evaluated.of(data.mentions[stage])
+        mentions = self._evaluated.of(data.mentions[stage])  # collective: must be called by every process
         scores = metrics_by_score(trainer.callback_metrics, stage)
         if not trainer.is_global_zero or not scores["overall"]:
             return
