@@ -48,7 +48,7 @@ class Fault(NamedTuple):
 
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
 INDEX = "ranking/test_lance_index.py::"
-RUNS, COMMANDS = "faults/test_runs_and_results.py::", "cli/test_commands.py::"
+RUNS, CHOSEN = "faults/test_runs_and_results.py::", "cli/test_chosen_run.py::"
 STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
@@ -114,13 +114,13 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("the same in Python: `load_run`, `load_from_checkpoint`, `from_published`", "was changed after it was written", CheckpointError, RUNS + "test_a_damaged_checkpoint_in_python", 5),
         Fault("the same in a Trainer with ExactResume or AtomicCheckpointIO", "was changed after it was written", CheckpointError, RUNS + "test_a_damaged_checkpoint_through_a_trainer", 8),
         Fault("a checkpoint at a URL of another machine", "is not on this machine", CheckpointError, RUNS + "test_a_checkpoint_on_another_machine", 9),
-        Fault("`fit --ckpt_path last` where the newest run has another seed, data or model: it is not resumed", "differs", None, COMMANDS + "test_last_is_a_run_with_the_same_model_data_and_seed", 4),
-        Fault("`--ckpt_path` of another run: its results are written to a new folder", "in a new folder", None, COMMANDS + "test_a_checkpoint_of_another_run_gets_a_folder_of_its_own", 2),
-        Fault("a copied run is resumed and tested: the original is unchanged", "the same bytes", None, COMMANDS + "test_a_copied_run_leaves_the_original_alone"),
+        Fault("`fit --ckpt_path last` where the newest run has another seed, data or model: it is not resumed", "differs", None, CHOSEN + "test_last_is_a_run_with_the_same_model_data_and_seed", 4),
+        Fault("`--ckpt_path` of another run: its results are written to a new folder", "in a new folder", None, CHOSEN + "test_a_checkpoint_of_another_run_gets_a_folder_of_its_own", 2),
+        Fault("a copied run is resumed and tested: the original is unchanged", "the same bytes", None, CHOSEN + "test_a_copied_run_leaves_the_original_alone"),
         Fault("the times of the files of runs are wrong, or the clock was set back", "the run started last", None, "cli/test_runs.py::test_a_run_is_newer_than_those_before_even_if_the_clock_was_set_back", 2),
         Fault("dangling links among runs and checkpoints", "are left out", None, "cli/test_runs.py::test_dangling_links_are_no_runs_and_no_checkpoints", 4),
         Fault("a SLURM job is preempted and requeued, without a logger", "resumes at the step of the signal", None, "faults/test_interruption.py::test_a_slurm_job_is_requeued"),
-        Fault("the configuration of a run of another version", "was started by 0.0.1 of mimic-pl", UsageError, COMMANDS + "test_a_run_of_another_version_is_named"),
+        Fault("the configuration of a run of another version", "was started by 0.0.1 of mimic-pl", UsageError, CHOSEN + "test_a_run_of_another_version_is_named"),
         Fault("`test` is killed between its two files: `report` refuses them", "are of different evaluations", DataError, RUNS + "test_a_kill_between_predictions_and_metrics"),
         Fault("the folder of a run is deleted during training", "was deleted or moved during training", MachineError, RUNS + "test_the_folder_of_a_run_is_deleted_during_training", 2),
         Fault("the disk fills up while a report is written: the earlier one is intact", "The disk is full", MachineError, RUNS + "test_a_report_on_a_full_disk"),
