@@ -37,7 +37,7 @@ CASES = [
     case("two", [CSV, TENSORBOARD], "logs/lightning_logs/version_0", slow=False),
     case("named", logger("CSVLogger", save_dir="logs", name="tiny", version="a"), "logs/tiny/a"),
     case("without a name", logger("TensorBoardLogger", save_dir="logs", name=""), "logs/version_0"),
-    case("W&B", WANDB, "lightning_logs/version_0", "wandb", slow=False),
+    case("W&B", WANDB, "lightning_logs/version_0", "wandb"),
     case("W&B, CSV", [WANDB, CSV], "logs/lightning_logs/version_0", "wandb"),
     case("MLflow", MLFLOW, "lightning_logs/version_0", "mlflow"),
 ]
