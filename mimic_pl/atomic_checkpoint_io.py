@@ -1,4 +1,4 @@
-"""Atomic writing of checkpoints."""
+"""Atomic writing and verified reading of checkpoints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
+from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.errors import MachineError, StoreError
 from mimic_pl.files import UNFINISHED_SUFFIX, write_file
 
@@ -18,10 +19,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Writes checkpoints atomically: to a temporary file in the same folder, which is synced and renamed.
 
     Lightning itself writes to ``/tmp`` and moves the file, which is a copy across disks: a kill leaves a truncated
-    checkpoint. URLs (``s3://...``) are written by Lightning.
+    checkpoint. URLs (``s3://...``) are written by Lightning, but not read.
+
+    Whatever way a checkpoint was given to the Trainer, its checksums are compared, no code in it is run, and weights
+    that are NaN are refused.
 
     Raises:
         MachineError: The disk is full, or the folder is not writable. Earlier checkpoints are intact.
+        CheckpointError: A checkpoint cannot be used.
 
     Example:
         >>> trainer = Trainer(plugins=[AtomicCheckpointIO()])  # doctest: +SKIP
@@ -36,6 +41,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, content)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_run_file(Path(path), content.getbuffer())
+
+    def load_checkpoint(
+        self, path: _PATH, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Read a checkpoint, verified and to the CPU, whatever the arguments."""
+        checkpoint = read_checkpoint(path)
+        require_no_nan(checkpoint["state_dict"], path)
+        return checkpoint
 
 
 def write_run_file(path: Path, content: bytes | memoryview) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimic_pl.checkpoint_path import checkpoint_path
 from mimic_pl.errors import CheckpointError
 
 # Raised for corrupted files by torch's readers and its restricted unpickler (an invalid length is a MemoryError).
@@ -24,11 +25,11 @@ READ_ERRORS = (
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
 
 
-def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, check: bool = True) -> dict[str, Any]:
     """Read a Lightning checkpoint: plain values and tensors.
 
     Args:
-        path: The file.
+        path: The file, or its ``file://`` URL.
         check: Verify the checksums that ``torch.save`` writes: torch itself silently loads a flipped byte. If false,
             tensors are memory-mapped and must not be accessed: if the file is truncated meanwhile, the process crashes.
 
@@ -36,8 +37,7 @@ def read_checkpoint(path: Path, check: bool = True) -> dict[str, Any]:
         CheckpointError: The file is missing, corrupted, truncated, not a checkpoint, or contains more than tensors and
             plain values.
     """
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path.resolve()}.")
+    path = checkpoint_path(path)
     if check:
         require_checksums(path)
     checkpoint = load_tensors(path, mmap=not check and zipfile.is_zipfile(path))

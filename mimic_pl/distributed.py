@@ -8,12 +8,13 @@ The same YAML trains on one GPU, on several, and on several machines (Lightning'
     torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python \
         mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8
 
-A SLURM job that is requeued when it is preempted needs one command line, which starts or resumes the run, and its own
-folder::
+A SLURM job that is requeued when it is preempted needs one command line, which starts the run ``version_JOB``, or
+resumes it::
 
     #SBATCH --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --requeue --signal=SIGUSR1@120
-    srun mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8 \
-        --trainer.default_root_dir runs/$SLURM_JOB_ID --ckpt_path last
+    srun mimic-pl fit --config cli_configs/richpedia.yaml --trainer.num_nodes 2 --trainer.devices 8
+
+Elsewhere, ``--ckpt_path last`` does so: it resumes the newest run of the same model, data and seed, or starts one.
 
 **Training** computes what one process with the whole batch computes: the entities of all processes' batches are
 negatives of each mention, with gradients through the exchange, and an uneven last batch is split evenly. Loss,

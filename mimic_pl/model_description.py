@@ -66,7 +66,6 @@ def build_model(description: Description, trust_remote_code: bool = False, **ove
 
 def load_model(path: str | Path, trust_remote_code: bool = False, **overrides: Any) -> MIMIC:
     """Build the model of a checkpoint and load its weights; see :meth:`MIMIC.load_from_checkpoint`."""
-    path = Path(path).expanduser()
     checkpoint = read_checkpoint(path)
     if KEY not in checkpoint:
         raise CheckpointError(

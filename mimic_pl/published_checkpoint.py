@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from mimic_pl.checkpoint_path import checkpoint_path
 from mimic_pl.checkpoint_reader import READ_ERRORS, load_tensors, read_error, require_checksums, require_no_nan
 from mimic_pl.errors import CheckpointError
 
@@ -52,7 +53,7 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
         CheckpointError: The file is missing, unreadable or corrupted, or contains names that the published model does
             not have, or NaN. Safetensors files have no checksums: their corruption is detected only if it causes NaN.
     """
-    state = _read_tensors(Path(path))
+    state = _read_tensors(checkpoint_path(path))
     renamed, unknown = {}, []
     for name, tensor in state.items():
         if _UNUSED.match(name):
@@ -129,8 +130,6 @@ class _Placeholder:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise CheckpointError(f"There is no checkpoint at {path.resolve()}. Pass the path of the published file.")
     content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import math
+import os
 import re
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 
+from mimic_pl import __version__
+from mimic_pl.checkpoint_path import checkpoint_path
 from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
@@ -21,6 +27,10 @@ from mimic_pl.yaml_file import load_bounded
 
 RUNS = "lightning_logs"
 """Subfolder of the working directory into which the Trainer writes its runs."""
+
+
+TIMM_FOLDER = "local-dir:"
+"""Prefix of a folder in the name of a timm model."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +57,42 @@ class Run:
         return read_yaml(self.config)
 
     @property
+    def started(self) -> float:
+        """When the run was started or last resumed, in seconds since 1970; 0 for runs that do not state it."""
+        found = self._head
+        try:
+            return 0.0 if found is None else datetime.fromisoformat(found["started"]).timestamp()
+        except ValueError:
+            return 0.0
+
+    @property
+    def version(self) -> str:
+        """Version of mimic-pl that started the run."""
+        found = self._head
+        return "an earlier version" if found is None else found["version"]
+
+    @property
+    def _head(self) -> re.Match[str] | None:
+        try:
+            with self.config.open(encoding="utf-8", errors="replace") as file:
+                return re.match(r"# mimic-pl (?P<version>\S+), started (?P<started>\S+)\s", file.readline(1000))
+        except OSError:
+            return None
+
+    @property
     def checkpoints(self) -> list[Path]:
-        """All checkpoints of the run, oldest first."""
-        return sorted((self.folder / "checkpoints").glob("*.ckpt"), key=lambda path: (path.stat().st_mtime, path.name))
+        """All checkpoints of the run, in the order of their names.
+
+        They are in ``checkpoints/``, or in the folder that the configuration names; those of a SLURM job that is
+        requeued (``hpc_ckpt_1.ckpt``) are in the run's folder itself.
+        """
+        folder = self.folder / "checkpoints"
+        if not folder.is_dir():
+            section = self.read_config().get("checkpoint")
+            if isinstance(section, dict) and isinstance(section.get("dirpath"), str):
+                folder = Path(section["dirpath"]).expanduser().resolve()
+        found = [*folder.glob("*.ckpt"), *self.folder.glob("hpc_ckpt_*.ckpt")]
+        return sorted(filter(Path.is_file, found), key=lambda path: _natural(path.name))
 
     @property
     def last_checkpoint(self) -> Path:
@@ -60,44 +103,53 @@ class Run:
         Raises:
             ConfigError: The run has no checkpoint.
         """
-        named = [path for path in self.checkpoints if _is_last(path)]
-        others = {path: _steps(path) for path in self.checkpoints if not _is_last(path)}
+        checkpoints = self.checkpoints
+        named = [path for path in checkpoints if _is_last(path)]
+        others = {path: _steps(path) for path in checkpoints if not _is_last(path)}
         if named:
             # A corrupted last.ckpt is kept, so that reading it reports the error.
-            others = {path: steps for path, steps in others.items() if steps > _steps(named[-1], damaged=math.inf)}
+            last = max(named, key=lambda path: _steps(path, damaged=math.inf))
+            others = {path: steps for path, steps in others.items() if steps > _steps(last, damaged=math.inf)}
         if not (named or others):
             raise ConfigError(f"The run {self.folder} has no checkpoint to resume from.")
-        return max(others, key=lambda path: others[path]) if others else named[-1]
+        return max(others, key=lambda path: others[path]) if others else last
 
     @property
     def best_checkpoint(self) -> Path:
-        """The best checkpoint by the monitored metric.
+        """The best checkpoint by the monitored metric; the last one of a run that was trained without validation.
 
-        The newest checkpoint stores its name; if that file was deleted or cannot be read, the file names
-        (``...mrr=0.123.ckpt``) decide. A single checkpoint is the best one.
+        The checkpoint after most steps stores its name; if that file was deleted or cannot be read, the file names
+        (``...mrr=0.123.ckpt``) decide, and of equal ones the earlier. A single checkpoint is the best one.
 
         Raises:
             ConfigError: The best checkpoint cannot be determined.
         """
-        for path in reversed(self.checkpoints):
+        checkpoints = self.checkpoints
+        by_name = {path.name: path for path in checkpoints}
+        for path in sorted(checkpoints, key=_steps, reverse=True):
             stored = _stored_best(path)
             # By name only: the run's folder may have been moved.
-            if stored and (self.folder / "checkpoints" / stored).is_file():
-                return self.folder / "checkpoints" / stored
-        candidates = [path for path in self.checkpoints if not _is_last(path)]
+            if stored in by_name:
+                return by_name[stored]
+        candidates = [path for path in checkpoints if not _is_last(path)]
         by_metric = [(metric, path) for path in candidates if (metric := _metric_in_name(path)) is not None]
         if by_metric:
-            return max(by_metric, key=lambda pair: (pair[0], pair[1].stat().st_mtime))[1]
+            return max(by_metric, key=lambda pair: (pair[0], -_steps(pair[1])))[1]
         if len(candidates) == 1:
             return candidates[0]
+        if checkpoints and not candidates:
+            return self.last_checkpoint
         raise ConfigError(
             f"The best checkpoint in {self.folder / 'checkpoints'} cannot be determined. Name one: --ckpt_path PATH, "
             "or --ckpt_path last."
         )
 
     def checkpoint(self, which: str) -> Path:
-        """The checkpoint named ``best`` or ``last``."""
-        return self.best_checkpoint if which == "best" else self.last_checkpoint
+        """The checkpoint named ``best`` or ``last`` (for Lightning: ``hpc``), or by its file name or path."""
+        if which in ("best", "last", "hpc"):
+            return self.best_checkpoint if which == "best" else self.last_checkpoint
+        own = [path for path in self.checkpoints if path.name == which]
+        return own[0] if own else checkpoint_path(which)
 
 
 def open_run(folder: str | Path) -> Run:
@@ -119,30 +171,48 @@ def run_of_checkpoint(path: str | Path | None) -> Run | None:
     """The run whose ``checkpoints/`` contains this file, if any."""
     if path is None:
         return None
-    folder = Path(path).expanduser().resolve().parent.parent
-    return Run(folder) if _is_run(folder) and Path(path).parent.name == "checkpoints" else None
+    path = Path(path).expanduser().resolve()
+    folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    return Run(folder) if _is_run(folder) and path in map(Path.resolve, Run(folder).checkpoints) else None
 
 
 def newest_run(root: str | Path = RUNS) -> Run:
-    """Find the run with the newest checkpoint in a folder, searched recursively.
+    """Find the run that was started or resumed last in a folder, searched recursively.
 
     Raises:
         ConfigError: There is no run.
     """
-    root = Path(root).expanduser().resolve()
     runs = find_runs(root)
     if not runs:
         raise ConfigError(
-            f"There is no training run in {root}. Train one first (mimic-pl fit --config ...), run this command in "
-            "the folder where you trained, or pass a run with --run FOLDER."
+            f"There is no training run in {Path(root).expanduser().resolve()}. Train one first (mimic-pl fit --config "
+            "...), run this command in the folder where you trained, or pass a run with --run FOLDER."
         )
-    return max(runs, key=lambda run: (run.checkpoints[-1].stat().st_mtime, run.folder.name))
+    return runs[0]
 
 
 def find_runs(root: str | Path) -> list[Run]:
-    """All runs in a folder, searched recursively, in no particular order; only those with a checkpoint."""
+    """All runs in a folder, searched recursively, newest first; only those with a checkpoint.
+
+    Copying a run changes the times of its files, so its configuration states when it was started; among runs that do
+    not state it, the one with the highest number in its name is the newest.
+    """
     root = Path(root).expanduser().resolve()
-    return [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
+    runs = [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
+    return sorted(runs, key=lambda run: (run.started, _natural(str(run.folder))), reverse=True)
+
+
+def head_of_config(folder: Path) -> str:
+    """The first line of a run's configuration: the version of mimic-pl, and when the run was started.
+
+    A run that is started after another in the same folder has a later time, even if the clock was set back.
+
+    Args:
+        folder: The run's folder.
+    """
+    newest = max((Run(config.parent).started for config in folder.parent.glob("*/config.yaml")), default=0.0)
+    started = datetime.fromtimestamp(max(time.time(), newest + 1), timezone.utc)
+    return f"# mimic-pl {__version__}, started {started.isoformat()}\n"
 
 
 def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = False) -> tuple[MIMIC, BaseDataModule]:
@@ -150,7 +220,7 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
 
     Args:
         folder: The run's folder.
-        which: ``best`` or ``last``: the checkpoint to load the weights from.
+        which: The checkpoint to load the weights from: ``best``, ``last``, its file name in the run, or a path.
         trust_remote_code: Also build classes of packages other than mimic_pl: importing them runs their code.
 
     Returns:
@@ -167,7 +237,7 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         >>> Trainer().test(model, data)  # doctest: +SKIP
     """
     run = open_run(folder)
-    config = run.read_config()
+    config = expand_home(run.read_config())
     require_trusted(class_paths({key: config.get(key) for key in ("model", "data")}), trust_remote_code)
     parser = LightningArgumentParser(exit_on_error=False)
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
@@ -208,8 +278,32 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return content
 
 
+def expand_home(value: Any) -> Any:
+    """Replace ``~`` at the start of every text in a configuration, at any depth, as a shell does in an argument."""
+    if isinstance(value, str):
+        kind = TIMM_FOLDER if value.startswith(TIMM_FOLDER) else ""
+        return kind + os.path.expanduser(value.removeprefix(kind))
+    if isinstance(value, Mapping):
+        return {name: expand_home(own) for name, own in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(expand_home, value))
+    if isinstance(value, Namespace):
+        for name, own in list(vars(value).items()):
+            setattr(value, name, expand_home(own))
+    return value
+
+
 def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and any((folder / "checkpoints").glob("*.ckpt"))
+    try:
+        run = Run(folder)
+        return run.config.is_file() and bool(run.checkpoints)
+    except (OSError, ConfigError):  # a folder that may not be read, a configuration that is not YAML
+        return False
+
+
+def _natural(name: str) -> list[tuple[str, int]]:
+    """Sort key by which ``version_10`` follows ``version_9``."""
+    return [(text, int(digits or -1)) for text, digits in re.findall(r"(\D*)(\d*)", name)]
 
 
 def _is_last(path: Path) -> bool:

@@ -14,7 +14,7 @@ from mimic_pl.baselines.bm25 import BM25
 from mimic_pl.baselines.names import ExactName, NameSimilarity
 from mimic_pl.baselines.ranking import BlockScorer, rank_all
 from mimic_pl.baselines.zero_shot import Cosine, embed
-from mimic_pl.callbacks.predictions import candidate_lists, prediction
+from mimic_pl.callbacks.predictions import candidate_lists, prediction, write_metrics
 from mimic_pl.callbacks.results import metrics_by_score, missing_golds
 from mimic_pl.callbacks.tables import result_table
 from mimic_pl.data import MELDataModule, Mention
@@ -213,5 +213,5 @@ def _rank_and_write(
     folder.mkdir(parents=True, exist_ok=True)
     write_file(folder / "predictions.jsonl", "".join(lines).encode())
     summary = {"checkpoint": None, "baseline": name, **summary, "metrics": by_score}
-    write_file(folder / "metrics.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+    write_metrics(folder / "predictions.jsonl", summary)
     return by_score["overall"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +12,15 @@ from typing import IO, Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mimic_pl.callbacks.results import metrics_by_group, metrics_by_score, missing_golds, title_of
+from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.callbacks.results import EvaluatedMentions, metrics_by_group, metrics_by_score, missing_golds, title_of
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
-from mimic_pl.files import write_file
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
+
+_log = logging.getLogger(__name__)
 
 
 class PredictionWriter(Callback):
@@ -26,6 +30,10 @@ class PredictionWriter(Callback):
       the knowledge base) and its top candidates, and ``metrics.json``, with results for golds seen and unseen in
       training in ``subsets`` if both occur;
     - ``predict`` writes ``links.jsonl``, one mention per line with its top candidates.
+
+    Of a part of the mentions (``limit_test_batches``), the files are ``predictions.partial.jsonl``,
+    ``metrics.partial.json`` and ``links.partial.jsonl``, beside complete ones. ``metrics.json`` has the SHA-256 of
+    ``predictions.jsonl``, by which ``mimic-pl report`` recognises files of different evaluations.
 
     Lines are in the order of the data set. They are streamed to a hidden file, which is renamed when complete. With
     several processes, each writes a part, and the first one merges them.
@@ -39,6 +47,7 @@ class PredictionWriter(Callback):
 
     def __init__(self, top_k: int = 10) -> None:
         self.top_k = top_k
+        self._evaluated = EvaluatedMentions()
         self._part: IO[str] | None = None
         self._folder: Path | None = None
 
@@ -76,27 +85,31 @@ class PredictionWriter(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete ``predictions.jsonl`` and write ``metrics.json``."""
-        folder = self._close(trainer, "predictions.jsonl")
-        if folder is None or not trainer.is_global_zero:
-            return
         data = data_of(trainer, Records)
+        mentions = self._evaluated.of(data.mentions["test"])
+        predictions = self._close(trainer, "predictions.jsonl", len(mentions) < len(data.mentions["test"]))
+        if predictions is None:
+            return
         degradation = getattr(data, "degradation", None)  # custom data modules may lack it
         groups = metrics_by_group(trainer.callback_metrics, "test")
+        part = len(mentions) < len(data.mentions["test"])
         summary = {
-            "checkpoint": str(trainer.ckpt_path) if trainer.ckpt_path else None,
+            "checkpoint": _relative(trainer.ckpt_path, predictions.parent),
             "data": title_of(trainer),
             **({} if degradation is None else {"degradation": str(degradation)}),
-            "mentions": len(data.mentions["test"]),
-            "mentions_without_gold_in_kb": missing_golds(data.mentions["test"], data.entities),
+            "mentions": len(mentions),
+            **({"mentions_in_split": len(data.mentions["test"])} if part else {}),
+            "mentions_without_gold_in_kb": missing_golds(mentions, data.entities),
             "entities": len(data.entities),
             "metrics": metrics_by_score(trainer.callback_metrics, "test"),
             **({"subsets": groups} if groups else {}),
         }
-        write_file(folder / "metrics.json", (json.dumps(summary, indent=2, ensure_ascii=False) + "\n").encode())
+        write_metrics(predictions, summary)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete ``links.jsonl``."""
-        self._close(trainer, "links.jsonl")
+        mentions = data_of(trainer, Records).mentions["predict"]
+        self._close(trainer, "links.jsonl", len(self._evaluated.of(mentions)) < len(mentions))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove this process's part."""
@@ -107,6 +120,7 @@ class PredictionWriter(Callback):
 
     def _open(self, trainer: Trainer, name: str) -> None:
         self._part = None
+        self._evaluated = EvaluatedMentions()
         folder = trainer.log_dir or trainer.default_root_dir  # collective: must be called by every process
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
@@ -116,6 +130,7 @@ class PredictionWriter(Callback):
         self._part = _part_path(self._folder, name, trainer.global_rank).open("w", encoding="utf-8")
 
     def _write(self, trainer: Trainer, outputs: Any, split: str, labelled: bool) -> None:
+        self._evaluated.add(outputs)
         if self._part is None:
             return
         data = data_of(trainer, Records)
@@ -137,16 +152,47 @@ class PredictionWriter(Callback):
             record = prediction(mention, self._entities, line, known)
             self._part.write(f"{index}\t{json.dumps(record, ensure_ascii=False)}\n")
 
-    def _close(self, trainer: Trainer, name: str) -> Path | None:
+    def _close(self, trainer: Trainer, name: str, part: bool) -> Path | None:
+        """Complete a file; the first process returns its path."""
         if self._part is None or self._folder is None:
             return None
         self._part.close()
         self._part = None
         trainer.strategy.barrier("predictions_written")
-        if trainer.is_global_zero:
-            parts = [_part_path(self._folder, name, rank) for rank in range(trainer.world_size)]
-            _merge(parts, self._folder / name)
-        return self._folder
+        if not trainer.is_global_zero:
+            return None
+        parts = [_part_path(self._folder, name, rank) for rank in range(trainer.world_size)]
+        target = self._folder / name
+        if part:
+            target = partial_path(target)
+            _log.warning("Only a part of the mentions was evaluated: the results are in %s.", target)
+        _merge(parts, target)
+        return target
+
+
+def partial_path(path: Path) -> Path:
+    """Where the results of a part of the mentions are written instead: ``metrics.partial.json``."""
+    return path.with_suffix(f".partial{path.suffix}")
+
+
+def write_metrics(predictions: Path, summary: dict[str, Any]) -> None:
+    """Write ``metrics.json`` beside the ``predictions.jsonl`` of the same evaluation, whose SHA-256 it states.
+
+    Raises:
+        MachineError: The disk is full, or the folder is not writable.
+    """
+    path = predictions.with_name(predictions.name.replace("predictions", "metrics")).with_suffix(".json")
+    content = json.dumps({**summary, "predictions_sha256": sha256_of(predictions)}, indent=2, ensure_ascii=False)
+    write_run_file(path, (content + "\n").encode())
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def prediction(
@@ -191,6 +237,14 @@ def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) ->
         ]
         for row, line in enumerate(positions)
     ]
+
+
+def _relative(checkpoint: str | Path | None, folder: Path) -> str | None:
+    """Path of the evaluated checkpoint; from the run's folder if it is in there, since that may be moved."""
+    if not checkpoint:
+        return None
+    path, folder = Path(checkpoint).resolve(), folder.resolve()
+    return (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
 
 
 def _name(qid: str, entities: EntityTable) -> str | None:

@@ -1,4 +1,4 @@
-"""Collects logged metrics by score."""
+"""Collects what was evaluated, and the logged metrics by score."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.data.table import as_table
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.metrics import GROUPS, HITS
 from mimic_pl.records import Entity, Mention
 
@@ -18,6 +19,23 @@ PUBLISHED = (*(f"hits@{k}" for k in HITS), "mrr", "mr")
 
 RECALL = tuple(f"recall@{k}" for k in HITS)
 """Additional metrics if mentions have several golds."""
+
+
+class EvaluatedMentions:
+    """Which mentions of a split were evaluated: all of them, or a part with ``limit_test_batches`` and the like."""
+
+    def __init__(self) -> None:
+        self._indices: set[int] = set()
+
+    def add(self, outputs: Any) -> None:
+        """Add the outputs of a batch."""
+        if isinstance(outputs, Mapping) and "index" in outputs:
+            self._indices.update(outputs["index"].tolist())
+
+    def of(self, mentions: Sequence[Mention]) -> list[Mention]:
+        """Those of a split, in their order; collective: must be called by every process."""
+        everyone = ProcessGroup().gather_objects(self._indices)
+        return [mentions[index] for index in sorted(set().union(*everyone))]
 
 
 def metrics_by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
 from typing import Any
 
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
+
+from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
 
 _Progress = dict[str, Any]
 
@@ -19,12 +25,17 @@ class ExactResume(Callback):
       it, and after the last batch also the end of the epoch);
     - batches accumulated since the last optimizer step are repeated, since their gradients are lost;
     - with ``max_steps``, a finished epoch is not ended a second time;
-    - a run that had stopped early does not continue.
+    - a run that had stopped early does not continue;
+    - a run whose folder was moved or copied continues with the best checkpoints in its folder, and one that starts from
+      a checkpoint of another run has best checkpoints of its own.
 
     The sampler skips the batches already consumed (:meth:`~mimic_pl.data.sampler.TrainSampler.start_at`), dropout is
     seeded by step, random images by epoch and item, and the other callbacks store their own state. So on a CPU, with
     the same number of processes, the weights are bit-identical. The exceptions are averages over the interrupted epoch
     (``train/loss_epoch``), which contain only the batches since, and so a plateau scheduler that monitors them.
+
+    Checkpoints are verified before they are loaded, and written atomically, as by
+    :class:`~mimic_pl.atomic_checkpoint_io.AtomicCheckpointIO`.
 
     It is one of the callbacks of ``mimic-pl fit``; for a custom Trainer, pass it in ``callbacks``.
     """
@@ -33,9 +44,20 @@ class ExactResume(Callback):
         self._between_epochs = False
         self._within_epoch = False
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Use the reader and writer of checkpoints of this package, unless the Trainer was given another."""
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = AtomicCheckpointIO()
+
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Correct the counters before Lightning loads them."""
+        """Correct paths and counters before Lightning loads them."""
         self._between_epochs = self._within_epoch = False
+        if trainer.ckpt_path:
+            _relocate(
+                trainer,
+                checkpoint.get("callbacks", {}),
+                Path(str(trainer.ckpt_path).removeprefix("file://")).resolve().parent,
+            )
         if trainer.state.fn != "fit" or "fit_loop" not in checkpoint.get("loops", {}):
             return
         loops = checkpoint["loops"]["fit_loop"]
@@ -75,6 +97,29 @@ class ExactResume(Callback):
             if stopping.wait_count >= stopping.patience or stopping.stopped_epoch:
                 rank_zero_info("The run had stopped early.")
                 trainer.should_stop = True
+
+
+def _relocate(trainer: Trainer, states: dict[str, Any], folder: Path) -> None:
+    """Correct the paths that a checkpoint has of others in its folder, which may have been moved.
+
+    A run that starts from a checkpoint of another one has no best checkpoint yet.
+    """
+    for saver in trainer.checkpoint_callbacks:
+        state = states.get(saver.state_key)
+        if not isinstance(saver, ModelCheckpoint) or not state:
+            continue
+        if saver.dirpath is None or Path(saver.dirpath).resolve() != folder:
+            state["best_model_path"] = ""
+            continue
+        state["dirpath"] = saver.dirpath
+        for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+            state[name] = _moved(state[name], saver.dirpath)
+        best = {_moved(path, saver.dirpath): score for path, score in state["best_k_models"].items()}
+        state["best_k_models"] = best
+
+
+def _moved(path: str, folder: str | Path) -> str:
+    return os.path.join(folder, os.path.basename(path)) if path else path
 
 
 def _validated(batches: _Progress, validation: _Progress) -> bool:

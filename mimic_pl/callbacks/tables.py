@@ -12,6 +12,7 @@ from rich.table import Table
 from mimic_pl.callbacks.results import (
     PUBLISHED,
     RECALL,
+    EvaluatedMentions,
     metrics_by_group,
     metrics_by_score,
     missing_golds,
@@ -29,6 +30,42 @@ class ResultTable(Callback):
     set, if any, are the last row.
     """
 
+    def __init__(self) -> None:
+        self._evaluated = EvaluatedMentions()
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the mentions of an earlier evaluation."""
+        self._evaluated = EvaluatedMentions()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the mentions of an earlier evaluation."""
+        self._evaluated = EvaluatedMentions()
+
+    def on_test_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch's mentions."""
+        self._evaluated.add(outputs)
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Count the batch's mentions, except during training."""
+        if trainer.state.fn == "validate":
+            self._evaluated.add(outputs)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of the test split."""
         self._print(trainer, "test")
@@ -39,13 +76,14 @@ class ResultTable(Callback):
             self._print(trainer, "val")
 
     def _print(self, trainer: Trainer, stage: str) -> None:
+        data = data_of(trainer, Records)
+        mentions = self._evaluated.of(data.mentions[stage])  # collective: must be called by every process
         scores = metrics_by_score(trainer.callback_metrics, stage)
         if not trainer.is_global_zero or not scores["overall"]:
             return
-        data = data_of(trainer, Records)
         published = published_results(trainer) if stage == "test" else None
-        mentions = data.mentions[stage]
-        caption = f"{len(mentions):,} mentions, ranked among {len(data.entities):,} entities"
+        part = f"{len(mentions):,} of " if len(mentions) < len(data.mentions[stage]) else ""
+        caption = f"{part}{len(data.mentions[stage]):,} mentions, ranked among {len(data.entities):,} entities"
         if missing := missing_golds(mentions, data.entities):
             caption += f"; {missing:,} without a gold in the knowledge base count as misses"
         title = f"{title_of(trainer)}, {'test' if stage == 'test' else 'validation'}"

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import os
-import re
 import sys
 import traceback
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import set_parsing_settings
+from jsonargparse import ArgumentError, set_parsing_settings
 from lightning.fabric.plugins import CheckpointIO
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.model_helpers import is_overridden
 
+from mimic_pl import __version__
 from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO, remove_unfinished
 from mimic_pl.callbacks import (
     ExactResume,
@@ -30,16 +28,19 @@ from mimic_pl.callbacks import (
     SamplePanels,
 )
 from mimic_pl.cli.additions import with_additions
-from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short_path
+from mimic_pl.cli.choice import Choice, Start, check_data_root, choose_checkpoint, choose_run, short_path
 from mimic_pl.cli.help import ALL
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
+from mimic_pl.cli.run_folder import RunTrainer, loggers_in, new_folder
+from mimic_pl.cli.usage import short_message
 from mimic_pl.data.base import BaseDataModule
+from mimic_pl.errors import ConfigError, UsageError
 from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import RUNS, Run, run_of_checkpoint
+from mimic_pl.runs import expand_home
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -68,6 +69,7 @@ class MimicCLI(LightningCLI):
     def __init__(self, choice: Choice, resources: ExitStack) -> None:
         self.choice = choice
         self.resources = resources
+        self.start: Start
         strict = {"exit_on_error": False}
         super().__init__(
             MIMIC,
@@ -76,9 +78,8 @@ class MimicCLI(LightningCLI):
             subclass_mode_data=True,
             auto_configure_optimizers=False,
             seed_everything_default=43,
+            trainer_class=RunTrainer,
             save_config_callback=RunConfig,
-            # A resumed run continues in its folder and rewrites its configuration.
-            save_config_kwargs={"overwrite": True},
             parser_kwargs={
                 "prog": "mimic-pl",
                 "description": ABOUT,
@@ -125,22 +126,95 @@ class MimicCLI(LightningCLI):
         parser.add_lightning_class_args(FailureMonitor, "monitor")
         parser.set_defaults(CALLBACK_DEFAULTS)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line.
+
+        Raises:
+            UsageError: The configuration of the chosen run is that of another version.
+        """
+        try:
+            super().parse_arguments(parser, args)
+        except ArgumentError as error:
+            run = self.choice.run
+            if run is None or run.version == __version__:
+                raise
+            raise UsageError(
+                f"{short_message(str(error))} The run {short_path(run.folder)} was started by {run.version} of "
+                f"mimic-pl, this is {__version__}: adapt {short_path(run.config)}, or install that version."
+            ) from error
+
+    def _parse_ckpt_path(self) -> None:
+        """Resolve ``~``, and choose the checkpoint.
+
+        Lightning would read hyperparameters from it here, which override the command line.
+        """
+        command = self.config.get("subcommand")
+        if command is None:
+            return
+        config = expand_home(self.config[command])
+        self.start = choose_checkpoint(command, config, self.choice.run)
+        config.ckpt_path = None if self.start.checkpoint is None else str(self.start.checkpoint)
+        if self.start.note:
+            _print(self.start.note)
+
     def before_instantiate_classes(self) -> None:
-        """Check the data folder, and the run to resume, before anything heavy loads."""
-        config = self.config[self.subcommand]
-        check_data_root(config)
-        if self.choice.run is not None:
-            if self.subcommand == "fit":
-                require_same_task(self.choice.run, config)
-            else:
-                self.save_config_callback = None  # keep the run's training configuration
+        """Check the data folder before anything heavy loads."""
+        check_data_root(self.config[self.subcommand])
+        if self.start.run is not None and self.subcommand != "fit":
+            self.save_config_callback = None  # keep the run's training configuration
 
     def before_fit(self) -> None:
-        """Lock the run's folder, and remove temporary files of killed runs."""
-        folder = self._lock_run()
-        if folder is not None:
-            for saver in self.trainer.checkpoint_callbacks:
-                remove_unfinished(Path(getattr(saver, "dirpath", None) or folder / "checkpoints"))
+        """Lock the run's folder, remove temporary files of killed runs, and prepare for training without validation."""
+        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        folders = {Path(saver.dirpath) for saver in savers if saver.dirpath is not None}
+        for folder in folders:
+            self._require_own(folder)
+        if self._lock_run() is not None:
+            for folder in folders:
+                remove_unfinished(folder)
+        if not self._validates():
+            self._without_validation()
+        for stopping in self.trainer.early_stopping_callbacks:
+            # Steps or time may run out before the first validation.
+            stopping.strict = (
+                stopping.strict
+                and self.trainer.max_steps == -1
+                and self.config[self.subcommand].trainer.max_time is None
+            )
+
+    def _require_own(self, checkpoints: Path) -> None:
+        """Refuse to mix checkpoints with those of another training."""
+        loaded = None if self.start.checkpoint is None else self.start.checkpoint.resolve().parent
+        if self.start.run is None and loaded != checkpoints.resolve() and any(checkpoints.glob("*.ckpt")):
+            raise ConfigError(
+                f"{checkpoints} contains checkpoints of another training. Choose another folder with "
+                "--checkpoint.dirpath, or continue that training with --ckpt_path last."
+            )
+
+    def _validates(self) -> bool:
+        """Whether training will validate at all."""
+        trainer = self.trainer
+        every, epochs = trainer.check_val_every_n_epoch, trainer.max_epochs
+        return (
+            trainer.limit_val_batches != 0
+            and is_overridden("val_dataloader", self.datamodule, LightningDataModule)
+            and not (every is not None and epochs is not None and 0 <= epochs < every)
+        )
+
+    def _without_validation(self) -> None:
+        """Leave out the callbacks that need its results, and save the last checkpoint after each epoch."""
+        trainer: Any = self.trainer
+        monitors = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None) is not None]
+        left_out = [callback for callback in monitors if callback.monitor.startswith("val/")]
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in left_out]
+        for saver in trainer.checkpoint_callbacks:
+            if isinstance(saver, ModelCheckpoint) and saver._save_on_train_epoch_end is None:
+                saver._save_on_train_epoch_end = True
+        if left_out:
+            _print(
+                "This training does not validate: it will not stop early, and only the last checkpoint is saved, which "
+                "'mimic-pl test' takes."
+            )
 
     def before_test(self) -> None:
         """Lock the run's results."""
@@ -161,32 +235,32 @@ class MimicCLI(LightningCLI):
         return Path(folder)
 
     def after_fit(self) -> None:
-        """Print the best checkpoint and the next command."""
-        best = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
-        if best:
-            folder = run_of_checkpoint(best)
-            where = "" if folder is None else f" --run {short_path(folder.folder)}"
-            _print(f"Best checkpoint: {short_path(Path(best))}. To evaluate it on the test split: mimic-pl test{where}")
+        """Print the best checkpoint, or the last one of a training without validation, and the next command."""
+        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
+        saver = next((saver for saver in savers if saver.best_model_path), None)
+        if saver is not None:
+            kind, path = "Last" if saver.monitor is None else "Best", short_path(Path(saver.best_model_path))
+            run = short_path(Path(self.trainer.default_root_dir))
+            _print(f"{kind} checkpoint: {path}. To evaluate it on the test split: mimic-pl test --run {run}")
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """Build the Trainer; it writes into the folder of the chosen run, or of a new one."""
-        run = self.choice.run
-        logger = self._get(self.config_init, "trainer").logger
-        if run is None:
-            root = str(self._get(self.config_init, "trainer").default_root_dir or Path.cwd())
-            # Under SLURM, Lightning names runs after their job.
-            if logger in (None, True) and "://" not in root and not SLURMEnvironment.detect():
-                kwargs["logger"] = NewVersion(os.path.expanduser(root), name=RUNS)
-        else:
-            if logger is False:
-                kwargs["default_root_dir"] = str(run.folder)
-            elif logger in (None, True) or isinstance(logger, TensorBoardLogger):
-                kwargs["logger"] = _logger_of(run)
-        return super().instantiate_trainer(**kwargs)
+        """Build the Trainer, all of whose files are in the folder of the chosen run, or of a new one."""
+        built = self._get(self.config_init, "trainer")
+        if not built.fast_dev_run:
+            given = self.config[self.subcommand].trainer
+            folder = self.start.run.folder if self.start.run else new_folder(given, self.start.parent)
+            loggers = loggers_in(folder, given.logger, built.logger)
+            kwargs |= {"default_root_dir": str(folder), "logger": loggers}
+            self.resources.callback(_remove_if_empty, folder)
+        trainer = super().instantiate_trainer(**kwargs)
+        for saver in trainer.checkpoint_callbacks:
+            if not built.fast_dev_run and isinstance(saver, ModelCheckpoint) and saver.dirpath is None:
+                saver.dirpath = str(folder / "checkpoints")
+        return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
         # Lightning rejects these callbacks if the Trainer has no logger, or no checkpointing.
-        if config.get("logger") is False:
+        if config.get("logger") in (False, []):
             callbacks = [callback for callback in callbacks if not isinstance(callback, LearningRateMonitor)]
         if config.get("enable_checkpointing") is False:
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
@@ -218,7 +292,7 @@ class MimicCLI(LightningCLI):
 def run(given: list[str]) -> None:
     """Run a command; see :func:`mimic_pl.cli.main`."""
     debug = debugging(given)
-    given = [arg for arg in given if arg not in (DEBUG, ALL)]
+    given = [_as_in_a_shell(arg) for arg in given if arg not in (DEBUG, ALL)]
     _add_working_directory_to_path()
     quiet_libraries()
     set_parsing_settings(add_print_completion_argument=True)
@@ -229,8 +303,6 @@ def run(given: list[str]) -> None:
             return  # without SystemExit, for notebooks
         choice = choose_run(given)
         choice = choice._replace(args=list(with_additions(choice.args)))
-        if choice.note:
-            _print(choice.note)
         with ExitStack() as resources:
             MimicCLI(choice, resources)
     except KeyboardInterrupt:
@@ -257,29 +329,17 @@ def _add_working_directory_to_path() -> None:
         sys.path.append(here)
 
 
-class NewVersion(TensorBoardLogger):
-    """TensorBoardLogger whose ``version_N`` is unique even if several processes start at once."""
-
-    def _get_next_version(self) -> int:
-        version = super()._get_next_version()
-        while getattr(rank_zero_only, "rank", 0) == 0:
-            try:
-                (Path(self.root_dir) / f"version_{version}").mkdir(parents=True)
-            except FileExistsError:
-                if not Path(self.root_dir).is_dir():
-                    raise
-                version += 1
-            else:
-                break
-        return version
+def _as_in_a_shell(argument: str) -> str:
+    """Resolve ``~`` in ``--option=~/path``, too."""
+    option, equals, value = argument.partition("=")
+    found: str = f"{option}={expand_home(value)}" if equals and option.startswith("-") else expand_home(argument)
+    return found
 
 
-def _logger_of(run: Run) -> TensorBoardLogger:
-    """A logger that writes into a run's folder."""
-    folder = run.folder
-    numbered = re.fullmatch(r"version_(\d+)", folder.name)
-    version = int(numbered.group(1)) if numbered else folder.name
-    return TensorBoardLogger(str(folder.parent.parent), name=folder.parent.name, version=version)
+def _remove_if_empty(folder: Path) -> None:
+    """Remove the new folder of a command that failed before it wrote anything."""
+    with suppress(OSError):
+        folder.rmdir()
 
 
 @rank_zero_only

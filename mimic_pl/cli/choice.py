@@ -1,7 +1,8 @@
-"""Chooses the run that a command works on, before the command line is parsed: the run's config becomes part of it."""
+"""Chooses the run and the checkpoint that a command works on."""
 
 from __future__ import annotations
 
+import json
 import re
 from argparse import ArgumentParser
 from collections.abc import Iterator
@@ -9,38 +10,56 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jsonargparse import Namespace
+
+from mimic_pl.checkpoint_path import checkpoint_path
 from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
+from mimic_pl.cli.run_folder import folder_of_runs, job_name
 from mimic_pl.errors import ConfigError
+from mimic_pl.run_settings import training_differences
 from mimic_pl.runs import RUNS, Run, find_runs, newest_run, open_run, read_yaml, run_of_checkpoint
+
+WORDS = ("best", "last", "hpc")
+"""Checkpoints that are not given by a path; ``hpc`` is Lightning's word for the last one of a requeued SLURM job."""
 
 
 class Choice(NamedTuple):
-    """The chosen run.
+    """The run whose configuration a command uses.
 
     Attributes:
-        args: The command line with the run's configuration and checkpoint filled in.
-        run: The run whose folder the outputs are written to; ``None`` for a new folder.
-        note: Message for the user.
+        args: The command line, with the run's configuration filled in.
+        run: The run; ``None`` if the command line has a configuration of its own.
     """
 
     args: list[str]
     run: Run | None = None
+
+
+class Start(NamedTuple):
+    """What a command starts from, and where it writes.
+
+    Attributes:
+        checkpoint: The checkpoint to load.
+        run: The run in whose folder training continues, or whose results are written; ``None`` for a new folder.
+        parent: The folder in which a new folder is created.
+        note: Message for the user.
+    """
+
+    checkpoint: Path | None
+    run: Run | None
+    parent: Path
     note: str | None = None
 
 
 def choose_run(args: list[str]) -> Choice:
-    """Choose the run.
+    """Choose the run whose configuration is used, before the command line is parsed.
 
-    - ``test``, ``validate``, ``predict`` and ``robustness`` without ``--config`` and ``--model`` use the newest run, or
-      that of ``--run``, or that of the checkpoint in ``--ckpt_path``: its configuration, overridden by ``--config``
-      files and options, and its best checkpoint.
-    - ``--ckpt_path best`` and ``last`` refer to that run; with a ``--config``, only its weights are used.
-    - ``fit --ckpt_path last`` resumes: training continues in the folder of the newest run. With a ``--config`` and no
-      run that has a checkpoint, training starts, since a requeued job always has the same command line.
+    It is that of ``--run``. Without ``--run``, ``--config`` and ``--model``, it is the run of the checkpoint in
+    ``--ckpt_path``, or the newest one. Options and ``--config`` files override its configuration.
 
     Raises:
-        ConfigError: There is no such run or checkpoint, or a configuration cannot be read.
-        CheckpointError: The checkpoint cannot be used.
+        ConfigError: There is no such run, or a configuration cannot be read.
+        CheckpointError: The checkpoint does not exist.
     """
     if args == ["fit"]:
         raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
@@ -48,42 +67,123 @@ def choose_run(args: list[str]) -> Choice:
         return Choice(args)
     command, rest = args[0], args[1:]
     given = _peek(rest)
+    if given.ckpt_path is not None:
+        rest = [*rest, "--ckpt_path", given.ckpt_path]  # also overrides that of a --config that follows it
     for config in map(Path, given.config or ()):
         if config.is_file():
             read_yaml(config)  # names the file if it cannot be read, unlike jsonargparse
-    named = given.ckpt_path in ("best", "last")
-    if not named and given.ckpt_path and "://" not in given.ckpt_path:
-        if not Path(given.ckpt_path).is_file():
-            raise ConfigError(f"The checkpoint {given.ckpt_path!r} does not exist. Pass a file, or 'best' or 'last'.")
-        _check(Path(given.ckpt_path))
-    bare = not given.config and given.model is None
-    if not (given.run or named or (bare and command != "fit")):
-        untrained = command != "fit" and given.ckpt_path is None
-        note = "No --ckpt_path: the model is evaluated with its initial weights." if untrained else None
-        return Choice(args, note=note)
-
-    runs = Path(_root(given)) / RUNS
-    if command == "fit" and given.ckpt_path == "last" and not (given.run or bare) and not find_runs(runs):
-        # The command line of a requeued job must also work for its first start.
-        note = f"There is no checkpoint in {short_path(runs.resolve())} to resume from: training starts from scratch."
-        return Choice([*args, "--ckpt_path", "null"], note=note)
+    bare = not given.config and given.model is None and (command != "fit" or given.ckpt_path is not None)
     if given.run:
         run = open_run(given.run)
+    elif bare:
+        named = None if given.ckpt_path in (None, *WORDS) else checkpoint_path(given.ckpt_path)
+        run = run_of_checkpoint(named) or newest_run(Path(given.root or ".") / RUNS)
     else:
-        run = (None if named else run_of_checkpoint(given.ckpt_path)) or newest_run(runs)
-    takes_config = bool(given.run) or bare
-    front = ["--config", str(run.config)] if takes_config else []
-    if named or given.ckpt_path is None:
-        checkpoint = run.checkpoint(given.ckpt_path or "best")
-        _check(checkpoint)
-        # At the end, to override a path in the configuration, and the words best and last.
-        rest = [*rest, "--ckpt_path", str(checkpoint)]
-        note = (
-            f"{'Resuming' if command == 'fit' else 'Using'} run {short_path(run.folder)}, checkpoint {checkpoint.name}."
-        )
-    else:
-        note = f"Using run {short_path(run.folder)}, checkpoint {given.ckpt_path}."
-    return Choice([command, *front, *rest], run if takes_config or command == "fit" else None, note)
+        return Choice([command, *rest])
+    # The run's own checkpoint path is that from which it was resumed.
+    return Choice([command, "--config", str(run.config), "--ckpt_path", "null", *rest], run)
+
+
+def choose_checkpoint(command: str, config: Namespace, configured: Run | None) -> Start:
+    """Choose the checkpoint of a command, wherever it was given, and verify it.
+
+    - ``best`` and ``last`` refer to the run whose configuration is used, or with a configuration of one's own to the
+      newest run in its folder of runs; for ``fit``, to the newest one with the same model, data and seed.
+    - ``fit`` with ``last`` continues that run in its folder. If there is none, training starts from scratch, since a
+      requeued job always has the same command line. A requeued SLURM job needs no ``last``.
+    - Evaluation with a run's configuration and one of its checkpoints, by default the best one, writes its results into
+      the run's folder.
+    - Everything else writes into a new folder.
+
+    Args:
+        command: The command.
+        config: Its parsed configuration.
+        configured: The run whose configuration it is, from :func:`choose_run`.
+
+    Raises:
+        ConfigError: There is no such run or checkpoint.
+        CheckpointError: The checkpoint cannot be used.
+    """
+    parent = configured.folder.parent if configured is not None else folder_of_runs(config.trainer)
+    given = None if config.ckpt_path is None else str(config.ckpt_path)
+    if command == "fit":
+        return _start_of_training(config, given, configured, parent)
+    if given is None and configured is None:
+        return Start(None, None, parent, "No --ckpt_path: the model is evaluated with its initial weights.")
+    if given is None or given in WORDS:
+        run = configured or newest_run(parent)
+        checkpoint = _checked(run.checkpoint(given or "best"))
+        note = f"Using run {short_path(run.folder)}, checkpoint {checkpoint.name}."
+        if given in (None, "best") and checkpoint.name.startswith("last"):
+            note = f"{note[:-1]}: no best one was saved, since it was trained without validation."
+        return Start(checkpoint, configured, parent, note)
+    checkpoint = _checked(checkpoint_path(given))
+    if configured is None:
+        return Start(checkpoint, None, parent)
+    name = short_path(configured.folder)
+    if checkpoint.resolve() in map(Path.resolve, configured.checkpoints):
+        return Start(checkpoint, configured, parent, f"Using run {name}, checkpoint {checkpoint.name}.")
+    note = f"Using the configuration of run {name} with another checkpoint, {short_path(checkpoint)}, in a new folder."
+    return Start(checkpoint, None, parent, note)
+
+
+def _start_of_training(config: Namespace, given: str | None, configured: Run | None, parent: Path) -> Start:
+    if given is not None and given not in WORDS:
+        checkpoint = _checked(checkpoint_path(given))
+        return Start(checkpoint, None, parent, f"Training continues from {short_path(checkpoint)} in a run of its own.")
+    job = job_name()
+    if given is None and job is None:
+        return Start(None, None, parent)
+    settings = _as_dict(config)
+    if configured is not None:
+        if changed := training_differences(configured.read_config(), settings):
+            raise ConfigError(
+                f"The run {short_path(configured.folder)} cannot be resumed with other settings: {_listed(changed)}. "
+                f"To train from its weights in a run of its own, pass the path of a checkpoint: --ckpt_path "
+                f"{short_path(configured.last_checkpoint)}."
+            )
+        return _resumed(configured, given or "last", parent)
+    runs = find_runs(parent)
+    if given is None:  # a SLURM job resumes its own runs
+        runs = [run for run in runs if run.folder.name == job or run.folder.name.startswith(f"{job}-")]
+    other = ""
+    for run in runs:
+        try:
+            changed = training_differences(run.read_config(), settings)
+        except ConfigError:
+            changed = ["its configuration cannot be read"]
+        if not changed:
+            return _resumed(run, given or "last", parent)
+        other = other or f" The newest one, {short_path(run.folder)}, differs: {_listed(changed)}."
+    if given is None:
+        return Start(None, None, parent)
+    missing = f"There is no training run in {short_path(parent)} with this configuration"
+    if given == "best":
+        raise ConfigError(f"{missing}.{other} Name a checkpoint: --ckpt_path PATH.")
+    return Start(None, None, parent, f"{missing} to resume: training starts from scratch.{other}")
+
+
+def _resumed(run: Run, which: str, parent: Path) -> Start:
+    checkpoint = _checked(run.checkpoint(which))
+    note = f"Resuming run {short_path(run.folder)}, checkpoint {checkpoint.name}."
+    return Start(checkpoint, run, parent, note)
+
+
+def _checked(checkpoint: Path) -> Path:
+    """Verify a checkpoint before anything else reads it."""
+    require_no_nan(read_checkpoint(checkpoint)["state_dict"], checkpoint)
+    return checkpoint
+
+
+def _as_dict(config: Namespace) -> dict[str, Any]:
+    """A parsed configuration as a YAML file would hold it."""
+    plain: dict[str, Any] = json.loads(json.dumps(config.as_dict(), default=str))
+    return plain
+
+
+def _listed(changed: list[str]) -> str:
+    more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return "; ".join(changed[:3]) + more
 
 
 def check_data_root(config: Any) -> None:
@@ -111,38 +211,6 @@ def _data_sets(data: Any) -> Iterator[dict[str, Any]]:
             yield from _data_sets(list(arguments.values()))
 
 
-def require_same_task(run: Run, config: Any) -> None:
-    """Refuse to resume a run with other data or another model than it was trained with.
-
-    Args:
-        run: The run to resume.
-        config: The parsed configuration of this command.
-
-    Raises:
-        ConfigError: They differ.
-    """
-    trained = run.read_config()
-    for key in ("data.class_path", "data.init_args.root", "model.class_path"):
-        before: Any = trained
-        for part in key.split("."):
-            before = before.get(part) if isinstance(before, dict) else None
-        now = config.get(key)
-        if key == "data.init_args.root" and before is None and now is None:  # several sets
-            sections = trained.get("data"), config.data.as_dict()
-            before, now = (", ".join(str(part["init_args"]["root"]) for part in _data_sets(data)) for data in sections)
-        if before is not None and now is not None and str(before) != str(now):
-            raise ConfigError(
-                f"The newest run {short_path(run.folder)} was trained with {key} = {before}, but this command has "
-                f"{now}. To resume another run, pass the path of its checkpoint: --ckpt_path "
-                "FOLDER/checkpoints/last.ckpt."
-            )
-
-
-def _check(checkpoint: Path) -> None:
-    """Verify a checkpoint before anything else reads it."""
-    require_no_nan(read_checkpoint(checkpoint)["state_dict"], checkpoint)
-
-
 def _peek(args: list[str]) -> Any:
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("-c", "--config", action="append")
@@ -151,15 +219,6 @@ def _peek(args: list[str]) -> Any:
     parser.add_argument("--ckpt_path")
     parser.add_argument("--trainer.default_root_dir", dest="root")
     return parser.parse_known_args(args)[0]
-
-
-def _root(given: Any) -> str:
-    """The Trainer's default_root_dir, from the command line or a configuration."""
-    root = given.root
-    for path in reversed(given.config or []) if root is None else ():
-        trainer = read_yaml(Path(path)).get("trainer") if Path(path).is_file() else None
-        root = root or (trainer.get("default_root_dir") if isinstance(trainer, dict) else None)
-    return root or "."
 
 
 def _requests_help(args: list[str]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
@@ -38,6 +39,7 @@ def run(args: list[str]) -> int:
     Returns:
         The exit status.
     """
+    from mimic_pl.files import acquire_lock
     from mimic_pl.report import open_finished, write_errors_page, write_report
 
     parser = ArgumentParser(prog="mimic-pl report", description=COMMANDS["report"].about, exit_on_error=False)
@@ -51,8 +53,10 @@ def run(args: list[str]) -> int:
     runs = [open_finished(folder) for folder in given.runs]
     baseline = None if given.baseline is None else open_finished(given.baseline)
     shown = None if given.errors is None else open_finished(given.errors)
-    written = write_report(runs, given.output, baseline, given.gates) if runs else []
-    if shown is not None:
-        written.append(write_errors_page(shown, Path(given.output) / "errors.html", given.worst))
+    with ExitStack() as resources:
+        resources.callback(acquire_lock(Path(given.output), ".report.lock").release)
+        written = write_report(runs, given.output, baseline, given.gates) if runs else []
+        if shown is not None:
+            written.append(write_errors_page(shown, Path(given.output) / "errors.html", given.worst))
     print("Written: " + ", ".join(map(str, written)))
     return 0

@@ -57,7 +57,8 @@ def run(args: list[str]) -> int:
     from rich.console import Console
     from tqdm.auto import tqdm
 
-    from mimic_pl.cli.choice import check_data_root, choose_run
+    from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
+    from mimic_pl.cli.choice import check_data_root, choose_checkpoint, choose_run
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.degradation import KINDS
     from mimic_pl.robustness import grades_of, measure, robustness_table, write_grades
@@ -67,23 +68,35 @@ def run(args: list[str]) -> int:
     parser = LightningArgumentParser(prog="mimic-pl robustness", description=about, exit_on_error=False)
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(choice.args[1:], ("trainer", "model", "data"))))
+    start = choose_checkpoint("robustness", config, choice.run)
     if choice.run is None:
         raise ConfigError("robustness evaluates a trained run: omit --config and --model, or add --run FOLDER.")
+    if start.run is None:
+        raise ConfigError(
+            f"{start.checkpoint} is not a checkpoint of the run {choice.run.folder}, into whose folder the results are "
+            "written. Pass one of its checkpoints, or another run with --run FOLDER."
+        )
     degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
     check_data_root(config)
     # The run's files are not changed, and a single progress bar covers all grades.
-    config.trainer.default_root_dir = str(choice.run.folder)
+    config.trainer.default_root_dir = str(start.run.folder)
     for option in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
         config.trainer[option] = False
     built = parser.instantiate_classes(config)
-    trainer = Trainer(**vars(built.trainer))
+    trainer = Trainer(**{**vars(built.trainer), "plugins": built.trainer.plugins or AtomicCheckpointIO()})
+    limit = trainer.limit_test_batches if config.split == "test" else trainer.limit_val_batches
+    if trainer.fast_dev_run or limit != 1.0 or isinstance(limit, int):  # type: ignore[attr-defined]
+        raise ConfigError(
+            f"robustness evaluates the whole split, but the Trainer is limited to {limit} of its batches. Remove "
+            f"--trainer.fast_dev_run, or set --trainer.limit_{config.split}_batches 1.0."
+        )
     if trainer.is_global_zero:
-        print(choice.note, flush=True)
-    grades = measure(trainer, built.model, built.data, degradations, config.split, config.ckpt_path)
+        print(start.note, flush=True)
+    grades = measure(trainer, built.model, built.data, degradations, config.split, str(start.checkpoint))
     bar = tqdm(grades, "Evaluating degradations", len(degradations), leave=False, disable=not trainer.is_global_zero)
     measured = list(bar)
     if trainer.is_global_zero:
-        path = write_grades(choice.run.folder, measured)
+        path = write_grades(start.run.folder, measured)
         mentions = len(built.data.ranked.mentions[config.split])
         title = f"{type(built.data).__name__}, {config.split}: {mentions:,} mentions, seed {config.seed}"
         Console().print(robustness_table(measured, title))

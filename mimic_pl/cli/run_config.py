@@ -1,15 +1,18 @@
-"""Atomic writing of a run's configuration."""
+"""A run's configuration in its folder."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
 from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.errors import MachineError
+from mimic_pl.runs import head_of_config
 
 # Lightning's string enums (such as Timer's interval) are default values that YAML cannot represent.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
@@ -19,7 +22,11 @@ _TEXT = re.compile(r"Unable to serialize instance (\w+)$", re.MULTILINE)
 
 
 class RunConfig(SaveConfigCallback):
-    """Writes ``config.yaml`` into the run's folder atomically, since a resumed run overwrites it."""
+    """Writes ``config.yaml`` into the run's folder atomically, since a resumed run overwrites it.
+
+    If the folder is deleted during training, what is written afterwards is no run any more: this is an error at the
+    next checkpoint, and at the end.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Write it once.
@@ -27,11 +34,33 @@ class RunConfig(SaveConfigCallback):
         Raises:
             MachineError: The disk is full, or the folder is not writable.
         """
-        folder = trainer.log_dir  # collective: must be called by every process
-        if folder is None or "://" in folder:
-            super().setup(trainer, pl_module, stage)
-        elif trainer.is_global_zero and not self.already_saved:
+        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective: must be called by every process
+        self._path = folder / self.config_filename
+        if trainer.is_global_zero and not self.already_saved:
+            folder.mkdir(parents=True, exist_ok=True)
             content = _TEXT.sub(r"\1", self.parser.dump(self.config, skip_none=False))
-            Path(folder).mkdir(parents=True, exist_ok=True)
-            write_run_file(Path(folder) / self.config_filename, content.encode())
+            write_run_file(self._path, (head_of_config(folder) + content).encode())
         self.already_saved = True
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Check that the folder still exists.
+
+        Raises:
+            MachineError: It was deleted.
+        """
+        self._require_folder(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Check that the folder still exists.
+
+        Raises:
+            MachineError: It was deleted.
+        """
+        self._require_folder(trainer)
+
+    def _require_folder(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero and not self._path.is_file():
+            raise MachineError(
+                f"The run's folder {self._path.parent} was deleted or moved during training, after step "
+                f"{trainer.global_step}. What was written there is lost: start the training again."
+            )

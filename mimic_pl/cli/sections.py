@@ -60,7 +60,7 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
     Raises:
         ConfigError: The file does not exist, or has none of the sections.
     """
-    from mimic_pl.runs import read_yaml
+    from mimic_pl.runs import expand_home, read_yaml
 
     rest = iter(with_additions(args))
     for arg in rest:
@@ -75,7 +75,7 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
             path = Path(text)
             if not path.is_file():
                 raise ConfigError(f"The configuration {str(path)!r} does not exist.")
-            sections = read_yaml(path)
+            sections = expand_home(read_yaml(path))
         sections["processor"] = _processor(sections.get("model"))
         found = {name: sections[name] for name in names if sections.get(name) is not None}
         if not found.keys() - {"processor"}:

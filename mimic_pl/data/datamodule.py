@@ -155,11 +155,14 @@ class MELDataModule(MIMICFolder):
             if self.processor.modalities != "text":
                 self.require_an_image("entity", self.entity_images, (entity.image_files for entity in self.entities))
             self.entity_dataset = EntityDataset(self.entities, self.processor, self._pixels(self.entity_images))
-        for split in _STAGES[stage]:
+        splits = _STAGES[stage]
+        if stage == "fit" and self.trainer is not None and self.trainer.limit_val_batches == 0:
+            splits = ("train",)  # no validation, for which there may be no file
+        for split in splits:
             if split not in self._datasets:
                 self._add_split(split)
         if self._cache is not None and self.processor.modalities != "text":
-            self._cache.fill(partial(self._images_of, _STAGES[stage]))
+            self._cache.fill(partial(self._images_of, splits))
 
     @cached_property
     def entities(self) -> EntityTable:

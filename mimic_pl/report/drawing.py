@@ -13,6 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
+from mimic_pl.atomic_checkpoint_io import write_run_file
+
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#444444")
 """The colour-blind safe palette of Okabe and Ito, and two more colours."""
 
@@ -69,8 +71,15 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as a PNG with a palette, which is enough for lines and flat areas and a third of the size."""
+    """Write a figure as a PNG with a palette, which is enough for lines and flat areas and a third of the size.
+
+    Raises:
+        MachineError: The disk is full, or the folder is not writable; an earlier file is intact.
+    """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=120)
-    Image.open(drawn).convert("RGB").quantize(_PALETTE_SIZE, dither=Image.Dither.NONE).save(path, optimize=True)
+    content = io.BytesIO()
+    small = Image.open(drawn).convert("RGB").quantize(_PALETTE_SIZE, dither=Image.Dither.NONE)
+    small.save(content, format="png", optimize=True)
+    write_run_file(path, content.getbuffer())
     return path

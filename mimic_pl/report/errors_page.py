@@ -9,6 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
+from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.records import Mention
 from mimic_pl.report.attention import Token
 from mimic_pl.report.evaluated_run import EvaluatedRun
@@ -33,12 +34,13 @@ def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> P
     Raises:
         ConfigError: The run has no checkpoint, or its data does not exist.
         DataError: The data differs from what was tested.
+        MachineError: The disk is full, or the folder is not writable; an earlier file is intact.
     """
     loaded = LoadedRun(run)
     page = render(loaded, worst_cases(loaded, worst))
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_run_file(path, page.encode())
     return path
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_pl.callbacks.predictions import partial_path, sha256_of
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.runs import read_yaml
 
@@ -91,7 +93,7 @@ class EvaluatedRun:
 
     @property
     def curve(self) -> list[tuple[int, float]]:
-        """Validation MRR by number of epochs trained, from TensorBoard's events; empty without them."""
+        """Validation MRR by number of epochs trained, from TensorBoard's events or ``metrics.csv``; empty without."""
         return self._validation["mrr"]
 
     @property
@@ -163,7 +165,9 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
             f"lightning_logs/version_0.{hint}"
         )
     if not (path / "metrics.json").is_file():
-        raise ConfigError(f"The run {path} was not tested. Test it first: mimic-pl test --run {path}")
+        part = partial_path(path / "metrics.json").is_file()
+        what = "tested on a part of the mentions only" if part else "not tested"
+        raise ConfigError(f"The run {path} was {what}. Test it first: mimic-pl test --run {path}")
     config = read_yaml(path / "config.yaml")
     if not isinstance(config.get("data"), dict):
         raise DataError(f"{path / 'config.yaml'} is not the configuration of a run: it has no 'data'.")
@@ -174,6 +178,12 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
         raise DataError(
             f"{path / 'metrics.json'} cannot be read ({error!r}). Test the run again: mimic-pl test --run {path}"
         ) from error
+    predictions, stated = path / "predictions.jsonl", summary.get("predictions_sha256")
+    if stated is not None and predictions.is_file() and sha256_of(predictions) != stated:
+        raise DataError(
+            f"{predictions} and metrics.json are of different evaluations: one was interrupted, or a file was changed. "
+            f"Test the run again: mimic-pl test --run {path}"
+        )
     return EvaluatedRun(path, config, summary)
 
 
@@ -263,12 +273,15 @@ def read_curve(folder: Path, tag: str) -> list[tuple[int, float]]:
 
 
 def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
-    """Read several scalars at once, with tags by name; missing ones are empty."""
+    """Read several scalars at once, with tags by name; missing ones are empty.
+
+    They are in TensorBoard's events, or else in the ``metrics.csv`` of a CSVLogger.
+    """
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {name: _curve_in_csv(folder / "metrics.csv", tag) for name, tag in tags.items()}
     # A lazy import, since tensorboard is slow to import.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    if not any(folder.glob("events.out.tfevents.*")):
-        return {name: [] for name in tags}
     # All scalars, but no images (0 would mean all).
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0, "images": 1, "tensors": 1})
     try:
@@ -286,3 +299,14 @@ def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int,
         # A resumed run may have logged an epoch twice: the later value wins.
         curves[name] = sorted({epochs[event.step]: event.value for event in values if event.step in epochs}.items())
     return curves
+
+
+def _curve_in_csv(path: Path, tag: str) -> list[tuple[int, float]]:
+    if not path.is_file():
+        return []
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row.get(tag) and row.get("epoch")]
+        return sorted({int(row["epoch"]) + 1: float(row[tag]) for row in rows}.items())
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error!r:.200}). Delete it to omit the curves.") from error

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -41,14 +40,14 @@ class LoadedRun:
         run: The run; the checkpoint that was tested is loaded.
 
     Raises:
-        ConfigError: The run has no checkpoint, or its data does not exist.
+        ConfigError: The data of the run does not exist.
+        CheckpointError: The checkpoint that was tested does not exist any more, or cannot be read.
         DataError: The test split differs from the one that was tested.
     """
 
     def __init__(self, run: EvaluatedRun) -> None:
-        tested = Path(run.summary.get("checkpoint") or "").name
         self.run = run
-        self.model, datamodule = load_run(run.folder, "last" if tested.startswith("last") else "best")
+        self.model, datamodule = load_run(run.folder, _tested(run))
         self.model.to("cuda" if torch.cuda.is_available() else "cpu")
         datamodule.setup("test")
         self.data = datamodule.ranked
@@ -102,3 +101,12 @@ class LoadedRun:
                 f"differ. Test the run again: mimic-pl test --run {self.run.folder}"
             )
         return [index_of[id_] for id_ in ids]
+
+
+def _tested(run: EvaluatedRun) -> str:
+    """The checkpoint that was tested: a path from the run's folder, or by its name if an absolute one has moved."""
+    stated = run.summary.get("checkpoint")
+    if stated is None:
+        return "best"
+    path = run.folder / stated
+    return str(path) if path.is_file() else path.name

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.errors import DataError
 from mimic_pl.report.drawing import save
 from mimic_pl.report.evaluated_run import EvaluatedRun
@@ -38,6 +39,7 @@ def write_report(
 
     Raises:
         DataError: A run on the baseline's data set was tested on different mentions.
+        MachineError: The disk is full, or the folder is not writable; files of an earlier report are intact.
     """
     folder = Path(folder)
     experiments = group_runs([*([baseline] if baseline is not None else []), *runs])
@@ -60,8 +62,8 @@ def write_report(
         *(f"## {title}\n\n{note}\n\n![{cell(title)}]({file.name})" for title, note, file in plots),
         _runs(experiments),
     ]
-    (folder / "report.md").write_text("\n\n".join(part.strip() for part in parts) + "\n", encoding="utf-8")
-    (folder / "report.csv").write_text(as_csv(rows), encoding="utf-8")
+    write_run_file(folder / "report.csv", as_csv(rows).encode())
+    write_run_file(folder / "report.md", ("\n\n".join(part.strip() for part in parts) + "\n").encode())
     return [folder / "report.md", folder / "report.csv", *(file for _, _, file in plots)]
 
 

@@ -133,17 +133,6 @@ def test_a_resumed_run_equals_an_uninterrupted_one(command, trained, tmp_path):
     )
 
 
-def test_resuming_on_other_data_is_rejected(command, home, tmp_path):
-    options = ["--config", "tiny.yaml", "--data.root", str(tmp_path), "--ckpt_path", "last"]
-    other = tmp_path / "other"
-    shutil.copytree(yaml.safe_load((home / "tiny.yaml").read_text())["data"]["init_args"]["root"], other)
-    options[3] = str(other)
-    code, _, err = command("fit", *options, "--trainer.default_root_dir", str(home), folder=home)
-    assert code == 3
-    assert "was trained with data.init_args.root = " in err
-    assert str(other) in err
-
-
 def test_callbacks_are_configurable(command, trained, tmp_path):
     options = ["--trainer.default_root_dir", str(tmp_path), "--trainer.max_epochs", "5"]
     patience = ["--early_stopping.patience", "1", "--early_stopping.min_delta", "10", "--checkpoint.save_top_k", "0"]

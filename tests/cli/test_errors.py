@@ -45,7 +45,7 @@ WRONG = {
         3,
         "temperature",
     ),
-    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 3, "The checkpoint 'nowhere.ckpt' does not exist."),
+    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], 5, "nowhere.ckpt. Pass the path of a file."),
     "best without run": (
         ["--ckpt_path", "best", "--trainer.default_root_dir", "."],
         3,

@@ -13,31 +13,58 @@ import torch
 from PIL import Image
 
 from mimic_pl.errors import CheckpointError, ConfigError
-from mimic_pl.runs import load_run, newest_run, open_run, run_of_checkpoint
+from mimic_pl.runs import find_runs, head_of_config, load_run, newest_run, open_run, run_of_checkpoint
 from tests.readme import readme_block
 
 
-def make_run(folder, *checkpoints, best=None, time=None, steps=()):
-    """A run folder with checkpoints that hold no weights."""
+def make_run(folder, *checkpoints, best=None, started=None, steps=()):
+    """A run folder with checkpoints that hold no weights, whose times contradict their order."""
     (folder / "checkpoints").mkdir(parents=True)
-    (folder / "config.yaml").write_text("model: {}\n")
+    head = f"# mimic-pl 0.1.0, started {started}\n" if started else ""
+    (folder / "config.yaml").write_text(f"{head}model: {{}}\n")
     state = {"monitor": "val/mrr", "best_model_path": f"/moved/elsewhere/checkpoints/{best}"} if best else {}
     for number, name in enumerate(checkpoints):
         path = folder / "checkpoints" / name
         callbacks = {"ModelCheckpoint{'monitor': 'val/mrr'}": state}
         step = steps[number] if steps else 0
         torch.save({"callbacks": callbacks, "state_dict": {}, "global_step": step}, path)
-        os.utime(path, (1000 + number, 1000 + number) if time is None else (time, time))
+        os.utime(path, (1000 - number, 1000 - number))
     return folder
 
 
-def test_newest_is_the_one_with_the_newest_checkpoint(tmp_path):
-    make_run(tmp_path / "version_0", "last.ckpt", time=3000)
-    make_run(tmp_path / "version_1", "last.ckpt", time=2000)
-    make_run(tmp_path / "deeper" / "version_2", "last.ckpt", time=1000)
-    (tmp_path / "version_3").mkdir()
-    (tmp_path / "version_3" / "config.yaml").write_text("{}")  # a test's folder: no checkpoints
+def test_newest_is_the_one_started_last(tmp_path):
+    make_run(tmp_path / "version_2", "last.ckpt", started="2026-01-01T00:00:00+00:00")
+    make_run(tmp_path / "version_0", "last.ckpt", started="2026-01-03T00:00:00+00:00")
+    make_run(tmp_path / "deeper" / "version_3", "last.ckpt", started="2026-01-02T00:00:00+00:00")
+    make_run(tmp_path / "version_11", "last.ckpt")  # of an earlier version
+    make_run(tmp_path / "version_9", "last.ckpt")
+    (tmp_path / "version_12").mkdir()
+    (tmp_path / "version_12" / "config.yaml").write_text("{}")  # a test's folder: no checkpoints
+    names = [run.folder.name for run in find_runs(tmp_path)]
+    assert names == ["version_0", "version_3", "version_2", "version_11", "version_9"]
     assert newest_run(tmp_path).folder == (tmp_path / "version_0").resolve()
+
+
+def test_a_run_is_newer_than_those_before_even_if_the_clock_was_set_back(tmp_path):
+    for number in range(3):
+        make_run(tmp_path / f"version_{number}", "last.ckpt")
+    for number, started in ((1, "2099-01-01T00:00:00+00:00"), (2, "no time")):
+        (tmp_path / f"version_{number}" / "config.yaml").write_text(f"# mimic-pl 9, started {started}\n")
+    (tmp_path / "version_0" / "config.yaml").write_text(head_of_config(tmp_path / "version_0"))
+    assert [run.folder.name for run in find_runs(tmp_path)] == ["version_0", "version_1", "version_2"]
+
+
+def test_dangling_links_are_no_runs_and_no_checkpoints(tmp_path):
+    run = make_run(tmp_path / "version_0", "epoch=1-mrr=0.5000.ckpt", "last.ckpt")
+    for name in ("epoch=3-mrr=0.9000.ckpt", "last-v1.ckpt"):
+        (run / "checkpoints" / name).symlink_to("deleted.ckpt")
+    broken = make_run(tmp_path / "version_1")
+    (broken / "checkpoints" / "last.ckpt").symlink_to("deleted.ckpt")
+    (tmp_path / "version_2").symlink_to("deleted")
+    (tmp_path / "config.yaml").symlink_to("deleted.yaml")
+    found = newest_run(tmp_path)
+    assert found.folder == run.resolve()
+    assert (found.best_checkpoint.name, found.last_checkpoint.name) == ("epoch=1-mrr=0.5000.ckpt", "last.ckpt")
 
 
 def test_no_run(tmp_path):
@@ -50,7 +77,7 @@ def test_no_run(tmp_path):
 def test_best_is_the_one_recorded_in_the_last_checkpoint(tmp_path):
     """The earlier of two with the same metric, although the folder was moved."""
     names = ["epoch=1-mrr=0.5000.ckpt", "epoch=3-mrr=0.5000.ckpt", "last.ckpt"]
-    run = open_run(make_run(tmp_path / "run", *names, best=names[0]))
+    run = open_run(make_run(tmp_path / "run", *names, best=names[0], steps=[1, 3, 3]))
     assert run.best_checkpoint.name == names[0]
     assert run.checkpoint("last").name == "last.ckpt"
 
@@ -59,6 +86,8 @@ def test_best_by_name_if_none_is_recorded(tmp_path):
     names = ["epoch=1-mrr=0.0900.ckpt", "epoch=3-mrr=0.6000.ckpt", "epoch=5-mrr=0.1000.ckpt", "last.ckpt"]
     assert open_run(make_run(tmp_path / "a", *names)).best_checkpoint.name == names[1]
     assert open_run(make_run(tmp_path / "b", *names, best="deleted.ckpt")).best_checkpoint.name == names[1]
+    equal = ["epoch=3-mrr=0.6000.ckpt", "epoch=1-mrr=0.6000.ckpt"]
+    assert open_run(make_run(tmp_path / "c", *equal, steps=[3, 1])).best_checkpoint.name == equal[1], "the earlier"
 
 
 @pytest.mark.parametrize("damage", [b"", b"no archive", None])
@@ -71,12 +100,14 @@ def test_best_of_a_run_whose_last_checkpoint_is_damaged(tmp_path, damage):
 
 
 def test_newest_of_several_last_checkpoints(tmp_path):
-    assert open_run(make_run(tmp_path / "run", "last.ckpt", "last-v1.ckpt")).last_checkpoint.name == "last-v1.ckpt"
+    run = open_run(make_run(tmp_path / "run", "last.ckpt", "last-v1.ckpt", steps=[5, 7]))
+    assert run.last_checkpoint.name == "last-v1.ckpt"
 
 
 def test_an_ambiguous_best_checkpoint_is_an_error(tmp_path):
     with pytest.raises(ConfigError, match=r"The best checkpoint in .* cannot be determined.*--ckpt_path"):
-        _ = open_run(make_run(tmp_path / "a", "last.ckpt")).best_checkpoint
+        _ = open_run(make_run(tmp_path / "a", "step=1.ckpt", "step=2.ckpt")).best_checkpoint
+    assert open_run(make_run(tmp_path / "c", "last.ckpt")).best_checkpoint.name == "last.ckpt", "without validation"
     assert open_run(make_run(tmp_path / "b", "one.ckpt")).best_checkpoint.name == "one.ckpt"
 
 
@@ -94,6 +125,8 @@ def test_last_is_the_checkpoint_with_the_most_steps(tmp_path, names, steps, last
     folder = make_run(tmp_path / "run", *names, steps=steps)
     (folder / "checkpoints" / "last.ckpt.tmp").write_bytes(b"half of one")
     assert open_run(folder).last_checkpoint.name == last
+    torch.save({"state_dict": {}, "global_step": max(steps) + 1}, folder / "hpc_ckpt_1.ckpt")
+    assert open_run(folder).last_checkpoint.name == "hpc_ckpt_1.ckpt", "of a requeued SLURM job"
 
 
 def test_run_of_a_checkpoint(tmp_path):

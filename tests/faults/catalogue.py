@@ -49,6 +49,7 @@ class Fault(NamedTuple):
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
 FORMATS = "formats/test_read_records.py::"
 INDEX = "ranking/test_lance_index.py::"
+RUNS, CHOSEN = "faults/test_runs_and_results.py::", "cli/test_chosen_run.py::"
 STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
@@ -122,6 +123,24 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("published weights in safetensors, truncated or with a corrupted header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_corrupted_safetensors", 4),
         Fault("encoder weights truncated or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
+    ),
+    "Runs and results": (
+        Fault("a flipped byte in a checkpoint that is given by a word, a path, `~` or a `file://` URL, on the command line or in a file", "was changed after it was written", CheckpointError, RUNS + "test_a_damaged_checkpoint_however_it_is_given", 16),
+        Fault("the same in Python: `load_run`, `load_from_checkpoint`, `from_published`", "was changed after it was written", CheckpointError, RUNS + "test_a_damaged_checkpoint_in_python", 5),
+        Fault("the same in a Trainer with ExactResume or AtomicCheckpointIO", "was changed after it was written", CheckpointError, RUNS + "test_a_damaged_checkpoint_through_a_trainer", 8),
+        Fault("a checkpoint at a URL of another machine", "is not on this machine", CheckpointError, RUNS + "test_a_checkpoint_on_another_machine", 9),
+        Fault("`fit --ckpt_path last` where the newest run has another seed, data or model: it is not resumed", "differs", None, CHOSEN + "test_last_is_a_run_with_the_same_model_data_and_seed", 4),
+        Fault("`--ckpt_path` of another run: its results are written to a new folder", "in a new folder", None, CHOSEN + "test_a_checkpoint_of_another_run_gets_a_folder_of_its_own", 2),
+        Fault("a copied run is resumed and tested: the original is unchanged", "the same bytes", None, CHOSEN + "test_a_copied_run_leaves_the_original_alone"),
+        Fault("the times of the files of runs are wrong, or the clock was set back", "the run started last", None, "cli/test_runs.py::test_a_run_is_newer_than_those_before_even_if_the_clock_was_set_back", 2),
+        Fault("dangling links among runs and checkpoints", "are left out", None, "cli/test_runs.py::test_dangling_links_are_no_runs_and_no_checkpoints", 4),
+        Fault("a SLURM job is preempted and requeued, without a logger", "resumes at the step of the signal", None, "faults/test_interruption.py::test_a_slurm_job_is_requeued"),
+        Fault("the configuration of a run of another version", "was started by 0.0.1 of mimic-pl", UsageError, CHOSEN + "test_a_run_of_another_version_is_named"),
+        Fault("`test` is killed between its two files: `report` refuses them", "are of different evaluations", DataError, RUNS + "test_a_kill_between_predictions_and_metrics"),
+        Fault("the folder of a run is deleted during training", "was deleted or moved during training", MachineError, RUNS + "test_the_folder_of_a_run_is_deleted_during_training", 2),
+        Fault("the disk fills up while a report is written: the earlier one is intact", "The disk is full", MachineError, RUNS + "test_a_report_on_a_full_disk"),
+        Fault("two reports are written into one folder: the second is rejected", "Another process is writing to", StoreError, RUNS + "test_two_reports_into_one_folder"),
+        Fault("a run is tested while it trains", "complete results", None, RUNS + "test_a_run_is_tested_while_it_trains"),
     ),
     "The machine": (
         Fault("the disk fills up while a cache is written: earlier values read back", "cannot be read or written", StoreError, STORE + "test_a_disk_that_fills_up"),

@@ -141,6 +141,35 @@ def test_termination_signals_to_two_processes(config, uninterrupted, tmp_path, t
     terminate_twice(config, uninterrupted, tmp_path / "run", trial, ends)
 
 
+@pytest.mark.slow
+def test_a_slurm_job_is_requeued(config, tmp_path, monkeypatch):
+    """At its signal it writes a checkpoint into its run and asks for being requeued; then it resumes from there."""
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.parent.mkdir()
+    scontrol.write_text(f"#!/bin/sh\necho $@ >> {tmp_path}/requeued\n")
+    scontrol.chmod(0o755)
+    slurm = {"NTASKS": "1", "JOB_ID": "7", "JOB_NAME": "tiny", "PROCID": "0", "LOCALID": "0", "NODEID": "0"}
+    for name, value in {**slurm, "NTASKS_PER_NODE": "1"}.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.setenv("PATH", f"{scontrol.parent}:{os.environ['PATH']}")
+    run = tmp_path / "lightning_logs" / "version_7"
+    endless = ["fit", "--config", str(config), "--trainer.max_epochs", "9999", "--trainer.logger", "false"]
+    command = RunningCommand(endless, tmp_path)
+    wait_for_first_checkpoint(command)
+    command.send(signal.SIGUSR1, [0])
+    command.wait_for(lambda: (tmp_path / "requeued").exists())
+    command.send(signal.SIGKILL, [0])
+    assert command.exit_codes() == [-signal.SIGKILL], command.output()
+    assert (tmp_path / "requeued").read_text() == "requeue 7\n"
+    shutil.rmtree(run / "checkpoints")
+    steps = read_checkpoint(run / "hpc_ckpt_1.ckpt")["global_step"]
+
+    command = RunningCommand([*endless, "--trainer.max_steps", str(steps + 1)], tmp_path)
+    assert command.exit_codes() == [0], command.output()
+    assert "Resuming run lightning_logs/version_7, checkpoint hpc_ckpt_1.ckpt." in command.output()
+    assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == steps + 1
+
+
 @pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_killed_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import shutil
 from html.parser import HTMLParser
 
@@ -144,6 +145,8 @@ def test_data_that_changed_since_the_test_is_rejected(malicious_run, tmp_path):
     shutil.copytree(malicious_run, run)
     text = (run / "predictions.jsonl").read_text()
     (run / "predictions.jsonl").write_text(text.replace('"id": "test-3', '"id": "other-3'))
+    summary = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**summary, "predictions_sha256": None}))
     with pytest.raises(DataError, match="are not of the test split"):
         write_errors_page(open_finished(run), tmp_path / "errors.html")
     assert not (tmp_path / "errors.html").exists()

@@ -19,8 +19,9 @@ from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.report import group_runs, open_finished, write_report
 from mimic_pl.report.calibration import calibration
 from mimic_pl.report.drawing import COLOURS, panels, save
-from mimic_pl.report.experiments import differences, settings_of
+from mimic_pl.report.experiments import differences
 from mimic_pl.report.plots import curves_figure, hits_figure, robustness_figure
+from mimic_pl.run_settings import settings_of
 from tests import tiny
 from tests.report.conftest import write_curve, write_run
 
