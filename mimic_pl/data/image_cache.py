@@ -27,7 +27,7 @@ from mimic_pl.processor.images import ImageError, ImageFolder
 Chain = tuple[ImageFolder, tuple[str, ...]]
 """A fallback chain of images: the first that opens is used."""
 
-VERSION = 3
+VERSION = 4
 """Version of the storage format; each version uses its own folder."""
 
 _FILES, _PIXELS = "files", "pixels"
