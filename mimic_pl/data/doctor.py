@@ -21,6 +21,7 @@ from mimic_pl.data.reader import MalformedRecordsError
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor import TextTemplate
+from mimic_pl.processor.images import FAILURES
 from mimic_pl.records import Entity, Mention
 
 Verdict = Literal["ok", "note", "warning", "ERROR"]
@@ -258,8 +259,10 @@ def _scan(
     if seen and not images.folder.is_dir():
         report.add(title, f"no folder {folder} or {folder}s", "warning", "unpack the images there")
     report.add(title, f"{len(seen) - len(failed)} of {len(seen)} open")
-    for kind in ("missing", "unreadable", "oversized"):
+    for kind in FAILURES:
         paths = [path for path, kind_ in failed if kind_ == kind]
+        if kind == "ambiguous" and not paths:
+            continue
         policy = datamodule.processor.image_policy
         verdict: Verdict = "ok" if not paths else "ERROR" if policy == "error" else "warning"
         advice = f"policy {policy!r} applies; for example {_examples(paths)}" if paths else ""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -103,7 +104,14 @@ class MIMICFolder(BaseDataModule):
                 f"{self.folder} has both {name} and {name}s. Move all images into one and remove the other."
             )
         folder = present[0] if present else self.folder / name
-        return ImageFolder(folder, policy, max_pixels, renamed=name == "mention_image")
+        return ImageFolder(folder, policy, max_pixels, self._mention_image_names if name == "mention_image" else None)
+
+    def _mention_image_names(self) -> Iterator[str]:
+        """Names of the mentions' images in all splits that can be read."""
+        for split in (*_FILES, "predict"):
+            with suppress(DataError):
+                for mention in self.read_mentions(split):
+                    yield from mention.image_files
 
     @property
     def folder(self) -> Path:
