@@ -1,4 +1,4 @@
-"""On-disk cache of decoded images, shared by all processes and data sets."""
+"""On-disk cache of decoded images and of the hashes of image files, shared by all processes and data sets."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mimic_pl.data.file_keys import digest, is_settled, signature
+from mimic_pl.data.file_keys import digest, digests, is_settled, signature
 from mimic_pl.errors import StoreError
 from mimic_pl.files import lock_folder, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
@@ -30,7 +30,7 @@ Chain = tuple[ImageFolder, tuple[str, ...]]
 VERSION = 4
 """Version of the storage format; each version uses its own folder."""
 
-_FILES, _PIXELS = "files", "pixels"
+_FILES, _PIXELS, _DIGESTS = "files", "pixels", "digests"
 _FAILURES = {b"u": "unreadable", b"o": "oversized"}
 """Why a file fails, by the code stored in place of its content hash."""
 
@@ -75,13 +75,14 @@ class _Decoded(NamedTuple):
 
 
 class ImageCache:
-    """Preprocessed pixels of images, in an append-only store on disk with two tables.
+    """Preprocessed pixels of images, in an append-only store on disk with three tables.
 
     - ``pixels`` contains every image once, keyed by a hash of its file's content: moving or copying a data set takes no
       more space.
     - ``files`` maps a file to its content hash, keyed by its path, size and timestamps: a file with an entry is not
       even opened, and a changed file has none, so stale pixels are never used. Files that cannot be decoded are also
       recorded, and are retried after they change.
+    - ``digests`` maps files that are not needed as pixels to their content hash, in the same way.
 
     Each preprocessing has its own folder, named by a hash of a preprocessed test image, so that anything that changes
     pixels (size, scale of decoding, version of a decoder) leads to another folder.
@@ -105,7 +106,7 @@ class ImageCache:
         self.disk_fraction = disk_fraction
         size = image_processor.image_size
         name = f"{size}px-{fingerprint(image_processor, reduced)}-v{VERSION}"
-        self.store = KeyValueStore(root.expanduser().absolute() / name, (_FILES, _PIXELS))
+        self.store = KeyValueStore(root.expanduser().absolute() / name, (_FILES, _PIXELS, _DIGESTS))
         self._shape = 3, size, size
 
     @property
@@ -128,6 +129,34 @@ class ImageCache:
         if stored is None or len(stored) != _BOUND_BYTES + torch.Size(self._shape).numel():
             return None
         return torch.frombuffer(bytearray(stored), dtype=torch.uint8, offset=_BOUND_BYTES).view(self._shape)
+
+    def digests(self, paths: Iterable[Path], max_pixels: int) -> Iterator[bytes | None]:
+        """Hash of the content of each file, ``None`` if it cannot be read; files that did not change are not read.
+
+        Raises:
+            StoreError: The cache is corrupted.
+        """
+        left = iter(paths)
+        while chunk := list(islice(left, _TRANSACTION_SIZE)):
+            keys = [signature(path, max_pixels) for path in chunk]
+            found = [None if key is None else self._stored_digest(key) for key in keys]
+            unknown = [n for n, content in enumerate(found) if content is None and keys[n] is not None]
+            new: list[tuple[str, bytes, bytes]] = []
+            for n, content in zip(unknown, digests([chunk[n] for n in unknown]), strict=True):
+                found[n], key = content, signature(chunk[n], max_pixels)
+                # Not if it changed while it was read, or may still change unnoticed.
+                if content is not None and key is not None and key == keys[n] and is_settled(chunk[n]):
+                    new.append((_DIGESTS, key, content))
+            if new:
+                try:
+                    self.store.put(new)
+                except StoreError as error:
+                    _log.warning(f"Hashes of image files cannot be cached and are computed again by every run. {error}")
+            yield from found
+
+    def _stored_digest(self, key: bytes) -> bytes | None:
+        content = self.store.get(_FILES, key)
+        return self.store.get(_DIGESTS, key) if content is None or content in _FAILURES else content
 
     def fill(self, wanted: Callable[[], Iterable[Chain]]) -> None:
         """Decode missing images, with a progress bar. Failing images are reported later, by the loaders.

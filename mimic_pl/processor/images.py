@@ -102,8 +102,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
     """Open an image as RGB: first frame, EXIF orientation applied, transparency on white.
 
     Values of more than 8 bits are scaled to 8 bits (see :mod:`mimic_pl.processor.grey_levels`): unsigned ones of up to
-    16 bits from their whole range, others from their smallest and largest value. Files with values of a kind that
-    cannot be converted (NaN, floats in colour, LAB) are unreadable.
+    16 bits from their whole range, others from their smallest and largest value. Files whose values
+    cannot be scaled (NaN, one value everywhere) or that Pillow cannot read (colour in floats) are unreadable.
 
     Args:
         source: A file path, the content of a file, a PIL image, or a pixel array: uint8 ``[height, width]``,
@@ -124,9 +124,9 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
 def opened_image(
     source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None
 ) -> Iterator[Image.Image]:
-    """Open an image like :func:`open_image`, while other threads wait if the images being opened are too large together.
+    """Open an image like :func:`open_image`, to be used where many threads open images.
 
-    To be used instead of it where many threads open images: the block is where the opened image is in memory.
+    While the block has the image in memory, other threads wait if their images would be too large together with it.
     """
     name = _name(source)
     with ExitStack() as stack:
@@ -135,6 +135,8 @@ def opened_image(
             if opened is not source:
                 stack.enter_context(opened)
             pixels = opened.width * opened.height
+            if not pixels:
+                raise ImageError(name, "unreadable", "it has no pixels")
             if pixels > max_pixels:
                 raise ImageError(name, "oversized", f"{opened.width} x {opened.height} pixels")
             if isinstance(opened, JpegImageFile) and opened.fp and has_too_many_scans(opened.fp, pixels / max_pixels):
