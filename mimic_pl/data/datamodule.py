@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
@@ -322,7 +323,8 @@ class MELDataModule(MIMICFolder):
         tokens, pixels = self.entity_dataset.side.tokens, self.entity_dataset.side.pixels
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:
-            digest.update("\0".join((entity.id, *map(str, entity.images), "")).encode())
+            # The whole record: features may read what the tokens truncate, and an index on disk contains it.
+            digest.update(json.dumps([entity.id, entity.name, entity.fields, entity.image_files]).encode())
             for name, array in entity.arrays.items():
                 digest.update(name.encode() + np.asarray(array).tobytes())
         images = hashlib.sha256()

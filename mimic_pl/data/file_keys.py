@@ -10,6 +10,8 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mimic_pl.processor.images import MAX_BYTES
+
 KEY_BYTES = 16
 
 _PART = 1 << 20
@@ -20,9 +22,10 @@ _SETTLED = 100_000_000
 
 
 def digest(path: Path) -> bytes | None:
-    """Hash of a file's content; ``None`` if it cannot be read or is not a regular file, such as a pipe."""
+    """Hash of a file's content; ``None`` if it cannot be read, is no regular file, or too large for an image."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             return None
         hashed = hashlib.blake2b(digest_size=KEY_BYTES)
         with open(path, "rb") as file:

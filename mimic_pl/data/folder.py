@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
@@ -11,7 +10,7 @@ from typing import ClassVar
 from PIL import Image
 
 from mimic_pl.data.base import BaseDataModule
-from mimic_pl.data.reader import read_entities, read_mentions
+from mimic_pl.data.reader import MalformedRecordsError, read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder, ImagePolicy
@@ -108,10 +107,15 @@ class MIMICFolder(BaseDataModule):
 
     def _mention_image_names(self) -> Iterator[str]:
         """Names of the mentions' images in all splits that can be read."""
-        for split in (*_FILES, "predict"):
-            with suppress(DataError):
-                for mention in self.read_mentions(split):
-                    yield from mention.image_files
+        for split in (*_FILES, *(() if self.predict_file is None else ("predict",))):
+            try:
+                mentions: Sequence[Mention] = self.read_mentions(split)
+            except MalformedRecordsError as error:
+                mentions = error.records
+            except (DataError, OSError):
+                continue
+            for mention in mentions:
+                yield from mention.image_files
 
     @property
     def folder(self) -> Path:
@@ -134,4 +138,8 @@ class MIMICFolder(BaseDataModule):
 
     def mention_image(self, mention: Mention) -> Image.Image | None:
         """The mention's image, for display; needs no processor."""
-        return self.image_folder("mention_image").first_readable(mention.image_files)[0]
+        return self._displayed_mention_images.first_readable(mention.image_files)[0]
+
+    @cached_property
+    def _displayed_mention_images(self) -> ImageFolder:
+        return self.image_folder("mention_image")  # kept, since it may have to read the names of all images

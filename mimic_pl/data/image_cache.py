@@ -12,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mimic_pl.data.file_keys import digest, digests, is_settled, signature
+from mimic_pl.data.file_keys import KEY_BYTES, digest, digests, is_settled, signature
 from mimic_pl.errors import StoreError
 from mimic_pl.files import lock_folder, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
@@ -31,8 +32,8 @@ VERSION = 4
 """Version of the storage format; each version uses its own folder."""
 
 _FILES, _PIXELS, _DIGESTS = "files", "pixels", "digests"
-_FAILURES = {b"u": "unreadable", b"o": "oversized"}
-"""Why a file fails, by the code stored in place of its content hash."""
+_FAILURES = {f"{kind} {PIL.__version__}".encode(): kind for kind in ("unreadable", "oversized")}
+"""Why a file fails, by what is stored in place of its content hash; other versions of Pillow try again."""
 
 _CODES = {failure: code for code, failure in _FAILURES.items()}
 _BOUND_BYTES = 8
@@ -121,8 +122,7 @@ class ImageCache:
             Its pixels, uint8 ``[3, S, S]``; or its failure, ``unreadable`` or ``oversized``; or ``None`` if it is not
             in the cache.
         """
-        key = signature(path, max_pixels)
-        content = None if key is None else self.store.get(_FILES, key)
+        content = self._content(signature(path, max_pixels))
         if content is None or content in _FAILURES:
             return None if content is None else _FAILURES[content]
         stored = self.store.get(_PIXELS, content)
@@ -139,7 +139,7 @@ class ImageCache:
         left = iter(paths)
         while chunk := list(islice(left, _TRANSACTION_SIZE)):
             keys = [signature(path, max_pixels) for path in chunk]
-            found = [None if key is None else self._stored_digest(key) for key in keys]
+            found = [self._stored_digest(key) for key in keys]
             unknown = [n for n, content in enumerate(found) if content is None and keys[n] is not None]
             new: list[tuple[str, bytes, bytes]] = []
             for n, content in zip(unknown, digests([chunk[n] for n in unknown]), strict=True):
@@ -154,9 +154,16 @@ class ImageCache:
                     _log.warning(f"Hashes of image files cannot be cached and are computed again by every run. {error}")
             yield from found
 
-    def _stored_digest(self, key: bytes) -> bytes | None:
-        content = self.store.get(_FILES, key)
-        return self.store.get(_DIGESTS, key) if content is None or content in _FAILURES else content
+    def _stored_digest(self, key: bytes | None) -> bytes | None:
+        content = self._content(key)
+        if key is None or (content is not None and content not in _FAILURES):
+            return content
+        return self.store.get(_DIGESTS, key)
+
+    def _content(self, key: bytes | None) -> bytes | None:
+        """Content hash or failure of a file with this signature; ``None`` if it is not known."""
+        content = None if key is None else self.store.get(_FILES, key)
+        return content if content is None or len(content) == KEY_BYTES or content in _FAILURES else None
 
     def fill(self, wanted: Callable[[], Iterable[Chain]]) -> None:
         """Decode missing images, with a progress bar. Failing images are reported later, by the loaders.
@@ -195,7 +202,7 @@ class ImageCache:
             for name in names:
                 path = folder.path(name)
                 key = signature(path, folder.max_pixels)
-                content = None if key is None else self.store.get(_FILES, key)
+                content = self._content(key)
                 if content is None and key is not None and str(path) not in tried:
                     missing[str(path)] = _Wanted(path, folder.max_pixels)
                     break

@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL
 import torch
 from torch import Tensor
 
@@ -102,5 +103,6 @@ class PixelSource:
         return digests(paths) if self.cache is None else self.cache.digests(paths, self.folder.max_pixels)
 
     def preprocessing(self) -> str:
-        """Hash of everything else that the pixels depend on."""
-        return f"{fingerprint(self.image_processor, self.reduced)} up to {self.folder.max_pixels} pixels"
+        """Everything that decides, besides the files, on the pixels and on which images open."""
+        pixels = fingerprint(self.image_processor, self.reduced)
+        return f"{pixels}, Pillow {PIL.__version__}, up to {self.folder.max_pixels} pixels"

@@ -24,6 +24,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.files import readable_bytes
 from mimic_pl.processor.decoding_memory import PixelBudget
 from mimic_pl.processor.grey_levels import to_8_bits
 from mimic_pl.processor.jpeg_scans import has_too_many_scans
@@ -48,6 +49,8 @@ _OUTCOMES = {
 MAX_PIXELS = 89_478_485
 """Default maximum number of pixels: Pillow's own limit against decompression bombs."""
 
+MAX_BYTES = 1 << 31
+"""Maximum size of a file: reading a damaged or sparse file of any size could take hours."""
 
 # Raised by Pillow's decoders for corrupted files.
 _DECODER_ERRORS = (
@@ -168,7 +171,7 @@ def _name(source: ImageSource) -> Path | str:
 
 
 def _opened(source: ImageSource, name: Path | str) -> Image.Image:
-    """Open without decoding, and without Pillow's warning about large images, whose size is checked by the caller."""
+    """Open without decoding, and without Pillow's warnings; the caller checks the number of pixels."""
     if isinstance(source, Image.Image):
         # Decoding others may start a program: Ghostscript for EPS.
         if source.format not in (None, "MPO", *FORMATS):
@@ -187,11 +190,16 @@ def _opened(source: ImageSource, name: Path | str) -> Image.Image:
         return Image.fromarray(source)
     if not isinstance(source, (str, Path, bytes)):
         raise DataError(f"An image is of type {type(source).__name__}. Pass a path, bytes, a PIL image or an array.")
-    if not isinstance(source, bytes) and not stat.S_ISREG(os.stat(source).st_mode):
-        raise ImageError(name, "unreadable", "it is a folder or a device, not a file")
+    if not isinstance(source, bytes):
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(name, "unreadable", "it is a folder or a device, not a file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(name, "oversized", f"the file has {readable_bytes(status.st_size)}")
     # Warning filters are global, and images are also opened in threads.
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # a line for each damaged tag
         # Only raster formats: Pillow would pass EPS to Ghostscript, regardless of the file name.
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 

@@ -330,6 +330,18 @@ def test_a_repaired_image_is_read_again(folder, tmp_path):
         assert tuple(changed["entities"]["pixels"][2, :, 1, 1].tolist()) == (9, 9, 9)
 
 
+def test_another_version_of_pillow_tries_failed_images_again(tmp_path, monkeypatch):
+    (tmp_path / "x.jpg").write_bytes(b"a format of the future")
+    wait_for_new_mtime()
+    cache = filled(tmp_path / "cache", tmp_path, ["x.jpg"])
+    assert cache.load(tmp_path / "x.jpg", MAX_PIXELS) == "unreadable"
+    monkeypatch.setattr(image_cache, "_FAILURES", {b"unreadable 99.0": "unreadable"})
+    assert cache.load(tmp_path / "x.jpg", MAX_PIXELS) is None
+    monkeypatch.setattr(image_cache, "_CODES", {"unreadable": b"unreadable 99.0"})
+    cache.fill(lambda: [(ImageFolder(tmp_path, "blank"), ("x.jpg",))])
+    assert cache.load(tmp_path / "x.jpg", MAX_PIXELS) == "unreadable"
+
+
 def test_fallback_images_are_cached(folder, tmp_path):
     damage_images(folder)
     wait_for_new_mtime()

@@ -67,6 +67,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a GIF whose first frame is larger than its screen", "oversized, if it is", None, "faults/test_image_files.py::test_frames_larger_than_their_file_declares", 3),
         Fault("an icon that contains a larger image than it declares", "oversized, if it is", None, "faults/test_image_files.py::test_an_icon_with_a_larger_image_than_it_declares", 3),
         Fault("compressed metadata of a PNG that expand to 20 MB", "unreadable", None, "faults/test_image_files.py::test_compressed_metadata_that_expands", 3),
+        Fault("a sparse file of a terabyte", "oversized", None, "faults/test_image_files.py::test_a_file_of_terabytes_is_not_read"),
+        Fault("4,500 tags of a JPEG, each of which claims all bytes of the file", "opened, without a warning", None, "faults/test_image_files.py::test_thousands_of_damaged_tags_give_no_warning"),
         Fault("pixels of a PNG that expand beyond its size", "opened", None, "faults/test_image_files.py::test_pixels_that_expand_beyond_the_image"),
         Fault("many large images at once: threads wait, so that at most two of the maximum size are in memory", "opened", None, IMAGES + "test_threads_decode_at_most_a_number_of_pixels_at_once", 140),
         Fault("NaN, infinity, outliers, or one value everywhere in a TIFF of floats", "unreadable", None, IMAGES + "test_values_without_a_range_are_unreadable", 4),

@@ -126,7 +126,6 @@ def test_frames_larger_than_their_file_declares():
         open_image(gif((8, 8), (90, 90)).replace(struct.pack("<HH", 90, 90), struct.pack("<HH", 60_000, 60_000)))
 
 
-@pytest.mark.filterwarnings("ignore:Image was not the expected size")
 def test_an_icon_with_a_larger_image_than_it_declares():
     inside = png(np.zeros((90, 90), np.uint8))
     icon = struct.pack("<HHHBBBBHHII", 0, 1, 1, 8, 8, 0, 0, 1, 32, len(inside), 22) + inside
@@ -151,3 +150,23 @@ def test_pixels_that_expand_beyond_the_image():
     rows = b"".join(b"\0" + row.tobytes() for row in GREY)
     longer = file.replace(chunk(b"IDAT", zlib.compress(rows)), chunk(b"IDAT", zlib.compress(rows + bytes(20_000_000))))
     assert longer != file and np.array_equal(open_image(longer), open_image(file))
+
+
+def test_a_file_of_terabytes_is_not_read(tmp_path):
+    """A sparse file takes no space."""
+    with open(tmp_path / "x.jpg", "wb") as file:
+        file.write(jpeg()[:200])
+        file.truncate(1 << 40)
+    with pytest.raises(ImageError, match=r"is oversized: the file has 1.1 TB"):
+        open_image(tmp_path / "x.jpg")
+    assert digest(tmp_path / "x.jpg") is None
+
+
+def test_thousands_of_damaged_tags_give_no_warning(recwarn):
+    """Each of them claims all bytes of the file as its data."""
+    entries = [struct.pack("<HHII", 40_000 + number, 7, 60_000, 8) for number in range(4500)]
+    tags = b"II*\0" + struct.pack("<IH", 8, len(entries)) + b"".join(entries) + bytes(4)
+    data = b"Exif\0\0" + tags.ljust(65_000, b"\0")
+    whole = jpeg()
+    assert seen_as(whole[:2] + b"\xff\xe1" + struct.pack(">H", 2 + len(data)) + data + whole[2:]) == (32, 32)
+    assert not recwarn.list
