@@ -245,7 +245,7 @@ class ImageCache:
         title = f"Caching images ({readable_bytes(self._size_of(len(wanted)))})"
         # Pillow releases the GIL while decoding, so threads run in parallel.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = tqdm(
+            bar = tqdm(
                 _in_order(pool, self._decode, wanted.values()),
                 desc=title,
                 total=len(wanted),
@@ -253,6 +253,7 @@ class ImageCache:
                 leave=False,
                 delay=1,
             )
+            decoded = iter(bar)  # once: a second iteration over the bar would close what it iterates over
             while batch := list(islice(decoded, _TRANSACTION_SIZE)):
                 self.store.put(item for one in batch for item in _entries(one))
                 opened |= {str(one.wanted.path): one.digest is not None and one.failure is None for one in batch}

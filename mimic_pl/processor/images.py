@@ -173,9 +173,8 @@ def _name(source: ImageSource) -> Path | str:
 def _opened(source: ImageSource, name: Path | str) -> Image.Image:
     """Open without decoding, and without Pillow's warnings; the caller checks the number of pixels."""
     if isinstance(source, Image.Image):
-        # Decoding others may start a program: Ghostscript for EPS.
-        if source.format not in (None, "MPO", *FORMATS):
-            raise ImageError(name, "unreadable", f"{source.format} is not one of {', '.join(FORMATS)}")
+        if source.format == "EPS":
+            raise ImageError(name, "unreadable", "Pillow would decode EPS with Ghostscript; pass image.convert('RGB')")
         return source
     if isinstance(source, np.ndarray):
         if (

@@ -164,6 +164,16 @@ def test_equal_files_are_stored_once(tmp_path):
     check(cache, [tmp_path / folder / name for folder in ("images", "moved") for name in names])
 
 
+def test_one_fill_decodes_every_image_once(tmp_path, monkeypatch):
+    """Also if it takes many transactions."""
+    monkeypatch.setattr(image_cache, "_TRANSACTION_SIZE", 3)
+    decoded = []
+    monkeypatch.setattr(image_cache, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    names = draw_images(tmp_path / "images", 20)
+    cache = filled(tmp_path / "cache", tmp_path / "images", names)
+    assert sorted(decoded) == sorted(tmp_path / "images" / name for name in names) and stored(cache) == 20
+
+
 def test_a_file_that_may_still_change_is_not_cached_by_its_times(tmp_path):
     path = draw_noise(tmp_path / "x.jpg")
     os.utime(path, ns=(0, time.time_ns() + 10**12))

@@ -103,7 +103,7 @@ def test_postscript_is_never_run(tmp_path, monkeypatch):
     (tmp_path / "x.png").write_bytes(EPS)
     with Image.open(tmp_path / "x.png") as image:
         for source in (tmp_path / "x.png", EPS, image):
-            with pytest.raises(ImageError, match="is unreadable: (EPS is )?not one of"):
+            with pytest.raises(ImageError, match="is unreadable: (not one of|.* Ghostscript)"):
                 open_image(source)
         assert not (tmp_path / "started").exists()
         if EpsImagePlugin.has_ghostscript():  # the test itself would notice
