@@ -110,6 +110,28 @@ def test_an_index_of_other_images_is_rejected(tiny_set, tmp_path, change, image_
     assert evaluate(root, tmp_path, **on_disk) == (before, [])
 
 
+def test_images_that_vanish_while_they_are_encoded(tiny_set, tmp_path, monkeypatch):
+    """As if their disk was lost: otherwise, the index would be valid when it is back."""
+    root = shutil.copytree(tiny_set, tmp_path / "set")
+    on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index")), "image_cache": None}
+    images = root / "kb_image"
+    describe = MELDataModule.describe_entities
+
+    def then_vanish(data):
+        described = describe(data)
+        if images.exists():
+            images.rename(tmp_path / "lost")
+        return described
+
+    monkeypatch.setattr(MELDataModule, "describe_entities", then_vanish)
+    with pytest.raises(StoreError, match="changed while they were encoded. Delete the folder .*index/entities"):
+        evaluate(root, tmp_path, **on_disk)
+    monkeypatch.undo()
+    (tmp_path / "lost").rename(images)
+    shutil.rmtree(tmp_path / "index" / "entities")
+    assert evaluate(root, tmp_path, **on_disk) == evaluate(root, tmp_path, image_cache=None)
+
+
 def test_an_index_of_otherwise_prepared_images_is_rejected(tiny_set, tmp_path):
     on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index"))}
     evaluate(tiny_set, tmp_path, **on_disk)
