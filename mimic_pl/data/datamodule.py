@@ -324,7 +324,8 @@ class MELDataModule(MIMICFolder):
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:
             # The whole record: features may read what the tokens truncate, and an index on disk contains it.
-            digest.update(json.dumps([entity.id, entity.name, entity.fields, entity.image_files]).encode())
+            record = [entity.id, entity.name, entity.fields, entity.image_files]
+            digest.update(json.dumps(record, sort_keys=True).encode())
             for name, array in entity.arrays.items():
                 digest.update(name.encode() + np.asarray(array).tobytes())
         images = hashlib.sha256()

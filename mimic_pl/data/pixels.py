@@ -104,5 +104,7 @@ class PixelSource:
 
     def preprocessing(self) -> str:
         """Everything that decides, besides the files, on the pixels and on which images open."""
+        if self.blank:
+            return "none"
         pixels = fingerprint(self.image_processor, self.reduced)
         return f"{pixels}, Pillow {PIL.__version__}, up to {self.folder.max_pixels} pixels"

@@ -105,8 +105,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
     """Open an image as RGB: first frame, EXIF orientation applied, transparency on white.
 
     Values of more than 8 bits are scaled to 8 bits (see :mod:`mimic_pl.processor.grey_levels`): unsigned ones of up to
-    16 bits from their whole range, others from their smallest and largest value. Files whose values
-    cannot be scaled (NaN, one value everywhere) or that Pillow cannot read (colour in floats) are unreadable.
+    16 bits from their whole range, others from their smallest and largest value. Files whose values cannot be scaled
+    (NaN, one value everywhere) or that Pillow cannot read (colour in floats) are unreadable.
 
     Args:
         source: A file path, the content of a file, a PIL image, or a pixel array: uint8 ``[height, width]``,
