@@ -9,6 +9,7 @@ import shutil
 import signal
 import struct
 import time
+from mmap import PAGESIZE
 
 import pytest
 
@@ -135,7 +136,7 @@ def exchanged(whole: bytes, key: bytes, other: bytes) -> bytes:
         next(
             found.end()
             for found in re.finditer(re.escape(one), whole, re.DOTALL)
-            if 1 < int.from_bytes(whole[found.end() : found.end() + 8], "little") < len(whole) // 4096
+            if 1 < int.from_bytes(whole[found.end() : found.end() + 8], "little") < len(whole) // PAGESIZE
         )
         for one in (key, other)
     )
@@ -156,10 +157,10 @@ def test_a_page_that_leads_to_the_value_of_another_key(tmp_path):
 def structure(whole: bytes) -> list[int]:
     """Places of all bytes of a store outside of large values: headers, nodes and page numbers."""
     places, page = [], 0
-    while page < len(whole) // 4096:
-        flags, pages = struct.unpack_from("<HI", whole, page * 4096 + 10)
+    while page < len(whole) // PAGESIZE:
+        flags, pages = struct.unpack_from("<HI", whole, page * PAGESIZE + 10)
         large = flags & 4
-        places += range(page * 4096, page * 4096 + (16 if large else 4096))
+        places += range(page * PAGESIZE, page * PAGESIZE + (16 if large else PAGESIZE))
         page += pages if large else 1
     return places
 
