@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from mimic_pl.batch import Batch
 from mimic_pl.data.protocol import RankedData, data_of
 from mimic_pl.distributed import ProcessGroup
+from mimic_pl.errors import StoreError
 from mimic_pl.ranking import EntityIndex, IndexBuilder, Shard, fingerprint
 from mimic_pl.units import States
 
@@ -31,7 +32,8 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
 
     Raises:
         ConfigError: The Trainer was given data loaders instead of a data module.
-        StoreError: The index on disk was built by another model or from other data, or is damaged.
+        StoreError: The index on disk was built by another model or from other data, or is damaged; or images have
+            changed while they were encoded.
     """
     data = data_of(trainer, RankedData)
     num_entities = len(data.entities)
@@ -50,10 +52,19 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
         provenance = repr(description)
         return builder.in_memory(data.entities, lambda _: _encoded(model, loader), model.device, shard, provenance)
     validating = trainer.state.fn in ("fit", "validate")
+
+    def encoded(first: int) -> Iterator[tuple[Tensor, States]]:
+        yield from _encoded(model, data.entity_dataloader(first=first))
+        if not validating and not description.items() >= data.describe_entities().items():
+            raise StoreError(
+                "Images of the knowledge base have changed while they were encoded. Delete the folder "
+                f"{_folder(builder, trainer, validating)}, and start again when they are complete."
+            )
+
     return builder.on_disk(
         _folder(builder, trainer, validating),
         data.entities,
-        lambda first: _encoded(model, data.entity_dataloader(first=first)),
+        encoded,
         model.device,
         description,
         # During fit, the stored index is of an earlier epoch's weights.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import struct
 import threading
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -17,7 +18,9 @@ from mimic_pl.errors import StoreError
 _ADDRESS_SPACE = 1 << 40
 """Maximum size of a store in bytes. LMDB reserves address space, not memory or disk."""
 
-_CRC_BYTES = 4
+_HEADER = struct.Struct("<II")
+"""Before each value: CRC-32 of table, key and value, and the length of the value in bytes."""
+
 _DATA = "data.mdb"
 
 
@@ -49,8 +52,9 @@ if hasattr(os, "register_at_fork"):
 class KeyValueStore:
     """Tables of bytes by key.
 
-    Any number of processes may read and write; values written by :meth:`put` survive a kill. Every value has a CRC-32:
-    a corrupted one counts as missing.
+    Any number of processes may read and write; values written by :meth:`put` survive a kill. Every value has a CRC-32,
+    which also covers its table and key: a corrupted value, and one to which a corrupted page leads instead of another,
+    count as missing.
 
     Args:
         folder: Its folder, created by the first :meth:`put`.
@@ -69,10 +73,14 @@ class KeyValueStore:
         """
         with self._reading(table) as transaction:
             stored = None if transaction is None else transaction.get(key)
-            if stored is None or len(stored) < _CRC_BYTES:
+            if stored is None or len(stored) < _HEADER.size:
                 return None
-            value = stored[_CRC_BYTES:]
-            return bytes(value) if zlib.crc32(value) == int.from_bytes(stored[:_CRC_BYTES], "little") else None
+            crc, length = _HEADER.unpack_from(stored)
+            # Compared before the value is read: beyond the end of the file, it would crash the process.
+            if length != len(stored) - _HEADER.size:
+                return None
+            value = bytes(stored[_HEADER.size :])
+            return value if crc == _checksum(table, key, value) else None
 
     def count(self, table: str) -> int:
         """Number of keys of a table.
@@ -97,8 +105,8 @@ class KeyValueStore:
             environment, tables, _ = self._open(self._inode())
             with environment.begin(write=True) as transaction:
                 for table, key, value in items:
-                    crc = zlib.crc32(value).to_bytes(_CRC_BYTES, "little")
-                    transaction.put(key, crc + value, db=tables[table])
+                    header = _HEADER.pack(_checksum(table, key, value), len(value))
+                    transaction.put(key, header + value, db=tables[table])
 
     @contextmanager
     def _reading(self, table: str) -> Iterator[Any]:
@@ -169,6 +177,10 @@ class KeyValueStore:
             raise StoreError(
                 f"{self.folder} cannot be read or written: {error}. Free some space, or choose another folder."
             ) from error
+
+
+def _checksum(table: str, key: bytes, value: bytes) -> int:
+    return zlib.crc32(value, zlib.crc32(table.encode() + key))
 
 
 def _table(environment: Any, name: str, writable: bool) -> Any:

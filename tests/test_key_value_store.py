@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
+import signal
+import struct
 import time
+from mmap import PAGESIZE
 
 import pytest
 
@@ -121,6 +125,86 @@ def test_a_value_with_a_flipped_bit_counts_as_missing(tmp_path):
         folder.mkdir()
         (folder / "data.mdb").write_bytes(whole.replace(old, new))
         assert found(KeyValueStore(folder, TABLES), 60) == [key for key in range(60) if key != trial]
+
+
+def exchanged(whole: bytes, key: bytes, other: bytes) -> bytes:
+    """A store in which a key leads to the page of another key's value.
+
+    In a leaf page of LMDB, the key of a large value is followed by the 8 bytes of its page number.
+    """
+    first, second = (
+        next(
+            found.end()
+            for found in re.finditer(re.escape(one), whole, re.DOTALL)
+            if 1 < int.from_bytes(whole[found.end() : found.end() + 8], "little") < len(whole) // PAGESIZE
+        )
+        for one in (key, other)
+    )
+    return whole[:first] + whole[second : second + 8] + whole[first + 8 :]
+
+
+def test_a_page_that_leads_to_the_value_of_another_key(tmp_path):
+    items = [("large", b"%016d" % key, random.Random(key).randbytes(9000)) for key in range(8)]
+    KeyValueStore(tmp_path / "store", TABLES).put(items)
+    whole = (tmp_path / "store" / "data.mdb").read_bytes()
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "data.mdb").write_bytes(exchanged(whole, b"%016d" % 2, b"%016d" % 5))
+    damaged = KeyValueStore(tmp_path / "damaged", TABLES)
+    assert [key for _, key, value in items if damaged.get("large", key) != value] == [b"%016d" % 2]
+    assert damaged.get("large", b"%016d" % 2) is None
+
+
+def structure(whole: bytes) -> list[int]:
+    """Places of all bytes of a store outside of large values: headers, nodes and page numbers."""
+    places, page = [], 0
+    while page < len(whole) // PAGESIZE:
+        flags, pages = struct.unpack_from("<HI", whole, page * PAGESIZE + 10)
+        large = flags & 4
+        places += range(page * PAGESIZE, page * PAGESIZE + (16 if large else PAGESIZE))
+        page += pages if large else 1
+    return places
+
+
+@needs_fork
+def test_a_flipped_bit_in_a_page_never_gives_another_value(tmp_path):
+    """LMDB has no checksums: a damaged page may crash the process, but this is no silent error."""
+    store = KeyValueStore(tmp_path / "store", TABLES)
+    for first in range(0, 60, 20):
+        store.put(batch(first, 20))
+    whole, rng = (tmp_path / "store" / "data.mdb").read_bytes(), random.Random(0)
+    (tmp_path / "damaged").mkdir()
+    flips = [(place, 1 << rng.randrange(8)) for place in rng.choices(structure(whole), k=300)]
+
+    def outcome(trial: int) -> bytes:
+        place, bit = flips[trial]
+        (tmp_path / "new").write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        (tmp_path / "new").replace(tmp_path / "damaged" / "data.mdb")  # so that the store is opened again
+        try:
+            there = found(KeyValueStore(tmp_path / "damaged", TABLES), 60)
+        except StoreError:
+            return b"error"
+        except AssertionError:
+            return b"wrong"
+        return b"whole" if len(there) == 60 else b"parts"
+
+    outcomes: list[bytes] = []
+    while len(outcomes) < len(flips):
+        reader, writer = os.pipe()
+        child = os.fork()
+        if not child:
+            signal.alarm(60)
+            for trial in range(len(outcomes), len(flips)):
+                os.write(writer, outcome(trial))
+            os._exit(0)
+        os.close(writer)
+        while result := os.read(reader, 5):
+            outcomes.append(result)
+        os.close(reader)
+        if code := os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]):
+            assert code < 0 and code != -signal.SIGALRM
+            outcomes.append(b"crash")
+    assert b"wrong" not in outcomes
+    assert outcomes.count(b"whole") > 100 and outcomes.count(b"parts") > 10 and outcomes.count(b"crash") < 10
 
 
 def test_a_truncated_or_foreign_file(tmp_path):

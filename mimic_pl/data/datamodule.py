@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
@@ -24,6 +25,7 @@ from mimic_pl.data.dataset import (
     collate_cut,
 )
 from mimic_pl.data.degradation import Degradation, DegradedPixels, ImageDegradation
+from mimic_pl.data.file_keys import KEY_BYTES
 from mimic_pl.data.filtering import with_usable_images
 from mimic_pl.data.folder import MIMICFolder, MissingSplitError
 from mimic_pl.data.image_cache import Chain, ImageCache, default_folder
@@ -332,14 +334,28 @@ class MELDataModule(MIMICFolder):
         return self._eval_loader("predict")
 
     def describe_entities(self) -> dict[str, str]:
-        """Description of the knowledge base as the model sees it, to check whether an index was built from it."""
-        tokens = self.entity_dataset.side.tokens
+        """Description of the knowledge base as the model sees it, to check whether an index was built from it.
+
+        It includes the content of all images. A file is read only if the image cache does not know it, or if it has
+        changed since, which includes its modification time and location.
+        """
+        tokens, pixels = self.entity_dataset.side.tokens, self.entity_dataset.side.pixels
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:
-            digest.update("\0".join((entity.id, *map(str, entity.images), "")).encode())
+            # The whole record: features may read what the tokens truncate, and an index on disk contains it.
+            record = [entity.id, entity.name, entity.fields, entity.image_files]
+            digest.update(json.dumps(record, sort_keys=True).encode())
             for name, array in entity.arrays.items():
                 digest.update(name.encode() + np.asarray(array).tobytes())
-        return {**self.processor.describe(), "knowledge base": digest.hexdigest()}
+        images = hashlib.sha256()
+        for content in pixels.digests(name for entity in self.entities for name in entity.image_files):
+            images.update(content or bytes(KEY_BYTES))
+        return {
+            **self.processor.describe(),
+            "knowledge base": digest.hexdigest(),
+            "image preprocessing": pixels.preprocessing(),
+            "content of entity images": images.hexdigest(),
+        }
 
     def entity_dataloader(self, by_length: bool = False, first: int = 0) -> DataLoader[Batch]:
         """This process's shard of the knowledge base; its sampler's ``positions`` are those of its entities.

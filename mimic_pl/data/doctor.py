@@ -22,6 +22,7 @@ from mimic_pl.data.problems import MalformedRecordsError
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor import TextTemplate
+from mimic_pl.processor.images import FAILURES
 from mimic_pl.records import Entity, Mention
 
 Verdict = Literal["ok", "note", "warning", "ERROR"]
@@ -291,8 +292,10 @@ def _scan(
     if seen and not images.folder.is_dir():
         report.add(title, f"no folder {folder} or {folder}s", "warning", "unpack the images there")
     report.add(title, f"{len(seen) - len(failed)} of {len(seen)} open")
-    for kind in ("missing", "unreadable", "oversized"):
+    for kind in FAILURES:
         paths = [path for path, kind_ in failed if kind_ == kind]
+        if kind == "ambiguous" and not paths:
+            continue
         policy = datamodule.processor.image_policy
         # A run refuses a folder without any of the images.
         bad = policy == "error" or (kind == "missing" and len(paths) == len(seen))

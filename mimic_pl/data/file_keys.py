@@ -6,22 +6,40 @@ import hashlib
 import os
 import stat
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from mimic_pl.processor.images import MAX_BYTES
+
 KEY_BYTES = 16
+
+_PART = 1 << 20
+"""Bytes read at once."""
 
 _SETTLED = 100_000_000
 """Nanoseconds. A file changed more recently may change again within the resolution of its timestamps."""
 
 
 def digest(path: Path) -> bytes | None:
-    """Hash of a file's content; ``None`` if it cannot be read or is not a regular file, such as a pipe."""
+    """Hash of a file's content; ``None`` if it cannot be read, is no regular file, or too large for an image."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:
             return None
-        return hashlib.blake2b(path.read_bytes(), digest_size=KEY_BYTES).digest()
+        hashed = hashlib.blake2b(digest_size=KEY_BYTES)
+        with open(path, "rb") as file:
+            while part := file.read(_PART):
+                hashed.update(part)
+        return hashed.digest()
     except (OSError, ValueError):  # an invalid file name is a ValueError
         return None
+
+
+def digests(paths: Sequence[Path]) -> list[bytes | None]:
+    """Hash of each file's content, computed in threads."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return list(pool.map(digest, paths))
 
 
 def signature(path: Path, max_pixels: int) -> bytes | None:

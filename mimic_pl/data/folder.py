@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import ClassVar
 from PIL import Image
 
 from mimic_pl.data.base import BaseDataModule
-from mimic_pl.data.reader import read_entities, read_mentions
+from mimic_pl.data.reader import MalformedRecordsError, read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.formats import SUFFIXES
@@ -174,7 +174,7 @@ class MIMICFolder(BaseDataModule):
                     f"{self.folder} has both {name} and {name}s. Move all images into one and remove the other."
                 )
             folder = present[0] if present else self.folder / name
-        return ImageFolder(folder, policy, max_pixels, renamed=side == "mention")
+        return ImageFolder(folder, policy, max_pixels, self._mention_image_names if side == "mention" else None)
 
     def require_an_image(self, side: str, images: ImageFolder, names: Iterable[Sequence[str]]) -> None:
         """Check that not all images of one side are missing, which is a wrong folder rather than missing images.
@@ -200,6 +200,18 @@ class MIMICFolder(BaseDataModule):
                 f"--data.{side}_image_folder null."
             )
 
+    def _mention_image_names(self) -> Iterator[str]:
+        """Names of the mentions' images in all splits that can be read."""
+        for split in (*_FILES, *(() if self.predict_file is None else ("predict",))):
+            try:
+                mentions: Sequence[Mention] = self.read_mentions(split)
+            except MalformedRecordsError as error:
+                mentions = error.records
+            except (DataError, OSError):
+                continue
+            for mention in mentions:
+                yield from mention.image_files
+
     @property
     def folder(self) -> Path:
         """The data folder."""
@@ -221,4 +233,8 @@ class MIMICFolder(BaseDataModule):
 
     def mention_image(self, mention: Mention) -> Image.Image | None:
         """The mention's image, for display; needs no processor."""
-        return self.image_folder("mention_image").first_readable(mention.image_files)[0]
+        return self._displayed_mention_images.first_readable(mention.image_files)[0]
+
+    @cached_property
+    def _displayed_mention_images(self) -> ImageFolder:
+        return self.image_folder("mention_image")  # kept, since it may have to read the names of all images

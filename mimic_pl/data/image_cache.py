@@ -1,4 +1,4 @@
-"""On-disk cache of decoded images, shared by all processes and data sets."""
+"""On-disk cache of decoded images and of the hashes of image files, shared by all processes and data sets."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from mimic_pl.data.file_keys import digest, is_settled, signature
+from mimic_pl.data.file_keys import KEY_BYTES, digest, digests, is_settled, signature
 from mimic_pl.errors import StoreError
 from mimic_pl.files import lock_folder, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
@@ -27,12 +28,12 @@ from mimic_pl.processor.images import ImageError, ImageFolder
 Chain = tuple[ImageFolder, tuple[str, ...]]
 """A fallback chain of images: the first that opens is used."""
 
-VERSION = 3
+VERSION = 4
 """Version of the storage format; each version uses its own folder."""
 
-_FILES, _PIXELS = "files", "pixels"
-_FAILURES = {b"u": "unreadable", b"o": "oversized"}
-"""Why a file fails, by the code stored in place of its content hash."""
+_FILES, _PIXELS, _DIGESTS = "files", "pixels", "digests"
+_FAILURES = {f"{kind} {PIL.__version__}".encode(): kind for kind in ("unreadable", "oversized")}
+"""Why a file fails, by what is stored in place of its content hash; other versions of Pillow try again."""
 
 _CODES = {failure: code for code, failure in _FAILURES.items()}
 _BOUND_BYTES = 8
@@ -75,13 +76,14 @@ class _Decoded(NamedTuple):
 
 
 class ImageCache:
-    """Preprocessed pixels of images, in an append-only store on disk with two tables.
+    """Preprocessed pixels of images, in an append-only store on disk with three tables.
 
     - ``pixels`` contains every image once, keyed by a hash of its file's content: moving or copying a data set takes no
       more space.
     - ``files`` maps a file to its content hash, keyed by its path, size and timestamps: a file with an entry is not
       even opened, and a changed file has none, so stale pixels are never used. Files that cannot be decoded are also
       recorded, and are retried after they change.
+    - ``digests`` maps files that are not needed as pixels to their content hash, in the same way.
 
     Each preprocessing has its own folder, named by a hash of a preprocessed test image, so that anything that changes
     pixels (size, scale of decoding, version of a decoder) leads to another folder.
@@ -105,7 +107,7 @@ class ImageCache:
         self.disk_fraction = disk_fraction
         size = image_processor.image_size
         name = f"{size}px-{fingerprint(image_processor, reduced)}-v{VERSION}"
-        self.store = KeyValueStore(root.expanduser().absolute() / name, (_FILES, _PIXELS))
+        self.store = KeyValueStore(root.expanduser().absolute() / name, (_FILES, _PIXELS, _DIGESTS))
         self._shape = 3, size, size
 
     @property
@@ -120,14 +122,48 @@ class ImageCache:
             Its pixels, uint8 ``[3, S, S]``; or its failure, ``unreadable`` or ``oversized``; or ``None`` if it is not
             in the cache.
         """
-        key = signature(path, max_pixels)
-        content = None if key is None else self.store.get(_FILES, key)
+        content = self._content(signature(path, max_pixels))
         if content is None or content in _FAILURES:
             return None if content is None else _FAILURES[content]
         stored = self.store.get(_PIXELS, content)
         if stored is None or len(stored) != _BOUND_BYTES + torch.Size(self._shape).numel():
             return None
         return torch.frombuffer(bytearray(stored), dtype=torch.uint8, offset=_BOUND_BYTES).view(self._shape)
+
+    def digests(self, paths: Iterable[Path], max_pixels: int) -> Iterator[bytes | None]:
+        """Hash of the content of each file, ``None`` if it cannot be read; files that did not change are not read.
+
+        Raises:
+            StoreError: The cache is corrupted.
+        """
+        left = iter(paths)
+        while chunk := list(islice(left, _TRANSACTION_SIZE)):
+            keys = [signature(path, max_pixels) for path in chunk]
+            found = [self._stored_digest(key) for key in keys]
+            unknown = [n for n, content in enumerate(found) if content is None and keys[n] is not None]
+            new: list[tuple[str, bytes, bytes]] = []
+            for n, content in zip(unknown, digests([chunk[n] for n in unknown]), strict=True):
+                found[n], key = content, signature(chunk[n], max_pixels)
+                # Not if it changed while it was read, or may still change unnoticed.
+                if content is not None and key is not None and key == keys[n] and is_settled(chunk[n]):
+                    new.append((_DIGESTS, key, content))
+            if new:
+                try:
+                    self.store.put(new)
+                except StoreError as error:
+                    _log.warning(f"Hashes of image files cannot be cached and are computed again by every run. {error}")
+            yield from found
+
+    def _stored_digest(self, key: bytes | None) -> bytes | None:
+        content = self._content(key)
+        if key is None or (content is not None and content not in _FAILURES):
+            return content
+        return self.store.get(_DIGESTS, key)
+
+    def _content(self, key: bytes | None) -> bytes | None:
+        """Content hash or failure of a file with this signature; ``None`` if it is not known."""
+        content = None if key is None else self.store.get(_FILES, key)
+        return content if content is None or len(content) == KEY_BYTES or content in _FAILURES else None
 
     def fill(self, wanted: Callable[[], Iterable[Chain]]) -> None:
         """Decode missing images, with a progress bar. Failing images are reported later, by the loaders.
@@ -166,7 +202,7 @@ class ImageCache:
             for name in names:
                 path = folder.path(name)
                 key = signature(path, folder.max_pixels)
-                content = None if key is None else self.store.get(_FILES, key)
+                content = self._content(key)
                 if content is None and key is not None and str(path) not in tried:
                     missing[str(path)] = _Wanted(path, folder.max_pixels)
                     break
@@ -209,7 +245,7 @@ class ImageCache:
         title = f"Caching images ({readable_bytes(self._size_of(len(wanted)))})"
         # Pillow releases the GIL while decoding, so threads run in parallel.
         with ThreadPoolExecutor(os.cpu_count()) as pool:
-            decoded = tqdm(
+            bar = tqdm(
                 _in_order(pool, self._decode, wanted.values()),
                 desc=title,
                 total=len(wanted),
@@ -217,6 +253,7 @@ class ImageCache:
                 leave=False,
                 delay=1,
             )
+            decoded = iter(bar)  # once: a second iteration over the bar would close what it iterates over
             while batch := list(islice(decoded, _TRANSACTION_SIZE)):
                 self.store.put(item for one in batch for item in _entries(one))
                 opened |= {str(one.wanted.path): one.digest is not None and one.failure is None for one in batch}

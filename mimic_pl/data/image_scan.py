@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from mimic_pl.batch import ImageFailure
 from mimic_pl.data.file_keys import digest
-from mimic_pl.processor.images import ImageError, ImageFolder, open_image
+from mimic_pl.processor.images import ImageError, ImageFolder, opened_image
 
 
 class ScannedImage(NamedTuple):
@@ -20,7 +20,7 @@ class ScannedImage(NamedTuple):
 
     Attributes:
         path: Its path, even if the file is missing.
-        failure: ``missing``, ``unreadable`` or ``oversized``; ``None`` if it opens.
+        failure: One of :data:`~mimic_pl.processor.images.FAILURES`; ``None`` if it opens.
         digest: Hash of the file's content; empty if there is no file.
     """
 
@@ -45,9 +45,10 @@ def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, Sca
     def scan_one(name: str) -> ScannedImage:
         path = folder.path(name)
         try:
-            open_image(path, folder.max_pixels)
+            with opened_image(path, folder.max_pixels):
+                pass
         except ImageError as error:
-            return ScannedImage(path, error.kind, _digest(path))
+            return ScannedImage(path, folder.failure(name, error).kind, _digest(path))
         return ScannedImage(path, None, _digest(path))
 
     # Pillow releases the GIL while decoding, so threads run in parallel.

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import PIL
 import torch
 from torch import Tensor
 
 from mimic_pl.batch import ImageFailure
+from mimic_pl.data.file_keys import digests
 from mimic_pl.data.image_cache import ImageCache
-from mimic_pl.processor.decoding import decode
+from mimic_pl.processor.decoding import decode, fingerprint
 from mimic_pl.processor.image_processor import ImageProcessor
 from mimic_pl.processor.images import ImageError, ImageFolder
 
@@ -94,3 +96,15 @@ class PixelSource:
         if found is not None and self.folder.policy != "error":  # "error" decodes again for a detailed message
             raise ImageError(path, found, "it already failed when the cache was filled")
         return decode(path, self.image_processor, self.folder.max_pixels, self.reduced)
+
+    def digests(self, names: Iterable[str]) -> Iterable[bytes | None]:
+        """Hash of the content of each image's file; ``None`` if it cannot be read, nothing if images are ignored."""
+        paths = [] if self.blank else [self.folder.path(name) for name in names]
+        return digests(paths) if self.cache is None else self.cache.digests(paths, self.folder.max_pixels)
+
+    def preprocessing(self) -> str:
+        """Everything that decides, besides the files, on the pixels and on which images open."""
+        if self.blank:
+            return "none"
+        pixels = fingerprint(self.image_processor, self.reduced)
+        return f"{pixels}, Pillow {PIL.__version__}, up to {self.folder.max_pixels} pixels"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import tempfile
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from mimic_pl.processor.image_processor import ImageProcessor
-from mimic_pl.processor.images import MAX_PIXELS, open_image
+from mimic_pl.processor.images import MAX_PIXELS, opened_image
 from mimic_pl.records import ImageSource
 
 
@@ -33,18 +34,19 @@ def decode(
     Raises:
         ImageError: The image fails.
     """
-    return image_processor.pixels(open_for(image, image_processor, max_pixels, reduced))
+    with opened_for(image, image_processor, max_pixels, reduced) as opened:
+        return image_processor.pixels(opened)
 
 
-def open_for(
+def opened_for(
     image: ImageSource, image_processor: ImageProcessor, max_pixels: int = MAX_PIXELS, reduced: bool = False
-) -> Image.Image:
+) -> AbstractContextManager[Image.Image]:
     """Decode an image like :func:`decode`, without resizing it.
 
     Raises:
         ImageError: The image fails.
     """
-    return open_image(image, max_pixels, 2 * image_processor.image_size if reduced else None)
+    return opened_image(image, max_pixels, 2 * image_processor.image_size if reduced else None)
 
 
 def fingerprint(image_processor: ImageProcessor, reduced: bool) -> str:

@@ -11,17 +11,24 @@ import threading
 import warnings
 import zlib
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL.JpegImagePlugin import JpegImageFile
 
 from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.files import readable_bytes
+from mimic_pl.processor.decoding_memory import PixelBudget
+from mimic_pl.processor.grey_levels import to_8_bits
+from mimic_pl.processor.jpeg_scans import has_too_many_scans
+from mimic_pl.processor.renamed_files import RenamedFiles
 from mimic_pl.records import ImageSource
 
 ImagePolicy = Literal["blank", "drop", "error"]
@@ -42,6 +49,8 @@ _OUTCOMES = {
 MAX_PIXELS = 89_478_485
 """Default maximum number of pixels: Pillow's own limit against decompression bombs."""
 
+MAX_BYTES = 1 << 31
+"""Maximum size of a file: reading a damaged or sparse file of any size could take hours."""
 
 # Raised by Pillow's decoders for corrupted files.
 _DECODER_ERRORS = (
@@ -52,7 +61,11 @@ _DECODER_ERRORS = (
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PCX", "JPEG2000", "AVIF")
 """Supported formats, by Pillow's names."""
 
+FAILURES = ("missing", "ambiguous", "unreadable", "oversized")
+"""Kinds of failing images; ``ambiguous``: the file may be the image of another name of the data set."""
+
 _header_lock = threading.Lock()
+_budget = PixelBudget(2 * MAX_PIXELS)
 _log = logging.getLogger(__name__)
 
 Loaded = TypeVar("Loaded")
@@ -63,7 +76,7 @@ class ImageError(Exception):
 
     Attributes:
         path: The image's path; a description if it is not a file: ``<image of 120 bytes>``.
-        kind: ``missing``, ``unreadable`` or ``oversized``.
+        kind: One of :data:`FAILURES`.
     """
 
     def __init__(self, path: Path | str, kind: str, detail: str) -> None:
@@ -91,6 +104,10 @@ def require_policy(policy: str) -> None:
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
     """Open an image as RGB: first frame, EXIF orientation applied, transparency on white.
 
+    Values of more than 8 bits are scaled to 8 bits (see :mod:`mimic_pl.processor.grey_levels`): unsigned ones of up to
+    16 bits from their whole range, others from their smallest and largest value. Files whose values cannot be scaled
+    (NaN, one value everywhere) or that Pillow cannot read (colour in floats) are unreadable.
+
     Args:
         source: A file path, the content of a file, a PIL image, or a pixel array: uint8 ``[height, width]``,
             ``[height, width, 3]`` or ``[height, width, 4]``. URLs are treated as paths.
@@ -98,20 +115,44 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
         reduced_to: Decode a JPEG at the smallest of its scales (1/2, 1/4, 1/8) at which no side is shorter than this.
 
     Raises:
-        ImageError: It is missing, unreadable, or larger than ``max_pixels``.
+        ImageError: It is missing, unreadable, or oversized: larger than ``max_pixels``, or a JPEG of too many
+            scans (see :mod:`mimic_pl.processor.jpeg_scans`).
+        DataError: ``source`` has another type.
+    """
+    with opened_image(source, max_pixels, reduced_to) as image:
+        return image
+
+
+@contextmanager
+def opened_image(
+    source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None
+) -> Iterator[Image.Image]:
+    """Open an image like :func:`open_image`, to be used where many threads open images.
+
+    While the block has the image in memory, other threads wait if their images would be too large together with it.
     """
     name = _name(source)
+    with ExitStack() as stack:
+        with _as_image_errors(name):
+            opened = _opened(source, name)
+            if opened is not source:
+                stack.enter_context(opened)
+            pixels = opened.width * opened.height
+            if not pixels:
+                raise ImageError(name, "unreadable", "it has no pixels")
+            if pixels > max_pixels:
+                raise ImageError(name, "oversized", f"{opened.width} x {opened.height} pixels")
+            if isinstance(opened, JpegImageFile) and opened.fp and has_too_many_scans(opened.fp, pixels / max_pixels):
+                raise ImageError(name, "oversized", "it has too many scans, each of which takes a pass over all pixels")
+            stack.enter_context(_budget.reserved(pixels))
+            image = _decoded(opened, reduced_to, keep=opened is source)
+        yield image
+
+
+@contextmanager
+def _as_image_errors(name: Path | str) -> Iterator[None]:
     try:
-        if isinstance(source, (str, Path)) and not stat.S_ISREG(os.stat(source).st_mode):
-            raise ImageError(name, "unreadable", "it is a folder or a device, not a file")
-        with _opened(source, name) as image:
-            if image.width * image.height > max_pixels:
-                raise ImageError(name, "oversized", f"{image.width} x {image.height} pixels")
-            image.seek(0)
-            if reduced_to is not None:
-                image.draft(None, (reduced_to, reduced_to))  # does nothing for other formats
-            image.load()
-            return _as_rgb(ImageOps.exif_transpose(image))
+        yield
     except FileNotFoundError as error:
         raise ImageError(name, "missing", "no such file") from error
     except Image.DecompressionBombError as error:
@@ -130,35 +171,57 @@ def _name(source: ImageSource) -> Path | str:
 
 
 def _opened(source: ImageSource, name: Path | str) -> Image.Image:
-    """Open without decoding, and without Pillow's warning about large images, whose size is checked by the caller."""
+    """Open without decoding, and without Pillow's warnings; the caller checks the number of pixels."""
     if isinstance(source, Image.Image):
-        return source.copy()  # the caller's image stays open
+        if source.format == "EPS":
+            raise ImageError(name, "unreadable", "Pillow would decode EPS with Ghostscript; pass image.convert('RGB')")
+        return source
     if isinstance(source, np.ndarray):
         if (
             source.dtype != np.uint8
             or source.ndim not in (2, 3)
             or (source.ndim == 3 and source.shape[2] not in (3, 4))
         ):
-            found = f"an array of {source.dtype} {list(source.shape)}"
-            raise ImageError(name, "unreadable", f"{found}; it must be uint8 [height, width] or [height, width, 3]")
+            raise DataError(
+                f"An image is an array of {source.dtype} {list(source.shape)}; it must be uint8 [height, width] or "
+                "[height, width, 3]. Values in [0, 1] are converted by (255 * array).round().astype('uint8')."
+            )
         return Image.fromarray(source)
     if not isinstance(source, (str, Path, bytes)):
-        raise ImageError(name, "unreadable", "neither a path, bytes, a PIL image nor an array")
+        raise DataError(f"An image is of type {type(source).__name__}. Pass a path, bytes, a PIL image or an array.")
+    if not isinstance(source, bytes):
+        status = os.stat(source)
+        if not stat.S_ISREG(status.st_mode):
+            raise ImageError(name, "unreadable", "it is a folder or a device, not a file")
+        if status.st_size > MAX_BYTES:
+            raise ImageError(name, "oversized", f"the file has {readable_bytes(status.st_size)}")
     # Warning filters are global, and images are also opened in threads.
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        warnings.simplefilter("ignore", UserWarning)  # a line for each damaged tag
         # Only raster formats: Pillow would pass EPS to Ghostscript, regardless of the file name.
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):
-        # 16 bits per channel, which Pillow's own conversion would clip to 8.
-        return image.convert("I").point(lambda value: value / 256).convert("L").convert("RGB")
+def _decoded(opened: Image.Image, reduced_to: int | None, keep: bool) -> Image.Image:
+    """Decode to RGB; without ``keep``, in place, which saves copies of large images."""
+    file_format, tags = opened.format, getattr(opened, "tag_v2", {})
+    image = opened
+    if keep:
+        image = opened.copy()
+    else:
+        image.seek(0)
+        if reduced_to is not None:
+            image.draft(None, (reduced_to, reduced_to))  # does nothing for other formats
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I") or image.mode == "F":
+        image = to_8_bits(image, file_format, tags)
+    if image.mode in ("La", "RGBa"):  # premultiplied
+        image = image.convert(image.mode.upper())
     if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 class ImageFolder:
@@ -168,25 +231,38 @@ class ImageFolder:
         folder: The folder; if it does not exist, all of its images are missing.
         policy: The image policy; ``error`` is applied here, the others by the callers.
         max_pixels: Larger images count as oversized.
-        renamed: Also look for the name's stem with ``.jpg``, as the published mention images are stored.
+        names: Returns the names of all images of the data set, if its files may be stored under other names (see
+            :class:`~mimic_pl.processor.renamed_files.RenamedFiles`); called on first need.
     """
 
-    def __init__(self, folder: Path, policy: ImagePolicy, max_pixels: int = MAX_PIXELS, renamed: bool = False) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        policy: ImagePolicy,
+        max_pixels: int = MAX_PIXELS,
+        names: Callable[[], Iterable[str]] | None = None,
+    ) -> None:
         require_policy(policy)
         self.folder = folder
         self.policy = policy
         self.max_pixels = max_pixels
-        self.renamed = renamed
+        self._renamed = None if names is None else RenamedFiles(folder, names)
 
     def path(self, name: str) -> Path:
         """Path of an image, whether it exists or not."""
-        path = self.folder / name
-        # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
-        if self.renamed and not os.path.isfile(path):
-            stem = PurePosixPath(name.replace("\\", "/")).name.split(".")[0]
-            if os.path.isfile(self.folder / f"{stem}.jpg"):
-                return self.folder / f"{stem}.jpg"
-        return path
+        file, other = (None, None) if self._renamed is None else self._renamed.find(name)
+        return self.folder / name if file is None or other is not None else file
+
+    def failure(self, name: str, error: ImageError) -> ImageError:
+        """The error about an image of this folder: ``ambiguous`` if it is missing, but may be stored renamed."""
+        if error.kind != "missing" or self._renamed is None:
+            return error
+        file, other = self._renamed.find(name)
+        if file is None or other is None:
+            return error
+        return ImageError(
+            error.path, "ambiguous", f"there is no such file, and {file.name} may be its image or that of {other!r}"
+        )
 
     def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[ImageFailure]]:
         """The first of these images that opens, and the failures before it.
@@ -206,9 +282,10 @@ class ImageFolder:
         for name in names:
             try:
                 return load(self.path(name)), failures
-            except ImageError as error:
+            except ImageError as raised:
+                error = self.failure(name, raised)
                 if self.policy == "error":
-                    raise error.as_data_error() from error
+                    raise error.as_data_error() from raised
                 failures.append((str(error.path), error.kind))
         return None, failures
 

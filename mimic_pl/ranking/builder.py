@@ -37,7 +37,8 @@ class IndexBuilder(Recorded):
             entity at published sizes.
         storage: ``device`` keeps the index on the model's device; ``host`` in host memory, copied to the device block
             by block; ``disk`` in a folder, as a Lance dataset that is read in blocks, so that a knowledge base of any
-            size is ranked in little memory and encoded once for many runs of ``test`` and ``predict``.
+            size is ranked in little memory and encoded once for many runs of ``test`` and ``predict``: until the
+            weights, a record or the content of an image of the knowledge base changes, which is then an error.
         folder: Folder of an index on ``disk``; ``index`` in the run's folder by default.
 
     Raises:

@@ -19,6 +19,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from mimic_pl.data import MELDataModule, image_cache
+from mimic_pl.data.file_keys import digest, digests
 from mimic_pl.data.image_cache import ImageCache
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.errors import DataError, StoreError
@@ -26,6 +27,7 @@ from mimic_pl.processor.decoding import decode
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder
 from tests.data.conftest import BatchRecorder, Folder, SmallImages
 from tests.launch import FORK, needs_fork
+from tests.test_key_value_store import exchanged
 from tests.training import make_trainer
 
 
@@ -160,6 +162,16 @@ def test_equal_files_are_stored_once(tmp_path):
     cache = filled(tmp_path / "cache", tmp_path / "moved", names)
     assert stored(cache) == 4
     check(cache, [tmp_path / folder / name for folder in ("images", "moved") for name in names])
+
+
+def test_one_fill_decodes_every_image_once(tmp_path, monkeypatch):
+    """Also if it takes many transactions."""
+    monkeypatch.setattr(image_cache, "_TRANSACTION_SIZE", 3)
+    decoded = []
+    monkeypatch.setattr(image_cache, "decode", lambda path, *rest: decoded.append(path) or decode(path, *rest))
+    names = draw_images(tmp_path / "images", 20)
+    cache = filled(tmp_path / "cache", tmp_path / "images", names)
+    assert sorted(decoded) == sorted(tmp_path / "images" / name for name in names) and stored(cache) == 20
 
 
 def test_a_file_that_may_still_change_is_not_cached_by_its_times(tmp_path):
@@ -328,6 +340,18 @@ def test_a_repaired_image_is_read_again(folder, tmp_path):
         assert tuple(changed["entities"]["pixels"][2, :, 1, 1].tolist()) == (9, 9, 9)
 
 
+def test_another_version_of_pillow_tries_failed_images_again(tmp_path, monkeypatch):
+    (tmp_path / "x.jpg").write_bytes(b"a format of the future")
+    wait_for_new_mtime()
+    cache = filled(tmp_path / "cache", tmp_path, ["x.jpg"])
+    assert cache.load(tmp_path / "x.jpg", MAX_PIXELS) == "unreadable"
+    monkeypatch.setattr(image_cache, "_FAILURES", {b"unreadable 99.0": "unreadable"})
+    assert cache.load(tmp_path / "x.jpg", MAX_PIXELS) is None
+    monkeypatch.setattr(image_cache, "_CODES", {"unreadable": b"unreadable 99.0"})
+    cache.fill(lambda: [(ImageFolder(tmp_path, "blank"), ("x.jpg",))])
+    assert cache.load(tmp_path / "x.jpg", MAX_PIXELS) == "unreadable"
+
+
 def test_fallback_images_are_cached(folder, tmp_path):
     damage_images(folder)
     wait_for_new_mtime()
@@ -407,6 +431,61 @@ def test_a_flipped_byte_in_cached_pixels_is_detected_and_the_image_decoded(tmp_p
     source = PixelSource(ImageFolder(tmp_path / "images", "error"), Square(), cache=damaged)
     pixels = source.batch([(name,) for name in names]).pixels
     assert torch.equal(pixels, torch.stack([decode(tmp_path / "images" / name, Square()) for name in names]))
+
+
+class Large(Square):
+    """Pixels that LMDB stores in pages of their own."""
+
+    image_size = 48
+
+    def pixels(self, image):
+        return torch.from_numpy(np.array(image.resize((48, 48)))).permute(2, 0, 1).contiguous()
+
+
+def test_a_page_that_leads_to_another_image_is_detected(tmp_path):
+    names = draw_images(tmp_path / "images", 3)
+    paths = [tmp_path / "images" / name for name in names]
+    cache = ImageCache(tmp_path / "cache", Large())
+    cache.fill(lambda: [(ImageFolder(tmp_path / "images", "blank"), (name,)) for name in names])
+    data = cache.folder / "data.mdb"
+    damaged = exchanged(data.read_bytes(), digest(paths[0]), digest(paths[1]))
+    (tmp_path / "damaged" / cache.folder.name).mkdir(parents=True)
+    (tmp_path / "damaged" / cache.folder.name / "data.mdb").write_bytes(damaged)
+    other = ImageCache(tmp_path / "damaged", Large())
+    assert [other.load(path, MAX_PIXELS) is None for path in paths] == [True, False, False]
+    source = PixelSource(ImageFolder(tmp_path / "images", "error"), Large(), cache=other)
+    assert torch.equal(
+        source.batch([(name,) for name in names]).pixels, torch.stack([decode(path, Large()) for path in paths])
+    )
+
+
+def test_hashes_of_files_that_did_not_change_are_not_computed_again(tmp_path, monkeypatch):
+    names = draw_images(tmp_path / "images", 5)
+    folder = ImageFolder(tmp_path / "images", "blank")
+    cache = filled(tmp_path / "cache", tmp_path / "images", names[:2])  # the others are not needed as pixels
+    (tmp_path / "images" / "broken.jpg").write_bytes(b"?")
+    wait_for_new_mtime()
+    names += ["broken.jpg", "missing.jpg"]
+    read: list[str] = []
+    monkeypatch.setattr(
+        image_cache, "digests", lambda paths: read.extend(path.name for path in paths) or digests(paths)
+    )
+
+    def hashes():
+        read.clear()
+        found = list(PixelSource(folder, Square(), cache=cache).digests(names))
+        assert found == list(PixelSource(folder, Square()).digests(names))
+        return found
+
+    before = hashes()
+    assert read == ["2.jpg", "3.jpg", "4.jpg", "broken.jpg"]
+    assert len(set(before)) == 7 and before[-1] is None
+    assert hashes() == before and read == []
+    draw_noise(tmp_path / "images" / "3.jpg", 99)
+    wait_for_new_mtime()
+    after = hashes()
+    assert read == ["3.jpg"]
+    assert [one == other for one, other in zip(before, after, strict=True)] == [n != 3 for n in range(7)]
 
 
 def test_an_open_store_survives_forks_and_pickling(tmp_path):

@@ -1,6 +1,8 @@
 """Building an index in every storage through the Trainer."""
 
+import os
 import shutil
+import time
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from lightning.pytorch import seed_everything
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError, StoreError
+from mimic_pl.processor import Processor
 from mimic_pl.ranking import IndexBuilder, Ranker
 from mimic_pl.units import TGLU, VDLU
 from tests import tiny
@@ -29,8 +32,9 @@ def make_model(seed=0, mask_padding=False, **options):
     return MIMIC(CLIPEncoder(**tiny.ENCODER), units=units, **options)
 
 
-def evaluate(tiny_set, folder, run="test", **options):
-    model, data = make_model(**options), MELDataModule(str(tiny_set), name="Tiny", entity_batch_size=5, num_workers=0)
+def evaluate(tiny_set, folder, run="test", image_cache="auto", **options):
+    data = MELDataModule(str(tiny_set), name="Tiny", entity_batch_size=5, num_workers=0, image_cache=image_cache)
+    model = make_model(**options)
     encoded = []
     model.entity_states = lambda side: encoded.append(len(side["input_ids"])) or MIMIC.entity_states(model, side)
     metrics = getattr(make_trainer(folder), run)(model, data, verbose=False)[0]
@@ -59,10 +63,80 @@ def test_test_rejects_the_index_of_other_weights_or_data(tiny_set, tmp_path):
     with pytest.raises(StoreError, match="another model"):
         evaluate(tiny_set, tmp_path, seed=1, **on_disk)
     other = shutil.copytree(tiny_set, tmp_path / "other")
+    evaluate(other, tmp_path, **on_disk)  # the same data elsewhere
     knowledge_base = other / "kb_entity.json"
-    knowledge_base.write_text(knowledge_base.read_text().replace("a company", "a river"))
-    with pytest.raises(StoreError, match="another knowledge base"):
-        evaluate(other, tmp_path, **on_disk)
+    whole = knowledge_base.read_text()
+    # The second is a field that the text does not contain; records are part of the index.
+    for old, new in (("a company", "a river"), ('"type": "entity"', '"type": "thing"')):
+        assert old in whole
+        knowledge_base.write_text(whole.replace(old, new))
+        with pytest.raises(StoreError, match="another knowledge base"):
+            evaluate(other, tmp_path, **on_disk)
+
+
+def differently(path):
+    content = path.read_bytes()
+    path.write_bytes(content[:-40] + bytes(20) + content[-20:])  # of the same size
+
+
+@pytest.mark.parametrize(
+    ("change", "image_cache"),
+    [
+        (lambda path: shutil.copy(path.with_name("Q1_0.jpg"), path), None),
+        (lambda path: path.unlink(), "auto"),
+        (lambda path: path.write_bytes(b"no image"), None),
+        (differently, "auto"),
+    ],
+    ids=["replaced", "deleted", "unreadable", "same-size-and-time"],
+)
+def test_an_index_of_other_images_is_rejected(tiny_set, tmp_path, change, image_cache):
+    """Until the images are restored. A new index gives the results of the new images."""
+    root = shutil.copytree(tiny_set, tmp_path / "set")
+    on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index")), "image_cache": image_cache}
+    time.sleep(0.12)  # files that may still change are not cached
+    before, encoded = evaluate(root, tmp_path, **on_disk)
+    assert encoded == [5, 5, 2]
+    image = root / "kb_image" / "Q3_0.jpg"
+    status, content = image.stat(), image.read_bytes()
+    change(image)
+    if image.exists():
+        os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
+    with pytest.raises(StoreError, match="another content of entity images .* Rebuild it in another folder, or delete"):
+        evaluate(root, tmp_path, **on_disk)
+    changed = {**on_disk, "index": IndexBuilder(storage="disk", folder=str(tmp_path / "changed"))}
+    fresh = evaluate(root, tmp_path, image_cache=None)[0]
+    assert evaluate(root, tmp_path, **changed) == (fresh, [5, 5, 2])
+    image.write_bytes(content)  # at another time, as after a copy
+    assert evaluate(root, tmp_path, **on_disk) == (before, [])
+
+
+def test_images_that_vanish_while_they_are_encoded(tiny_set, tmp_path, monkeypatch):
+    """As if their disk was lost: otherwise, the index would be valid when it is back."""
+    root = shutil.copytree(tiny_set, tmp_path / "set")
+    on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index")), "image_cache": None}
+    images = root / "kb_image"
+    describe = MELDataModule.describe_entities
+
+    def then_vanish(data):
+        described = describe(data)
+        if images.exists():
+            images.rename(tmp_path / "lost")
+        return described
+
+    monkeypatch.setattr(MELDataModule, "describe_entities", then_vanish)
+    with pytest.raises(StoreError, match="changed while they were encoded. Delete the folder .*index/entities"):
+        evaluate(root, tmp_path, **on_disk)
+    monkeypatch.undo()
+    (tmp_path / "lost").rename(images)
+    shutil.rmtree(tmp_path / "index" / "entities")
+    assert evaluate(root, tmp_path, **on_disk) == evaluate(root, tmp_path, image_cache=None)
+
+
+def test_an_index_of_otherwise_prepared_images_is_rejected(tiny_set, tmp_path):
+    on_disk = {"index": IndexBuilder(storage="disk", folder=str(tmp_path / "index"))}
+    evaluate(tiny_set, tmp_path, **on_disk)
+    with pytest.raises(StoreError, match="another image preprocessing .*up to 700 pixels"):
+        evaluate(tiny_set, tmp_path, processor=Processor(max_pixels=700), **on_disk)
 
 
 def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path, monkeypatch):

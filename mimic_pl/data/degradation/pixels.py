@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mimic_pl.data.degradation.base import ImageDegradation
 from mimic_pl.data.pixels import PixelSource
-from mimic_pl.processor.decoding import open_for
+from mimic_pl.processor.decoding import opened_for
 from mimic_pl.processor.image_processor import ImageProcessor
 from mimic_pl.processor.images import ImageFolder
 
@@ -37,5 +37,5 @@ class DegradedPixels(PixelSource):
 
     def load(self, path: Path, index: int) -> Tensor:
         """The pixels of the degraded image."""
-        image = open_for(path, self.image_processor, self.folder.max_pixels, self.reduced)
-        return self.image_processor.pixels(self.degradation.image(image, self.degradation.rng(index)))
+        with opened_for(path, self.image_processor, self.folder.max_pixels, self.reduced) as image:
+            return self.image_processor.pixels(self.degradation.image(image, self.degradation.rng(index)))

@@ -1,0 +1,39 @@
+"""Limits the memory of images that are decoded at once in the threads of a process."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+class PixelBudget:
+    """Lets threads decode images as long as these have at most a number of pixels together; others wait.
+
+    Args:
+        pixels: The number of pixels. A larger image is decoded alone.
+    """
+
+    def __init__(self, pixels: int) -> None:
+        self.pixels = pixels
+        self._begin()
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._begin)  # a fork has no copies of the threads of its parent
+
+    def _begin(self) -> None:
+        self._used = 0
+        self._changed = threading.Condition()
+
+    @contextmanager
+    def reserved(self, pixels: int) -> Iterator[None]:
+        """Wait until there is room for an image, and keep it for the duration of the block; not to be nested."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._used or self._used + pixels <= self.pixels)
+            self._used += pixels
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._used -= pixels
+                self._changed.notify_all()
