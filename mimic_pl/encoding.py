@@ -14,9 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mimic_pl.batch import Batch, Inputs
-from mimic_pl.errors import ConfigError
 from mimic_pl.features import convert_floats
 from mimic_pl.processor import Processor
+from mimic_pl.ranges import COUNT, in_range
 
 Side = Literal["mentions", "entities"]
 T = TypeVar("T")
@@ -125,9 +125,8 @@ class RecordBatches:
         ConfigError: ``size`` is below 1.
     """
 
+    @in_range(size=COUNT)
     def __init__(self, records: Sequence[T], size: int, make: Callable[[Sequence[T]], Batch]) -> None:
-        if size < 1:
-            raise ConfigError(f"The batch size is {size}; it must be positive.")
         self.records = records
         self.size = size
         self.make = make

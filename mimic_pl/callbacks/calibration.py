@@ -10,6 +10,7 @@ from mimic_pl.batch import Batch
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
+from mimic_pl.ranges import COUNT, SEED, in_range
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.stored_states import gather_states, pick
 from mimic_pl.units import States, WeightedMatcher
@@ -33,6 +34,7 @@ class WeightCalibration(Callback):
         seed: Seed of the sample.
     """
 
+    @in_range(mentions=COUNT, entities=COUNT, seed=SEED)
     def __init__(self, mentions: int = 512, entities: int = 1024, seed: int = 0) -> None:
         self.mentions = mentions
         self.entities = entities

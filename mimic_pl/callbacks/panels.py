@@ -15,7 +15,7 @@ from mimic_pl.callbacks.predictions import candidate_lists
 from mimic_pl.data.protocol import ImageData, data_of
 from mimic_pl.data.table import as_table
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError
+from mimic_pl.ranges import COUNT, NATURAL, SEED, in_range
 from mimic_pl.records import Entity, Mention
 
 TILE = 128
@@ -40,12 +40,8 @@ class SamplePanels(Callback):
         ConfigError: ``num_samples`` is negative, or ``num_candidates`` less than 1.
     """
 
+    @in_range(num_samples=NATURAL, num_candidates=COUNT, seed=SEED)
     def __init__(self, num_samples: int = 4, num_candidates: int = 5, seed: int = 0) -> None:
-        if num_samples < 0 or num_candidates < 1:
-            raise ConfigError(
-                f"panels: num_samples is {num_samples} and num_candidates is {num_candidates}; num_samples must not be "
-                "negative (0 disables the panels), and num_candidates must be at least 1."
-            )
         self.num_samples = num_samples
         self.num_candidates = num_candidates
         self.seed = seed

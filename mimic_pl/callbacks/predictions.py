@@ -15,6 +15,7 @@ from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
+from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
 
@@ -37,6 +38,7 @@ class PredictionWriter(Callback):
         ConfigError: The model ranks fewer candidates than ``top_k``.
     """
 
+    @in_range(top_k=COUNT)
     def __init__(self, top_k: int = 10) -> None:
         self.top_k = top_k
         self._part: IO[str] | None = None

@@ -32,6 +32,7 @@ from mimic_pl.callbacks import (
 from mimic_pl.cli.additions import with_additions
 from mimic_pl.cli.choice import Choice, check_data_root, choose_run, require_same_task, short_path
 from mimic_pl.cli.help import ALL
+from mimic_pl.cli.numbers import check_numbers
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
@@ -126,8 +127,9 @@ class MimicCLI(LightningCLI):
         parser.set_defaults(CALLBACK_DEFAULTS)
 
     def before_instantiate_classes(self) -> None:
-        """Check the data folder, and the run to resume, before anything heavy loads."""
+        """Check numbers, the data folder, and the run to resume, before anything heavy loads."""
         config = self.config[self.subcommand]
+        check_numbers(config)
         check_data_root(config)
         if self.choice.run is not None:
             if self.subcommand == "fit":

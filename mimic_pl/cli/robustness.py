@@ -58,6 +58,7 @@ def run(args: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from mimic_pl.cli.choice import check_data_root, choose_run
+    from mimic_pl.cli.numbers import check_numbers
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.degradation import KINDS
     from mimic_pl.robustness import grades_of, measure, robustness_table, write_grades
@@ -70,6 +71,7 @@ def run(args: list[str]) -> int:
     if choice.run is None:
         raise ConfigError("robustness evaluates a trained run: omit --config and --model, or add --run FOLDER.")
     degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
+    check_numbers(config)
     check_data_root(config)
     # The run's files are not changed, and a single progress bar covers all grades.
     config.trainer.default_root_dir = str(choice.run.folder)

@@ -30,10 +30,11 @@ from mimic_pl.data.loader import loader_kwargs, training_loader
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, resume_point
 from mimic_pl.data.table import EntityTable, as_table
-from mimic_pl.data.training_split import golds_of, require_fraction, seeded_fraction
+from mimic_pl.data.training_split import golds_of, seeded_fraction
 from mimic_pl.data.transforms import Augment, DropModality
 from mimic_pl.errors import DataError
 from mimic_pl.processor.images import ImageFolder
+from mimic_pl.ranges import COUNT, FRACTION, NATURAL, SEED, Range, in_range
 from mimic_pl.records import Mention
 
 _log = logging.getLogger(__name__)
@@ -85,6 +86,15 @@ class MELDataModule(MIMICFolder):
     mentions: dict[str, list[Mention]]
     entity_dataset: EntityDataset
 
+    @in_range(
+        batch_size=COUNT,
+        eval_batch_size=COUNT,
+        entity_batch_size=COUNT,
+        num_workers=NATURAL,
+        seed=SEED,
+        modality_dropout=FRACTION,
+        train_fraction=Range(0, 1, whole=False, above=True),
+    )
     def __init__(
         self,
         root: str,
@@ -102,7 +112,6 @@ class MELDataModule(MIMICFolder):
         train_fraction: float = 1.0,
     ) -> None:
         super().__init__()
-        require_fraction(train_fraction)
         self.root = root
         self.name = name
         self.batch_size = batch_size
