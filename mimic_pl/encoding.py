@@ -118,23 +118,26 @@ class RecordBatches:
 
     Args:
         records: The records.
-        size: Number of records per batch.
+        batch_size: Number of records per batch.
         make: Creates a batch.
 
     Raises:
-        ConfigError: ``size`` is below 1.
+        ConfigError: ``batch_size`` is below 1.
     """
 
-    @in_range(size=COUNT)
-    def __init__(self, records: Sequence[T], size: int, make: Callable[[Sequence[T]], Batch]) -> None:
+    @in_range(batch_size=COUNT)
+    def __init__(self, records: Sequence[T], batch_size: int, make: Callable[[Sequence[T]], Batch]) -> None:
         self.records = records
-        self.size = size
+        self.batch_size = batch_size
         self.make = make
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.records) // self.size)
+        return -(-len(self.records) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Create each batch."""
-        return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))
+        return (
+            self.make(self.records[start : start + self.batch_size])
+            for start in range(0, len(self.records), self.batch_size)
+        )

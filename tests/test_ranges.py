@@ -68,14 +68,6 @@ def test_every_number_is_refused_outside_of_its_range(of_class, name):
             concrete(**{name: value})
 
 
-@pytest.mark.parametrize("kind", degradation.KINDS)
-def test_strengths(kind):
-    for wrong in (-0.1, kind.largest * 1.01, math.nan, True):
-        with pytest.raises(ConfigError, match=f"{kind.__name__}: strength is"):
-            kind(wrong)
-    assert kind(kind.largest).strength == kind.largest
-
-
 def test_what_is_in_a_range():
     assert 1 in COUNT and np.int64(3) in COUNT and 0 not in COUNT and 2.0 not in COUNT and False not in COUNT
     assert 0 in FRACTION and 1.0 in FRACTION and np.float32(0.5) in FRACTION and 1.01 not in FRACTION
