@@ -26,11 +26,28 @@ code  meaning
 ====  ==================================================================================
 """
 
+import re
+
+from mimic_pl.escaping import printable, shortened
+
+LONGEST = 2000
+"""Maximum number of characters of a message."""
+
 
 class MimicError(Exception):
     """Base of all errors that mimic-pl raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message as one paragraph of bounded length; control characters, as of names in a data set, are escaped.
+
+        ``args`` contains the message as it was given.
+        """
+        text = super().__str__()
+        if text.startswith("Caught "):  # by torch in a loader process, with its traceback and this message
+            return text
+        return re.sub(r"\s*\n\s*", " ", printable(shortened(text.strip(), LONGEST)))
 
 
 class ConfigError(MimicError):

@@ -38,6 +38,7 @@ from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
 from mimic_pl.data.base import BaseDataModule
+from mimic_pl.escaping import printable
 from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
 from mimic_pl.runs import RUNS, Run, run_of_checkpoint
@@ -286,4 +287,4 @@ def _logger_of(run: Run) -> TensorBoardLogger:
 
 @rank_zero_only
 def _print(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)
