@@ -85,7 +85,7 @@ def test_the_report_has_no_live_text(evil, command, tmp_path):
     run = evil / "lightning_logs" / "version_0"
     if not (run / "metrics.json").exists():
         pytest.skip("needs the run of the first test")
-    name = "=1+1 [a](www.evil.example) `b` $x$$ <i>|"
+    name = "=1+1 [a](www.evil.example) `b` $\\frac$ <i>|"
     shutil.copytree(run, tmp_path / name / "version_0")
     code, _, err = command("report", f"{name}/version_0", folder=tmp_path)
     assert code == 0, err
