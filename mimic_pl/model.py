@@ -36,6 +36,7 @@ from mimic_pl.published_checkpoint import load_weights, published_sizes, read_pu
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention, as_sequence
+from mimic_pl.schedulers import Interval, scheduler_config
 from mimic_pl.units import (
     CMFU,
     TGLU,
@@ -81,7 +82,10 @@ class MIMIC(Recorded, LightningModule):
         losses: Losses by name, which are summed; by default ``contrastive``, the published one. A loss is any module
             that maps :class:`~mimic_pl.LossInputs` to a scalar. See also :meth:`compute_loss`.
         optimizer: Creates the optimizer from parameter groups; published settings by default.
-        lr_scheduler: Creates a scheduler from the optimizer, stepped each epoch; none by default, as published.
+        lr_scheduler: Creates a scheduler from the optimizer; none by default, as published. ReduceLROnPlateau follows
+            its ``monitor``; without one, ``val/mrr`` in mode ``max`` and the training loss in mode ``min``.
+        lr_interval: Step the scheduler each ``epoch`` or each optimizer ``step``. By default (``auto``) each epoch, but
+            schedulers that count steps (OneCycleLR, CyclicLR, warm-up of transformers) each step.
         ranker: Ranks the knowledge base in evaluation.
         index: Builds the entity index for ranking, with a dtype and storage.
         global_negatives: In distributed training, use the entities of all processes' batches as negatives of each
@@ -109,6 +113,7 @@ class MIMIC(Recorded, LightningModule):
         index: IndexBuilder | None = None,
         global_negatives: bool = True,
         compile_encoder: bool = False,
+        lr_interval: Interval = "auto",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -120,6 +125,7 @@ class MIMIC(Recorded, LightningModule):
         self.losses = nn.ModuleDict(losses or {"contrastive": UnitConsistentLoss()})
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_interval: Interval = lr_interval
         self.ranker = ranker or Ranker()
         self.index_builder = index or IndexBuilder()
         self.global_negatives = global_negatives
@@ -403,7 +409,26 @@ class MIMIC(Recorded, LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        every = (self._trainer.check_val_every_n_epoch if self._trainer is not None else None) or 1
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": scheduler_config(self.lr_scheduler(optimizer), self.lr_interval, every),
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a scheduler.
+
+        Raises:
+            ConfigError: It was configured for fewer steps.
+        """
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except ValueError as error:
+            raise ConfigError(
+                f"{type(scheduler).__name__} cannot be stepped further: {str(error).rstrip('.')}. This training takes "
+                f"{self.trainer.estimated_stepping_batches} optimizer steps in {self.trainer.max_epochs} epochs: set "
+                "the scheduler's numbers to these (--model.lr_scheduler), or --model.lr_interval epoch or step."
+            ) from error
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters, split into those with and without weight decay as in the published model.
