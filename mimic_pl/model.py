@@ -34,6 +34,7 @@ from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
 from mimic_pl.published_checkpoint import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
+from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention, as_sequence
 from mimic_pl.schedulers import Interval, scheduler_config
@@ -49,12 +50,17 @@ from mimic_pl.units import (
     nested,
     published_units,
 )
+from mimic_pl.units.check import require_independent_pairs
 from mimic_pl.unused import unused_parameters
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
     """AdamW with the published settings."""
     return torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.999), eps=1e-4, weight_decay=1e-4)
+
+
+_CHECKED = 16
+"""Entities on which scores are checked before they are ranked."""
 
 
 class MIMIC(Recorded, LightningModule):
@@ -135,6 +141,7 @@ class MIMIC(Recorded, LightningModule):
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
         self._keep_index = False
+        self._pairs_checked = False
         self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -513,6 +520,7 @@ class MIMIC(Recorded, LightningModule):
         if self.index is None or not self._keep_index:
             with torch.no_grad():
                 self.index = evaluation_index(self, self.trainer, self.index_builder)
+                self._pairs_checked = False
 
     def _end_ranking(self) -> None:
         if not self._keep_index:
@@ -530,6 +538,9 @@ class MIMIC(Recorded, LightningModule):
         """
         assert self.index is not None, "the index is filled at the start of the epoch"
         states = self.mention_states(batch["mentions"])
+        if not self._pairs_checked:
+            self.index.processes.run_together(lambda: self._check_pairs(states), self.device)
+            self._pairs_checked = True
         try:
             return self.ranker(self.matcher, states, self.index, batch["gold"])
         except NonFiniteScoreError as error:
@@ -537,6 +548,14 @@ class MIMIC(Recorded, LightningModule):
                 index for local in self.index.processes.gather_objects(batch["index"].tolist()) for index in local
             ]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
+
+    @torch.no_grad()
+    def _check_pairs(self, mentions: States) -> None:
+        """Check on a few pairs of this process that scores can be ranked."""
+        assert self.index is not None
+        few = self.index.order[:_CHECKED]
+        if len(few):
+            require_independent_pairs(in_float32(self.matcher), mentions, self.index.select(few).states)
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:
         assert self.index is not None, "the index is filled at the start of the epoch"
