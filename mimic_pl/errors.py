@@ -22,6 +22,7 @@ code  meaning
 9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
 10    :class:`MachineError`: disk full, permission denied, a process that was killed
 130   ended by Ctrl-C, with a checkpoint if it was training
+141   the reader of the output is gone, as in ``mimic-pl test | head -1``
 143   ended by SIGTERM, with a checkpoint if it was training
 ====  ==================================================================================
 """

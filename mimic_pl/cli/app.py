@@ -242,6 +242,8 @@ def run(given: list[str]) -> None:
         if isinstance(end.__context__, KeyboardInterrupt):  # raised by Lightning on Ctrl-C
             sys.exit(INTERRUPTED)
         raise
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()

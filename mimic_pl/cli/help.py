@@ -38,6 +38,16 @@ def unknown_command(args: Sequence[str]) -> str | None:
     return f"There is no command {args[0]!r}.{meant} Commands: {', '.join(COMMANDS)}."
 
 
+def not_utf8(args: Sequence[str]) -> str | None:
+    """The error message for an argument that configurations, which are UTF-8, cannot contain."""
+    for arg in args:
+        try:
+            arg.encode()
+        except UnicodeEncodeError:
+            return f"The argument {arg!r} is not valid UTF-8, as configurations are. Rename the file or folder."
+    return None
+
+
 def _commands() -> str:
     rows = [(name, command.summary) for name, command in COMMANDS.items()]
     options = [

@@ -25,7 +25,7 @@ from mimic_pl.data.dataset import (
 from mimic_pl.data.degradation import Degradation, DegradedPixels, ImageDegradation
 from mimic_pl.data.filtering import with_usable_images
 from mimic_pl.data.folder import MIMICFolder, MissingSplitError
-from mimic_pl.data.image_cache import Chain, ImageCache, default_folder
+from mimic_pl.data.image_cache import Chain, ImageCache
 from mimic_pl.data.loader import loader_kwargs, training_loader
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, resume_point
@@ -33,6 +33,7 @@ from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.training_split import golds_of, seeded_fraction
 from mimic_pl.data.transforms import Augment, DropModality
 from mimic_pl.errors import DataError
+from mimic_pl.files import cache_folder
 from mimic_pl.processor.images import ImageFolder
 from mimic_pl.ranges import COUNT, FRACTION, NATURAL, SEED, Range, in_range
 from mimic_pl.records import Mention
@@ -170,7 +171,9 @@ class MELDataModule(MIMICFolder):
         if self.image_cache is None:
             return None
         by_default = self.image_cache == "auto"
-        folder = default_folder() if by_default else Path(self.image_cache)
+        folder = cache_folder("images") if by_default else Path(self.image_cache)
+        if folder is None:
+            return None
         processor = self.processor
         return ImageCache(
             folder, processor.image_processor, processor.reduced_decoding, disk_fraction=0.5 if by_default else 1.0
