@@ -137,7 +137,7 @@ def test_a_sharded_checkpoint_of_torch(tmp_path, read):
 def test_a_whole_model(tmp_path, options):
     path = tmp_path / "model.pt"
     torch.save(MODEL, path, **options)
-    with pytest.raises(CheckpointError, match=r"torch\.save\(model\.state_dict\(\), PATH\)"):
+    with pytest.raises(CheckpointError, match=r"contains no state dict|Such code can do anything"):
         read_published(path)
     with pytest.raises(CheckpointError, match=r"Clip\. Such code can do anything; it was not run.*whole model"):
         read_checkpoint(path)

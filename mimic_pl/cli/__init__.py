@@ -8,8 +8,8 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 
-from mimic_pl.cli.help import not_utf8, quick_answer, unknown_command
-from mimic_pl.errors import UsageError
+from mimic_pl.cli.help import quick_answer, unknown_command, unusable_names
+from mimic_pl.errors import MachineError, UsageError
 
 __all__ = ["main"]
 
@@ -49,12 +49,19 @@ def _run(given: Sequence[str]) -> None:
     if answer is not None:
         print(answer)
         return
-    problem = unknown_command(given) or not_utf8(given)
+    problem = unknown_command(given) or unusable_names(given)
     if problem is not None:
         print(f"error: {UsageError(problem)}", file=sys.stderr)
         sys.exit(UsageError.exit_code)
     # Imported here, since torch and Lightning take seconds to load, which help should not wait for.
-    from mimic_pl.cli.app import run
+    try:
+        from mimic_pl.cli.app import run
+    except ImportError as error:
+        if "--debug" in given:
+            raise
+        reason = f"A package cannot be loaded: {error}. Reinstall it (pip install --force-reinstall), or raise a limit"
+        print(f"error: {MachineError(f'{reason} on memory (ulimit -v).')}", file=sys.stderr)
+        sys.exit(MachineError.exit_code)
 
     run(list(given))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -38,13 +39,17 @@ def unknown_command(args: Sequence[str]) -> str | None:
     return f"There is no command {args[0]!r}.{meant} Commands: {', '.join(COMMANDS)}."
 
 
-def not_utf8(args: Sequence[str]) -> str | None:
-    """The error message for an argument that configurations, which are UTF-8, cannot contain."""
-    for arg in args:
+def unusable_names(args: Sequence[str]) -> str | None:
+    """The error message for a current folder that is gone, or for names that are no UTF-8; ``None`` without any."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return "The current folder was deleted. Start in another one."
+    for what, name in (*(("argument", arg) for arg in args), ("current folder", here)):
         try:
-            arg.encode()
-        except UnicodeEncodeError:
-            return f"The argument {arg!r} is not valid UTF-8, as configurations are. Rename the file or folder."
+            name.encode()
+        except UnicodeEncodeError:  # configurations, checkpoints and event files are UTF-8
+            return f"The {what} {name!r} is not valid UTF-8. Rename the file or folder."
     return None
 
 

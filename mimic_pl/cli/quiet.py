@@ -65,3 +65,5 @@ def quiet_libraries() -> None:
         handler.addFilter(_PRINTABLE)
     threading.excepthook = _thread_excepthook
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("COLUMNS") == "0":  # of a terminal of unknown size, on which rich would print nothing
+        del os.environ["COLUMNS"]
