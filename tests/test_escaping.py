@@ -14,6 +14,7 @@ from markdown_it import MarkdownIt
 from mimic_pl.callbacks.panels import sample_text
 from mimic_pl.errors import LONGEST, DataError, NonFiniteScoreError
 from mimic_pl.escaping import markdown_text, printable, shortened, spreadsheet
+from mimic_pl.ranking.explain import ExplainedScore, Explanation
 from mimic_pl.records import Entity, Mention
 from mimic_pl.report.table import as_csv
 
@@ -82,6 +83,12 @@ def test_a_message_is_one_short_printable_paragraph(make):
     assert len(shown) < LONGEST + 100 and shown.splitlines() == [shown] and shown.isprintable()
     assert shown.startswith("kb.json: \\x1b[31mred\\x07\\u202e") and shown.endswith("error: none. Fix it.")
     assert error.args[0] == whole and str(pickle.loads(pickle.dumps(error))) == shown
+
+
+def test_an_explanation_is_printable():
+    scores = {"overall": ExplainedScore(1.0, 0.0, 2.0, 1)}
+    shown = str(Explanation("Q\x1b[2J", 2, scores, {"\u202eQ2": {"overall": 0.5}}))
+    assert "Q\\x1b[2J: rank 1" in shown and "\\u202eQ2" in shown and printable(shown) == shown
 
 
 def test_the_panel_of_a_sample_is_bounded_and_escaped():
