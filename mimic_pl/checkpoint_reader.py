@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ from mimic_pl.errors import CheckpointError
 # Raised for corrupted files by torch's readers and its restricted unpickler (an invalid length is a MemoryError).
 READ_ERRORS = (
     *(RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError),
-    *(ArithmeticError, ImportError, MemoryError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError),
+    *(ArithmeticError, ImportError, MemoryError, zlib.error, zipfile.BadZipFile, struct.error, pickle.UnpicklingError),
 )
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
