@@ -9,35 +9,37 @@ from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from lightning.pytorch.callbacks import EarlyStopping
 
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, SamplePanels
 from mimic_pl.construction import class_of
 from mimic_pl.data.degradation import Degradation
 from mimic_pl.errors import ConfigError
-from mimic_pl.ranges import NATURAL, Range, ranges_of, require_ranges
+from mimic_pl.ranges import COUNT, NATURAL, NOT_NEGATIVE, Range, ranges_of, require_ranges
 
-_SECTIONS: dict[str, type] = {
-    "predictions": PredictionWriter,
-    "panels": SamplePanels,
-    "monitor": FailureMonitor,
-    "early_stopping": EarlyStopping,
+_SECTIONS: dict[str, Mapping[str, Range]] = {
+    "predictions": ranges_of(PredictionWriter),
+    "panels": ranges_of(SamplePanels),
+    "monitor": ranges_of(FailureMonitor),
+    # Lightning does not check these: it divides by zero, or never stops.
+    "early_stopping": {"patience": NATURAL, "min_delta": Range(whole=False)},
+    "trainer": {
+        "accumulate_grad_batches": COUNT,
+        "check_val_every_n_epoch": COUNT,
+        "log_every_n_steps": NATURAL,
+        "gradient_clip_val": NOT_NEGATIVE,
+    },
 }
-"""Sections that are the arguments of a class, without a class path."""
-
-_LIGHTNING = {"patience": NATURAL, "min_delta": Range(whole=False)}
-"""Ranges of EarlyStopping, which checks none."""
+"""Ranges of sections that are arguments without a class path."""
 
 
 def check_numbers(config: Namespace) -> None:
-    """Check every number that belongs to a class of this package, and the optimizer's and scheduler's.
+    """Check the numbers of this package's classes, of the optimizer and its scheduler, and some of Lightning's.
 
     Raises:
         ConfigError: One is out of range.
     """
     sections = config.as_dict()
-    for name, of_class in _SECTIONS.items():
-        ranges = _LIGHTNING if of_class is EarlyStopping else ranges_of(of_class)
+    for name, ranges in _SECTIONS.items():
         require_ranges(ranges, sections.get(name) or {}, f"{name}.")
     model: Any = None
     for path, of_class, arguments in _objects(sections, ""):

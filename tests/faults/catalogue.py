@@ -153,7 +153,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     ),
     "Numbers": (
         Fault("a number outside of its range, NaN, or a bool, for every number of every public class", "; it must be", ConfigError, "test_ranges.py::test_every_number_is_refused_outside_of_its_range", 87),
-        Fault("the same on the command line, before the encoder loads", "; it must be", ConfigError, "cli/test_numbers.py::test_the_command_line_refuses_a_number_before_the_encoder_loads", 16),
+        Fault("the same on the command line, before the encoder loads", "; it must be", ConfigError, "cli/test_numbers.py::test_the_command_line_refuses_a_number_before_the_encoder_loads", 19),
         Fault("learning rates, schedulers and nested objects that cannot work", "model.optimizer.lr is inf", ConfigError, "cli/test_numbers.py::test_the_command_line_refuses_numbers_of_objects_before_the_encoder_loads", 5),
         Fault("a unit or matcher whose scores depend on the pairs that are scored at once", "must depend on its pair alone", ConfigError, "test_model.py::test_scores_that_depend_on_the_block_are_no_ranks", 4),
         Fault("a scheduler for fewer steps than the training takes", "cannot be stepped further", ConfigError, "test_model.py::test_a_scheduler_for_fewer_steps_says_how_many_there_are"),
