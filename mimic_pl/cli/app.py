@@ -127,10 +127,14 @@ class MimicCLI(LightningCLI):
         parser.add_lightning_class_args(FailureMonitor, "monitor")
         parser.set_defaults(CALLBACK_DEFAULTS)
 
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parse the command line, and check numbers before any of them is used."""
+        super().parse_arguments(parser, args)
+        check_numbers(self.config[self.config.subcommand])
+
     def before_instantiate_classes(self) -> None:
-        """Check numbers, the data folder, and the run to resume, before anything heavy loads."""
+        """Check the data folder, and the run to resume, before anything heavy loads."""
         config = self.config[self.subcommand]
-        check_numbers(config)
         check_data_root(config)
         if self.choice.run is not None:
             if self.subcommand == "fit":

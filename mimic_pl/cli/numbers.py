@@ -14,7 +14,7 @@ from mimic_pl.callbacks import FailureMonitor, PredictionWriter, SamplePanels
 from mimic_pl.construction import class_of
 from mimic_pl.data.degradation import Degradation
 from mimic_pl.errors import ConfigError
-from mimic_pl.ranges import COUNT, NATURAL, NOT_NEGATIVE, Range, ranges_of, require_ranges
+from mimic_pl.ranges import COUNT, NATURAL, NOT_NEGATIVE, SEED, Range, ranges_of, require_ranges
 
 _SECTIONS: dict[str, Mapping[str, Range]] = {
     "predictions": ranges_of(PredictionWriter),
@@ -41,6 +41,9 @@ def check_numbers(config: Namespace) -> None:
     sections = config.as_dict()
     for name, ranges in _SECTIONS.items():
         require_ranges(ranges, sections.get(name) or {}, f"{name}.")
+    seed = sections.get("seed_everything")
+    if not isinstance(seed, bool):  # true draws one
+        require_ranges({"seed_everything": SEED}, {"seed_everything": seed}, "")
     model: Any = None
     for path, of_class, arguments in _objects(sections, ""):
         require_ranges(ranges_of(of_class), arguments, f"{path}.")

@@ -31,6 +31,7 @@ WRONG = {
     "panels.num_samples": "-1",
     "monitor.gradient_looks": "0",
     "early_stopping.patience": "-1",
+    "seed_everything": "-1",
     "trainer.accumulate_grad_batches": "0",
     "trainer.check_val_every_n_epoch": "0",
     "trainer.gradient_clip_val": "-1.0",
