@@ -36,7 +36,10 @@ _SUFFIXES = {
 }
 
 _FOLDERS = (
-    ("zero_to_fp32.py", "a sharded DeepSpeed checkpoint. Merge it first: python zero_to_fp32.py, in that folder."),
+    (
+        "zero_to_fp32.py",
+        "a sharded DeepSpeed checkpoint. Merge it first, in that folder: python zero_to_fp32.py . OUTPUT",
+    ),
     (
         "meta.pt",
         "a sharded FSDP checkpoint of Lightning. Merge it first: python -m "
