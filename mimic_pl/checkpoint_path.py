@@ -27,6 +27,6 @@ def checkpoint_path(given: str | Path) -> Path:
             "and pass the path of the file."
         )
     path = Path(rest if separator else given).expanduser()
-    if not path.is_file():
+    if not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path.absolute()}. Pass the path of a file.")
     return path

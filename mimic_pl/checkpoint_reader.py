@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 import re
+import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
@@ -13,13 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mimic_pl.checkpoint_kind import described, foreign_kind, weights_of
 from mimic_pl.checkpoint_path import checkpoint_path
 from mimic_pl.errors import CheckpointError
 
 # Raised for corrupted files by torch's readers and its restricted unpickler (an invalid length is a MemoryError).
 READ_ERRORS = (
     *(RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError, AttributeError, AssertionError),
-    *(ArithmeticError, ImportError, MemoryError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError),
+    *(ArithmeticError, ImportError, MemoryError, zlib.error, zipfile.BadZipFile, struct.error, pickle.UnpicklingError),
 )
 
 _GLOBAL = re.compile(r"GLOBAL ([\w.]+)")
@@ -30,20 +32,42 @@ def read_checkpoint(path: str | Path, check: bool = True) -> dict[str, Any]:
 
     Args:
         path: The file, or its ``file://`` URL.
-        check: Verify the checksums that ``torch.save`` writes: torch itself silently loads a flipped byte. If false,
-            tensors are memory-mapped and must not be accessed: if the file is truncated meanwhile, the process crashes.
+        check: Verify the checksums that ``torch.save`` writes: torch itself silently loads a flipped byte. (Files from
+            before torch 1.6 have none.) If false, tensors are memory-mapped and must not be accessed: if the file is
+            truncated meanwhile, the process crashes.
 
     Raises:
         CheckpointError: The file is missing, corrupted, truncated, not a checkpoint, or contains more than tensors and
             plain values.
     """
     path = checkpoint_path(path)
+    require_checkpoint(path)
     if check:
         require_checksums(path)
     checkpoint = load_tensors(path, mmap=not check and zipfile.is_zipfile(path))
-    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
-        raise CheckpointError(f"{path} is not a Lightning checkpoint: it has no 'state_dict'. Pass another file.")
-    return checkpoint
+    weights = weights_of(checkpoint)
+    if weights is None or not isinstance(checkpoint.get("state_dict"), dict):
+        raise CheckpointError(
+            f"{path} is not a Lightning checkpoint: it is {described(checkpoint)}, without a 'state_dict'. Use a file "
+            "of the run's folder 'checkpoints'; MIMIC.from_published(PATH, ENCODER) also reads weights alone."
+        )
+    return {**checkpoint, "state_dict": weights}
+
+
+def require_checkpoint(path: Path) -> None:
+    """Check that a file is not recognisably of another kind.
+
+    Raises:
+        CheckpointError: The message says which kind it is.
+    """
+    try:
+        kind = foreign_kind(path)
+    except OSError as error:
+        raise read_error(path, error) from error
+    if kind is not None:
+        raise CheckpointError(f"{path} is no checkpoint of torch.save, but {kind}")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is a pipe or a device. Pass the path of a file.")
 
 
 def load_tensors(path: Path, mmap: bool = False) -> Any:
@@ -60,7 +84,8 @@ def load_tensors(path: Path, mmap: bool = False) -> Any:
             raise read_error(path, "it does not contain tensors and plain values") from error
         raise CheckpointError(
             f"{path} contains more than tensors and plain values: {found.group(1)}. Such code can do anything; it was "
-            "not run. Use another checkpoint, from a source that you trust."
+            "not run. Use another checkpoint, from a source that you trust; of a whole model that you trust, save the "
+            "weights alone: torch.save(model.state_dict(), PATH)."
         ) from error
     except READ_ERRORS as error:
         raise read_error(path, error) from error

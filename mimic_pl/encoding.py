@@ -14,9 +14,9 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from mimic_pl.batch import Batch, Inputs
-from mimic_pl.errors import ConfigError
 from mimic_pl.features import convert_floats
 from mimic_pl.processor import Processor
+from mimic_pl.ranges import COUNT, in_range
 
 Side = Literal["mentions", "entities"]
 T = TypeVar("T")
@@ -118,24 +118,26 @@ class RecordBatches:
 
     Args:
         records: The records.
-        size: Number of records per batch.
+        batch_size: Number of records per batch.
         make: Creates a batch.
 
     Raises:
-        ConfigError: ``size`` is below 1.
+        ConfigError: ``batch_size`` is below 1.
     """
 
-    def __init__(self, records: Sequence[T], size: int, make: Callable[[Sequence[T]], Batch]) -> None:
-        if size < 1:
-            raise ConfigError(f"The batch size is {size}; it must be positive.")
+    @in_range(batch_size=COUNT)
+    def __init__(self, records: Sequence[T], batch_size: int, make: Callable[[Sequence[T]], Batch]) -> None:
         self.records = records
-        self.size = size
+        self.batch_size = batch_size
         self.make = make
 
     def __len__(self) -> int:
         """Number of batches."""
-        return -(-len(self.records) // self.size)
+        return -(-len(self.records) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         """Create each batch."""
-        return (self.make(self.records[start : start + self.size]) for start in range(0, len(self.records), self.size))
+        return (
+            self.make(self.records[start : start + self.batch_size])
+            for start in range(0, len(self.records), self.batch_size)
+        )

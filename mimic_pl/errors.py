@@ -22,15 +22,33 @@ code  meaning
 9     :class:`NonFiniteLossError`: a training loss that is NaN or infinite
 10    :class:`MachineError`: disk full, permission denied, a process that was killed
 130   ended by Ctrl-C, with a checkpoint if it was training
+141   the reader of the output is gone, as in ``mimic-pl test | head -1``
 143   ended by SIGTERM, with a checkpoint if it was training
 ====  ==================================================================================
 """
+
+import re
+
+from mimic_pl.escaping import printable, shortened
+
+LONGEST = 2000
+"""Maximum number of characters of a message."""
 
 
 class MimicError(Exception):
     """Base of all errors that mimic-pl raises on purpose."""
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        """The message as one paragraph of bounded length; control characters, as of names in a data set, are escaped.
+
+        ``args`` contains the message as it was given.
+        """
+        text = super().__str__()
+        if text.startswith("Caught "):  # by torch in a loader process, with its traceback and this message
+            return text
+        return re.sub(r"\s*\n\s*", " ", printable(shortened(text.strip(), LONGEST)))
 
 
 class ConfigError(MimicError):

@@ -28,6 +28,23 @@ DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _CANNOT_ALLOCATE = (errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS)
 
 
+def cache_folder(name: str) -> Path | None:
+    """``mimic_pl/NAME`` in the user's cache folder: ``XDG_CACHE_HOME``, or ``~/.cache``.
+
+    Returns:
+        ``None``, with a warning, if the user has no home directory, as in some containers.
+    """
+    root = os.environ.get("XDG_CACHE_HOME")
+    try:
+        return Path(root or Path.home() / ".cache") / "mimic_pl" / name
+    except RuntimeError:
+        _log.warning(
+            f"The user has no home directory, so {name} are not cached, but computed in every epoch. Name a folder for "
+            "caches: XDG_CACHE_HOME=FOLDER in the environment."
+        )
+        return None
+
+
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: if the process is killed or the disk is full, the old file, or none, is left.
 

@@ -34,8 +34,10 @@ from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
 from mimic_pl.published_checkpoint import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
+from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention, as_sequence
+from mimic_pl.schedulers import Interval, scheduler_config
 from mimic_pl.units import (
     CMFU,
     TGLU,
@@ -48,12 +50,17 @@ from mimic_pl.units import (
     nested,
     published_units,
 )
+from mimic_pl.units.check import require_independent_pairs
 from mimic_pl.unused import unused_parameters
 
 
 def published_optimizer(params: Any) -> torch.optim.Optimizer:
     """AdamW with the published settings."""
     return torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.999), eps=1e-4, weight_decay=1e-4)
+
+
+_CHECKED = 16
+"""Entities on which scores are checked before they are ranked."""
 
 
 class MIMIC(Recorded, LightningModule):
@@ -81,7 +88,10 @@ class MIMIC(Recorded, LightningModule):
         losses: Losses by name, which are summed; by default ``contrastive``, the published one. A loss is any module
             that maps :class:`~mimic_pl.LossInputs` to a scalar. See also :meth:`compute_loss`.
         optimizer: Creates the optimizer from parameter groups; published settings by default.
-        lr_scheduler: Creates a scheduler from the optimizer, stepped each epoch; none by default, as published.
+        lr_scheduler: Creates a scheduler from the optimizer; none by default, as published. ReduceLROnPlateau follows
+            its ``monitor``; without one, ``val/mrr`` in mode ``max`` and the training loss in mode ``min``.
+        lr_interval: Step the scheduler each ``epoch`` or each optimizer ``step``. By default (``auto``) each epoch, but
+            schedulers that count steps (OneCycleLR, CyclicLR, warm-up of transformers) each step.
         ranker: Ranks the knowledge base in evaluation.
         index: Builds the entity index for ranking, with a dtype and storage.
         global_negatives: In distributed training, use the entities of all processes' batches as negatives of each
@@ -109,6 +119,7 @@ class MIMIC(Recorded, LightningModule):
         index: IndexBuilder | None = None,
         global_negatives: bool = True,
         compile_encoder: bool = False,
+        lr_interval: Interval = "auto",
     ) -> None:
         super().__init__()
         self.encoder = encoder
@@ -120,6 +131,7 @@ class MIMIC(Recorded, LightningModule):
         self.losses = nn.ModuleDict(losses or {"contrastive": UnitConsistentLoss()})
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
+        self.lr_interval: Interval = lr_interval
         self.ranker = ranker or Ranker()
         self.index_builder = index or IndexBuilder()
         self.global_negatives = global_negatives
@@ -129,6 +141,7 @@ class MIMIC(Recorded, LightningModule):
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
         self.index: EntityIndex | None = None
         self._keep_index = False
+        self._pairs_checked = False
         self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -403,7 +416,26 @@ class MIMIC(Recorded, LightningModule):
         optimizer = self.optimizer(self.parameter_groups())
         if self.lr_scheduler is None:
             return optimizer
-        return {"optimizer": optimizer, "lr_scheduler": self.lr_scheduler(optimizer)}
+        every = (self._trainer.check_val_every_n_epoch if self._trainer is not None else None) or 1
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": scheduler_config(self.lr_scheduler(optimizer), self.lr_interval, every),
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any | None) -> None:
+        """Step a scheduler.
+
+        Raises:
+            ConfigError: It was configured for fewer steps.
+        """
+        try:
+            super().lr_scheduler_step(scheduler, metric)
+        except ValueError as error:
+            raise ConfigError(
+                f"{type(scheduler).__name__} cannot be stepped further: {str(error).rstrip('.')}. This training takes "
+                f"{self.trainer.estimated_stepping_batches} optimizer steps in {self.trainer.max_epochs} epochs: set "
+                "the scheduler's numbers to these (--model.lr_scheduler), or --model.lr_interval epoch or step."
+            ) from error
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Trainable parameters, split into those with and without weight decay as in the published model.
@@ -488,6 +520,7 @@ class MIMIC(Recorded, LightningModule):
         if self.index is None or not self._keep_index:
             with torch.no_grad():
                 self.index = evaluation_index(self, self.trainer, self.index_builder)
+                self._pairs_checked = False
 
     def _end_ranking(self) -> None:
         if not self._keep_index:
@@ -505,6 +538,9 @@ class MIMIC(Recorded, LightningModule):
         """
         assert self.index is not None, "the index is filled at the start of the epoch"
         states = self.mention_states(batch["mentions"])
+        if not self._pairs_checked:
+            self.index.processes.run_together(lambda: self._check_pairs(states), self.device)
+            self._pairs_checked = True
         try:
             return self.ranker(self.matcher, states, self.index, batch["gold"])
         except NonFiniteScoreError as error:
@@ -512,6 +548,14 @@ class MIMIC(Recorded, LightningModule):
                 index for local in self.index.processes.gather_objects(batch["index"].tolist()) for index in local
             ]
             raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
+
+    @torch.no_grad()
+    def _check_pairs(self, mentions: States) -> None:
+        """Check on a few pairs of this process that scores can be ranked."""
+        assert self.index is not None
+        few = self.index.order[:_CHECKED]
+        if len(few):
+            require_independent_pairs(in_float32(self.matcher), mentions, self.index.select(few).states)
 
     def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:
         assert self.index is not None, "the index is filled at the start of the epoch"

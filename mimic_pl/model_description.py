@@ -16,7 +16,7 @@ KEY = "mimic_pl"
 """Key of the description in a checkpoint."""
 
 _FACTORIES = ("matcher", "units")
-_ONLY_TRAINING = {"optimizer", "lr_scheduler"}
+_ONLY_TRAINING = {"optimizer", "lr_scheduler", "lr_interval"}
 
 
 def describe_model(model: MIMIC) -> Description:

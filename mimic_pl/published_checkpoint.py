@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
+from mimic_pl.checkpoint_kind import described, is_safetensors, weights_of
 from mimic_pl.checkpoint_path import checkpoint_path
-from mimic_pl.checkpoint_reader import READ_ERRORS, load_tensors, read_error, require_checksums, require_no_nan
+from mimic_pl.checkpoint_reader import (
+    READ_ERRORS,
+    load_tensors,
+    read_error,
+    require_checkpoint,
+    require_checksums,
+    require_no_nan,
+)
 from mimic_pl.errors import CheckpointError
 
 _RENAMES = [
@@ -46,12 +55,14 @@ def read_published(path: str | Path) -> dict[str, Tensor]:
     """Read a checkpoint of the published implementation and rename its tensors to this library's names.
 
     Args:
-        path: Its Lightning ``.ckpt``, a state dict saved by ``torch.save``, or a safetensors file. Pickles are loaded
-            with ``weights_only=True``: code in them is never run.
+        path: Its Lightning ``.ckpt``, a state dict saved by ``torch.save``, alone or in a dictionary as ``state_dict``,
+            ``model`` and so on, or a safetensors file. Prefixes of DistributedDataParallel and of compiled modules are
+            removed. Pickles are loaded with ``weights_only=True``: code in them is never run.
 
     Raises:
-        CheckpointError: The file is missing, unreadable or corrupted, or contains names that the published model does
-            not have, or NaN. Safetensors files have no checksums: their corruption is detected only if it causes NaN.
+        CheckpointError: The file is missing, unreadable or corrupted, of another kind, or contains names that the
+            published model does not have, or NaN. Safetensors files and those of ``torch.save`` before torch 1.6 have
+            no checksums: their corruption is detected only if it causes NaN.
     """
     state = _read_tensors(checkpoint_path(path))
     renamed, unknown = {}, []
@@ -130,14 +141,23 @@ class _Placeholder:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
-    content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickle(path)
-    state = content.get("state_dict", content) if isinstance(content, dict) else None
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise CheckpointError(f"{path} contains no state dict: expected tensors by name, possibly under 'state_dict'.")
-    if not all(isinstance(name, str) for name in state):
-        raise CheckpointError(f"{path} contains no state dict: one of its names is not text.")
+    try:
+        with path.open("rb") as file:
+            safetensors = path.suffix == ".safetensors" or is_safetensors(file.read(16))
+    except OSError:
+        safetensors = False
+    if not safetensors:
+        require_checkpoint(path)
+    content = _read_safetensors(path) if safetensors else _read_pickle(path)
+    state = weights_of(content)
+    if state is None or not all(isinstance(value, Tensor) for value in state.values()):
+        what = "a whole model or another object" if isinstance(content, _Placeholder) else described(content)
+        raise CheckpointError(
+            f"{path} contains no state dict, but {what}. It needs tensors by name, possibly under 'state_dict': "
+            "torch.save(model.state_dict(), PATH)."
+        )
     require_no_nan(state, path)
-    return state
+    return dict(state)
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -154,10 +174,12 @@ def _read_pickle(path: Path) -> object:
     objects other than tensors become placeholders.
     """
     require_checksums(path)
-    try:
-        others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
-    except READ_ERRORS as error:
-        raise read_error(path, error) from error
-    placeholders: list[Any] = [(type("Placeholder", (_Placeholder,), {}), name) for name in others]
+    placeholders: list[Any] = []
+    if zipfile.is_zipfile(path):
+        try:
+            others = torch.serialization.get_unsafe_globals_in_checkpoint(path)
+        except READ_ERRORS as error:
+            raise read_error(path, error) from error
+        placeholders = [(type("Placeholder", (_Placeholder,), {}), name) for name in others]
     with torch.serialization.safe_globals(placeholders):
         return load_tensors(path)

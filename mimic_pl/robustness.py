@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from lightning.pytorch import Trainer
+from rich.markup import escape
 from rich.table import Table
 
 from mimic_pl.callbacks.results import metrics_by_score
 from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import KINDS, Degradation
 from mimic_pl.errors import ConfigError
+from mimic_pl.escaping import printable
 from mimic_pl.files import write_file
 from mimic_pl.model import MIMIC
 
@@ -117,7 +119,7 @@ def robustness_table(grades: Sequence[Grade], title: str | None = None) -> Table
     table.add_column("strength", justify="right")
     scores = list(grades[0].metrics) if grades else []
     for score in scores:
-        table.add_column(score, justify="right", style="bold" if score == "overall" else None)
+        table.add_column(escape(printable(score)), justify="right", style="bold" if score == "overall" else None)
     last = None
     for grade in grades:
         if last not in (None, grade.kind):

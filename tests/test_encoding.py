@@ -243,5 +243,5 @@ def test_records_may_come_from_a_generator():
     together = flat(model.encode_mentions(SENTENCES))
     for name, tensor in flat(model.encode_mentions(record for record in SENTENCES)).items():
         assert torch.equal(tensor, together[name])
-    with pytest.raises(ConfigError, match="batch size is 0"):
+    with pytest.raises(ConfigError, match="batch_size is 0"):
         model.encode_mentions(SENTENCES, batch_size=0)

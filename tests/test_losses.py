@@ -68,15 +68,6 @@ def test_a_batch_of_one_has_nothing_to_contrast():
     assert total.item() == 0
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [({"temperature": 0.0}, "temperature"), ({"weights": {"a": -1.0}}, "negative")],
-)
-def test_invalid_settings_are_rejected(arguments, message):
-    with pytest.raises(ConfigError, match=message):
-        UnitConsistentLoss(**arguments)
-
-
 @pytest.mark.parametrize("weights", [{"d": 1.0}, {"a": 0.0, "b": 0.0, "c": 0.0}])
 def test_weights_that_name_no_score_or_are_all_zero_are_rejected(weights):
     with pytest.raises(ConfigError):

@@ -1,12 +1,16 @@
 """The LightningModule through the real Trainer on real files."""
 
 import copy
+from functools import partial
 from typing import ClassVar
 
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import ReduceLROnPlateau as LightningPlateau
+from torch.optim import lr_scheduler
+from transformers import get_cosine_schedule_with_warmup, get_linear_schedule_with_warmup
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder
@@ -155,6 +159,91 @@ def test_a_scheduler_is_stepped_each_epoch(tiny_set, tmp_path):
     trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0)
     trainer.fit(model, make_data(tiny_set))
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 / 8)
+
+
+BY_STEP = {
+    "one cycle": (lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=50), {}),
+    "cyclic": (lambda o: lr_scheduler.CyclicLR(o, 0.001, 0.01), {}),
+    "warm-up of transformers": (lambda o: get_linear_schedule_with_warmup(o, 2, 20), {}),
+    "cosine with warm-up": (lambda o: get_cosine_schedule_with_warmup(o, 2, 20), {}),
+    "a sequence with one cycle": (
+        lambda o: lr_scheduler.SequentialLR(
+            o, [lr_scheduler.ConstantLR(o), lr_scheduler.OneCycleLR(o, 0.01, total_steps=50)], [2]
+        ),
+        {},
+    ),
+    "asked for": (lambda o: lr_scheduler.CosineAnnealingLR(o, 9), {"lr_interval": "step"}),
+}
+BY_EPOCH = {
+    "cosine": (lambda o: lr_scheduler.CosineAnnealingLR(o, 9), {}),
+    "a function of the epoch": (lambda o: lr_scheduler.LambdaLR(o, lambda epoch: 0.5**epoch), {}),
+    "asked for": (lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=50), {"lr_interval": "epoch"}),
+}
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "interval"),
+    [(*case, "step") for case in BY_STEP.values()] + [(*case, "epoch") for case in BY_EPOCH.values()],
+    ids=[*(f"step: {name}" for name in BY_STEP), *(f"epoch: {name}" for name in BY_EPOCH)],
+)
+def test_how_often_a_scheduler_is_stepped(tiny_set, tmp_path, make, options, interval):
+    model = make_model(lr_scheduler=make, **options)
+    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0, accumulate_grad_batches=2)
+    trainer.fit(model, make_data(tiny_set))
+    assert trainer.global_step == 6  # two for the three batches of an epoch
+    scheduler = trainer.lr_scheduler_configs[0].scheduler
+    assert scheduler.last_epoch == (trainer.global_step if interval == "step" else 3)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+@pytest.mark.parametrize("mode", ["max", "min"])
+@pytest.mark.parametrize("with_monitor", [True, False])
+def test_plateaus_of_a_metric(tiny_set, tmp_path, mode, every, with_monitor):
+    """A threshold that nothing passes: each look after the first one halves the learning rate."""
+    kind = partial(LightningPlateau, monitor="val/mr") if with_monitor else lr_scheduler.ReduceLROnPlateau
+    make = lambda o: kind(o, mode=mode, factor=0.5, patience=0, threshold=1e9, threshold_mode="abs")  # noqa: E731
+    model = make_model(lr_scheduler=make)
+    trainer = make_trainer(tmp_path, max_epochs=4, check_val_every_n_epoch=every)
+    trainer.fit(model, make_data(tiny_set))
+    (config,) = trainer.lr_scheduler_configs
+    followed = "val/mr" if with_monitor else {"max": "val/mrr", "min": "train/loss_epoch"}[mode]
+    looks = 4 // every if followed.startswith("val/") else 4
+    assert config.monitor == followed
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(1e-3 * 0.5 ** (looks - 1))
+
+
+class Relative(GlobalCosine):
+    """A unit whose scores are relative to those of the other entities scored at once."""
+
+    def score(self, mentions, entities):
+        return super().score(mentions, entities).log_softmax(dim=1)
+
+
+class RelativeMatcher(Matcher):
+    """Normalises over the mentions scored at once."""
+
+    def combine(self, scores):
+        total = super().combine(scores)
+        return total - total.mean(dim=0, keepdim=True)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [({"units": {**UNITS, "own": Relative}}, "'own' of Relative"), ({"matcher": RelativeMatcher}, "'overall' of Rel")],
+    ids=["unit", "matcher"],
+)
+def test_scores_that_depend_on_the_block_are_no_ranks(tiny_set, tmp_path, options, name, stage):
+    model = MIMIC(CLIPEncoder(**tiny.ENCODER), **{"units": UNITS, **options})
+    with pytest.raises(ConfigError, match=f"The score {name}.*must depend on its pair alone.*check_unit"):
+        getattr(make_trainer(tmp_path), stage)(model, make_data(tiny_set))
+
+
+def test_a_scheduler_for_fewer_steps_says_how_many_there_are(tiny_set, tmp_path):
+    model = make_model(lr_scheduler=lambda o: lr_scheduler.OneCycleLR(o, 0.01, total_steps=4))
+    trainer = make_trainer(tmp_path, max_epochs=3, limit_val_batches=0)
+    with pytest.raises(ConfigError, match=r"OneCycleLR cannot be stepped further: .*9 optimizer steps in 3 epochs"):
+        trainer.fit(model, make_data(tiny_set))
 
 
 def test_every_parameter_of_the_default_model_gets_a_gradient(tiny_set, tmp_path):

@@ -10,9 +10,12 @@ from mimic_pl.batch import Batch
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
+from mimic_pl.ranges import COUNT, SEED, in_range
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.stored_states import gather_states, pick
 from mimic_pl.units import States, WeightedMatcher
+
+_STAGES = ("fit", "validate")
 
 
 class WeightCalibration(Callback):
@@ -23,9 +26,10 @@ class WeightCalibration(Callback):
 
         -log softmax_e(sum over units u of w_u S_u(m, e)), w_u >= 0,
 
-    at the golds of validation mentions, among their golds and a sample of the knowledge base. Training continues with
-    them, and checkpoints contain them. Note that validation metrics are then measured on the split that the weights
-    were fitted on, with one parameter per unit; the test split is not used.
+    at the golds of validation mentions, among their golds and a sample of the knowledge base. Training continues
+    with them, and checkpoints contain them; ``validate`` fits them, too, and leaves them in the model. Note that
+    validation metrics are then measured on the split that the weights were fitted on, with one parameter per unit;
+    the test split is not used.
 
     Args:
         mentions: Number of mentions to fit on, the first ones of the split.
@@ -33,6 +37,7 @@ class WeightCalibration(Callback):
         seed: Seed of the sample.
     """
 
+    @in_range(mentions=COUNT, entities=COUNT, seed=SEED)
     def __init__(self, mentions: int = 512, entities: int = 1024, seed: int = 0) -> None:
         self.mentions = mentions
         self.entities = entities
@@ -44,7 +49,7 @@ class WeightCalibration(Callback):
         Raises:
             ConfigError: It has none.
         """
-        if stage == "fit" and not isinstance(getattr(pl_module, "matcher", None), WeightedMatcher):
+        if stage in _STAGES and not isinstance(getattr(pl_module, "matcher", None), WeightedMatcher):
             raise ConfigError(
                 "WeightCalibration fits the weights of the units, but this model averages them. Use a matcher with "
                 "weights: --model.matcher mimic_pl.units.WeightedMatcher."
@@ -54,7 +59,7 @@ class WeightCalibration(Callback):
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         """Fit the weights before the first batch, when the index exists and nothing was ranked yet."""
-        if trainer.state.fn != "fit" or trainer.sanity_checking or batch_idx:
+        if trainer.state.fn not in _STAGES or trainer.sanity_checking or batch_idx:
             return
         assert isinstance(pl_module, MIMIC) and isinstance(pl_module.matcher, WeightedMatcher), "checked in setup"
         scores, gold = self._scores(trainer, pl_module)
@@ -102,6 +107,8 @@ class WeightCalibration(Callback):
         return sides, golds
 
 
+@torch.inference_mode(False)  # validate runs in inference mode, which has no gradients
+@torch.enable_grad()
 def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
     """The weights that maximise the likelihood of the golds.
 
@@ -112,8 +119,8 @@ def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
     Returns:
         One weight per unit, float64 ``[units]``, non-negative. The problem is convex in the weights.
     """
-    scores = scores.detach().cpu().double()
-    gold = gold.cpu()
+    scores = scores.detach().cpu().double().clone()
+    gold = gold.cpu().clone()
     # Scores are divided by their standard deviation for the fit, since units differ in scale by orders of magnitude.
     spread = scores.std(dim=2).mean(dim=1).clamp_min(1e-6)
     scores = scores / spread[:, None, None]
@@ -127,6 +134,5 @@ def fit_weights(scores: Tensor, gold: Tensor) -> Tensor:
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
-    with torch.enable_grad():
-        optimizer.step(loss)  # type: ignore[no-untyped-call]
+    optimizer.step(loss)  # type: ignore[no-untyped-call]
     return nn.functional.softplus(raw).detach() / spread

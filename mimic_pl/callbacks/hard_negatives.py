@@ -12,6 +12,7 @@ from mimic_pl.data import MELDataModule
 from mimic_pl.errors import ConfigError
 from mimic_pl.evaluation import evaluation_index
 from mimic_pl.model import MIMIC
+from mimic_pl.ranges import COUNT, NATURAL, in_range
 from mimic_pl.ranking import Ranker
 
 
@@ -34,12 +35,8 @@ class HardNegatives(Callback):
         ConfigError: A parameter is out of range.
     """
 
+    @in_range(depth=COUNT, first_epoch=NATURAL, every_n_epochs=COUNT)
     def __init__(self, depth: int = 10, first_epoch: int = 1, every_n_epochs: int = 1) -> None:
-        if depth < 1 or first_epoch < 0 or every_n_epochs < 1:
-            raise ConfigError(
-                f"HardNegatives needs depth >= 1, first_epoch >= 0 and every_n_epochs >= 1, not {depth}, {first_epoch} "
-                f"and {every_n_epochs}."
-            )
         self.depth = depth
         self.first_epoch = first_epoch
         self.every_n_epochs = every_n_epochs

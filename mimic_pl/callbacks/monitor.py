@@ -24,8 +24,9 @@ from mimic_pl.callbacks.diagnostics.loss import BatchPosition
 from mimic_pl.callbacks.results import metrics_by_score
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError, NonFiniteLossError
+from mimic_pl.errors import NonFiniteLossError
 from mimic_pl.model import MIMIC
+from mimic_pl.ranges import COUNT, NOT_NEGATIVE, Range, in_range
 
 _LOG = logging.getLogger(__name__)
 
@@ -81,6 +82,21 @@ class FailureMonitor(Callback):
         >>> trainer = Trainer(callbacks=[FailureMonitor(closed_share=0.95)])  # doctest: +SKIP
     """
 
+    @in_range(
+        chance_margin=NOT_NEGATIVE,
+        agreement=NOT_NEGATIVE,
+        collapse_validations=COUNT,
+        near_zero=NOT_NEGATIVE,
+        closed_share=NOT_NEGATIVE,
+        stall_validations=Range(2),
+        stall_mrr=NOT_NEGATIVE,
+        stall_share=NOT_NEGATIVE,
+        divergence=NOT_NEGATIVE,
+        divergence_batches=COUNT,
+        explosion=NOT_NEGATIVE,
+        vanishing_share=NOT_NEGATIVE,
+        gradient_looks=COUNT,
+    )
     def __init__(
         self,
         enabled: bool = True,
@@ -99,16 +115,6 @@ class FailureMonitor(Callback):
         vanishing_share: float = 1e-4,
         gradient_looks: int = 3,
     ) -> None:
-        wrong = {name: value for name, value in locals().items() if isinstance(value, (int, float)) and value < 0}
-        few = {"collapse_validations": collapse_validations, "gradient_looks": gradient_looks}
-        wrong |= {name: value for name, value in few.items() if value < 1}
-        if stall_validations < 2:
-            wrong["stall_validations"] = stall_validations
-        if wrong:
-            raise ConfigError(
-                f"monitor: {wrong}; thresholds must not be negative, windows must be at least 1, and stall_validations "
-                "at least 2. To disable the monitor: --monitor.enabled false."
-            )
         self.enabled = enabled
         self.near_zero = near_zero
         self.stop_on_non_finite = stop_on_non_finite

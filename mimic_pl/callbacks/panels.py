@@ -15,13 +15,20 @@ from mimic_pl.callbacks.predictions import candidate_lists
 from mimic_pl.data.protocol import ImageData, data_of
 from mimic_pl.data.table import as_table
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError
+from mimic_pl.escaping import markdown_text, printable, shortened
+from mimic_pl.ranges import COUNT, NATURAL, SEED, in_range
 from mimic_pl.records import Entity, Mention
 
 TILE = 128
 """Side of an image in an image strip, in pixels."""
 LINE = 14
 """Height of a line of its caption, in pixels."""
+
+NAME = 60
+"""Maximum number of characters of a name."""
+
+SENTENCE = 500
+"""Maximum number of characters of a sentence."""
 
 
 class SamplePanels(Callback):
@@ -40,12 +47,8 @@ class SamplePanels(Callback):
         ConfigError: ``num_samples`` is negative, or ``num_candidates`` less than 1.
     """
 
+    @in_range(num_samples=NATURAL, num_candidates=COUNT, seed=SEED)
     def __init__(self, num_samples: int = 4, num_candidates: int = 5, seed: int = 0) -> None:
-        if num_samples < 0 or num_candidates < 1:
-            raise ConfigError(
-                f"panels: num_samples is {num_samples} and num_candidates is {num_candidates}; num_samples must not be "
-                "negative (0 disables the panels), and num_candidates must be at least 1."
-            )
         self.num_samples = num_samples
         self.num_candidates = num_candidates
         self.seed = seed
@@ -131,20 +134,20 @@ def sample_text(mention: Mention, gold: Entity | None, rank: int, candidates: Se
         rank: The gold's rank; 0 without one.
         candidates: Candidates from :func:`~mimic_pl.callbacks.predictions.candidate_lists`.
     """
-    answer = f"{gold.name} ({gold.id}), rank {rank}" if gold else "not in the knowledge base"
+    answer = f"{_named(gold.name, gold.id)}, rank {rank}" if gold else "not in the knowledge base"
     names = list(candidates[0]["scores"]) if candidates else []
     lines = [
-        f"**{_cell(mention.mention)}** in: {_cell(mention.sentence)}",
+        f"**{_cell(mention.mention)}** in: {_cell(mention.sentence, SENTENCE)}",
         "",
-        f"Gold: {_cell(answer)}",
+        f"Gold: {answer}",
         "",
-        "| | candidate | " + " | ".join(names) + " |",
+        "| | candidate | " + " | ".join(map(_cell, names)) + " |",
         "|---" * (len(names) + 2) + "|",
     ]
     for place, candidate in enumerate(candidates, start=1):
         mark = " (gold)" if gold is not None and candidate["qid"] == gold.id else ""
         scores = " | ".join(f"{candidate['scores'][name]:.3f}" for name in names)
-        lines.append(f"| {place} | {_cell(candidate['name'])} {candidate['qid']}{mark} | {scores} |")
+        lines.append(f"| {place} | {_named(candidate['name'], candidate['qid'])}{mark} | {scores} |")
     return "\n".join(lines)
 
 
@@ -172,7 +175,8 @@ def image_strip(tiles: Sequence[tuple[Image.Image | None, Sequence[str]]]) -> Im
 
 
 def _truncated(text: str, font: Any) -> str:
-    """Truncate a text to the width of a tile."""
+    """Truncate a text to the width of a tile, on one line."""
+    text = printable(" ".join(text[:NAME].split()))
     if font.getlength(text) <= TILE - 6:
         return text
     while text and font.getlength(text + "...") > TILE - 6:
@@ -180,9 +184,12 @@ def _truncated(text: str, font: Any) -> str:
     return text + "..."
 
 
-def _cell(text: str) -> str:
-    """Escape a text for a markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")
+def _named(name: str, id: str) -> str:
+    return f"{_cell(name)} ({_cell(id)})"
+
+
+def _cell(text: str, length: int = NAME) -> str:
+    return markdown_text(shortened(text, length))
 
 
 def _logger(trainer: Trainer) -> TensorBoardLogger | None:

@@ -17,6 +17,7 @@ from mimic_pl.callbacks.results import EvaluatedMentions, metrics_by_group, metr
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
+from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
 
@@ -45,6 +46,7 @@ class PredictionWriter(Callback):
         ConfigError: The model ranks fewer candidates than ``top_k``.
     """
 
+    @in_range(top_k=COUNT)
     def __init__(self, top_k: int = 10) -> None:
         self.top_k = top_k
         self._evaluated = EvaluatedMentions()

@@ -7,6 +7,7 @@ from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from mimic_pl.callbacks.results import (
@@ -20,6 +21,7 @@ from mimic_pl.callbacks.results import (
     title_of,
 )
 from mimic_pl.data.protocol import Records, data_of
+from mimic_pl.escaping import printable
 
 
 class ResultTable(Callback):
@@ -111,12 +113,12 @@ def result_table(
         groups: Results of subsets of the mentions, from :func:`~mimic_pl.callbacks.results.metrics_by_group`.
         columns: The metrics to show.
     """
-    table = Table(title=title, caption=caption)
+    table = Table(title=escape(printable(title)), caption=caption)
     table.add_column("score")
     for name in columns:
         table.add_column(name.replace("hits", "h").replace("recall", "r").upper(), justify="right")
     for name, metrics in scores.items():
-        table.add_row(name, *_cells(columns, metrics), style="bold" if name == "overall" else None)
+        table.add_row(escape(printable(name)), *_cells(columns, metrics), style="bold" if name == "overall" else None)
     if groups:
         table.add_section()
         for name, group in groups.items():

@@ -30,6 +30,7 @@ from mimic_pl.callbacks import (
 from mimic_pl.cli.additions import with_additions
 from mimic_pl.cli.choice import Choice, Start, check_data_root, choose_checkpoint, choose_run, short_path
 from mimic_pl.cli.help import ALL
+from mimic_pl.cli.numbers import check_numbers
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
@@ -38,6 +39,7 @@ from mimic_pl.cli.run_folder import RunTrainer, loggers_in, new_folder
 from mimic_pl.cli.usage import short_message
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import ConfigError, UsageError
+from mimic_pl.escaping import printable
 from mimic_pl.files import acquire_lock
 from mimic_pl.model import MIMIC
 from mimic_pl.runs import expand_home
@@ -127,9 +129,10 @@ class MimicCLI(LightningCLI):
         parser.set_defaults(CALLBACK_DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line.
+        """Parse the command line, and check numbers before any of them is used.
 
         Raises:
+            ConfigError: A number is out of its range.
             UsageError: The configuration of the chosen run is that of another version.
         """
         try:
@@ -142,6 +145,7 @@ class MimicCLI(LightningCLI):
                 f"{short_message(str(error))} The run {short_path(run.folder)} was started by {run.version} of "
                 f"mimic-pl, this is {__version__}: adapt {short_path(run.config)}, or install that version."
             ) from error
+        check_numbers(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Resolve ``~``, and choose the checkpoint.
@@ -311,6 +315,8 @@ def run(given: list[str]) -> None:
         if isinstance(end.__context__, KeyboardInterrupt):  # raised by Lightning on Ctrl-C
             sys.exit(INTERRUPTED)
         raise
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if debug:
             traceback.print_exc()
@@ -344,4 +350,4 @@ def _remove_if_empty(folder: Path) -> None:
 
 @rank_zero_only
 def _print(text: str) -> None:
-    print(text, flush=True)
+    print(printable(text), flush=True)

@@ -59,14 +59,18 @@ def run(args: list[str]) -> int:
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
     from mimic_pl.cli.choice import check_data_root
+    from mimic_pl.cli.numbers import check_numbers
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.files import write_file
     from mimic_pl.processor import Processor
+    from mimic_pl.ranges import COUNT, require_ranges
 
     about = COMMANDS["baselines"].about
     parser = LightningArgumentParser(prog="mimic-pl baselines", description=about, exit_on_error=False)
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("model", "data", "processor"))))
+    require_ranges({"top_k": COUNT}, {"top_k": config.top_k}, "--")
+    check_numbers(config)
     check_data_root(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
     if not set(chosen) & set(COSINES):

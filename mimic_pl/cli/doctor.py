@@ -38,6 +38,7 @@ def run(args: list[str]) -> int:
     from lightning.pytorch.cli import LightningArgumentParser
 
     from mimic_pl.cli.choice import check_data_root
+    from mimic_pl.cli.numbers import check_numbers
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.doctor import run_doctor
     from mimic_pl.processor import Processor
@@ -45,6 +46,7 @@ def run(args: list[str]) -> int:
     parser = LightningArgumentParser(prog="mimic-pl doctor", description=COMMANDS["doctor"].about, exit_on_error=False)
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
+    check_numbers(config)
     check_data_root(config)
     built = parser.instantiate_classes(config)
     built.data.processor = built.processor or Processor()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import shutil
 import textwrap
 from collections.abc import Sequence
@@ -36,6 +37,20 @@ def unknown_command(args: Sequence[str]) -> str | None:
     close = difflib.get_close_matches(args[0], COMMANDS, n=1)
     meant = f" Did you mean {close[0]!r}?" if close else ""
     return f"There is no command {args[0]!r}.{meant} Commands: {', '.join(COMMANDS)}."
+
+
+def unusable_names(args: Sequence[str]) -> str | None:
+    """The error message for a current folder that is gone, or for names that are no UTF-8; ``None`` without any."""
+    try:
+        here = os.getcwd()
+    except FileNotFoundError:
+        return "The current folder was deleted. Start in another one."
+    for what, name in (*(("argument", arg) for arg in args), ("current folder", here)):
+        try:
+            name.encode()
+        except UnicodeEncodeError:  # configurations, checkpoints and event files are UTF-8
+            return f"The {what} {name!r} is not valid UTF-8. Rename the file or folder."
+    return None
 
 
 def _commands() -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 
 from mimic_pl.cli.usage import short_message
 from mimic_pl.errors import CheckpointError, ConfigError, DeviceMemoryError, MachineError, MimicError, UsageError
+from mimic_pl.escaping import shortened
 from mimic_pl.files import DISK_FULL
 
 DEBUG = "--debug"
@@ -90,6 +92,13 @@ def _machine_error(error: Exception) -> MimicError | None:
             "Another process of this run died, or cannot be reached. Its output, or its machine's log, shows why; "
             f"resume from the last checkpoint (--ckpt_path last). Error in this process: {text}."
         )
+    if isinstance(error, UnicodeError) and sys.getfilesystemencoding() != "utf-8":
+        return UsageError(
+            f"A name or a file is not {sys.getfilesystemencoding()}, the encoding of this environment: {text}. Set "
+            "PYTHONUTF8=1, or a UTF-8 locale such as LC_ALL=C.UTF-8."
+        )
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return ConfigError(f"A path is longer than the system allows: {shortened(str(error.filename), 200)!r}.")
     if isinstance(error, OSError):
         return _system_error(error, text)
     return None

@@ -6,6 +6,10 @@ import logging
 import os
 import threading
 import warnings
+from itertools import chain
+
+from mimic_pl.errors import LONGEST
+from mimic_pl.escaping import printable, shortened
 
 _WARNINGS = (
     r".*does not have many workers which may be a bottleneck.*",  # two workers are the default
@@ -28,6 +32,18 @@ class _WithoutTips(logging.Filter):
         return "litlogger" not in message and "litmodels" not in message
 
 
+class _Printable(logging.Filter):
+    """Escapes control characters, as of names in a data set, and bounds the length of this package's messages."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        text = shortened(text, LONGEST) if record.name.startswith("mimic_pl") else text
+        record.msg, record.args = printable(text), ()
+        return True
+
+
+_PRINTABLE = _Printable()
+
 _default_excepthook = threading.excepthook
 
 
@@ -38,11 +54,17 @@ def _thread_excepthook(args: threading.ExceptHookArgs) -> None:
 
 
 def quiet_libraries() -> None:
-    """Silence library messages, in this process and its child processes."""
+    """Silence library messages, in this process and its child processes, and make all messages printable."""
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=message)
     # The filter of a logger does not apply to child loggers, so it is added to each one that Lightning logs to.
     for name in ("lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_WithoutTips())
+    # Messages of this package reach the handler of last resort, or the root's and Lightning's.
+    named = (logging.getLogger(name).handlers for name in ("", "lightning.pytorch", "lightning.fabric"))
+    for handler in filter(None, (logging.lastResort, *chain.from_iterable(named))):
+        handler.addFilter(_PRINTABLE)
     threading.excepthook = _thread_excepthook
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    if os.environ.get("COLUMNS") == "0":  # of a terminal of unknown size, on which rich would print nothing
+        del os.environ["COLUMNS"]

@@ -14,6 +14,7 @@ from mimic_pl.data.dataset import TrainingDataset
 from mimic_pl.data.loader import training_loader
 from mimic_pl.data.sampler import MultiDatasetSampler, TrainSampler, resume_point
 from mimic_pl.errors import ConfigError
+from mimic_pl.ranges import NATURAL, SEED, in_range
 
 
 class CrossDataModule(BaseDataModule):
@@ -42,6 +43,7 @@ class CrossDataModule(BaseDataModule):
         >>> data = CrossDataModule([RichpediaMEL("r"), WikiDiverse("d")], test=WikiMEL("w"))  # doctest: +SKIP
     """
 
+    @in_range(validate_on=NATURAL, seed=SEED)
     def __init__(self, train: list[MELDataModule], test: MELDataModule, validate_on: int = 0, seed: int = 43) -> None:
         if not train:
             raise ConfigError("data.train names no data set to train on. Name at least one.")

@@ -28,15 +28,17 @@ from mimic_pl.data.degradation import Degradation, DegradedPixels, ImageDegradat
 from mimic_pl.data.file_keys import KEY_BYTES
 from mimic_pl.data.filtering import with_usable_images
 from mimic_pl.data.folder import MIMICFolder, MissingSplitError
-from mimic_pl.data.image_cache import Chain, ImageCache, default_folder
+from mimic_pl.data.image_cache import Chain, ImageCache
 from mimic_pl.data.loader import loader_kwargs, training_loader
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, resume_point
 from mimic_pl.data.table import EntityTable, as_table
-from mimic_pl.data.training_split import golds_of, require_fraction, seeded_fraction
+from mimic_pl.data.training_split import golds_of, seeded_fraction
 from mimic_pl.data.transforms import Augment, DropModality
 from mimic_pl.errors import DataError
+from mimic_pl.files import cache_folder
 from mimic_pl.processor.images import ImageFolder
+from mimic_pl.ranges import COUNT, FRACTION, NATURAL, SEED, Range, in_range
 from mimic_pl.records import Mention
 
 _log = logging.getLogger(__name__)
@@ -93,6 +95,15 @@ class MELDataModule(MIMICFolder):
     mentions: dict[str, list[Mention]]
     entity_dataset: EntityDataset
 
+    @in_range(
+        batch_size=COUNT,
+        eval_batch_size=COUNT,
+        entity_batch_size=COUNT,
+        num_workers=NATURAL,
+        seed=SEED,
+        modality_dropout=FRACTION,
+        train_fraction=Range(0, 1, whole=False, above=True),
+    )
     def __init__(
         self,
         root: str,
@@ -112,7 +123,6 @@ class MELDataModule(MIMICFolder):
         mention_image_folder: str | None = "auto",
     ) -> None:
         super().__init__()
-        require_fraction(train_fraction)
         self.root = root
         self.name = name
         self.batch_size = batch_size
@@ -180,7 +190,9 @@ class MELDataModule(MIMICFolder):
         if self.image_cache is None:
             return None
         by_default = self.image_cache == "auto"
-        folder = default_folder() if by_default else Path(self.image_cache)
+        folder = cache_folder("images") if by_default else Path(self.image_cache)
+        if folder is None:
+            return None
         processor = self.processor
         return ImageCache(
             folder, processor.image_processor, processor.reduced_decoding, disk_fraction=0.5 if by_default else 1.0

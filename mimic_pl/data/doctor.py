@@ -21,6 +21,7 @@ from mimic_pl.data.image_scan import ScannedImage, failures, scan
 from mimic_pl.data.problems import MalformedRecordsError
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.escaping import printable
 from mimic_pl.processor import TextTemplate
 from mimic_pl.processor.images import FAILURES
 from mimic_pl.records import Entity, Mention
@@ -88,10 +89,13 @@ class Report:
         for name in ("subject", "found", "verdict", "what to do"):
             table.add_column(name, overflow="fold")
         for finding in self.findings:
-            # Text, so that words of the data set are not parsed as markup.
             verdict = Text(finding.verdict, style=_STYLES[finding.verdict])
-            table.add_row(Text(finding.subject), Text(finding.value), verdict, Text(finding.advice))
+            table.add_row(*map(_text, (finding.subject, finding.value)), verdict, _text(finding.advice))
         return table
+
+
+def _text(text: str) -> Text:
+    return Text(printable(text))  # words of the data set are no markup, and control no terminal
 
 
 def run_doctor(datamodule: BaseDataModule, as_json: bool = False) -> int:

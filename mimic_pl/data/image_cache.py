@@ -49,11 +49,6 @@ _LARGE = 1_000_000_000
 _log = logging.getLogger(__name__)
 
 
-def default_folder() -> Path:
-    """``mimic_pl/images`` in the user's cache folder: ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimic_pl" / "images"
-
-
 class _Wanted(NamedTuple):
     """An image to cache: its file and its maximum number of pixels."""
 

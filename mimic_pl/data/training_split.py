@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from mimic_pl.errors import ConfigError
 from mimic_pl.records import Mention
 
 SEEN, UNSEEN, NO_GOLD = 1, 0, -1
@@ -29,16 +28,6 @@ def seeded_fraction(mentions: Sequence[Mention], fraction: float, seed: int) -> 
     order = list(range(len(mentions)))
     random.Random(seed).shuffle(order)
     return [mentions[index] for index in sorted(order[:count])]
-
-
-def require_fraction(fraction: float) -> None:
-    """Check a training fraction.
-
-    Raises:
-        ConfigError: It is not above 0 and at most 1.
-    """
-    if not 0 < fraction <= 1:
-        raise ConfigError(f"data.train_fraction is {fraction}; it must be above 0 and at most 1: 0.1 for a tenth.")
 
 
 def golds_of(mentions: Iterable[Mention]) -> frozenset[str]:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mimic_pl.batch import Inputs
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor import Processor
+from mimic_pl.ranges import FRACTION, in_range
 
 
 class Augment:
@@ -54,9 +55,8 @@ class DropModality:
         ConfigError: The probability is out of range.
     """
 
+    @in_range(probability=FRACTION)
     def __init__(self, probability: float, processor: Processor) -> None:
-        if not 0 <= probability <= 1:
-            raise ConfigError(f"data.modality_dropout is {probability}; it must be from 0 to 1.")
         self.probability = probability
         self.ids, self.mask = processor.tokenizer([""])
         self.text_features = {name for name, features in processor.features.items() if features.reads_text}

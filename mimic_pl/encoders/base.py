@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from mimic_pl.construction import Recorded
 from mimic_pl.encoders.frozen import FrozenFeatures, Tower
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.files import cache_folder
 from mimic_pl.processor import ImageProcessor, TextTokenizer
 
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
@@ -69,8 +70,10 @@ class Encoder(Recorded, nn.Module, ABC):
             for tower in towers:
                 tower.requires_grad_(False)
             if self.frozen_features is not None:
-                folder = None if self.frozen_features == "auto" else self.frozen_features
-                self._frozen = FrozenFeatures(towers, folder)
+                by_default = self.frozen_features == "auto"
+                folder = cache_folder("features") if by_default else self.frozen_features
+                if folder is not None:
+                    self._frozen = FrozenFeatures(towers, folder, disk_fraction=0.5 if by_default else 1.0)
         # transformers returns models in evaluation mode, and Lightning does not change it.
         self.train()
 

@@ -15,6 +15,7 @@ from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
+from mimic_pl.ranges import COUNT, in_range
 
 
 class CLIPEncoder(Encoder):
@@ -46,6 +47,7 @@ class CLIPEncoder(Encoder):
         >>> features = encoder(input_ids=ids, attention_mask=mask, pixel_values=pixels)  # doctest: +SKIP
     """
 
+    @in_range(text_length=COUNT, image_dim=COUNT)
     def __init__(
         self,
         pretrained: str | None = None,

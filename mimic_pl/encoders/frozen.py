@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import shutil
 from collections.abc import Callable, Iterable, Sequence
 from importlib.metadata import version
@@ -23,11 +22,6 @@ Tower = Callable[..., dict[str, Tensor]]
 
 _KEY_BYTES = 16
 _log = logging.getLogger(__name__)
-
-
-def default_folder() -> Path:
-    """``mimic_pl/features`` in the user's cache folder: ``XDG_CACHE_HOME``, or ``~/.cache``."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mimic_pl" / "features"
 
 
 def content_keys(pixels: Tensor, has_image: Tensor) -> Tensor:
@@ -54,13 +48,14 @@ class FrozenFeatures:
 
     Args:
         towers: The frozen towers.
-        folder: Folder of the cache; by default :func:`default_folder`, limited to half of the free disk space.
+        folder: Folder of the cache.
+        disk_fraction: Maximum fraction of the free disk space that it may take.
     """
 
-    def __init__(self, towers: Sequence[nn.Module], folder: str | Path | None = None) -> None:
+    def __init__(self, towers: Sequence[nn.Module], folder: str | Path, disk_fraction: float = 1.0) -> None:
         self.towers = towers
-        self.root = default_folder() if folder is None else Path(folder).expanduser()
-        self._disk_fraction = 0.5 if folder is None else 1.0
+        self.root = Path(folder).expanduser()
+        self._disk_fraction = disk_fraction
         self._versions: object = None
         self._fingerprint = ""
         self._room: float | None = None  # bytes that may still be written; determined at the first write

@@ -15,6 +15,7 @@ from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
+from mimic_pl.ranges import COUNT, in_range
 
 
 class TextVisionEncoder(Encoder):
@@ -43,6 +44,7 @@ class TextVisionEncoder(Encoder):
             positions, or the vision model has no local features.
     """
 
+    @in_range(text_length=COUNT, text_dim=COUNT, image_dim=COUNT)
     def __init__(
         self,
         text: str | None = None,

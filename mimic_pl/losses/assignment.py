@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses.loss import Loss
+from mimic_pl.ranges import COUNT, POSITIVE, in_range
 
 
 class AssignmentLoss(Loss):
@@ -26,13 +26,9 @@ class AssignmentLoss(Loss):
         ConfigError: The weight or temperature is not positive, or there are no iterations.
     """
 
+    @in_range(temperature=POSITIVE, iterations=COUNT)
     def __init__(self, weight: float = 1.0, temperature: float = 1.0, iterations: int = 5) -> None:
         super().__init__(weight)
-        if temperature <= 0 or iterations < 1:
-            raise ConfigError(
-                f"AssignmentLoss needs a positive temperature and at least one iteration, got {temperature} and "
-                f"{iterations}."
-            )
         self.temperature = temperature
         self.iterations = iterations
 

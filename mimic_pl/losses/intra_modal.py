@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs, at_least_float32
 from mimic_pl.losses.loss import Loss, contrast
+from mimic_pl.ranges import POSITIVE, in_range
 
 
 class IntraModalLoss(Loss):
@@ -28,6 +29,7 @@ class IntraModalLoss(Loss):
         ConfigError: The weight or temperature is not positive, or there is no modality.
     """
 
+    @in_range(temperature=POSITIVE)
     def __init__(
         self,
         weight: float = 1.0,
@@ -35,11 +37,8 @@ class IntraModalLoss(Loss):
         modalities: tuple[Literal["text", "image"], ...] = ("text", "image"),
     ) -> None:
         super().__init__(weight)
-        if temperature <= 0 or not modalities:
-            raise ConfigError(
-                f"IntraModalLoss needs a positive temperature and at least one modality, got {temperature} and "
-                f"{list(modalities)}."
-            )
+        if not modalities:
+            raise ConfigError("IntraModalLoss: modalities is empty. Name text, image or both, or remove the loss.")
         self.temperature = temperature
         self.modalities = tuple(modalities)
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.construction import Recorded
-from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs, at_least_float32
+from mimic_pl.ranges import POSITIVE, in_range
 
 
 class Loss(Recorded, nn.Module, ABC):
@@ -31,12 +31,9 @@ class Loss(Recorded, nn.Module, ABC):
         ...         return self.weight * (1 - scores.diagonal()[:, None] + scores).clamp_min(0).mean()
     """
 
+    @in_range(weight=POSITIVE)
     def __init__(self, weight: float = 1.0) -> None:
         super().__init__()
-        if weight <= 0:
-            raise ConfigError(
-                f"The weight of {type(self).__name__} is {weight} but must be positive. To disable the loss, remove it."
-            )
         self.weight = weight
 
     @abstractmethod

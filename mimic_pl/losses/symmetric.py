@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses.loss import Loss
+from mimic_pl.ranges import POSITIVE, in_range
 
 
 class SymmetricLoss(Loss):
@@ -24,10 +25,9 @@ class SymmetricLoss(Loss):
         ConfigError: The weight or temperature is not positive.
     """
 
+    @in_range(temperature=POSITIVE)
     def __init__(self, weight: float = 1.0, temperature: float = 1.0, scores: tuple[str, ...] = ("overall",)) -> None:
         super().__init__(weight)
-        if temperature <= 0:
-            raise ConfigError(f"SymmetricLoss: the temperature is {temperature} but must be positive.")
         self.temperature = temperature
         self.scores = tuple(scores)
 

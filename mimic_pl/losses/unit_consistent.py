@@ -11,6 +11,7 @@ from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs, at_least_float32
 from mimic_pl.losses.loss import contrast
+from mimic_pl.ranges import NOT_NEGATIVE, POSITIVE, in_range
 
 
 class UnitConsistentLoss(Recorded, nn.Module):
@@ -32,6 +33,7 @@ class UnitConsistentLoss(Recorded, nn.Module):
         ConfigError: A weight is negative, or the temperature is not positive.
     """
 
+    @in_range(weights=NOT_NEGATIVE, temperature=POSITIVE)
     def __init__(
         self,
         weights: dict[str, float] | None = None,
@@ -40,11 +42,6 @@ class UnitConsistentLoss(Recorded, nn.Module):
         learn_temperature: bool = False,
     ) -> None:
         super().__init__()
-        if temperature <= 0:
-            raise ConfigError(f"UnitConsistentLoss: the temperature is {temperature} but must be positive.")
-        negative = {name: weight for name, weight in (weights or {}).items() if weight < 0}
-        if negative:
-            raise ConfigError(f"UnitConsistentLoss: weights must not be negative, got {negative}.")
         self.weights: Mapping[str, float] = dict(weights or {})
         self.log_temperature: nn.Parameter | None = None
         if learn_temperature:

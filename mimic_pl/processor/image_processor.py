@@ -9,6 +9,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from mimic_pl.ranges import COUNT, POSITIVE, Range, in_range
+
 _CPU_CHUNK = 8
 """Images normalised at once on a CPU: 5 MB at 224 x 224, which fits into the CPU cache."""
 
@@ -22,6 +24,7 @@ class ImageProcessor:
         image_std: Standard deviation per colour channel, in [0, 1].
     """
 
+    @in_range(image_size=COUNT, image_mean=Range(whole=False), image_std=POSITIVE)
     def __init__(self, image_size: int, image_mean: Sequence[float], image_std: Sequence[float]) -> None:
         self.image_size = image_size
         self.image_mean = tuple(image_mean)

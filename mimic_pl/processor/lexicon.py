@@ -16,6 +16,7 @@ from typing_extensions import Self
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor.record_features import RecordFeatures
 from mimic_pl.processor.words import content_words
+from mimic_pl.ranges import COUNT, FRACTION, NATURAL, NOT_NEGATIVE, in_range
 from mimic_pl.records import Entity, Mention
 
 _log = logging.getLogger(__name__)
@@ -56,12 +57,8 @@ class BM25Lexicon(RecordFeatures):
 
     reads_text = True
 
+    @in_range(k1=NOT_NEGATIVE, b=FRACTION, ngrams=NATURAL, max_terms=COUNT)
     def __init__(self, k1: float = 1.5, b: float = 0.75, ngrams: int = 0, max_terms: int = 64) -> None:
-        if k1 < 0 or not 0 <= b <= 1 or ngrams < 0 or max_terms < 1:
-            raise ConfigError(
-                f"BM25Lexicon needs k1 >= 0, b from 0 to 1, ngrams >= 0 and max_terms >= 1, not k1={k1}, b={b}, "
-                f"ngrams={ngrams}, max_terms={max_terms}."
-            )
         self.k1 = k1
         self.b = b
         self.ngrams = ngrams

@@ -28,6 +28,7 @@ from mimic_pl.processor.images import (
 from mimic_pl.processor.record_features import RecordFeatures
 from mimic_pl.processor.template import TextTemplate
 from mimic_pl.processor.tokenizer import TextTokenizer
+from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.records import Entity, ImageSource, Mention
 
 Modalities = Literal["both", "text", "images"]
@@ -67,6 +68,7 @@ class Processor(Recorded):
         'Ada: a mathematician'
     """
 
+    @in_range(max_pixels=COUNT)
     def __init__(
         self,
         mention_template: str = "{mention} [SEP] {sentence}",
@@ -78,8 +80,6 @@ class Processor(Recorded):
         features: dict[str, RecordFeatures] | None = None,
     ) -> None:
         require_policy(image_policy)
-        if max_pixels < 1:
-            raise ConfigError(f"processor: max_pixels is {max_pixels}; it must be positive.")
         self.mention_template = TextTemplate(mention_template)
         self.entity_template = TextTemplate(entity_template)
         self.image_policy: ImagePolicy = image_policy

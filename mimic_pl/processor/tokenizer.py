@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from mimic_pl.errors import ConfigError
+from mimic_pl.ranges import COUNT, in_range
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,6 +28,7 @@ class TextTokenizer:
         ConfigError: The tokenizer cannot pad, or pads on the left.
     """
 
+    @in_range(text_length=COUNT)
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_length: int) -> None:
         if tokenizer.pad_token_id is None:
             raise ConfigError(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from mimic_pl.construction import Recorded
-from mimic_pl.errors import ConfigError, DeviceMemoryError
+from mimic_pl.errors import DeviceMemoryError
+from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
@@ -108,6 +109,7 @@ class Ranker(Recorded):
         ConfigError: ``top_k`` or ``pairs_per_block`` is below 1.
     """
 
+    @in_range(top_k=COUNT, pairs_per_block=COUNT)
     def __init__(
         self,
         top_k: int = 10,
@@ -115,8 +117,6 @@ class Ranker(Recorded):
         prune: bool = True,
         pairs_per_block: int | None = None,
     ) -> None:
-        if top_k < 1 or (pairs_per_block is not None and pairs_per_block < 1):
-            raise ConfigError(f"ranker: top_k is {top_k} and pairs_per_block {pairs_per_block}; both must be positive.")
         self.top_k = top_k
         self.unit_ranks = unit_ranks
         self.prune = prune

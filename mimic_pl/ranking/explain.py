@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from mimic_pl.escaping import printable
 from mimic_pl.ranking.engine import Ranker, in_float32
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import EntityIndex
@@ -61,7 +62,7 @@ class Explanation:
         lines += _aligned(rows)
         if any(scores["overall"] == overall.score for scores in self.competitors.values()):
             lines += ["", "Entities of equal score are in the order of their order numbers."]
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 @torch.no_grad()

@@ -7,10 +7,12 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from matplotlib import rc_context
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from PIL import Image
 
 from mimic_pl.atomic_checkpoint_io import write_run_file
@@ -77,7 +79,10 @@ def save(figure: Figure, path: Path) -> Path:
         MachineError: The disk is full, or the folder is not writable; an earlier file is intact.
     """
     drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=120)
+    with rc_context({"text.parse_math": False}):  # a dollar in the name of a run begins no formula
+        for text in figure.findobj(Text):
+            text.set_parse_math(False)
+        figure.savefig(drawn, format="png", dpi=120)
     content = io.BytesIO()
     small = Image.open(drawn).convert("RGB").quantize(_PALETTE_SIZE, dither=Image.Dither.NONE)
     small.save(content, format="png", optimize=True)

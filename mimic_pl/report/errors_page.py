@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.ranges import COUNT, require_ranges
 from mimic_pl.records import Mention
 from mimic_pl.report.attention import Token
 from mimic_pl.report.evaluated_run import EvaluatedRun
@@ -32,10 +33,11 @@ def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> P
         worst: Maximum number of mentions.
 
     Raises:
-        ConfigError: The run has no checkpoint, or its data does not exist.
+        ConfigError: ``worst`` is below 1, the run has no checkpoint, or its data does not exist.
         DataError: The data differs from what was tested.
         MachineError: The disk is full, or the folder is not writable; an earlier file is intact.
     """
+    require_ranges({"worst": COUNT}, {"worst": worst}, "")  # before the model loads
     loaded = LoadedRun(run)
     page = render(loaded, worst_cases(loaded, worst))
     path = Path(path)

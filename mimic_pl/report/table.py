@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from mimic_pl.callbacks.results import PUBLISHED as METRICS
+from mimic_pl.escaping import markdown_text, printable, spreadsheet
 from mimic_pl.report.experiments import Experiment
 
 Row = dict[str, Any]
@@ -71,11 +72,11 @@ def markdown(rows: Sequence[Row]) -> str:
 
 
 def as_csv(rows: Sequence[Row]) -> str:
-    """Format the rows as CSV: unrounded, with mean and deviation in separate columns."""
+    """Format the rows as CSV: unrounded, with mean and deviation in separate columns; no text is a formula."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows({name: spreadsheet(value) for name, value in row.items()} for row in rows)
     return text.getvalue()
 
 
@@ -98,8 +99,7 @@ def unlike_inputs(rows: Sequence[Row]) -> list[str]:
 
 def cell(text: Any) -> str:
     """Escape text for a cell of a Markdown table."""
-    escaped = " ".join(str(text).split()).replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
-    return escaped.replace("*", "\\*")
+    return markdown_text(text)
 
 
 def percent(mean: float | None, deviation: float | None = None, metric: str = "hits@1") -> str:
@@ -158,4 +158,5 @@ def _figure(row: Row, name: str) -> str:
 
 
 def _code(text: str) -> str:
-    return f"`{text.replace('|', chr(92) + '|').replace('`', chr(39))}`"
+    line = printable(" ".join(text.split()))
+    return f"`{line.replace('|', chr(92) + '|').replace('`', chr(39))}`"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from mimic_pl.errors import ConfigError
+from mimic_pl.ranges import COUNT, require_ranges
 from mimic_pl.records import Entity, Mention
 from mimic_pl.report.attention import Patches, Token, over_patches, over_words, tokens_of
 from mimic_pl.report.evaluated_run import Record, read_records
@@ -67,8 +67,7 @@ def worst_cases(loaded: LoadedRun, worst: int, candidates: int = 5) -> list[Case
     Raises:
         ConfigError: ``worst`` or ``candidates`` is below 1.
     """
-    if worst < 1 or candidates < 1:
-        raise ConfigError(f"worst is {worst} and candidates {candidates}; both must be positive.")
+    require_ranges({"worst": COUNT, "candidates": COUNT}, {"worst": worst, "candidates": candidates}, "")
     records = read_records(loaded.run.folder)
     indexed = zip(loaded.mention_indices, records, strict=True)
     wrong = [(index, record) for index, record in indexed if (record["rank"]["overall"] or 0) > 1]

@@ -11,10 +11,15 @@ from torch import Tensor
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.units.base import State, Unit
+from mimic_pl.units.matcher import OVERALL, Matcher
+from mimic_pl.units.states import States
 
 _MENTIONS, _ENTITIES, _TOKENS, _PATCHES = 6, 9, 7, 5
 _TOLERANCE = 1e-4
 """Tolerance relative to the largest score, for values that must agree up to float32 rounding."""
+
+_COARSE = 1e-2
+"""The same for scores in the precision of a run."""
 
 
 def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None = None, seed: int = 0) -> None:
@@ -66,6 +71,37 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
             _check_padding(name, unit, mentions, entities, scores)
     if type(unit).loss is Unit.loss:
         _check_gradients(name, unit, mentions, entities)
+
+
+def require_independent_pairs(matcher: Matcher, mentions: States, entities: States) -> None:
+    """Check on a few states that a score depends on its pair alone: ranking scores the same pair in different blocks.
+
+    Args:
+        matcher: Scores the pairs.
+        mentions: States of mentions, of which the first ones are used.
+        entities: States of entities, likewise.
+
+    Raises:
+        ConfigError: A unit's score, or the overall score, depends on the other pairs of a block.
+    """
+    mentions, entities = _first_rows(mentions, _MENTIONS), _first_rows(entities, _ENTITIES)
+    count = max(1, len(next(iter(next(iter(entities.values())).values()))) // 2)
+    alone = matcher.score(_first_rows(mentions, 1), _first_rows(entities, count))
+    together = matcher.score(mentions, entities)
+    for name in (*matcher.units, OVERALL):
+        expected = together[name][:1, :count]
+        difference = float((alone[name] - expected).abs().max())
+        if difference > _COARSE * max(1.0, float(expected.abs().max())):  # NaN is reported by ranking
+            scorer = matcher if name == OVERALL else matcher.units[name]
+            raise ConfigError(
+                f"The score {name!r} of {type(scorer).__name__} cannot be ranked: it changes by {difference:.3g} with "
+                "the other pairs that are scored at once, but must depend on its pair alone. Do not normalise over "
+                "mentions or entities in score; mimic_pl.units.check_unit(unit) checks a unit."
+            )
+
+
+def _first_rows(states: States, count: int) -> States:
+    return {name: _rows(state, slice(count)) for name, state in states.items()}
 
 
 def random_features(count: int, dims: FeatureDims, extra: Mapping[str, Callable[[int], Tensor]]) -> Features:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.units.base import State, Unit
 
 
@@ -22,6 +23,7 @@ class CMFU(Unit):
 
     reads_padding = False
 
+    @in_range(hidden_dim=COUNT)
     def __init__(self, dims: FeatureDims, hidden_dim: int = 96) -> None:
         super().__init__(dims)
         self.text = nn.Linear(dims.text, hidden_dim)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.ranges import POSITIVE, in_range
 from mimic_pl.units.base import State, Unit
 
 
@@ -24,6 +25,7 @@ class GlobalCosine(Unit):
 
     reads_padding = False
 
+    @in_range(scale=POSITIVE)
     def __init__(
         self, dims: FeatureDims, scale: float = 1 / 0.07, modality: Literal["both", "text", "image"] = "both"
     ) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
+from mimic_pl.ranges import POSITIVE, in_range
 from mimic_pl.units.base import State, Unit
 
 _PAIRS = 4096
@@ -29,6 +30,7 @@ class Lexical(Unit):
 
     reads_padding = False
 
+    @in_range(scale=POSITIVE)
     def __init__(self, dims: FeatureDims, scale: float = 1.0, feature: str = "lexical") -> None:
         super().__init__(dims)
         self.feature = feature

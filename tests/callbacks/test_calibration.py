@@ -69,6 +69,20 @@ def test_validation_ranks_with_the_fitted_weights_and_checkpoints_store_them(tmp
     assert trainer.callback_metrics["val/mrr"].item() == pytest.approx(reported)
 
 
+def test_validate_fits_the_weights_too(tmp_path):
+    """Before anything is ranked: the metrics are those of the fitted weights; test changes nothing."""
+    model, data = parts(tmp_path, matcher=WeightedMatcher)
+    trainer = make_trainer(tmp_path, WeightCalibration())
+    trainer.test(model, data, verbose=False)
+    assert list(model.matcher.weights.values()) == pytest.approx([1 / 3] * 3)
+    (found,) = trainer.validate(model, data, verbose=False)
+    fitted = model.matcher.weights
+    assert fitted != pytest.approx(dict.fromkeys(UNITS, 1 / 3))
+    assert {name: found[f"weight/{name}"] for name in UNITS} == pytest.approx(fitted, rel=1e-5)
+    (again,) = make_trainer(tmp_path).validate(model, data, verbose=False)
+    assert again["val/mrr"] == pytest.approx(found["val/mrr"])
+
+
 def test_a_model_that_averages_its_units_has_nothing_to_fit(tmp_path):
     model, data = parts(tmp_path)
     with pytest.raises(ConfigError, match="--model.matcher mimic_pl.units.WeightedMatcher"):

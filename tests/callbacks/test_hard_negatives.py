@@ -128,9 +128,3 @@ def test_resuming_with_another_depth_is_rejected(tmp_path):
     trainer.save_checkpoint(tmp_path / "one.ckpt")
     with pytest.raises(ConfigError, match="Resume with the data and the depth"):
         trained(tmp_path, [HardNegatives(4)], 2, resume=tmp_path / "one.ckpt")
-
-
-@pytest.mark.parametrize("options", [{"depth": 0}, {"first_epoch": -1}, {"every_n_epochs": 0}])
-def test_invalid_arguments_are_rejected(options):
-    with pytest.raises(ConfigError, match="HardNegatives needs"):
-        HardNegatives(**options)

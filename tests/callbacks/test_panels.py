@@ -7,12 +7,11 @@ import io
 import numpy as np
 import pytest
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-from PIL import Image
+from PIL import Image, ImageFont
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mimic_pl.callbacks import SamplePanels
 from mimic_pl.callbacks.panels import TILE, image_strip
-from mimic_pl.errors import ConfigError
 from tests.reference import ranking
 
 
@@ -41,7 +40,7 @@ def test_the_same_samples_each_epoch(make_trainer, given_scores, records, tmp_pa
     sample = next(i for i in range(11) if f"**mention {i}** in:" in shown[0])
     best = ranking(model.scores["overall"][sample])[:3]
     for place, entity in enumerate(best, start=1):
-        assert f"| {place} | entity {entity} Q{entity}" in shown[0]
+        assert f"| {place} | entity {entity} (Q{entity})" in shown[0]
     assert f"a \\| sentence {sample}" in shown[0]  # the bar is escaped in the table
 
 
@@ -86,6 +85,12 @@ def test_strip_shows_images_in_their_tiles():
     assert (strip[TILE:, : 3 * TILE] < 128).any()  # the captions
 
 
-def test_wrong_arguments():
-    with pytest.raises(ConfigError, match="num_samples is -1"):
-        SamplePanels(num_samples=-1)
+@pytest.mark.parametrize("length", [2_000, 1_000_000])
+def test_the_work_for_a_caption_does_not_depend_on_the_length_of_a_name(monkeypatch, length):
+    measured = []
+    measure = ImageFont.FreeTypeFont.getlength
+    monkeypatch.setattr(
+        ImageFont.FreeTypeFont, "getlength", lambda font, text: measured.append(len(text)) or measure(font, text)
+    )
+    strip = image_strip([(None, ["m" * length, "two\nlines\x1b[31m"])])
+    assert strip.width == TILE and sum(measured) < 5_000

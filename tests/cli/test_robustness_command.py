@@ -57,7 +57,7 @@ def test_errors(command, home, trained, tmp_path):
     code, _, err = command("robustness", "--data.root", "nowhere")
     assert code == 3 and "'nowhere' does not exist" in err
     code, _, err = command("test", "--data.degradation", "Blur", "--data.degradation.strength", "-1")
-    assert code == 3 and "The strength of Blur is -1; it must be from 0 (no change) to 100." in err
+    assert code == 3 and "Blur: strength is -1.0; it must be a finite number from 0 to 100." in err
     (tmp_path / "empty").mkdir()
     code, _, err = command("robustness", folder=tmp_path / "empty")
     assert code == 3 and "There is no training run" in err

@@ -69,8 +69,8 @@ def test_strength_0_changes_nothing(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_strengths_out_of_range_are_rejected(kind):
-    for strength in (-0.1, kind.largest * 1.01, float("nan")):
-        with pytest.raises(ConfigError, match=f"strength of {kind.__name__} is .*from 0 .* to {kind.largest:g}"):
+    for strength in (-0.1, kind.largest * 1.01, float("nan"), True):
+        with pytest.raises(ConfigError, match=f"{kind.__name__}: strength is .*from 0 to {kind.largest:g}"):
             kind(strength)
     kind(kind.largest)
 

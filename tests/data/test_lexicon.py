@@ -73,12 +73,6 @@ def test_an_unfitted_lexicon_says_what_to_do():
         BM25Lexicon().sparse_mentions(["pen"])
 
 
-@pytest.mark.parametrize("options", [{"k1": -1}, {"b": 1.5}, {"ngrams": -1}, {"max_terms": 0}])
-def test_parameters_outside_of_their_range(options):
-    with pytest.raises(ConfigError, match="BM25Lexicon needs"):
-        BM25Lexicon(**options)
-
-
 def test_batches_carry_the_terms_of_their_texts(folder):
     module = folder.module(features={"lexical": BM25Lexicon()})
     module.setup("fit")

@@ -94,12 +94,6 @@ def test_mentions_lose_one_modality_or_none(folder):
         assert torch.equal(tensor[kept], plain["mentions"][name][kept]), name
 
 
-@pytest.mark.parametrize("share", [-0.1, 1.1])
-def test_a_share_outside_of_its_range(folder, share):
-    with pytest.raises(ConfigError, match="must be from 0 to 1"):
-        loaded(folder, modality_dropout=share).train_dataloader()
-
-
 @pytest.mark.parametrize("modalities", ["text", "images"])
 def test_a_model_may_see_one_modality_only(folder, modalities):
     plain, alone = loaded(folder), loaded(folder, modalities=modalities)

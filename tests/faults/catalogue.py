@@ -16,6 +16,7 @@ import pytest
 
 from mimic_pl.errors import (
     CheckpointError,
+    ConfigError,
     DataError,
     DeviceMemoryError,
     MachineError,
@@ -51,6 +52,8 @@ FORMATS = "formats/test_read_records.py::"
 INDEX = "ranking/test_lance_index.py::"
 RUNS, CHOSEN = "faults/test_runs_and_results.py::", "cli/test_chosen_run.py::"
 STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
+KIND = "test_checkpoint_kind.py::"
+AROUND = "faults/test_surroundings.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
@@ -139,6 +142,10 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("truncated while its weights are in use: no SIGBUS", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_a_checkpoint_truncated_after_it_was_read"),
         Fault("no read permission", "Check its permissions", CheckpointError, CHECKPOINTS + "test_a_checkpoint_without_read_permission"),
         Fault("published weights in safetensors, truncated or with a corrupted header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_corrupted_safetensors", 4),
+        Fault("weights of another kind: TorchScript, NumPy, HDF5, ONNX, TensorFlow, GGUF, archives, a Git LFS pointer, a web page, folders", "is no checkpoint of torch.save, but", CheckpointError, KIND + "test_other_kinds_are_recognised", 36),
+        Fault("a sharded checkpoint of torch.distributed", "format_utils dcp_to_torch", CheckpointError, KIND + "test_a_sharded_checkpoint_of_torch", 2),
+        Fault("a whole pickled model: `from_published`", "contains no state dict", CheckpointError, KIND + "test_a_whole_model", 2),
+        Fault("weights of torch before 1.6, with prefixes of DistributedDataParallel or compiled modules, or in a dictionary", "the weights are read", None, KIND + "test_weights_are_read_from_every_wrapping", 13),
         Fault("encoder weights truncated or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
     ),
@@ -183,6 +190,25 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("two processes train in one folder: each gets its own run", "two complete runs", None, MACHINE + "test_two_processes_train_in_one_folder"),
         Fault("two processes test one run: its results are complete", "those of one of them", None, MACHINE + "test_two_processes_test_one_run"),
         Fault("a configuration that is not valid YAML", "is not valid YAML", UsageError, MACHINE + "test_a_configuration_that_is_not_yaml", 2),
+    ),
+    "Surroundings": (
+        Fault("no home directory, and a user id without a name, as in containers", "no home directory", None, AROUND + "test_no_home_directory_and_no_name_of_the_user"),
+        Fault("the reader of the output is gone: `mimic-pl test | head -1`", "exit code 141, nothing else is printed", None, AROUND + "test_the_reader_of_the_output_is_gone", 2),
+        Fault("an argument or the current folder is not valid UTF-8", "is not valid UTF-8", UsageError, AROUND + "test_names_that_are_not_utf8", 2),
+        Fault("the current folder is deleted", "The current folder was deleted", UsageError, AROUND + "test_the_current_folder_is_deleted"),
+        Fault("arguments of 5,000 characters", "one short paragraph", None, AROUND + "test_arguments_of_any_length", 8),
+        Fault("a terminal that can only print ASCII, and names that are not", "names are escaped", None, AROUND + "test_a_terminal_that_lacks_the_characters_of_a_name"),
+        Fault("a terminal of no width", "the table", None, AROUND + "test_a_terminal_of_no_width"),
+        Fault("escape sequences, markup, bidirectional overrides and a million characters in names and ids: `doctor`, `fit`, `test`, TensorBoard", "names are escaped", None, "cli/test_terminal.py::test_no_output_of_a_command_has_control_characters", 3),
+        Fault("the same in the message of an error: it is escaped and bounded", "is also record 0", DataError, "cli/test_terminal.py::test_errors_name_the_ids_escaped_and_bounded"),
+        Fault("formulas, links and HTML in the names of runs: `report.md`, `report.csv`", "they are quoted", None, "cli/test_terminal.py::test_the_report_has_no_live_text"),
+    ),
+    "Numbers": (
+        Fault("a number outside of its range, NaN, or a bool, for every number of every public class", "; it must be", ConfigError, "test_ranges.py::test_every_number_is_refused_outside_of_its_range", 87),
+        Fault("the same on the command line, before the encoder loads", "; it must be", ConfigError, "cli/test_numbers.py::test_the_command_line_refuses_a_number_before_the_encoder_loads", 19),
+        Fault("learning rates, schedulers and nested objects that cannot work", "model.optimizer.lr is inf", ConfigError, "cli/test_numbers.py::test_the_command_line_refuses_numbers_of_objects_before_the_encoder_loads", 5),
+        Fault("a unit or matcher whose scores depend on the pairs that are scored at once", "must depend on its pair alone", ConfigError, "test_model.py::test_scores_that_depend_on_the_block_are_no_ranks", 4),
+        Fault("a scheduler for fewer steps than the training takes", "cannot be stepped further", ConfigError, "test_model.py::test_a_scheduler_for_fewer_steps_says_how_many_there_are"),
     ),
 }  # fmt: skip
 

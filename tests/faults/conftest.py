@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tests.cli.conftest import command, trained
+from tests.cli.conftest import command, home, trained
 
-__all__ = ["command", "trained"]
+__all__ = ["command", "home", "trained"]

@@ -246,6 +246,29 @@ def test_checkpoints(run, tmp_path):
     run("checkpoint", 0.1, [path], check)
 
 
+def test_checkpoints_of_old_versions_of_torch(run, tmp_path):
+    """They have no checksums: changed values are not noticed, but nothing else comes out than tensors by name."""
+    path = tmp_path / "x.ckpt"
+    state = {"encoder.clip.a": torch.randn(3, 4), "encoder.clip.b": torch.arange(5)}
+    torch.save({"state_dict": state, "epoch": 3}, path, _use_new_zipfile_serialization=False)
+
+    def check() -> str:
+        outcomes = set()
+        for read in (read_checkpoint, read_published):
+            try:
+                found = read(path)
+            except CheckpointError as error:
+                assert str(path) in str(error)
+                outcomes.add("error")
+            else:
+                weights = found["state_dict"] if read is read_checkpoint else found
+                assert all(type(name) is str for name in weights)
+                outcomes.add("valid")
+        return "error" if "error" in outcomes else "valid"
+
+    run("checkpoint of an old version", 0.05, [path], check)
+
+
 def test_safetensors(run, tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"encoder.clip.a": torch.randn(3, 4), "encoder.clip.b": torch.arange(5)}, path)

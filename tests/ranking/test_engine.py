@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mimic_pl.errors import ConfigError, DeviceMemoryError, NonFiniteScoreError
+from mimic_pl.errors import DeviceMemoryError, NonFiniteScoreError
 from mimic_pl.features import FeatureDims
 from mimic_pl.ranking import MemoryIndex, Ranker
 from mimic_pl.ranking.exact import ExactScores
@@ -277,12 +277,6 @@ def test_out_of_memory_shrinks_the_blocks_once_and_then_is_an_error():
     matcher.units["text"].max_pairs = 3
     with pytest.raises(DeviceMemoryError, match="eval_batch_size"):
         Ranker(pairs_per_block=160)(matcher, mentions, index, pad(golds))
-
-
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"pairs_per_block": 0}])
-def test_sizes_below_one_are_rejected(options):
-    with pytest.raises(ConfigError, match="positive"):
-        Ranker(**options)
 
 
 def test_golds_change_no_top_entity_and_may_be_left_out():

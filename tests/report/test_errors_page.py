@@ -195,7 +195,7 @@ def test_tokens_keep_all_the_weight_and_padding_is_one(loaded):
     [
         ([], 3, "report needs tested runs"),
         (["nowhere"], 3, "nowhere is not a run"),
-        (["--errors", "{run}", "--worst", "0"], 3, "must be positive"),
+        (["--errors", "{run}", "--worst", "0"], 3, "worst is 0; it must be"),
         (["{run}", "--bogus"], 2, "--bogus"),
     ],
 )
@@ -208,5 +208,5 @@ def test_invalid_options_are_rejected(malicious_run, tmp_path, monkeypatch, caps
 
 
 def test_worst_must_be_positive(loaded):
-    with pytest.raises(ConfigError, match="must be positive"):
+    with pytest.raises(ConfigError, match="worst is 0; it must be an integer of at least 1"):
         worst_cases(loaded, 0)

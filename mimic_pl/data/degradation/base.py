@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from PIL import Image
 
-from mimic_pl.errors import ConfigError
+from mimic_pl.ranges import SEED, Range, in_range, require_ranges
 from mimic_pl.records import Mention
 
 
@@ -40,12 +40,10 @@ class Degradation(ABC):
     grades: ClassVar[tuple[float, ...]] = (0.25, 0.5, 0.75, 1.0)
     """Strengths at which ``mimic-pl robustness`` evaluates, weakest first."""
 
+    @in_range(seed=SEED)
     def __init__(self, strength: float, seed: int = 43) -> None:
-        if not 0 <= strength <= self.largest:
-            raise ConfigError(
-                f"The strength of {type(self).__name__} is {strength:g}; it must be from 0 (no change) to "
-                f"{self.largest:g}."
-            )
+        allowed = Range(0, self.largest, whole=False)
+        require_ranges({"strength": allowed}, {"strength": strength}, f"{type(self).__name__}: ")
         self.strength = strength
         self.seed = seed
 
