@@ -1,17 +1,28 @@
-"""Loading weights, tokenizer and image statistics of pretrained checkpoints."""
+"""Loading weights, tokenizer and image preprocessing of pretrained checkpoints."""
 
 from __future__ import annotations
 
 import difflib
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+from transformers import PreTrainedTokenizerBase
 
-from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.encoders.loading_errors import loading_error, reason
+from mimic_pl.errors import CheckpointError, ConfigError, MimicError
+from mimic_pl.files import readable_bytes
+
+Kind = Literal["dual encoder", "text model"]
+"""``dual encoder``: a text and an image tower, as in CLIP; ``text model``: also the encoder of an encoder-decoder."""
+
+_LARGEST_JSON = 2**28
+"""Bytes; the largest tokenizers have 35 million. A larger file would fill the memory while it is parsed."""
 
 
 def require_one_start(pretrained: str | None, config: object | None, what: str) -> None:
@@ -27,36 +38,66 @@ def require_one_start(pretrained: str | None, config: object | None, what: str) 
         )
 
 
-def load_tower(pretrained: str) -> Any:
+def load_tower(pretrained: str, kind: Kind) -> Any:
     """Load a transformers model in float32 and, as transformers returns it, in evaluation mode.
 
     Args:
         pretrained: Checkpoint folder or hub name.
+        kind: The kind of model that it must be.
 
     Raises:
-        ConfigError: The folder does not exist, or the hub has no such model or cannot be reached.
-        CheckpointError: The weights cannot be read.
+        ConfigError: The folder does not exist, the hub has no such model or cannot be reached, or it is of another
+            kind.
+        CheckpointError: The weights cannot be read, or lack parameters.
     """
-    path = Path(pretrained).expanduser()
-    looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
-    if looks_local and not path.is_dir():
+    name = _located(pretrained)
+    if name == pretrained and timm.is_model(pretrained) and not Path(name).is_dir():
         raise ConfigError(
-            f"The encoder's checkpoint folder {pretrained!r} does not exist (looked in {path.resolve()}). "
-            "Give an existing folder in Hugging Face format, or a hub name such as 'openai/clip-vit-base-patch32'."
+            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; this one "
+            "needs a checkpoint of transformers, such as 'openai/clip-vit-base-patch32' or 'bert-base-uncased'."
         )
-    try:
+    with _loading(f"The checkpoint {pretrained!r}"):
+        config = AutoConfig.from_pretrained(name)
+        require_kind(config, kind, repr(pretrained))
         # Always float32: in half precision, updates at the published learning rate are rounded away.
-        return AutoModel.from_pretrained(str(path) if looks_local else pretrained, dtype=torch.float32)
-    except (SafetensorError, EOFError) as error:
+        model, found = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+    # Poolers are new in many checkpoints, and unused here.
+    missing = sorted(weight for weight in found["missing_keys"] if "pooler" not in weight)
+    if missing:
         raise CheckpointError(
-            f"The weights of {pretrained!r} cannot be read: {error}. The file is damaged or incomplete; download it "
-            "again."
-        ) from error
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"transformers cannot load {pretrained!r}: {_first_line(error)} Give a folder with config.json and "
-            "weights, or a hub name; without network access the model must already be in the cache (HF_HOME)."
-        ) from error
+            f"The checkpoint {pretrained!r} lacks {len(missing)} weights of its model, such as {missing[0]}, which "
+            "would be random. It is incomplete, or of another model: get it again."
+        )
+    return model
+
+
+def require_kind(config: Any, kind: Kind, name: str) -> None:
+    """Check what a configuration's model is, by the methods and inputs of its class.
+
+    Raises:
+        ConfigError: It is another kind of model.
+    """
+    classes = MODEL_MAPPING.get(type(config), ())
+    model = classes if isinstance(classes, type) else classes[0] if classes else object
+    reads = getattr(model, "main_input_name", "input_ids")
+    has_images, has_texts = hasattr(model, "get_image_features"), hasattr(model, "get_text_features")
+    if has_images and has_texts:
+        found: str = "dual encoder"
+    elif reads == "input_ids":
+        found = "vision-language model without a text tower" if has_images else "text model"
+    else:
+        found = "vision model" if reads == "pixel_values" else f"model of {reads}"
+    if found == kind:
+        return
+    advice = {
+        "dual encoder": "For a text and an image tower in one checkpoint, use CLIPEncoder with this name.",
+        "text model": "Use TextVisionEncoder, with this name as 'text' and a timm model as 'vision'.",
+        "vision model": "Use TextVisionEncoder, with the timm model of this architecture as 'vision'.",
+    }.get(found, "It cannot be used as an encoder.")
+    needs = "a text model, such as 'bert-base-uncased'"
+    if kind == "dual encoder":
+        needs = "a model with a text and an image tower, such as 'openai/clip-vit-base-patch32'"
+    raise ConfigError(f"{name} is a {found} ({config.model_type}), but here is needed {needs}. {advice}")
 
 
 def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
@@ -69,36 +110,43 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
 
     Raises:
         ConfigError: timm does not know the model or the arguments, or cannot get the weights.
+        CheckpointError: The weights cannot be read.
     """
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        similar = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"Similar names: {', '.join(similar)}." if similar and name not in similar else ""
-        raise ConfigError(
-            f"timm cannot create the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
-            f"{hint} Without network access, its weights must already be in the cache, or vision_pretrained be false."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if line.endswith(".") else line + "."
+    scheme, separator, path = name.partition(":")
+    known = separator or timm.is_model(name.partition(".")[0])
+    if not known:
+        similar = difflib.get_close_matches(name.rpartition("/")[2].replace("-", "_"), timm.list_models(), n=3)
+        hint = f"Similar names: {', '.join(similar)}." if similar else "timm.list_models() lists all of them."
+        where = " A timm checkpoint on the hub is written hf-hub:NAME, one in a folder local-dir:PATH."
+        raise ConfigError(f"timm has no vision model {name!r}. {hint}{where if '/' in name else ''}")
+    if scheme == "local-dir":
+        name = f"{scheme}:{_located(path, local=True)}"
+    given = f" with {arguments}" if arguments else ""
+    with _loading(f"timm's vision model {name!r}{given}"):
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+        except (TypeError, AssertionError) as error:
+            raise ConfigError(f"timm cannot create the vision model {name!r}{given}: {reason(error)}") from error
+        except KeyError as error:
+            if not separator:
+                raise
+            raise ConfigError(
+                f"{name!r} is no timm checkpoint: its config.json lacks {error}. A checkpoint of transformers is not "
+                "one; name the timm model of its architecture, such as vit_base_patch16_224."
+            ) from error
 
 
 def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        ConfigError: The checkpoint has none.
+        ConfigError: The checkpoint has none, or it needs a package that is not installed.
+        CheckpointError: It cannot be read.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"transformers cannot load a tokenizer from the checkpoint {pretrained!r}: {error}"
-        ) from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+    with _loading(f"The tokenizer of the checkpoint {pretrained!r}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_located(pretrained))
+        entries = len(tokenizer.get_vocab())
+    if entries <= len(tokenizer.all_special_ids):
         # If the files are missing, transformers returns an empty tokenizer of the model's type.
         raise ConfigError(
             f"The checkpoint {pretrained!r} has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
@@ -107,17 +155,74 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def image_statistics(pretrained: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation with which the checkpoint's images were normalised.
+def load_image_processor(pretrained: str) -> Any:
+    """Load the image processor of a checkpoint, in transformers' variant for Pillow.
 
     Raises:
-        ConfigError: The checkpoint does not contain them.
+        ConfigError: The checkpoint has none.
+        CheckpointError: It cannot be read.
     """
     try:
-        settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
-        return settings["image_mean"], settings["image_std"]
-    except (OSError, KeyError) as error:
+        with _loading(f"The image processor of the checkpoint {pretrained!r}"):
+            return AutoImageProcessor.from_pretrained(_located(pretrained), backend="pil")
+    except ConfigError as error:
         raise ConfigError(
             f"The encoder's checkpoint {pretrained!r} does not say how its images are normalised: it needs a "
-            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor."
+            f"preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor. "
+            f"({error})"
         ) from error
+
+
+def _located(pretrained: str, local: bool = False) -> str:
+    """The path or hub name to load from.
+
+    Args:
+        pretrained: As given: a hub name, or a path, in which ``~`` is the home directory.
+        local: It must be a folder.
+
+    Raises:
+        ConfigError: It looks like a path, but there is no such folder.
+        CheckpointError: A file in the folder is not a regular file, or too large.
+    """
+    path = Path(pretrained).expanduser()
+    looks_local = local or path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
+    if path.is_dir():
+        _require_files(path)
+        return str(path)
+    if looks_local:
+        raise ConfigError(
+            f"The encoder's checkpoint folder {pretrained!r} {'is a file' if path.exists() else 'does not exist'} "
+            f"(looked in {path.resolve()}). Give an existing folder in Hugging Face format, or a hub name such as "
+            "'openai/clip-vit-base-patch32'."
+        )
+    return pretrained
+
+
+def _require_files(folder: Path) -> None:
+    """Check that no file blocks or fills the memory when it is opened."""
+    for file in sorted(folder.iterdir()):
+        try:
+            found = file.stat()
+        except OSError:
+            continue
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise CheckpointError(f"{file} is a pipe or a device, not a file. Get the checkpoint again.")
+        if file.suffix == ".json" and found.st_size > _LARGEST_JSON:
+            raise CheckpointError(
+                f"{file} has {readable_bytes(found.st_size)}, more than any tokenizer or configuration "
+                f"({readable_bytes(_LARGEST_JSON)}). Get the checkpoint again."
+            )
+
+
+@contextmanager
+def _loading(what: str) -> Iterator[None]:
+    """Convert any exception of transformers, tokenizers or timm to one paragraph.
+
+    Their readers let errors of many classes through, depending on the bytes that are damaged.
+    """
+    try:
+        yield
+    except (MimicError, MemoryError):
+        raise
+    except Exception as error:
+        raise loading_error(what, error) from error

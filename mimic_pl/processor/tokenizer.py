@@ -20,11 +20,11 @@ class TextTokenizer:
     """Tokenizes texts with a checkpoint's tokenizer, padded or truncated to one length.
 
     Args:
-        tokenizer: The checkpoint's tokenizer; it must pad on the right.
+        tokenizer: The checkpoint's tokenizer.
         text_length: Number of tokens of every text (40 in the paper).
 
     Raises:
-        ConfigError: The tokenizer cannot pad, or pads on the left.
+        ConfigError: The tokenizer cannot pad.
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text_length: int) -> None:
@@ -32,11 +32,6 @@ class TextTokenizer:
             raise ConfigError(
                 f"The tokenizer of {tokenizer.name_or_path!r} has no padding token, but texts are padded to "
                 f"{text_length} tokens. Choose a checkpoint whose tokenizer has one (pad_token)."
-            )
-        if tokenizer.padding_side != "right":
-            raise ConfigError(
-                f"The tokenizer of {tokenizer.name_or_path!r} pads on the {tokenizer.padding_side}; mimic-pl needs "
-                "padding on the right. Set padding_side to 'right' in its tokenizer_config.json."
             )
         self.tokenizer = tokenizer
         self.text_length = text_length
@@ -53,6 +48,8 @@ class TextTokenizer:
             padding="max_length",
             truncation=True,
             max_length=self.text_length,
+            padding_side="right",  # tokenizers of decoders pad on the left
+            return_attention_mask=True,  # some, such as SigLIP's, return none by default
             return_tensors="pt",
         )
         return encoded["input_ids"], encoded["attention_mask"]

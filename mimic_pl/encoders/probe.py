@@ -1,0 +1,85 @@
+"""Finds out how a pretrained text tower works by running it on short texts of made-up tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mimic_pl.encoders.loading_errors import reason
+from mimic_pl.errors import ConfigError
+
+TextTower = Callable[[Tensor, Tensor], dict[str, Tensor]]
+"""Maps ``input_ids`` and ``attention_mask`` to ``tokens`` ``[batch, text_tokens, width]``, and maybe ``pooled``."""
+
+_REFUSALS = (IndexError, RuntimeError, ValueError, TypeError, AttributeError)
+
+
+class TextProbe:
+    """Runs a text tower on made-up texts without padding tokens.
+
+    Args:
+        tower: The tower, in evaluation mode.
+        config: Its transformers configuration.
+        name: Name of the model in error messages.
+    """
+
+    def __init__(self, tower: TextTower, config: Any, name: str) -> None:
+        self.tower = tower
+        self.name = name
+        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        # RoBERTa and its relatives give padding tokens no position.
+        self._token, self._other = [id_ for id_ in range(3) if id_ != getattr(config, "pad_token_id", None)][:2]
+
+    @torch.no_grad()
+    def require_length(self, length: int) -> None:
+        """Check that the tower encodes texts of ``length`` tokens.
+
+        Raises:
+            ConfigError: It has fewer positions, or cannot encode a text at all.
+        """
+        if length < 1:
+            raise ConfigError(f"text_length is {length}; it must be positive.")
+        if self._refusal(length) is None:
+            return
+        if refusal := self._refusal(1):
+            raise ConfigError(f"{self.name} cannot encode a text: {refusal}")
+        longest, refused = 1, length
+        while refused - longest > 1:
+            middle = (longest + refused) // 2
+            longest, refused = (middle, refused) if self._refusal(middle) is None else (longest, middle)
+        raise ConfigError(
+            f"text_length is {length}, but {self.name} has only {longest} positions for tokens. Lower text_length or "
+            "choose another model."
+        )
+
+    @torch.enable_grad()
+    def pools_padding(self) -> bool:
+        """Whether ``pooled`` reads positions that the attention mask hides, as in SigLIP, which pools the last one.
+
+        Such a tower was trained on texts padded to one length, without a mask.
+        """
+        outputs = self.tower(torch.tensor([[self._token] * 3]), torch.tensor([[1, 0, 0]]))
+        pooled, tokens = outputs["pooled"], outputs["tokens"]
+        weights = torch.arange(pooled.shape[-1], dtype=pooled.dtype)  # the sum of a normalised vector is constant
+        (gradient,) = torch.autograd.grad((pooled * weights).sum(), tokens, allow_unused=True)
+        return gradient is not None and bool(gradient[0, 1:].any())
+
+    @torch.no_grad()
+    def is_causal(self) -> bool:
+        """Whether the first token sees nothing of the tokens after it, as in decoders."""
+        texts = torch.tensor([[self._token] * 3, [self._token] + [self._other] * 2])
+        first, changed = self.tower(texts, torch.ones_like(texts))["tokens"][:, 0]
+        return torch.allclose(first, changed, rtol=1e-5, atol=1e-7)
+
+    def _refusal(self, length: int) -> str | None:
+        """Why the tower does not encode a text of this length, if it does not."""
+        if self.positions is not None and length > self.positions:
+            return "too long"
+        try:
+            self.tower(torch.full((1, length), self._token), torch.ones(1, length, dtype=torch.long))
+        except _REFUSALS as error:
+            return reason(error)
+        return None
