@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +16,7 @@ from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import Degradation
 from mimic_pl.encoders import Encoder
 from mimic_pl.model import MIMIC
+from mimic_pl.runs import read_yaml
 from mimic_pl.units import Unit
 
 _NOISE = re.compile(
@@ -24,6 +27,7 @@ _KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\"(?P<more>.*?):?$")
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
 _OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_NOT_ACCEPTED = re.compile(r"Subcommand '(?P<command>[^']+)' does not accept option '(?P<option>[^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.*)")
 
 
@@ -57,6 +61,45 @@ def short_message(message: str) -> str:
     explained = next(filter(None, (_explain(problem, owner) for problem in problems)), None)
     problem = explained or "; ".join(problems) or message.strip()
     return f"{path}: {problem}" if path else problem
+
+
+def unknown_option(message: str, parser: Any, args: Sequence[str]) -> str:
+    """Explain that a configuration has a key that the command does not know.
+
+    Args:
+        message: The message of jsonargparse.
+        parser: The parser of the command.
+        args: The command line, whose configuration files are searched for the key.
+
+    Returns:
+        The key, the file that contains it, and the most similar known key.
+    """
+    found = _NOT_ACCEPTED.search(message)
+    if found is None:
+        return message
+    option = found.group("option")
+    known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    files = [file for file in _configurations(args) if _contains(file, option.split("."))]
+    where = f"{files[-1]}: " if files else ""
+    siblings = [name for name in known if name.rpartition(".")[0] == option.rpartition(".")[0]]
+    return f"{where}{found.group('command')} has no option {option!r}. {_suggest(option, known) or _suggest('', siblings)}"
+
+
+def _configurations(args: Sequence[str]) -> Iterator[Path]:
+    """The configuration files on a command line."""
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = arg.partition("=")
+        if option in ("-c", "--config") and Path(path := value if equals else following).is_file():
+            yield Path(path)
+
+
+def _contains(file: Path, keys: Sequence[str]) -> bool:
+    found: Any = read_yaml(file)
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            return False
+        found = found[key]
+    return True
 
 
 def _explain(problem: str, owner: str | None) -> str | None:

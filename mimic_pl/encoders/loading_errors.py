@@ -54,7 +54,7 @@ def loading_error(what: str, error: BaseException) -> MimicError:
     said = f"{what} cannot be loaded: {reason(error)}"
     text = " ".join(str(error).split())
     if isinstance(error, ImportError):
-        return ConfigError(_with_package(said, error))
+        return ConfigError(f"{what} cannot be loaded: {missing_package(error)}")
     if isinstance(error, (SafetensorError, EOFError)) or _DAMAGED.search(text):
         return CheckpointError(f"{said} The file is damaged or incomplete, or of another model: get it again.")
     for pattern, advice in _ADVICE:
@@ -78,10 +78,11 @@ _ADVICE = (
 )
 
 
-def _with_package(said: str, error: ImportError) -> str:
-    """Add how to install the missing package, unless the message says so."""
+def missing_package(error: ImportError) -> str:
+    """The message of an import error, with how to install the package that is missing, unless it says so."""
+    said = reason(error)
     if "pip install" in said:
         return said
-    named = re.search(r"requires (?:the )?`?([\w-]+)`?", str(error))
-    package = error.name or (named.group(1) if named else None)
-    return f"{said} Install it: pip install {package.lower()}." if package else said
+    named = re.search(r"requires (?:the )?`?([\w-]+)`? ", said)
+    package = named.group(1).lower() if named else (error.name or "").partition(".")[0]
+    return f"{said} Install it: pip install {package}" if package else said
