@@ -10,7 +10,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 
 from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import Degradation
@@ -18,6 +19,15 @@ from mimic_pl.encoders import Encoder
 from mimic_pl.model import MIMIC
 from mimic_pl.runs import read_yaml
 from mimic_pl.units import Unit
+
+_BASES: dict[str, tuple[type, ...]] = {
+    "trainer.logger": (Logger,),
+    "trainer.callbacks": (Callback,),
+    "trainer": (),
+    "data": (MELDataModule, Degradation),
+    "": (Encoder, Unit, MIMIC, MELDataModule, Degradation),
+}
+"""Base classes of what a key may name, by the beginning of the key."""
 
 _NOISE = re.compile(
     r"^(- )?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value.*"
@@ -58,7 +68,7 @@ def short_message(message: str) -> str:
         elif text not in problems:
             problems.append(text)
     path = ".".join(keys)
-    explained = next(filter(None, (_explain(problem, owner) for problem in problems)), None)
+    explained = next(filter(None, (_explain(problem, owner, path) for problem in problems)), None)
     problem = explained or "; ".join(problems) or message.strip()
     return f"{path}: {problem}" if path else problem
 
@@ -102,7 +112,7 @@ def _contains(file: Path, keys: Sequence[str]) -> bool:
     return True
 
 
-def _explain(problem: str, owner: str | None) -> str | None:
+def _explain(problem: str, owner: str | None, key: str) -> str | None:
     """Rephrase jsonargparse's messages about options, classes and required arguments."""
     if found := _OPTION.search(problem):
         options = list(_options(owner))
@@ -112,7 +122,7 @@ def _explain(problem: str, owner: str | None) -> str | None:
         name = found.group("name")
         return (
             f"no class {name!r} is known. "
-            + _suggest(name, list(_classes()))
+            + _suggest(name, list(_classes(key)))
             + " Name a custom class with its module, for example my_module.MyClass, which must be importable from here."
         )
     if found := _REQUIRED.search(problem):
@@ -140,11 +150,11 @@ def _options(class_path: str | None) -> Iterator[str]:
     yield from (key for key, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _classes() -> Iterator[str]:
-    """Names of the classes available in configurations."""
-    bases: list[type] = [Encoder, Unit, MIMIC, MELDataModule, Degradation]
+def _classes(key: str) -> Iterator[str]:
+    """Names of the classes that a key of a configuration may name."""
+    bases = list(next(of_key for start, of_key in _BASES.items() if key.startswith(start)))
     while bases:
         base = bases.pop()
-        if not inspect.isabstract(base) and issubclass(base, nn.Module | MELDataModule | Degradation):
+        if not inspect.isabstract(base):
             yield base.__name__
         bases.extend(base.__subclasses__())

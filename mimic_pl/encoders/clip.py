@@ -87,11 +87,10 @@ class CLIPEncoder(Encoder):
             self.tokenizer = build_tokenizer(vocabulary or [])
             self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length or PUBLISHED_LENGTH)).eval()
 
-        self.text_length = self._chosen_length(text_length)
         # The configurations name the widths differently, so they are those of a forward pass.
+        text = self._probe_text(text_length)
+        side = image_size(self.clip) or _ANY_SIZE
         with torch.no_grad():
-            text = self._text_tower(torch.zeros(1, 1, dtype=torch.int64), torch.ones(1, 1, dtype=torch.int64))
-            side = image_size(self.clip) or _ANY_SIZE
             image = self._vision_tower(torch.zeros(1, 3, side, side))
         text_width, text_dim = text["tokens"].shape[-1], text["pooled"].shape[-1]
         self.text_local: nn.Module = nn.Identity() if text_width == text_dim else nn.Linear(text_width, text_dim)
@@ -147,21 +146,23 @@ class CLIPEncoder(Encoder):
     def _vision_tower(self, pixel_values: Tensor) -> dict[str, Tensor]:
         return image_outputs(self.clip, pixel_values)
 
-    def _chosen_length(self, text_length: int | None) -> int:
-        """The text length given, or the model's own; whether the tower reads padding is found out on the way."""
-        probe = TextProbe(self._text_tower, self.clip.config.text_config, self.pretrained or "this text tower")
-        probe.require_length(1 if text_length is None else text_length)
+    def _probe_text(self, text_length: int | None) -> dict[str, Tensor]:
+        """Set the text length, given or the model's own, and return the text tower's outputs for one such text."""
+        name = self.pretrained or "this text tower"
+        probe = TextProbe(self._text_tower, self.clip.config.text_config, name)
         self.reads_padding = probe.pools_padding()
         trained = probe.positions if self.reads_padding else None
-        chosen = text_length or trained or PUBLISHED_LENGTH
-        probe.require_length(chosen)
-        if trained not in (None, chosen):
+        self.text_length = PUBLISHED_LENGTH if text_length is None else text_length
+        if trained is not None and text_length is None:
+            self.text_length = trained
+        outputs = probe.outputs(self.text_length)
+        if trained not in (None, self.text_length):
             _log.warning(
-                f"{self.pretrained} was trained on texts padded to {trained} tokens, of which it pools the last, but "
-                f"text_length is {chosen}: its text embeddings differ from those it was trained to give. To have "
-                f"them, leave text_length out or set it to {trained}."
+                f"{name} was trained on texts padded to {trained} tokens, of which it pools the last, but text_length "
+                f"is {text_length}: its text embeddings differ from those it was trained to give. To have them, leave "
+                f"text_length out, or set it to {trained}."
             )
-        return chosen
+        return outputs
 
 
 def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text_length: int) -> CLIPConfig:

@@ -23,7 +23,7 @@ _NOT_REACHED = re.compile(
 )
 _NO_SUCH_MODEL = re.compile(r"not a valid model identifier|Repository Not Found|404 Client", re.IGNORECASE)
 _REMOTE_CODE = re.compile(r"trust_remote_code|contains custom code", re.IGNORECASE)
-_UNKNOWN_TYPE = re.compile(r"does not recognize this architecture|Unrecognized model|`model_type` key", re.IGNORECASE)
+_UNKNOWN_TYPE = re.compile(r"does not recognize this architecture|Unrecognized (model|configuration class)|`model_type` key", re.IGNORECASE)
 _NO_FILE = re.compile(r"no file named|does not appear to have (a )?file|Can't load|make sure .* contain", re.IGNORECASE)
 
 
@@ -36,7 +36,7 @@ def reason(error: BaseException) -> str:
     """
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):
-        text = f"{text} is missing"
+        text = f"the key {text} is missing"
     if len(text) > _LONGEST:
         text = f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}"
     return text if text.endswith((".", "!", "?")) else f"{text}."
@@ -67,7 +67,7 @@ def loading_error(what: str, error: BaseException) -> MimicError:
 
 _ADVICE = (
     (_REMOTE_CODE, "mimic-pl runs no code from a checkpoint. Choose one whose model is part of transformers."),
-    (_UNKNOWN_TYPE, "Choose a checkpoint of an architecture that this version of transformers knows, or update it."),
+    (_UNKNOWN_TYPE, "Choose a checkpoint whose model this version of transformers can build, or update transformers."),
     (_NO_SUCH_MODEL, "Check the spelling; a folder is given by its path, such as ./models/clip."),
     (_NO_ACCESS, "Accept the model's terms on its page, and log in once: hf auth login."),
     (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -78,26 +79,38 @@ def require_kind(config: Any, kind: Kind, name: str) -> None:
         ConfigError: It is another kind of model.
     """
     classes = MODEL_MAPPING.get(type(config), ())
-    model = classes if isinstance(classes, type) else classes[0] if classes else object
-    reads = getattr(model, "main_input_name", "input_ids")
-    has_images, has_texts = hasattr(model, "get_image_features"), hasattr(model, "get_text_features")
-    if has_images and has_texts:
-        found: str = "dual encoder"
-    elif reads == "input_ids":
-        found = "vision-language model without a text tower" if has_images else "text model"
-    else:
-        found = "vision model" if reads == "pixel_values" else f"model of {reads}"
+    model = classes if isinstance(classes, type) else classes[0] if classes else None
+    found = kind if model is None else _kind_of(model)  # transformers itself says that there is none
     if found == kind:
         return
+    needed, example = ("a text model", "bert-base-uncased")
+    if kind == "dual encoder":
+        needed, example = ("a model with a text and an image tower", "openai/clip-vit-base-patch32")
     advice = {
-        "dual encoder": "For a text and an image tower in one checkpoint, use CLIPEncoder with this name.",
+        "dual encoder": "Use CLIPEncoder, with this name as 'pretrained'.",
         "text model": "Use TextVisionEncoder, with this name as 'text' and a timm model as 'vision'.",
         "vision model": "Use TextVisionEncoder, with the timm model of this architecture as 'vision'.",
     }.get(found, "It cannot be used as an encoder.")
-    needs = "a text model, such as 'bert-base-uncased'"
-    if kind == "dual encoder":
-        needs = "a model with a text and an image tower, such as 'openai/clip-vit-base-patch32'"
-    raise ConfigError(f"{name} is a {found} ({config.model_type}), but here is needed {needs}. {advice}")
+    raise ConfigError(
+        f"{name} is a {found} ({config.model_type}), but {needed} is needed here, such as {example!r}. {advice}"
+    )
+
+
+def _kind_of(model: type) -> str:
+    """The kind of a model, by the methods and inputs of its class."""
+    has_images, has_texts = hasattr(model, "get_image_features"), hasattr(model, "get_text_features")
+    if has_images and has_texts:
+        return "dual encoder"
+    if has_texts:
+        return "model with a text tower and without an image tower"
+    reads = model.main_input_name  # type: ignore[attr-defined]
+    if reads == "pixel_values":
+        return "vision model"
+    if reads != "input_ids":
+        return f"model of {reads}"
+    if has_images or "pixel_values" in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
+        return "vision-language model without separate towers"
+    return "text model"
 
 
 def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:

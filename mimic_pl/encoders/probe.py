@@ -29,27 +29,30 @@ class TextProbe:
     def __init__(self, tower: TextTower, config: Any, name: str) -> None:
         self.tower = tower
         self.name = name
-        self.positions: int | None = getattr(config, "max_position_embeddings", None)
+        positions = getattr(config, "max_position_embeddings", None)
+        self.positions: int | None = positions if positions and positions > 0 else None  # -1 in XLNet
         # RoBERTa and its relatives give padding tokens no position.
         self._token, self._other = [id_ for id_ in range(3) if id_ != getattr(config, "pad_token_id", None)][:2]
 
     @torch.no_grad()
-    def require_length(self, length: int) -> None:
-        """Check that the tower encodes texts of ``length`` tokens.
+    def outputs(self, length: int) -> dict[str, Tensor]:
+        """The tower's outputs for a text of ``length`` tokens.
 
         Raises:
             ConfigError: It has fewer positions, or cannot encode a text at all.
         """
         if length < 1:
             raise ConfigError(f"text_length is {length}; it must be positive.")
-        if self._refusal(length) is None:
-            return
-        if refusal := self._refusal(1):
+        outputs = self._attempt(length)
+        if isinstance(outputs, dict):
+            return outputs
+        refusal = self._attempt(1)
+        if isinstance(refusal, str):
             raise ConfigError(f"{self.name} cannot encode a text: {refusal}")
         longest, refused = 1, length
         while refused - longest > 1:
             middle = (longest + refused) // 2
-            longest, refused = (middle, refused) if self._refusal(middle) is None else (longest, middle)
+            longest, refused = (longest, middle) if isinstance(self._attempt(middle), str) else (middle, refused)
         raise ConfigError(
             f"text_length is {length}, but {self.name} has only {longest} positions for tokens. Lower text_length or "
             "choose another model."
@@ -61,7 +64,7 @@ class TextProbe:
 
         Such a tower was trained on texts padded to one length, without a mask.
         """
-        outputs = self.tower(torch.tensor([[self._token] * 3]), torch.tensor([[1, 0, 0]]))
+        outputs = self.tower(torch.tensor([[self._token] * 4]), torch.tensor([[1, 0, 0, 0]]))
         pooled, tokens = outputs["pooled"], outputs["tokens"]
         weights = torch.arange(pooled.shape[-1], dtype=pooled.dtype)  # the sum of a normalised vector is constant
         (gradient,) = torch.autograd.grad((pooled * weights).sum(), tokens, allow_unused=True)
@@ -70,16 +73,15 @@ class TextProbe:
     @torch.no_grad()
     def is_causal(self) -> bool:
         """Whether the first token sees nothing of the tokens after it, as in decoders."""
-        texts = torch.tensor([[self._token] * 3, [self._token] + [self._other] * 2])
+        texts = torch.tensor([[self._token] * 4, [self._token] + [self._other] * 3])
         first, changed = self.tower(texts, torch.ones_like(texts))["tokens"][:, 0]
         return torch.allclose(first, changed, rtol=1e-5, atol=1e-7)
 
-    def _refusal(self, length: int) -> str | None:
-        """Why the tower does not encode a text of this length, if it does not."""
+    def _attempt(self, length: int) -> dict[str, Tensor] | str:
+        """The outputs for a text of this length, or why the tower refuses it."""
         if self.positions is not None and length > self.positions:
-            return "too long"
+            return f"it has {self.positions} positions."
         try:
-            self.tower(torch.full((1, length), self._token), torch.ones(1, length, dtype=torch.long))
+            return self.tower(torch.full((1, length), self._token), torch.ones(1, length, dtype=torch.long))
         except _REFUSALS as error:
             return reason(error)
-        return None

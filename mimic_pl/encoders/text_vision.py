@@ -137,16 +137,14 @@ class TextVisionEncoder(Encoder):
     def _check_text(self, name: str, pooling: str) -> int:
         """Check that the text tower works with these settings, and return the width of its hidden states."""
         probe = TextProbe(self._text_tower, self.text.config, name)
-        probe.require_length(self.text_length)
+        width = probe.outputs(self.text_length)["tokens"].shape[-1]
         if pooling == "cls" and probe.is_causal():
             raise ConfigError(
                 f"{name} ({self.text.config.model_type}) is a decoder: its first token, which text_pooling 'cls' takes "
                 "as the text, sees nothing of the text. Choose an encoder, such as 'bert-base-uncased', or set "
                 "text_pooling to 'mean'."
             )
-        with torch.no_grad():
-            one = torch.ones(1, 1, dtype=torch.int64)
-            return int(self._text_tower(one, one)["tokens"].shape[-1])
+        return width
 
     def _text_tower(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         return {"tokens": self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state}
