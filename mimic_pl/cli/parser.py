@@ -17,7 +17,7 @@ class Parser(LightningArgumentParser):
     jsonargparse wraps them for each level of the configuration, in a list of types and values.
     """
 
-    def add_instantiator(self, instantiator: Callable[..., Any], class_type: type, **kwargs: Any) -> None:  # type: ignore[override]
+    def add_instantiator(self, instantiator: Callable[..., Any], class_type: type, **kwargs: Any) -> None:
         """Add a function that builds objects of a class."""
 
         @functools.wraps(instantiator)

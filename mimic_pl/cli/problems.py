@@ -63,8 +63,8 @@ def constructing(name: str) -> Iterator[None]:
         if machine or isinstance(error, ModuleNotFoundError):
             raise
         raise ConfigError(
-            f"{name} cannot be built from its arguments: {reason(error)} ({type(error).__name__}{_where(error)}; {DEBUG} "
-            "shows the traceback)"
+            f"{name} cannot be built from its arguments: {reason(error)} ({type(error).__name__} in {_where(error)}; "
+            f"{DEBUG} shows the traceback)"
         ) from error
 
 
@@ -147,17 +147,16 @@ def _system_error(error: OSError, text: str) -> MachineError:
 
 
 def _unexpected(error: Exception) -> UnexpectedError:
-    where = _where(error)
     return UnexpectedError(
-        f"unexpected {type(error).__name__}{where and f' ({where[4:]})'}: {_last_line(error)}. This is a bug in mimic-pl or in a custom "
-        f"class. {DEBUG} on the command line shows the traceback; please include it in a bug report."
+        f"unexpected {type(error).__name__} ({_where(error)}): {_last_line(error)}. This is a bug in mimic-pl or in a "
+        f"custom class. {DEBUG} on the command line shows the traceback; please include it in a bug report."
     )
 
 
 def _where(error: Exception) -> str:
-    """Where an exception was raised: " in theirs.py, line 8"."""
+    """Where an exception was raised: "theirs.py, line 8"."""
     frames = traceback.extract_tb(error.__traceback__)
-    return f" in {Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else ""
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "unknown place"
 
 
 def _last_line(error: Exception) -> str:

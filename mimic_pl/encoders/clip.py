@@ -85,7 +85,8 @@ class CLIPEncoder(Encoder):
             self.clip = load_tower(pretrained, "dual encoder")
         else:
             self.tokenizer = build_tokenizer(vocabulary or [])
-            self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length or PUBLISHED_LENGTH)).eval()
+            self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length or PUBLISHED_LENGTH))
+            self.clip.train(False)
 
         # The configurations name the widths differently, so they are those of a forward pass.
         text = self._probe_text(text_length)

@@ -78,7 +78,7 @@ def _pooled(model: Any, outputs: Any) -> Tensor:
     pooled: Tensor | None = outputs.pooler_output
     if pooled is None:
         raise ConfigError(
-            f"A {type(model).__name__} has no pooled embedding of a text or an image, as CLIP has. Choose another model."
+            f"A {type(model).__name__} has no pooled embedding of a text or an image, as CLIP does. Choose another one."
         )
     return pooled[:, 0] if pooled.ndim == 3 else pooled  # FLAVA projects all tokens, and compares the first ones
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -25,16 +26,21 @@ class TransformersResize:
 
     Args:
         processor: The checkpoint's image processor (in the variant for Pillow).
+        mean: Mean per channel to which it normalises.
+        std: Standard deviation per channel.
     """
 
-    def __init__(self, processor: Any) -> None:
+    def __init__(self, processor: Any, mean: Sequence[float], std: Sequence[float]) -> None:
         self.processor = processor
+        self.mean, self.std = (np.reshape(values, (-1, 1, 1)) for values in (mean, std))
 
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Resize an RGB image to uint8 ``[3, S, S]``."""
-        made = self.processor(image, do_rescale=False, do_normalize=False, return_tensors="np")
-        pixels: np.ndarray[Any, np.dtype[np.uint8]] = np.asarray(made["pixel_values"])[0]
-        return pixels
+        normalized = np.asarray(self.processor(image, return_tensors="np")["pixel_values"], np.float64)[0]
+        if normalized.ndim != 3:
+            return np.zeros(normalized.shape, np.uint8)  # patches; rejected by their shape
+        # Not every processor lets its normalisation be switched off.
+        return np.rint(255 * (normalized * self.std + self.mean)).astype(np.uint8)
 
 
 class TimmResize:
@@ -63,23 +69,34 @@ def transformers_preprocessing(processor: Any, image_size: int | None, how: Imag
         how: How images are resized.
 
     Raises:
-        ConfigError: The processor does not say how images are normalised, or does not give squares of one size.
+        ConfigError: The processor's own resizing is wanted, but does not give squares of this size.
     """
-    mean, std = [0.0] * 3, [1.0] * 3
-    if processor.do_normalize:
-        mean, std = processor.image_mean, processor.image_std
-        if mean is None or std is None:
-            raise ConfigError("The encoder's preprocessor_config.json does not contain image_mean and image_std.")
-    # Values become factor * pixel - offset before they are normalised, usually pixel / 255.
-    factor = 255 * processor.rescale_factor if processor.do_rescale else 255.0
-    offset = float(bool(getattr(processor, "rescale_offset", False)))
-    if abs(factor - 1) > 1e-6 or offset:
-        mean = [(value + offset) / factor for value in mean]
-        std = [value / factor for value in std]
+    mean, std = _statistics(processor)
     if image_size is None:
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         image_size = size["height"] or size["shortest_edge"]
-    return ImageProcessor(image_size, mean, std, TransformersResize(processor) if how == "model" else None)
+    resize = TransformersResize(processor, mean, std) if how == "model" else None
+    return ImageProcessor(image_size, mean, std, resize)
+
+
+def _statistics(processor: Any) -> tuple[Any, Any]:
+    """Mean and standard deviation per channel to which an image processor normalises pixels / 255.
+
+    Its settings, if they alone decide: some processors scale to [-1, 1] before, or divide by the deviation twice.
+    """
+    black, white = (_middle_pixel(processor, Image.new("RGB", (64, 64), (level,) * 3)) for level in (0, 255))
+    std = 1 / (white - black)
+    mean = -black * std
+    given = processor.image_mean, processor.image_std
+    if np.shape(given) == (2, 3) and np.allclose(given, (mean, std), atol=1e-5):
+        return given
+    return mean.tolist(), std.tolist()
+
+
+def _middle_pixel(processor: Any, image: Image.Image) -> np.ndarray[Any, np.dtype[np.float64]]:
+    values = np.asarray(processor(image, return_tensors="np")["pixel_values"], np.float64)[0]
+    # NaFlex: patches, each of which has its pixels one after the other.
+    return values[:, values.shape[1] // 2, values.shape[2] // 2] if values.ndim == 3 else values.reshape(-1, 3)[0]
 
 
 def timm_preprocessing(settings: dict[str, Any], how: ImageResize) -> ImageProcessor:

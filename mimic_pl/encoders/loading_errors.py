@@ -23,7 +23,9 @@ _NOT_REACHED = re.compile(
 )
 _NO_SUCH_MODEL = re.compile(r"not a valid model identifier|Repository Not Found|404 Client", re.IGNORECASE)
 _REMOTE_CODE = re.compile(r"trust_remote_code|contains custom code", re.IGNORECASE)
-_UNKNOWN_TYPE = re.compile(r"does not recognize this architecture|Unrecognized (model|configuration class)|`model_type` key", re.IGNORECASE)
+_UNKNOWN_TYPE = re.compile(
+    r"does not recognize this architecture|Unrecognized (model|configuration class)|`model_type` key", re.IGNORECASE
+)
 _NO_FILE = re.compile(r"no file named|does not appear to have (a )?file|Can't load|make sure .* contain", re.IGNORECASE)
 
 
@@ -31,8 +33,8 @@ def reason(error: BaseException) -> str:
     """The whole message of an exception on one line, ending in a full stop; the middle of a very long one is left out.
 
     Example:
-        >>> reason(OSError("no file here\\nor there"))
-        'no file here or there.'
+        >>> reason(OSError("no   file"))
+        'no file.'
     """
     text = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, KeyError):

@@ -12,8 +12,14 @@ from typing import Any, Literal
 
 import timm
 import torch
-from transformers import MODEL_MAPPING, AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
 from mimic_pl.encoders.loading_errors import loading_error, reason
 from mimic_pl.errors import CheckpointError, ConfigError, MimicError
@@ -177,7 +183,7 @@ def load_image_processor(pretrained: str) -> Any:
     """
     try:
         with _loading(f"The image processor of the checkpoint {pretrained!r}"):
-            return AutoImageProcessor.from_pretrained(_located(pretrained), backend="pil")
+            return AutoImageProcessor.from_pretrained(_located(pretrained), backend="pil")  # type: ignore[no-untyped-call]
     except ConfigError as error:
         raise ConfigError(
             f"The encoder's checkpoint {pretrained!r} does not say how its images are normalised: it needs a "

@@ -76,7 +76,7 @@ class TextVisionEncoder(Encoder):
         else:
             tokenizer = self.tokenizer = build_tokenizer(vocabulary or [])
             sizes = {**(text_config or {}), "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            config = AutoConfig.for_model(**sizes)  # type: ignore[no-untyped-call]
+            config = AutoConfig.for_model(**sizes)
             require_kind(config, "text model", "text_config")
             self.text = AutoModel.from_config(config).eval()  # type: ignore[no-untyped-call]
         if self.text.config.is_encoder_decoder:
