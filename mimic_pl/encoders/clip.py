@@ -12,7 +12,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
 from mimic_pl.encoders.image_preprocessing import ImageResize, transformers_preprocessing
-from mimic_pl.encoders.pretrained import load_image_processor, load_tokenizer, load_tower, require_one_start
+from mimic_pl.encoders.pretrained import load_image_processor, load_tokenizer, load_tower, loading, require_one_start
 from mimic_pl.encoders.probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
@@ -109,16 +109,19 @@ class CLIPEncoder(Encoder):
 
     def build_tokenizer(self) -> TextTokenizer:
         """The checkpoint's tokenizer; see :meth:`Encoder.build_tokenizer`."""
-        return TextTokenizer(self.tokenizer or load_tokenizer(str(self.pretrained)), self.text_length)
+        vocabulary_size = getattr(self.clip.config.text_config, "vocab_size", None)
+        tokenizer = self.tokenizer or load_tokenizer(str(self.pretrained))
+        return TextTokenizer(tokenizer, self.text_length, vocabulary_size)
 
     def build_image_processor(self) -> ImageProcessor:
         """The checkpoint's image size and statistics; see :meth:`Encoder.build_image_processor`."""
         size = image_size(self.clip)
-        if self.pretrained is not None:
-            processor = load_image_processor(self.pretrained)
-        else:
+        if self.pretrained is None:
             processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
-        return transformers_preprocessing(processor, size, self.image_resize)
+        else:
+            processor = load_image_processor(self.pretrained)
+        with loading(f"The image processor of {self.pretrained or 'CLIP'}"):
+            return transformers_preprocessing(processor, size, self.image_resize)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_key: Tensor | None = None

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from timm.data.transforms_factory import create_transform
 
-from mimic_pl.errors import ConfigError
+from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.processor import ImageProcessor
 
 ImageResize = Literal["square", "model"]
@@ -19,6 +19,10 @@ ImageResize = Literal["square", "model"]
 - ``model``: with the interpolation and crop of the checkpoint's preprocessing: for CLIP, the shorter side to 224 pixels
   with bicubic interpolation and then the middle square; for SigLIP, bilinear or bicubic directly to the square.
 """
+
+
+_LARGEST = 4096
+"""Largest side of a preprocessed image, in pixels."""
 
 
 class TransformersResize:
@@ -40,7 +44,7 @@ class TransformersResize:
         if normalized.ndim != 3:
             return np.zeros(normalized.shape, np.uint8)  # patches; rejected by their shape
         # Not every processor lets its normalisation be switched off.
-        return np.rint(255 * (normalized * self.std + self.mean)).astype(np.uint8)
+        return np.rint(255 * (normalized * self.std + self.mean)).clip(0, 255).astype(np.uint8)
 
 
 class TimmResize:
@@ -71,12 +75,25 @@ def transformers_preprocessing(processor: Any, image_size: int | None, how: Imag
     Raises:
         ConfigError: The processor's own resizing is wanted, but does not give squares of this size.
     """
+    _require_small(processor)
     mean, std = _statistics(processor)
     if image_size is None:
         size = processor.crop_size if getattr(processor, "do_center_crop", False) else processor.size
         image_size = size["height"] or size["shortest_edge"]
     resize = TransformersResize(processor, mean, std) if how == "model" else None
     return ImageProcessor(image_size, mean, std, resize)
+
+
+def _require_small(processor: Any) -> None:
+    """Check the sizes of a processor's images before it makes one: a huge one would fill the memory."""
+    sizes = [getattr(processor, name, None) for name in ("size", "crop_size", "pad_size")]
+    sides = [side or 0 for size in sizes if size is not None for side in dict(size).values()]
+    largest = max([*sides, getattr(processor, "max_num_patches", None) or 0])
+    if largest > _LARGEST:
+        raise CheckpointError(
+            f"The encoder's preprocessor_config.json resizes images to {largest} pixels or patches, more than "
+            f"{_LARGEST}. It is damaged: get the checkpoint again."
+        )
 
 
 def _statistics(processor: Any) -> tuple[Any, Any]:

@@ -12,7 +12,7 @@ _LONGEST = 600
 
 _DAMAGED = re.compile(
     r"PytorchStreamReader|pickle|Unable to load weights|not a valid JSON|untagged enum|expected value at line"
-    r"|EOF while parsing|size mismatch|ignore_mismatched_sizes",
+    r"|EOF while parsing",
     re.IGNORECASE,
 )
 _NO_ACCESS = re.compile(r"gated repo|401 Client|403 Client|access to model .* restricted", re.IGNORECASE)
@@ -55,6 +55,8 @@ def loading_error(what: str, error: BaseException) -> MimicError:
         return error
     said = f"{what} cannot be loaded: {reason(error)}"
     text = " ".join(str(error).split())
+    if "ignore_mismatched_sizes" in text:  # transformers logs the details
+        return CheckpointError(f"{what} cannot be loaded: its weights have other shapes than its config.json says.")
     if isinstance(error, ImportError):
         return ConfigError(f"{what} cannot be loaded: {missing_package(error)}")
     if isinstance(error, (SafetensorError, EOFError)) or _DAMAGED.search(text):
@@ -75,6 +77,11 @@ _ADVICE = (
     (
         _NOT_REACHED,
         "Without network access the model must already be in the cache (HF_HOME), or the path of a folder be given.",
+    ),
+    (
+        re.compile("instantiate the backend tokenizer"),
+        "Save the tokenizer (tokenizer.json) next to the weights; to read another format: pip install sentencepiece "
+        "tiktoken protobuf.",
     ),
     (_NO_FILE, "The folder lacks this file; get the complete checkpoint, in Hugging Face format."),
 )

@@ -32,6 +32,12 @@ _LARGEST_JSON = 2**28
 """Bytes; the largest tokenizers have 35 million. A larger file would fill the memory while it is parsed."""
 
 
+_NO_CODE = {"trust_remote_code": False}
+"""transformers would ask on the terminal whether it may run code from the checkpoint."""
+
+_MOST_LAYERS = 1000
+
+
 def require_one_start(pretrained: str | None, config: object | None, what: str) -> None:
     """Check that a tower is given either a checkpoint or a configuration.
 
@@ -58,24 +64,43 @@ def load_tower(pretrained: str, kind: Kind) -> Any:
         CheckpointError: The weights cannot be read, or lack parameters.
     """
     name = _located(pretrained)
-    if name == pretrained and timm.is_model(pretrained) and not Path(name).is_dir():
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise ConfigError(
-            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; this one "
-            "needs a checkpoint of transformers, such as 'openai/clip-vit-base-patch32' or 'bert-base-uncased'."
+            f"The folder {pretrained!r} has no config.json: it is no checkpoint in Hugging Face format. It contains "
+            f"{found}."
         )
-    with _loading(f"The checkpoint {pretrained!r}"):
-        config = AutoConfig.from_pretrained(name)
-        require_kind(config, kind, repr(pretrained))
+    if not folder.is_dir() and timm.is_model(pretrained):
+        raise ConfigError(
+            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; here is "
+            "needed a checkpoint of transformers, such as 'openai/clip-vit-base-patch32' or 'bert-base-uncased'."
+        )
+    with loading(f"The configuration of the checkpoint {pretrained!r}"):
+        config = AutoConfig.from_pretrained(name, **_NO_CODE)
+        _require_few_layers(config)
+    require_kind(config, kind, repr(pretrained))
+    with loading(f"The model of the checkpoint {pretrained!r}"):
         # Always float32: in half precision, updates at the published learning rate are rounded away.
-        model, found = AutoModel.from_pretrained(name, config=config, dtype=torch.float32, output_loading_info=True)
+        model, found_keys = AutoModel.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, **_NO_CODE
+        )
     # Poolers are new in many checkpoints, and unused here.
-    missing = sorted(weight for weight in found["missing_keys"] if "pooler" not in weight)
+    missing = sorted(weight for weight in found_keys["missing_keys"] if "pooler" not in weight)
     if missing:
         raise CheckpointError(
             f"The checkpoint {pretrained!r} lacks {len(missing)} weights of its model, such as {missing[0]}, which "
             "would be random. It is incomplete, or of another model: get it again."
         )
     return model
+
+
+def _require_few_layers(config: Any) -> None:
+    """Check the numbers of layers: each is built, whatever the weights are."""
+    parts = [config, *(getattr(config, name, None) for name in ("text_config", "vision_config"))]
+    layers = max((int(getattr(part, "num_hidden_layers", None) or 0) for part in parts), default=0)
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}, more than {_MOST_LAYERS}")
 
 
 def require_kind(config: Any, kind: Kind, name: str) -> None:
@@ -141,7 +166,7 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
     if scheme == "local-dir":
         name = f"{scheme}:{_located(path, local=True)}"
     given = f" with {arguments}" if arguments else ""
-    with _loading(f"timm's vision model {name!r}{given}"):
+    with loading(f"timm's vision model {name!r}{given}"):
         try:
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
         except (TypeError, AssertionError) as error:
@@ -162,8 +187,8 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
         ConfigError: The checkpoint has none, or it needs a package that is not installed.
         CheckpointError: It cannot be read.
     """
-    with _loading(f"The tokenizer of the checkpoint {pretrained!r}"):
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_located(pretrained))
+    with loading(f"The tokenizer of the checkpoint {pretrained!r}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_located(pretrained), **_NO_CODE)
         entries = len(tokenizer.get_vocab())
     if entries <= len(tokenizer.all_special_ids):
         # If the files are missing, transformers returns an empty tokenizer of the model's type.
@@ -182,13 +207,16 @@ def load_image_processor(pretrained: str) -> Any:
         CheckpointError: It cannot be read.
     """
     try:
-        with _loading(f"The image processor of the checkpoint {pretrained!r}"):
-            return AutoImageProcessor.from_pretrained(_located(pretrained), backend="pil")  # type: ignore[no-untyped-call]
+        with loading(f"The image processor of the checkpoint {pretrained!r}"):
+            path, backend = _located(pretrained), {"backend": "pil"}
+            return AutoImageProcessor.from_pretrained(path, **backend, **_NO_CODE)  # type: ignore[no-untyped-call]
     except ConfigError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
         raise ConfigError(
             f"The encoder's checkpoint {pretrained!r} does not say how its images are normalised: it needs a "
-            f"preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor. "
-            f"({error})"
+            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor. "
+            f"(transformers: {reason(error.__cause__)})"
         ) from error
 
 
@@ -234,10 +262,17 @@ def _require_files(folder: Path) -> None:
 
 
 @contextmanager
-def _loading(what: str) -> Iterator[None]:
+def loading(what: str) -> Iterator[None]:
     """Convert any exception of transformers, tokenizers or timm to one paragraph.
 
     Their readers let errors of many classes through, depending on the bytes that are damaged.
+
+    Args:
+        what: What is loaded, at the beginning of a sentence.
+
+    Raises:
+        ConfigError: It cannot be loaded as it is configured.
+        CheckpointError: A file is damaged.
     """
     try:
         yield

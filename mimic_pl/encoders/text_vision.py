@@ -108,7 +108,8 @@ class TextVisionEncoder(Encoder):
 
     def build_tokenizer(self) -> TextTokenizer:
         """The text model's tokenizer; see :meth:`Encoder.build_tokenizer`."""
-        return TextTokenizer(self.tokenizer or load_tokenizer(str(self.text_name)), self.text_length)
+        tokenizer = self.tokenizer or load_tokenizer(str(self.text_name))
+        return TextTokenizer(tokenizer, self.text_length, getattr(self.text.config, "vocab_size", None))
 
     def build_image_processor(self) -> ImageProcessor:
         """The vision model's image size and statistics; see :meth:`Encoder.build_image_processor`."""

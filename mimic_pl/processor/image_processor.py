@@ -29,7 +29,8 @@ class ImageProcessor:
         resize: Resizes (and crops) an image; by default directly to the square, as published.
 
     Raises:
-        ConfigError: ``resize`` does not give images of this size.
+        ConfigError: The statistics are not numbers, or a deviation is not positive; ``resize`` does not give images of
+            this size.
     """
 
     def __init__(
@@ -39,6 +40,11 @@ class ImageProcessor:
         image_std: Sequence[float],
         resize: Resize | None = None,
     ) -> None:
+        if not np.isfinite((image_mean, image_std)).all() or min(image_std) <= 0:
+            raise ConfigError(
+                f"The encoder's images are normalised with mean {list(image_mean)} and deviation {list(image_std)}; these "
+                "must be numbers, and deviations positive. Correct the model's preprocessor_config.json."
+            )
         if resize is not None:
             drawn = resize(Image.new("RGB", (2 * image_size, image_size + 1)))
             if drawn.shape != (3, image_size, image_size) or drawn.dtype != np.uint8:

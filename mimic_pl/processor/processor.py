@@ -282,6 +282,7 @@ class Processor(Recorded):
             "modalities": self.modalities,
             "image policy": self.image_policy,
             "reduced decoding": str(self.reduced_decoding),
+            "image resizing": "square" if self.image_processor.resize is None else "as the model was trained",
             "features": "; ".join(f"{name}: {own.describe()}" for name, own in self.features.items()) or "none",
         }
 
