@@ -11,8 +11,15 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
-from mimic_pl.encoders.image_preprocessing import ImageResize, transformers_preprocessing
-from mimic_pl.encoders.pretrained import load_image_processor, load_tokenizer, load_tower, loading, require_one_start
+from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, transformers_preprocessing
+from mimic_pl.encoders.pretrained import (
+    building,
+    load_image_processor,
+    load_tokenizer,
+    load_tower,
+    loading,
+    require_one_start,
+)
 from mimic_pl.encoders.probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
@@ -77,6 +84,7 @@ class CLIPEncoder(Encoder):
         super().__init__(freeze, frozen_features)
         require_one_start(pretrained, config, "CLIPEncoder")
         self.pretrained = pretrained
+        require_resize(image_resize)
         self.image_resize: ImageResize = image_resize
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:
@@ -85,7 +93,8 @@ class CLIPEncoder(Encoder):
             self.clip = load_tower(pretrained, "dual encoder")
         else:
             self.tokenizer = build_tokenizer(vocabulary or [])
-            self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length or PUBLISHED_LENGTH))
+            with building("CLIPEncoder's config"):
+                self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length or PUBLISHED_LENGTH))
             self.clip.train(False)
 
         # The configurations name the widths differently, so they are those of a forward pass.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -62,6 +62,16 @@ class TimmResize:
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Resize an RGB image to uint8 ``[3, S, S]``."""
         return np.asarray(self.transform(image))
+
+
+def require_resize(how: str) -> None:
+    """Check the name of a way of resizing.
+
+    Raises:
+        ConfigError: There is none of this name.
+    """
+    if how not in get_args(ImageResize):
+        raise ConfigError(f"image_resize is {how!r}; it must be one of: {', '.join(get_args(ImageResize))}.")
 
 
 def transformers_preprocessing(processor: Any, image_size: int | None, how: ImageResize) -> ImageProcessor:

@@ -169,8 +169,12 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
     with loading(f"timm's vision model {name!r}{given}"):
         try:
             return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
-        except (TypeError, AssertionError) as error:
-            raise ConfigError(f"timm cannot create the vision model {name!r}{given}: {reason(error)}") from error
+        except (TypeError, AssertionError, RuntimeError) as error:
+            if "state_dict" in str(error):
+                raise
+            tags = timm.list_pretrained(f"{scheme.partition('.')[0]}.*") if "tag" in str(error) else []
+            hint = f" Its tags: {', '.join(tags)}." if tags else ""
+            raise ConfigError(f"timm cannot create the vision model {name!r}{given}: {reason(error)}{hint}") from error
         except KeyError as error:
             if not separator:
                 raise
@@ -259,6 +263,24 @@ def _require_files(folder: Path) -> None:
                 f"{file} has {readable_bytes(found.st_size)}, more than any tokenizer or configuration "
                 f"({readable_bytes(_LARGEST_JSON)}). Get the checkpoint again."
             )
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Convert any exception of transformers or timm, which build a model from the user's sizes, to one paragraph.
+
+    Args:
+        what: The option with the sizes.
+
+    Raises:
+        ConfigError: The sizes do not fit together.
+    """
+    try:
+        yield
+    except (MimicError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"No model can be built from {what}: {reason(error)}") from error
 
 
 @contextmanager

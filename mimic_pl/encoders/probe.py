@@ -17,6 +17,9 @@ TextTower = Callable[[Tensor, Tensor], dict[str, Tensor]]
 _REFUSALS = (IndexError, RuntimeError, ValueError, TypeError, AttributeError)
 
 
+_LONG = 512
+
+
 class TextProbe:
     """Runs a text tower on made-up texts without padding tokens.
 
@@ -43,7 +46,8 @@ class TextProbe:
         """
         if length < 1:
             raise ConfigError(f"text_length is {length}; it must be positive.")
-        outputs = self._attempt(length)
+        # Relative positions, as in T5, are unlimited, but a long text fills the memory.
+        outputs = self._attempt(length if self.positions else min(length, _LONG))
         if isinstance(outputs, dict):
             return outputs
         refusal = self._attempt(1)

@@ -10,8 +10,15 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
-from mimic_pl.encoders.image_preprocessing import ImageResize, timm_preprocessing
-from mimic_pl.encoders.pretrained import create_vision, load_tokenizer, load_tower, require_kind, require_one_start
+from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, timm_preprocessing
+from mimic_pl.encoders.pretrained import (
+    building,
+    create_vision,
+    load_tokenizer,
+    load_tower,
+    require_kind,
+    require_one_start,
+)
 from mimic_pl.encoders.probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
@@ -75,20 +82,26 @@ class TextVisionEncoder(Encoder):
             self.tokenizer: PreTrainedTokenizerBase | None = None
         else:
             tokenizer = self.tokenizer = build_tokenizer(vocabulary or [])
-            sizes = {**(text_config or {}), "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            config = AutoConfig.for_model(**sizes)
-            require_kind(config, "text model", "text_config")
-            self.text = AutoModel.from_config(config).eval()  # type: ignore[no-untyped-call]
+            ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            sizes: dict[str, Any] = {"model_type": "none", **(text_config or {}), **ids}
+            with building("text_config"):
+                config = AutoConfig.for_model(**sizes)
+                require_kind(config, "text model", "text_config")
+                self.text = AutoModel.from_config(config).eval()  # type: ignore[no-untyped-call]
         if self.text.config.is_encoder_decoder:
             self.text = self.text.get_encoder()
         hidden = self._check_text(text or "this text model", text_pooling)
+        if text_pooling not in ("cls", "mean"):
+            raise ConfigError(f"text_pooling is {text_pooling!r}; it must be 'cls' or 'mean'.")
         self.text_pooling = text_pooling
         # timm models have attributes beyond nn.Module: forward_features, forward_head, num_features, ...
         self.vision = cast(Any, create_vision(vision, vision_pretrained, vision_args or {}))
         # timm's pretrained configuration ignores a requested image size.
         requested = {"img_size": (vision_args or {}).get("img_size")}
+        require_resize(image_resize)
         self.image_resize: ImageResize = image_resize
-        self.image_settings = resolve_data_config(requested, model=self.vision)  # type: ignore[no-untyped-call]
+        with building(f"the vision model {vision!r} with vision_args {vision_args}"):
+            self.image_settings = resolve_data_config(requested, model=self.vision)  # type: ignore[no-untyped-call]
         self._channels_last = _channels_last(self.vision, self.image_settings["input_size"], vision)
 
         text_dim = text_dim or hidden
@@ -165,7 +178,7 @@ class TextVisionEncoder(Encoder):
 def _channels_last(vision: Any, input_size: tuple[int, int, int], name: str) -> bool:
     """Determine by one forward pass whether a vision model's feature map is channels-last."""
     vision.eval()
-    with torch.no_grad():
+    with torch.no_grad(), building(f"the vision model {name!r} for images of {input_size} (channels, height, width)"):
         features = vision.forward_features(torch.zeros(1, *input_size))
     shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     width = vision.num_features

@@ -42,8 +42,8 @@ class ImageProcessor:
     ) -> None:
         if not np.isfinite((image_mean, image_std)).all() or min(image_std) <= 0:
             raise ConfigError(
-                f"The encoder's images are normalised with mean {list(image_mean)} and deviation {list(image_std)}; these "
-                "must be numbers, and deviations positive. Correct the model's preprocessor_config.json."
+                f"Images cannot be normalised with mean {list(image_mean)} and deviation {list(image_std)}: these must "
+                "be numbers, and deviations positive. Mend the model's preprocessor_config.json."
             )
         if resize is not None:
             drawn = resize(Image.new("RGB", (2 * image_size, image_size + 1)))
