@@ -91,9 +91,10 @@ def unknown_option(message: str, parser: Any, args: Sequence[str]) -> str:
     known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
     files = [file for file in _configurations(args) if _contains(file, option.split("."))]
     where = f"{files[-1]}: " if files else ""
-    if not difflib.get_close_matches(option, known, n=1):
-        known = [name for name in known if name.rpartition(".")[0] == option.rpartition(".")[0]]
-    return f"{where}{found.group('command')} has no option {option!r}. {_suggest(option, known)}"
+    section, dot, name = option.rpartition(".")
+    siblings = [own.rpartition(".")[2] for own in known if own.rpartition(".")[0] == section]
+    hint = _suggest(name, siblings) if dot and siblings else _suggest(option, known)
+    return f"{where}{found.group('command')} has no option {option!r}. {hint}"
 
 
 def _configurations(args: Sequence[str]) -> Iterator[Path]:

@@ -111,9 +111,10 @@ def _statistics(processor: Any) -> tuple[Any, Any]:
 
     Its settings, if they alone decide: some processors scale to [-1, 1] before, or divide by the deviation twice.
     """
-    black, white = (_middle_pixel(processor, Image.new("RGB", (64, 64), (level,) * 3)) for level in (0, 255))
-    std = 1 / (white - black)
-    mean = -black * std
+    with np.errstate(all="ignore"):  # statistics that are no numbers are rejected later
+        black, white = (_middle_pixel(processor, Image.new("RGB", (64, 64), (level,) * 3)) for level in (0, 255))
+        std = 1 / (white - black)
+        mean = -black * std
     given = processor.image_mean, processor.image_std
     if np.shape(given) == (2, 3) and np.allclose(given, (mean, std), atol=1e-5):
         return given
