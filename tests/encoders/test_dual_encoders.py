@@ -1,18 +1,22 @@
 """The global features of every dual encoder of transformers are the model's own embeddings."""
 
 import logging
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import seed_everything
 from PIL import Image
 from torch.nn.functional import normalize
 from transformers import AutoImageProcessor, AutoModel, AutoTokenizer
 
-from mimic_pl import MIMIC
+from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
+from mimic_pl.units import TGLU
 from tests.encoders.checkpoints import CONFIGS, SIGLIP_LENGTH, save
+from tests.training import UNITS, make_trainer
 
 TEXTS = ["jaguar [SEP] a fast car", "cat", ""]
 PADDED = [kind for kind in CONFIGS if kind.startswith("siglip")]
@@ -144,3 +148,30 @@ def test_a_cached_feature_of_a_siglip_is_its_own(checkpoints, tmp_path):
         for name, state in plain.encode_mentions(records)["text"].items():
             torch.testing.assert_close(kept.encode_mentions(records)["text"][name], state)
     assert any(tmp_path.rglob("data.mdb"))
+
+
+@pytest.mark.parametrize("mask_padding", [False, True])
+def test_a_siglip_trains_and_ranks(checkpoints, tiny_set, tmp_path, mask_padding):
+    """With masked padding, entities are otherwise cut to the longest of a batch, which would move the last position."""
+    seed_everything(0)
+    encoder = CLIPEncoder(checkpoints("siglip"), image_dim=8)
+    units = {**UNITS, "text": partial(TGLU, hidden_dim=8, mask_padding=mask_padding)}
+    model = MIMIC(encoder, units=units, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.05))
+    before = {name: weight.clone() for name, weight in encoder.named_parameters()}
+    data = MELDataModule(str(tiny_set), name="Tiny", batch_size=8, entity_batch_size=4, num_workers=0)
+    trainer = make_trainer(tmp_path, max_epochs=1)
+    trainer.fit(model, data)
+    assert not torch.equal(before["clip.text_model.head.weight"], encoder.clip.text_model.head.weight)
+    seen = {}
+    kept = model.entity_states
+    model.entity_states = lambda inputs: seen.setdefault(len(seen), kept(inputs))
+    trainer.test(model, data, verbose=False)
+    model.entity_states = kept
+    ranked = torch.cat([states["text"]["global"] for states in seen.values()])
+    encoded = model.eval().encode_entities(list(data.entities))["text"]["global"]
+    torch.testing.assert_close(ranked.sort(dim=0).values, encoded.sort(dim=0).values, rtol=1e-4, atol=1e-5)
+
+    trainer.save_checkpoint(tmp_path / "siglip.ckpt")
+    again = MIMIC.load_from_checkpoint(tmp_path / "siglip.ckpt")
+    assert again.encoder.text_length == SIGLIP_LENGTH and again.encoder.reads_padding
+    torch.testing.assert_close(again.encode_entities(list(data.entities))["text"]["global"], encoded)

@@ -16,6 +16,7 @@ import pytest
 
 from mimic_pl.errors import (
     CheckpointError,
+    ConfigError,
     DataError,
     DeviceMemoryError,
     MachineError,
@@ -49,6 +50,9 @@ class Fault(NamedTuple):
 IMAGES, DATA = "data/test_images.py::", "faults/test_data_files.py::"
 INDEX = "ranking/test_lance_index.py::"
 STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoints.py::", "faults/test_machine.py::"
+
+DAMAGED = "encoders/test_damaged_checkpoints.py::"
+WRONG, CONSTRUCTORS = "encoders/test_wrong_models.py::", "cli/test_constructors.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
@@ -107,6 +111,21 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("published weights in safetensors, truncated or with a corrupted header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_corrupted_safetensors", 4),
         Fault("encoder weights truncated or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
+    ),
+    "Encoders": (
+        Fault("a text model where a CLIP is due, a CLIP where a text model is due, a vision model, a vision-language model, a model of videos, a decoder", "is a text model (bert), but a model with a text and an image tower is", ConfigError, WRONG + "test_another_kind_of_model_on_the_command_line"),
+        Fault("the same in Python, for ten kinds", "vision-language model without separate towers", ConfigError, WRONG + "test_another_kind_of_model_is_named_with_what_to_use", 10),
+        Fault("more tokens than positions, of which the padding token takes two (RoBERTa, XLM-R, CamemBERT, MPNet, Longformer)", "only 16 positions", ConfigError, WRONG + "test_positions_that_are_counted_from_the_padding_token", 15),
+        Fault("names of timm for transformers and the other way round, names that neither knows, sizes that do not fit", "name of a timm vision model", ConfigError, WRONG + "test_names_and_sizes_that_do_not_fit", 13),
+        Fault("safetensors headers that lie about lengths, offsets or shapes; a configuration, tokenizer or image processor that is no JSON, has wrong types, or asks for endless layers or pixels; missing files; code in a checkpoint", "deserializing header: invalid", CheckpointError, DAMAGED + "test_a_damaged_file_is_one_paragraph", 30),
+        Fault("a pipe or a device in place of a file of a checkpoint", "is a pipe or a device", CheckpointError, DAMAGED + "test_a_pipe_or_a_device_does_not_block", 6),
+        Fault("a `tokenizer.json` of a terabyte", "more than any tokenizer", CheckpointError, DAMAGED + "test_a_huge_file_of_json_is_not_read"),
+        Fault("texts cut to the longest of a batch for a text tower that pools the last position (SigLIP)", "pools the last of", ConfigError, "encoders/test_dual_encoders.py::test_cut_texts_are_refused_by_a_tower_that_pools_the_last_position"),
+    ),
+    "Configurations": (
+        Fault("an exception in any constructor that a configuration names: encoder, unit, loss, model, data, callback, logger, optimizer", "cannot be built from its arguments: 5 is no multiple of 2, which heads need", ConfigError, CONSTRUCTORS + "test_every_part_of_a_configuration", 8),
+        Fault("a package that a configuration needs is not installed (logger, strategy, precision)", "pip install -U", ConfigError, CONSTRUCTORS + "test_a_missing_package_is_named_with_how_to_install_it", 3),
+        Fault("an unknown key in a file", "fit has no option", UsageError, CONSTRUCTORS + "test_an_unknown_key_names_its_file_and_the_nearest_key", 4),
     ),
     "The machine": (
         Fault("the disk fills up while a cache is written: earlier values read back", "cannot be read or written", StoreError, STORE + "test_a_disk_that_fills_up"),
