@@ -120,7 +120,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("safetensors headers that lie about lengths, offsets or shapes; a configuration, tokenizer or image processor that is no JSON, has wrong types, or asks for endless layers or pixels; missing files; code in a checkpoint", "deserializing header: invalid", CheckpointError, DAMAGED + "test_a_damaged_file_is_one_paragraph", 30),
         Fault("a pipe or a device in place of a file of a checkpoint", "is a pipe or a device", CheckpointError, DAMAGED + "test_a_pipe_or_a_device_does_not_block", 6),
         Fault("a `tokenizer.json` of a terabyte", "more than any tokenizer", CheckpointError, DAMAGED + "test_a_huge_file_of_json_is_not_read"),
-        Fault("texts cut to the longest of a batch for a text tower that pools the last position (SigLIP)", "pools the last of", ConfigError, "encoders/test_dual_encoders.py::test_cut_texts_are_refused_by_a_tower_that_pools_the_last_position"),
+        Fault("texts cut to the longest of a batch for a text tower that pools the last position (SigLIP)", "last of", ConfigError, "encoders/test_dual_encoders.py::test_cut_texts_are_refused_by_a_tower_that_pools_the_last_position"),
     ),
     "Configurations": (
         Fault("an exception in any constructor that a configuration names: encoder, unit, loss, model, data, callback, logger, optimizer", "cannot be built from its arguments: 5 is no multiple of 2, which heads need", ConfigError, CONSTRUCTORS + "test_every_part_of_a_configuration", 8),
