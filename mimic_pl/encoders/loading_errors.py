@@ -57,6 +57,11 @@ def loading_error(what: str, error: BaseException) -> MimicError:
     text = " ".join(str(error).split())
     if "ignore_mismatched_sizes" in text:  # transformers logs the details
         return CheckpointError(f"{what} cannot be loaded: its weights have other shapes than its config.json says.")
+    if "Weights only load failed" in text:  # followed by advice to run the code
+        return CheckpointError(
+            f"{what} cannot be loaded: its pytorch_model.bin is damaged, or contains other objects than tensors, which "
+            "may be code and were not loaded. Get its weights as model.safetensors."
+        )
     if isinstance(error, ImportError):
         return ConfigError(f"{what} cannot be loaded: {missing_package(error)}")
     if isinstance(error, (SafetensorError, EOFError)) or _DAMAGED.search(text):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from mimic_pl.checkpoint_reader import require_no_nan
 from mimic_pl.encoders.loading_errors import loading_error, reason
 from mimic_pl.errors import CheckpointError, ConfigError, MimicError
 from mimic_pl.files import readable_bytes
@@ -92,7 +94,20 @@ def load_tower(pretrained: str, kind: Kind) -> Any:
             f"The checkpoint {pretrained!r} lacks {len(missing)} weights of its model, such as {missing[0]}, which "
             "would be random. It is incomplete, or of another model: get it again."
         )
+    own = {_pattern(weight) for weight in model.state_dict()}
+    dropped = sorted(weight for weight in found_keys["unexpected_keys"] if _pattern(weight) in own)
+    if dropped:
+        raise CheckpointError(
+            f"The checkpoint {pretrained!r} has {len(dropped)} weights of layers that its config.json does not have, "
+            f"such as {dropped[0]}. Get both files from one checkpoint."
+        )
+    require_no_nan(model.state_dict(), f"the checkpoint {pretrained!r}")
     return model
+
+
+def _pattern(weight: str) -> str:
+    """A weight's name without the numbers of its layers."""
+    return re.sub(r"\d+", "#", weight)
 
 
 def _require_few_layers(config: Any) -> None:

@@ -34,8 +34,10 @@ class TextProbe:
         self.name = name
         positions = getattr(config, "max_position_embeddings", None)
         self.positions: int | None = positions if positions and positions > 0 else None  # -1 in XLNet
-        # RoBERTa and its relatives give padding tokens no position.
-        self._token, self._other = [id_ for id_ in range(3) if id_ != getattr(config, "pad_token_id", None)][:2]
+        # Special tokens are avoided: RoBERTa gives padding no position, and CLIP pools the end token.
+        special = {getattr(config, f"{name}_token_id", None) for name in ("pad", "bos", "eos", "cls", "sep")}
+        self._token, self._other = [id_ for id_ in range(len(special) + 2) if id_ not in special][:2]
+        self._last: int = max(self._other, (getattr(config, "vocab_size", None) or 0) - 1)
 
     @torch.no_grad()
     def outputs(self, length: int) -> dict[str, Tensor]:
@@ -62,17 +64,16 @@ class TextProbe:
             "choose another model."
         )
 
-    @torch.enable_grad()
+    @torch.no_grad()
     def pools_padding(self) -> bool:
         """Whether ``pooled`` reads positions that the attention mask hides, as in SigLIP, which pools the last one.
 
         Such a tower was trained on texts padded to one length, without a mask.
         """
-        outputs = self.tower(torch.tensor([[self._token] * 4]), torch.tensor([[1, 0, 0, 0]]))
-        pooled, tokens = outputs["pooled"], outputs["tokens"]
-        weights = torch.arange(pooled.shape[-1], dtype=pooled.dtype)  # the sum of a normalised vector is constant
-        (gradient,) = torch.autograd.grad((pooled * weights).sum(), tokens, allow_unused=True)
-        return gradient is not None and bool(gradient[0, 1:].any())
+        # CLIP pools the token with the largest id, if its configuration is an old one.
+        texts = torch.tensor([[self._last] + [hidden] * 3 for hidden in (self._token, self._other)])
+        first, changed = self.tower(texts, torch.tensor([[1, 0, 0, 0]] * 2))["pooled"]
+        return not torch.allclose(first, changed, rtol=1e-4, atol=1e-6)
 
     @torch.no_grad()
     def is_causal(self) -> bool:

@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.encoders.loading_errors import loading_error, reason
@@ -180,6 +181,43 @@ def test_a_huge_file_of_json_is_not_read(intact, tmp_path):
     os.truncate(folder / TOKENIZER, 2**40)  # a hole, which takes no space
     with pytest.raises(CheckpointError, match="1.1 TB, more than any tokenizer"):
         use(folder)
+
+
+class Code:
+    def __reduce__(self):
+        return os.mkdir, ("was_run",)
+
+
+def test_code_in_pickled_weights_is_not_run(intact, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = shutil.copytree(intact, tmp_path / "clip")
+    (folder / WEIGHTS).unlink()
+    torch.save({"weight": Code()}, folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="other objects than tensors"):
+        use(folder)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_weights_with_nan(intact, tmp_path):
+    folder = shutil.copytree(intact, tmp_path / "clip")
+    weights = load_file(folder / WEIGHTS)
+    weights["text_projection.weight"][0, 0] = torch.nan
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    with pytest.raises(CheckpointError, match="contain NaN: text_projection.weight"):
+        use(folder)
+
+
+def test_fewer_layers_than_weights(intact, tmp_path):
+    folder = shutil.copytree(intact, tmp_path / "clip")
+    content = changed(intact, CONFIG, lambda c: c["text_config"].update(num_hidden_layers=1))
+    (folder / CONFIG).write_bytes(content)
+    with pytest.raises(CheckpointError, match="16 weights of layers that its config.json does not have"):
+        use(folder)
+
+
+def test_an_encoder_is_built_in_inference_mode(intact):
+    with torch.inference_mode():
+        use(intact)
 
 
 def test_the_intact_checkpoint_is_used(intact):
