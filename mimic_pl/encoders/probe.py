@@ -49,13 +49,12 @@ class TextProbe:
         if length < 1:
             raise ConfigError(f"text_length is {length}; it must be positive.")
         # Relative positions, as in T5, are unlimited, but a long text fills the memory.
-        outputs = self._attempt(length if self.positions else min(length, _LONG))
+        tried = length if self.positions else min(length, _LONG)
+        outputs = self._attempt(tried)
         if isinstance(outputs, dict):
             return outputs
-        refusal = self._attempt(1)
-        if isinstance(refusal, str):
-            raise ConfigError(f"{self.name} cannot encode a text: {refusal}")
-        longest, refused = 1, length
+        self._run(torch.tensor([[self._token]]), torch.tensor([[1]]))
+        longest, refused = 1, tried
         while refused - longest > 1:
             middle = (longest + refused) // 2
             longest, refused = (longest, middle) if isinstance(self._attempt(middle), str) else (middle, refused)
@@ -72,14 +71,14 @@ class TextProbe:
         """
         # CLIP pools the token with the largest id, if its configuration is an old one.
         texts = torch.tensor([[self._last] + [hidden] * 3 for hidden in (self._token, self._other)])
-        first, changed = self.tower(texts, torch.tensor([[1, 0, 0, 0]] * 2))["pooled"]
+        first, changed = self._run(texts, torch.tensor([[1, 0, 0, 0]] * 2))["pooled"]
         return not torch.allclose(first, changed, rtol=1e-4, atol=1e-6)
 
     @torch.no_grad()
     def is_causal(self) -> bool:
         """Whether the first token sees nothing of the tokens after it, as in decoders."""
         texts = torch.tensor([[self._token] * 4, [self._token] + [self._other] * 3])
-        first, changed = self.tower(texts, torch.ones_like(texts))["tokens"][:, 0]
+        first, changed = self._run(texts, torch.ones_like(texts))["tokens"][:, 0]
         return torch.allclose(first, changed, rtol=1e-5, atol=1e-7)
 
     def _attempt(self, length: int) -> dict[str, Tensor] | str:
@@ -87,6 +86,12 @@ class TextProbe:
         if self.positions is not None and length > self.positions:
             return f"it has {self.positions} positions."
         try:
-            return self.tower(torch.full((1, length), self._token), torch.ones(1, length, dtype=torch.long))
+            return self._run(torch.full((1, length), self._token), torch.ones(1, length, dtype=torch.long))
+        except ConfigError as error:
+            return str(error)
+
+    def _run(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
+        try:
+            return self.tower(input_ids, attention_mask)
         except _REFUSALS as error:
-            return reason(error)
+            raise ConfigError(f"{self.name} cannot encode a text: {reason(error)}") from error

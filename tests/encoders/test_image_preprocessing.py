@@ -10,6 +10,7 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from transformers import AutoImageProcessor
 
+from mimic_pl import MIMIC, Processor
 from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor.decoding import fingerprint
@@ -75,3 +76,12 @@ def test_a_model_whose_own_preprocessing_gives_no_squares(tmp_path):
     encoder = CLIPEncoder(str(save("siglip2", tmp_path)), image_resize="model")
     with pytest.raises(ConfigError, match="Set image_resize to 'square'"):
         encoder.build_image_processor()
+
+
+def test_an_index_depends_on_the_resizing(tmp_path):
+    folder = save("clip", tmp_path)
+    described = [
+        MIMIC(CLIPEncoder(str(folder), **options)).processor.describe()["image resizing"]
+        for options in ({}, {"image_resize": "model"})
+    ]
+    assert described == [Processor().describe()["image resizing"], "as the model was trained"]
