@@ -39,6 +39,9 @@ _NO_CODE = {"trust_remote_code": False}
 
 _MOST_LAYERS = 1000
 
+_UNUSED = re.compile(r"pooler|logit_|temperature")
+"""Weights that MIMIC does not use, and that many checkpoints lack."""
+
 
 def require_one_start(pretrained: str | None, config: object | None, what: str) -> None:
     """Check that a tower is given either a checkpoint or a configuration.
@@ -75,8 +78,9 @@ def load_tower(pretrained: str, kind: Kind) -> Any:
         )
     if not folder.is_dir() and timm.is_model(pretrained):
         raise ConfigError(
-            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; here is "
-            "needed a checkpoint of transformers, such as 'openai/clip-vit-base-patch32' or 'bert-base-uncased'."
+            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; "
+            "'pretrained' and 'text' take checkpoints of transformers, such as 'openai/clip-vit-base-patch32' or "
+            "'bert-base-uncased'."
         )
     with loading(f"The configuration of the checkpoint {pretrained!r}"):
         config = AutoConfig.from_pretrained(name, **_NO_CODE)
@@ -87,8 +91,7 @@ def load_tower(pretrained: str, kind: Kind) -> Any:
         model, found_keys = AutoModel.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **_NO_CODE
         )
-    # Poolers are new in many checkpoints, and unused here.
-    missing = sorted(weight for weight in found_keys["missing_keys"] if "pooler" not in weight)
+    missing = sorted(weight for weight in found_keys["missing_keys"] if not _UNUSED.search(weight))
     if missing:
         raise CheckpointError(
             f"The checkpoint {pretrained!r} lacks {len(missing)} weights of its model, such as {missing[0]}, which "

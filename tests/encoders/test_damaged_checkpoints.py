@@ -65,7 +65,7 @@ DAMAGE = {
     ),
     "no weights in the file": (WEIGHTS, lambda _: struct.pack("<Q", 2) + b"{}", CheckpointError, "would be random"),
     "one weight of another name": (
-        *(WEIGHTS, lambda p: header(p, lambda f, n: f.update(other=f.pop(n[0])))),
+        *(WEIGHTS, lambda p: header(p, lambda f, n: f.update(other=f.pop(n[-1])))),
         *(CheckpointError, "lacks 1 weights of its model"),
     ),
     "no weights": (WEIGHTS, None, ConfigError, "no file named model.safetensors.*lacks this file"),
