@@ -39,7 +39,8 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
     num_entities = len(data.entities)
     on_disk = builder.storage == "disk"
     # If texts need not be padded to a fixed length, those of similar length are batched together.
-    loader = data.entity_dataloader(by_length=not (on_disk or model.matcher.reads_padding))
+    padded = on_disk or model.matcher.reads_padding or model.encoder.reads_padding
+    loader = data.entity_dataloader(by_length=not padded)
     shard = _shard_of(loader, num_entities)
     description: dict[str, object] = {}
     if on_disk or shard.processes.world_size > 1:

@@ -9,6 +9,7 @@ import yaml
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from mimic_pl.cli import main
+from mimic_pl.encoders.clip import PUBLISHED_LENGTH
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from tests import tiny
 
@@ -66,11 +67,8 @@ def test_published_hyperparameters(name):
     assert (config["trainer"]["max_epochs"], config["trainer"]["check_val_every_n_epoch"]) == (20, 2)
     assert config["early_stopping"]["patience"] == 3
     model = config["model"]["init_args"]
-    assert model["encoder"]["init_args"] == {
-        "pretrained": "openai/clip-vit-base-patch32",
-        "text_length": 40,
-        "image_dim": 96,
-    }
+    assert model["encoder"]["init_args"] == {"pretrained": "openai/clip-vit-base-patch32", "image_dim": 96}
+    assert PUBLISHED_LENGTH == 40
     assert all(unit["init_args"] == {"hidden_dim": 96} for unit in model["units"].values())
     assert model["optimizer"]["init_args"] == {"lr": 1e-5, "betas": [0.9, 0.999], "eps": 1e-4, "weight_decay": 1e-4}
     assert config["data"]["init_args"]["batch_size"] == 128

@@ -31,7 +31,8 @@ from mimic_pl.cli.additions import with_additions
 from mimic_pl.cli.choice import Choice, Start, check_data_root, choose_checkpoint, choose_run, short_path
 from mimic_pl.cli.help import ALL
 from mimic_pl.cli.numbers import check_numbers
-from mimic_pl.cli.problems import DEBUG, as_mimic_error, debugging, paragraph
+from mimic_pl.cli.parser import Parser
+from mimic_pl.cli.problems import DEBUG, as_mimic_error, constructing, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
 from mimic_pl.cli.quiet import quiet_libraries
 from mimic_pl.cli.run_config import RunConfig
@@ -81,6 +82,7 @@ class MimicCLI(LightningCLI):
             auto_configure_optimizers=False,
             seed_everything_default=43,
             trainer_class=RunTrainer,
+            parser_class=Parser,
             save_config_callback=RunConfig,
             parser_kwargs={
                 "prog": "mimic-pl",
@@ -275,7 +277,8 @@ class MimicCLI(LightningCLI):
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
             config = {**config, "plugins": [*plugins, AtomicCheckpointIO()]}
-        return super()._instantiate_trainer(config, callbacks)
+        with constructing("Trainer"):
+            return super()._instantiate_trainer(config, callbacks)
 
     def _last_checkpoint(self, callbacks: list[Callback]) -> Iterator[ModelCheckpoint]:
         """A callback that writes ``last.ckpt``; ModelCheckpoint itself does so only after a top-k checkpoint."""
@@ -320,7 +323,7 @@ def run(given: list[str]) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        problem = as_mimic_error(error)
+        problem = as_mimic_error(error, given)
         print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
 

@@ -8,13 +8,15 @@ import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from jsonargparse import ArgumentError
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-from mimic_pl.cli.usage import short_message
+from mimic_pl.cli.usage import short_message, unknown_option
+from mimic_pl.encoders.loading_errors import missing_package, reason
 from mimic_pl.errors import CheckpointError, ConfigError, DeviceMemoryError, MachineError, MimicError, UsageError
 from mimic_pl.escaping import shortened
 from mimic_pl.files import DISK_FULL
@@ -44,15 +46,48 @@ def paragraph(error: MimicError) -> str:
     return text.rpartition(name)[2].strip() if text.startswith("Caught ") else text
 
 
-def as_mimic_error(error: Exception) -> MimicError:
-    """The MimicError that is the error itself or one of its causes; otherwise the corresponding one."""
+@contextmanager
+def constructing(name: str) -> Iterator[None]:
+    """Convert an exception of a constructor to a ConfigError that names the class; errors of the machine pass through.
+
+    Args:
+        name: Name of the class.
+
+    Raises:
+        ConfigError: Any other exception was raised.
+    """
+    try:
+        yield
+    except (MimicError, MisconfigurationException, MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:
+        machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
+        if machine or isinstance(error, ModuleNotFoundError):
+            raise
+        raise ConfigError(
+            f"{name} cannot be built from its arguments: {reason(error)} ({type(error).__name__} in {_where(error)}; "
+            f"{DEBUG} shows the traceback)"
+        ) from error
+
+
+def as_mimic_error(error: Exception, args: Sequence[str] = ()) -> MimicError:
+    """The MimicError that is the error itself or one of its causes; otherwise the corresponding one.
+
+    Args:
+        error: The exception.
+        args: The command line, to say which configuration file is wrong.
+    """
     for cause in _causes(error):
         if isinstance(cause, MimicError):
             return cause
+        if isinstance(cause, MisconfigurationException):
+            return ConfigError(str(cause))
+        if isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("mimic_pl"):
+            return ConfigError(f"A package that the configuration needs is not installed: {missing_package(cause)}")
+        if parser := getattr(cause, "subcommand_parser", None):
+            return UsageError(unknown_option(str(cause), parser, args))
     if isinstance(error, ArgumentError):
         return UsageError(short_message(str(error)))
-    if isinstance(error, MisconfigurationException):
-        return ConfigError(str(error))
     if "Error(s) in loading state_dict" in str(error):
         return CheckpointError(f"The checkpoint does not fit the configured model. {error}")
     return _machine_error(error) or _unexpected(error)
@@ -121,12 +156,16 @@ def _system_error(error: OSError, text: str) -> MachineError:
 
 
 def _unexpected(error: Exception) -> UnexpectedError:
-    frames = traceback.extract_tb(error.__traceback__)
-    where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
     return UnexpectedError(
-        f"unexpected {type(error).__name__}{where}: {_last_line(error)}. This is a bug in mimic-pl or in a custom "
-        f"class. {DEBUG} on the command line shows the traceback; please include it in a bug report."
+        f"unexpected {type(error).__name__} ({_where(error)}): {_last_line(error)}. This is a bug in mimic-pl or in a "
+        f"custom class. {DEBUG} on the command line shows the traceback; please include it in a bug report."
     )
+
+
+def _where(error: Exception) -> str:
+    """Where an exception was raised: "theirs.py, line 8"."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{Path(frames[-1].filename).name}, line {frames[-1].lineno}" if frames else "unknown place"
 
 
 def _last_line(error: Exception) -> str:

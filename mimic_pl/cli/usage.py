@@ -5,16 +5,29 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
-from torch import nn
+from lightning.pytorch import Callback
+from lightning.pytorch.loggers import Logger
 
 from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import Degradation
 from mimic_pl.encoders import Encoder
 from mimic_pl.model import MIMIC
+from mimic_pl.runs import read_yaml
 from mimic_pl.units import Unit
+
+_BASES: dict[str, tuple[type, ...]] = {
+    "trainer.logger": (Logger,),
+    "trainer.callbacks": (Callback,),
+    "trainer": (),
+    "data": (MELDataModule, Degradation),
+    "": (Encoder, Unit, MIMIC, MELDataModule, Degradation),
+}
+"""Base classes of what a key may name, by the beginning of the key."""
 
 _NOISE = re.compile(
     r"^(- )?(Does not validate against any of the Union subtypes|Subtypes: .*|Errors:|Given value.*"
@@ -24,6 +37,7 @@ _KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\"(?P<more>.*?):?$")
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
 _OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
+_NOT_ACCEPTED = re.compile(r"Subcommand '(?P<command>[^']+)' does not accept option '(?P<option>[^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.*)")
 
 
@@ -54,12 +68,53 @@ def short_message(message: str) -> str:
         elif text not in problems:
             problems.append(text)
     path = ".".join(keys)
-    explained = next(filter(None, (_explain(problem, owner) for problem in problems)), None)
+    explained = next(filter(None, (_explain(problem, owner, path) for problem in problems)), None)
     problem = explained or "; ".join(problems) or message.strip()
     return f"{path}: {problem}" if path else problem
 
 
-def _explain(problem: str, owner: str | None) -> str | None:
+def unknown_option(message: str, parser: Any, args: Sequence[str]) -> str:
+    """Explain that a configuration has a key that the command does not know.
+
+    Args:
+        message: The message of jsonargparse.
+        parser: The parser of the command.
+        args: The command line, whose configuration files are searched for the key.
+
+    Returns:
+        The key, the file that contains it, and the most similar known key.
+    """
+    found = _NOT_ACCEPTED.search(message)
+    if found is None:
+        return message
+    option = found.group("option")
+    known = [name.removeprefix("--") for name in parser._option_string_actions if name.startswith("--")]
+    files = [file for file in _configurations(args) if _contains(file, option.split("."))]
+    where = f"{files[-1]}: " if files else ""
+    section, dot, name = option.rpartition(".")
+    siblings = [own.rpartition(".")[2] for own in known if own.rpartition(".")[0] == section]
+    hint = _suggest(name, siblings) if dot and siblings else _suggest(option, known)
+    return f"{where}{found.group('command')} has no option {option!r}. {hint}"
+
+
+def _configurations(args: Sequence[str]) -> Iterator[Path]:
+    """The configuration files on a command line."""
+    for arg, following in zip(args, [*args[1:], ""], strict=True):
+        option, equals, value = arg.partition("=")
+        if option in ("-c", "--config") and Path(path := value if equals else following).is_file():
+            yield Path(path)
+
+
+def _contains(file: Path, keys: Sequence[str]) -> bool:
+    found: Any = read_yaml(file)
+    for key in keys:
+        if not isinstance(found, dict) or key not in found:
+            return False
+        found = found[key]
+    return True
+
+
+def _explain(problem: str, owner: str | None, key: str) -> str | None:
     """Rephrase jsonargparse's messages about options, classes and required arguments."""
     if found := _OPTION.search(problem):
         options = list(_options(owner))
@@ -69,7 +124,7 @@ def _explain(problem: str, owner: str | None) -> str | None:
         name = found.group("name")
         return (
             f"no class {name!r} is known. "
-            + _suggest(name, list(_classes()))
+            + _suggest(name, list(_classes(key)))
             + " Name a custom class with its module, for example my_module.MyClass, which must be importable from here."
         )
     if found := _REQUIRED.search(problem):
@@ -97,11 +152,11 @@ def _options(class_path: str | None) -> Iterator[str]:
     yield from (key for key, parameter in parameters.items() if parameter.kind is parameter.POSITIONAL_OR_KEYWORD)
 
 
-def _classes() -> Iterator[str]:
-    """Names of the classes available in configurations."""
-    bases: list[type] = [Encoder, Unit, MIMIC, MELDataModule, Degradation]
+def _classes(key: str) -> Iterator[str]:
+    """Names of the classes that a key of a configuration may name."""
+    bases = list(next(of_key for start, of_key in _BASES.items() if key.startswith(start)))
     while bases:
         base = bases.pop()
-        if not inspect.isabstract(base) and issubclass(base, nn.Module | MELDataModule | Degradation):
+        if not inspect.isabstract(base):
             yield base.__name__
         bases.extend(base.__subclasses__())

@@ -51,10 +51,13 @@ class Encoder(Recorded, nn.Module, ABC):
     Attributes:
         dims: Widths of the features, to which the units are built.
         text_length: Number of tokens to which texts are padded or truncated.
+        reads_padding: The text tower reads padding, as SigLIP's does, so that texts must be padded to ``text_length``
+            and may not be cut to the longest of a batch.
     """
 
     dims: FeatureDims
     text_length: int
+    reads_padding: bool = False
 
     def __init__(self, freeze: bool = False, frozen_features: str | None = None) -> None:
         super().__init__()

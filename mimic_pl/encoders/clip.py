@@ -2,28 +2,47 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
-from transformers.utils.constants import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
-from mimic_pl.encoders.pretrained import image_statistics, load_tokenizer, load_tower, require_one_start
+from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
+from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, transformers_preprocessing
+from mimic_pl.encoders.pretrained import (
+    building,
+    load_image_processor,
+    load_tokenizer,
+    load_tower,
+    loading,
+    require_one_start,
+)
+from mimic_pl.encoders.probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
 from mimic_pl.ranges import COUNT, in_range
 
+PUBLISHED_LENGTH = 40
+"""Tokens per text in the published settings."""
+
+_ANY_SIZE = 64
+"""Side of a made-up image for a convolutional network, which takes any size."""
+
+_log = logging.getLogger(__name__)
+
 
 class CLIPEncoder(Encoder):
     """A CLIP-like dual encoder with pooled embeddings and hidden states of both towers (paper section 3.2).
 
     Text features are the normalised text embedding and the last hidden states; image features are linear projections
-    of the normalised image embedding and of the last hidden states, including CLS. Any checkpoint whose model has
-    ``get_text_features`` and ``get_image_features`` works (CLIP, SigLIP, ...).
+    of the normalised image embedding and of the last hidden states, including CLS if there is one. Both embeddings are
+    those of the model's own ``get_text_features`` and ``get_image_features``; any checkpoint whose model has them
+    works: CLIP, SigLIP, SigLIP 2 (NaFlex models too, on square images), MetaCLIP 2, ChineseCLIP, AltCLIP, ALIGN, ...
 
     Args:
         pretrained: Checkpoint folder or hub name, for example ``openai/clip-vit-base-patch32``.
@@ -31,16 +50,20 @@ class CLIPEncoder(Encoder):
             ``text_config``, ``vision_config``) with random weights.
         vocabulary: With ``config``: the words of its tokenizer
             (see :func:`~mimic_pl.encoders.wordpiece.build_tokenizer`).
-        text_length: Tokens per text.
+        text_length: Tokens per text: by default 40, as published. A model that was trained on texts padded to one
+            length, of which it pools the last position, has that length by default (SigLIP: 64). With any other length
+            it pools a position that it was not trained to pool: its text embeddings are poor until it is trained.
         image_dim: Width of the image features after projection (the paper's d_V).
+        image_resize: ``square`` as published, or the interpolation and crop of the ``model`` (see
+            :data:`~mimic_pl.encoders.image_preprocessing.ImageResize`).
         freeze: Freeze the towers; the projections are still trained.
         frozen_features: Folder that caches the outputs of frozen towers, so that each record is encoded once: ``auto``
             for the user's cache folder, ``None`` for no cache.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
 
     Raises:
-        ConfigError: Both or neither of ``pretrained`` and ``config`` are given, or ``text_length`` exceeds the model's
-            positions.
+        ConfigError: Both or neither of ``pretrained`` and ``config`` are given, ``text_length`` exceeds the model's
+            positions, or the model is not a dual encoder.
 
     Example:
         >>> encoder = CLIPEncoder("openai/clip-vit-base-patch32")  # doctest: +SKIP
@@ -53,40 +76,38 @@ class CLIPEncoder(Encoder):
         pretrained: str | None = None,
         config: dict[str, Any] | None = None,
         vocabulary: list[str] | None = None,
-        text_length: int = 40,
+        text_length: int | None = None,
         image_dim: int = 96,
         freeze: bool = False,
         gradient_checkpointing: bool = False,
         frozen_features: str | None = "auto",
+        image_resize: ImageResize = "square",
     ) -> None:
         super().__init__(freeze, frozen_features)
         require_one_start(pretrained, config, "CLIPEncoder")
         self.pretrained = pretrained
-        self.text_length = text_length
+        require_resize(image_resize)
+        self.image_resize: ImageResize = image_resize
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:
             if vocabulary is not None:
                 raise ConfigError("CLIPEncoder: 'vocabulary' needs 'config'; a checkpoint has its own tokenizer.")
-            self.clip = load_tower(pretrained)
+            self.clip = load_tower(pretrained, "dual encoder")
         else:
             self.tokenizer = build_tokenizer(vocabulary or [])
-            self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length))
+            with building("CLIPEncoder's config"):
+                self.clip = CLIPModel(_clip_config(config or {}, self.tokenizer, text_length or PUBLISHED_LENGTH))
+            self.clip.train(False)
 
-        text, vision = self.clip.config.text_config, self.clip.config.vision_config
-        if text_length > text.max_position_embeddings:
-            raise ConfigError(
-                f"text_length is {text_length}, but this text tower has only {text.max_position_embeddings} positions. "
-                "Lower text_length or choose another checkpoint."
-            )
-        # CLIP projects both pooled embeddings to the same width; SigLIP projects only the text embedding.
-        joint = getattr(self.clip.config, "projection_dim", None)
-        text_dim = joint or getattr(text, "projection_size", None) or text.hidden_size
-        image_global_dim = joint or vision.hidden_size
-        self.text_local: nn.Module = (
-            nn.Identity() if text.hidden_size == text_dim else nn.Linear(text.hidden_size, text_dim)
-        )
-        self.image_global = nn.Linear(image_global_dim, image_dim)
-        self.image_local = nn.Linear(vision.hidden_size, image_dim)
+        # The configurations name the widths differently, so they are those of a forward pass.
+        text = self._probe_text(text_length)
+        side = image_size(self.clip) or _ANY_SIZE
+        with torch.no_grad():
+            image = self._vision_tower(torch.zeros(1, 3, side, side))
+        text_width, text_dim = text["tokens"].shape[-1], text["pooled"].shape[-1]
+        self.text_local: nn.Module = nn.Identity() if text_width == text_dim else nn.Linear(text_width, text_dim)
+        self.image_global = nn.Linear(image["pooled"].shape[-1], image_dim)
+        self.image_local = nn.Linear(image["tokens"].shape[-1], image_dim)
 
         self.dims = FeatureDims(text_dim, image_dim)
         if gradient_checkpointing:
@@ -99,21 +120,32 @@ class CLIPEncoder(Encoder):
 
     def build_tokenizer(self) -> TextTokenizer:
         """The checkpoint's tokenizer; see :meth:`Encoder.build_tokenizer`."""
-        return TextTokenizer(self.tokenizer or load_tokenizer(str(self.pretrained)), self.text_length)
+        vocabulary_size = getattr(self.clip.config.text_config, "vocab_size", None)
+        tokenizer = self.tokenizer or load_tokenizer(str(self.pretrained))
+        return TextTokenizer(tokenizer, self.text_length, vocabulary_size)
 
     def build_image_processor(self) -> ImageProcessor:
         """The checkpoint's image size and statistics; see :meth:`Encoder.build_image_processor`."""
-        size = self.clip.config.vision_config.image_size
+        size = image_size(self.clip)
         if self.pretrained is None:
-            return ImageProcessor(size, OPENAI_CLIP_MEAN, OPENAI_CLIP_STD)
-        return ImageProcessor(size, *image_statistics(self.pretrained))
+            processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
+        else:
+            processor = load_image_processor(self.pretrained)
+        with loading(f"The image processor of {self.pretrained or 'CLIP'}"):
+            return transformers_preprocessing(processor, size, self.image_resize)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_key: Tensor | None = None
     ) -> Features:
         """Encode one side; see :meth:`Encoder.forward`."""
-        text_key = None if image_key is None else torch.cat([input_ids, attention_mask], dim=1)
-        text = self.run_tower("text", self._text_tower, (input_ids, attention_mask), text_key)
+        if self.reads_padding and input_ids.shape[1] != self.text_length:
+            raise ConfigError(
+                f"The text tower pools the last of {self.text_length} positions, but these texts are padded to "
+                f"{input_ids.shape[1]} tokens. Pad them with the encoder's tokenizer, and do not cut them."
+            )
+        tokens = (input_ids,) if self.reads_padding else (input_ids, attention_mask)
+        text_key = None if image_key is None else torch.cat(tokens, dim=1)
+        text = self.run_tower("text", self._text_tower, tokens, text_key)
         image = self.run_tower("vision", self._vision_tower, (pixel_values,), image_key)
         return Features(
             text_global=nn.functional.normalize(text["pooled"], dim=-1),
@@ -123,13 +155,29 @@ class CLIPEncoder(Encoder):
             text_mask=attention_mask,
         )
 
-    def _text_tower(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
-        text = self.clip.get_text_features(input_ids=input_ids, attention_mask=attention_mask)
-        return {"pooled": text.pooler_output, "tokens": text.last_hidden_state}
+    def _text_tower(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
+        return text_outputs(self.clip, input_ids, attention_mask)
 
     def _vision_tower(self, pixel_values: Tensor) -> dict[str, Tensor]:
-        image = self.clip.get_image_features(pixel_values=pixel_values)
-        return {"pooled": image.pooler_output, "tokens": image.last_hidden_state}
+        return image_outputs(self.clip, pixel_values)
+
+    def _probe_text(self, text_length: int | None) -> dict[str, Tensor]:
+        """Set the text length, given or the model's own, and return the text tower's outputs for one such text."""
+        name = self.pretrained or "this text tower"
+        probe = TextProbe(self._text_tower, self.clip.config.text_config, name)
+        self.reads_padding = probe.pools_padding()
+        trained = probe.positions if self.reads_padding else None
+        self.text_length = PUBLISHED_LENGTH if text_length is None else text_length
+        if trained is not None and text_length is None:
+            self.text_length = trained
+        outputs = probe.outputs(self.text_length)
+        if trained not in (None, self.text_length):
+            _log.warning(
+                f"{name} was trained on texts padded to {trained} tokens, of which it pools the last, but text_length "
+                f"is {text_length}: its text embeddings differ from those it was trained to give. To have them, leave "
+                f"text_length out, or set it to {trained}."
+            )
+        return outputs
 
 
 def _clip_config(sizes: dict[str, Any], tokenizer: PreTrainedTokenizerBase, text_length: int) -> CLIPConfig:

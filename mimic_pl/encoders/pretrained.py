@@ -1,17 +1,46 @@
-"""Loading weights, tokenizer and image statistics of pretrained checkpoints."""
+"""Loading weights, tokenizer and image preprocessing of pretrained checkpoints."""
 
 from __future__ import annotations
 
 import difflib
+import inspect
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import timm
 import torch
-from safetensors import SafetensorError
-from transformers import AutoModel, AutoTokenizer, CLIPImageProcessor, PreTrainedTokenizerBase
+from transformers import (
+    MODEL_MAPPING,
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoTokenizer,
+    PreTrainedTokenizerBase,
+)
 
-from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.checkpoint_reader import require_no_nan
+from mimic_pl.encoders.loading_errors import loading_error, reason
+from mimic_pl.errors import CheckpointError, ConfigError, MimicError
+from mimic_pl.files import readable_bytes
+
+Kind = Literal["dual encoder", "text model"]
+"""``dual encoder``: a text and an image tower, as in CLIP; ``text model``: also the encoder of an encoder-decoder."""
+
+_LARGEST_JSON = 2**28
+"""Bytes; the largest tokenizers have 35 million. A larger file would fill the memory while it is parsed."""
+
+
+_NO_CODE = {"trust_remote_code": False}
+"""transformers would ask on the terminal whether it may run code from the checkpoint."""
+
+_MOST_LAYERS = 1000
+
+_UNUSED = re.compile(r"pooler|logit_|temperature")
+"""Weights that MIMIC does not use, and that many checkpoints lack."""
 
 
 def require_one_start(pretrained: str | None, config: object | None, what: str) -> None:
@@ -27,36 +56,110 @@ def require_one_start(pretrained: str | None, config: object | None, what: str) 
         )
 
 
-def load_tower(pretrained: str) -> Any:
+def load_tower(pretrained: str, kind: Kind) -> Any:
     """Load a transformers model in float32 and, as transformers returns it, in evaluation mode.
 
     Args:
         pretrained: Checkpoint folder or hub name.
+        kind: The kind of model that it must be.
 
     Raises:
-        ConfigError: The folder does not exist, or the hub has no such model or cannot be reached.
-        CheckpointError: The weights cannot be read.
+        ConfigError: The folder does not exist, the hub has no such model or cannot be reached, or it is of another
+            kind.
+        CheckpointError: The weights cannot be read, or lack parameters.
     """
-    path = Path(pretrained).expanduser()
-    looks_local = path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
-    if looks_local and not path.is_dir():
+    name = _located(pretrained)
+    folder = Path(name)
+    if folder.is_dir() and not (folder / "config.json").exists():
+        found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise ConfigError(
-            f"The encoder's checkpoint folder {pretrained!r} does not exist (looked in {path.resolve()}). "
-            "Give an existing folder in Hugging Face format, or a hub name such as 'openai/clip-vit-base-patch32'."
+            f"The folder {pretrained!r} has no config.json: it is no checkpoint in Hugging Face format. It contains "
+            f"{found}."
         )
-    try:
-        # Always float32: in half precision, updates at the published learning rate are rounded away.
-        return AutoModel.from_pretrained(str(path) if looks_local else pretrained, dtype=torch.float32)
-    except (SafetensorError, EOFError) as error:
-        raise CheckpointError(
-            f"The weights of {pretrained!r} cannot be read: {error}. The file is damaged or incomplete; download it "
-            "again."
-        ) from error
-    except (OSError, ValueError) as error:
+    if not folder.is_dir() and timm.is_model(pretrained):
         raise ConfigError(
-            f"transformers cannot load {pretrained!r}: {_first_line(error)} Give a folder with config.json and "
-            "weights, or a hub name; without network access the model must already be in the cache (HF_HOME)."
-        ) from error
+            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; "
+            "'pretrained' and 'text' take checkpoints of transformers, such as 'openai/clip-vit-base-patch32' or "
+            "'bert-base-uncased'."
+        )
+    with loading(f"The configuration of the checkpoint {pretrained!r}"):
+        config = AutoConfig.from_pretrained(name, **_NO_CODE)
+        _require_few_layers(config)
+    require_kind(config, kind, repr(pretrained))
+    with loading(f"The model of the checkpoint {pretrained!r}"):
+        # Always float32: in half precision, updates at the published learning rate are rounded away.
+        model, found_keys = AutoModel.from_pretrained(
+            name, config=config, dtype=torch.float32, output_loading_info=True, **_NO_CODE
+        )
+    missing = sorted(weight for weight in found_keys["missing_keys"] if not _UNUSED.search(weight))
+    if missing:
+        raise CheckpointError(
+            f"The checkpoint {pretrained!r} lacks {len(missing)} weights of its model, such as {missing[0]}, which "
+            "would be random. It is incomplete, or of another model: get it again."
+        )
+    own = {_pattern(weight) for weight in model.state_dict()}
+    dropped = sorted(weight for weight in found_keys["unexpected_keys"] if _pattern(weight) in own)
+    if dropped:
+        raise CheckpointError(
+            f"The checkpoint {pretrained!r} has {len(dropped)} weights of layers that its config.json does not have, "
+            f"such as {dropped[0]}. Get both files from one checkpoint."
+        )
+    require_no_nan(model.state_dict(), f"the checkpoint {pretrained!r}")
+    return model
+
+
+def _pattern(weight: str) -> str:
+    """A weight's name without the numbers of its layers."""
+    return re.sub(r"\d+", "#", weight)
+
+
+def _require_few_layers(config: Any) -> None:
+    """Check the numbers of layers: each is built, whatever the weights are."""
+    parts = [config, *(getattr(config, name, None) for name in ("text_config", "vision_config"))]
+    layers = max((int(getattr(part, "num_hidden_layers", None) or 0) for part in parts), default=0)
+    if layers > _MOST_LAYERS:
+        raise ValueError(f"num_hidden_layers is {layers}, more than {_MOST_LAYERS}")
+
+
+def require_kind(config: Any, kind: Kind, name: str) -> None:
+    """Check what a configuration's model is, by the methods and inputs of its class.
+
+    Raises:
+        ConfigError: It is another kind of model.
+    """
+    classes = MODEL_MAPPING.get(type(config), ())
+    model = classes if isinstance(classes, type) else classes[0] if classes else None
+    found = kind if model is None else _kind_of(model)  # transformers itself says that there is none
+    if found == kind:
+        return
+    needed, example = ("a text model", "bert-base-uncased")
+    if kind == "dual encoder":
+        needed, example = ("a model with a text and an image tower", "openai/clip-vit-base-patch32")
+    advice = {
+        "dual encoder": "Use CLIPEncoder, with this name as 'pretrained'.",
+        "text model": "Use TextVisionEncoder, with this name as 'text' and a timm model as 'vision'.",
+        "vision model": "Use TextVisionEncoder, with the timm model of this architecture as 'vision'.",
+    }.get(found, "It cannot be used as an encoder.")
+    raise ConfigError(
+        f"{name} is a {found} ({config.model_type}), but {needed} is needed here, such as {example!r}. {advice}"
+    )
+
+
+def _kind_of(model: type) -> str:
+    """The kind of a model, by the methods and inputs of its class."""
+    has_images, has_texts = hasattr(model, "get_image_features"), hasattr(model, "get_text_features")
+    if has_images and has_texts:
+        return "dual encoder"
+    if has_texts:
+        return "model with a text tower and without an image tower"
+    reads = model.main_input_name  # type: ignore[attr-defined]
+    if reads == "pixel_values":
+        return "vision model"
+    if reads != "input_ids":
+        return f"model of {reads}"
+    if has_images or "pixel_values" in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
+        return "vision-language model without separate towers"
+    return "text model"
 
 
 def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any:
@@ -69,36 +172,47 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
 
     Raises:
         ConfigError: timm does not know the model or the arguments, or cannot get the weights.
+        CheckpointError: The weights cannot be read.
     """
-    try:
-        return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
-    except (RuntimeError, OSError, ValueError, TypeError) as error:
-        similar = difflib.get_close_matches(name, timm.list_models(), n=3)
-        hint = f"Similar names: {', '.join(similar)}." if similar and name not in similar else ""
-        raise ConfigError(
-            f"timm cannot create the vision model {name!r} with {arguments or 'no arguments'}: {_first_line(error)} "
-            f"{hint} Without network access, its weights must already be in the cache, or vision_pretrained be false."
-        ) from error
-
-
-def _first_line(error: Exception) -> str:
-    line = str(error).strip().partition("\n")[0] or type(error).__name__
-    return line if line.endswith(".") else line + "."
+    scheme, separator, path = name.partition(":")
+    known = separator or timm.is_model(name.partition(".")[0])
+    if not known:
+        similar = difflib.get_close_matches(name.rpartition("/")[2].replace("-", "_"), timm.list_models(), n=3)
+        hint = f"Similar names: {', '.join(similar)}." if similar else "timm.list_models() lists all of them."
+        where = " A timm checkpoint on the hub is written hf-hub:NAME, one in a folder local-dir:PATH."
+        raise ConfigError(f"timm has no vision model {name!r}. {hint}{where if '/' in name else ''}")
+    if scheme == "local-dir":
+        name = f"{scheme}:{_located(path, local=True)}"
+    given = f" with {arguments}" if arguments else ""
+    with loading(f"timm's vision model {name!r}{given}"):
+        try:
+            return timm.create_model(name, pretrained=pretrained, num_classes=0, **arguments)
+        except (TypeError, AssertionError, RuntimeError) as error:
+            if "state_dict" in str(error):
+                raise
+            tags = timm.list_pretrained(f"{scheme.partition('.')[0]}.*") if "tag" in str(error) else []
+            hint = f" Its tags: {', '.join(tags)}." if tags else ""
+            raise ConfigError(f"timm cannot create the vision model {name!r}{given}: {reason(error)}{hint}") from error
+        except KeyError as error:
+            if not separator:
+                raise
+            raise ConfigError(
+                f"{name!r} is no timm checkpoint: its config.json lacks {error}. A checkpoint of transformers is not "
+                "one; name the timm model of its architecture, such as vit_base_patch16_224."
+            ) from error
 
 
 def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     """Load the tokenizer of a checkpoint.
 
     Raises:
-        ConfigError: The checkpoint has none.
+        ConfigError: The checkpoint has none, or it needs a package that is not installed.
+        CheckpointError: It cannot be read.
     """
-    try:
-        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(pretrained)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"transformers cannot load a tokenizer from the checkpoint {pretrained!r}: {error}"
-        ) from error
-    if len(tokenizer.get_vocab()) <= len(tokenizer.all_special_ids):
+    with loading(f"The tokenizer of the checkpoint {pretrained!r}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(_located(pretrained), **_NO_CODE)
+        entries = len(tokenizer.get_vocab())
+    if entries <= len(tokenizer.all_special_ids):
         # If the files are missing, transformers returns an empty tokenizer of the model's type.
         raise ConfigError(
             f"The checkpoint {pretrained!r} has no tokenizer files (tokenizer.json, or vocab.json and merges.txt). "
@@ -107,17 +221,102 @@ def load_tokenizer(pretrained: str) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def image_statistics(pretrained: str) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation with which the checkpoint's images were normalised.
+def load_image_processor(pretrained: str) -> Any:
+    """Load the image processor of a checkpoint, in transformers' variant for Pillow.
 
     Raises:
-        ConfigError: The checkpoint does not contain them.
+        ConfigError: The checkpoint has none.
+        CheckpointError: It cannot be read.
     """
     try:
-        settings, _ = CLIPImageProcessor.get_image_processor_dict(pretrained)
-        return settings["image_mean"], settings["image_std"]
-    except (OSError, KeyError) as error:
+        with loading(f"The image processor of the checkpoint {pretrained!r}"):
+            path, backend = _located(pretrained), {"backend": "pil"}
+            return AutoImageProcessor.from_pretrained(path, **backend, **_NO_CODE)  # type: ignore[no-untyped-call]
+    except ConfigError as error:
+        if not isinstance(error.__cause__, OSError):
+            raise
         raise ConfigError(
             f"The encoder's checkpoint {pretrained!r} does not say how its images are normalised: it needs a "
-            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor."
+            "preprocessor_config.json with image_mean and image_std. Save the checkpoint with its image processor. "
+            f"(transformers: {reason(error.__cause__)})"
         ) from error
+
+
+def _located(pretrained: str, local: bool = False) -> str:
+    """The path or hub name to load from.
+
+    Args:
+        pretrained: As given: a hub name, or a path, in which ``~`` is the home directory.
+        local: It must be a folder.
+
+    Raises:
+        ConfigError: It looks like a path, but there is no such folder.
+        CheckpointError: A file in the folder is not a regular file, or too large.
+    """
+    path = Path(pretrained).expanduser()
+    looks_local = local or path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
+    if path.is_dir():
+        _require_files(path)
+        return str(path)
+    if looks_local:
+        raise ConfigError(
+            f"The encoder's checkpoint folder {pretrained!r} {'is a file' if path.exists() else 'does not exist'} "
+            f"(looked in {path.resolve()}). Give an existing folder in Hugging Face format, or a hub name such as "
+            "'openai/clip-vit-base-patch32'."
+        )
+    return pretrained
+
+
+def _require_files(folder: Path) -> None:
+    """Check that no file blocks or fills the memory when it is opened."""
+    for file in sorted(folder.iterdir()):
+        try:
+            found = file.stat()
+        except OSError:
+            continue
+        if not stat.S_ISREG(found.st_mode) and not stat.S_ISDIR(found.st_mode):
+            raise CheckpointError(f"{file} is a pipe or a device, not a file. Get the checkpoint again.")
+        if file.suffix == ".json" and found.st_size > _LARGEST_JSON:
+            raise CheckpointError(
+                f"{file} has {readable_bytes(found.st_size)}, more than any tokenizer or configuration "
+                f"({readable_bytes(_LARGEST_JSON)}). Get the checkpoint again."
+            )
+
+
+@contextmanager
+def building(what: str) -> Iterator[None]:
+    """Convert any exception of transformers or timm, which build a model from the user's sizes, to one paragraph.
+
+    Args:
+        what: The option with the sizes.
+
+    Raises:
+        ConfigError: The sizes do not fit together.
+    """
+    try:
+        yield
+    except (MimicError, MemoryError):
+        raise
+    except Exception as error:
+        raise ConfigError(f"No model can be built from {what}: {reason(error)}") from error
+
+
+@contextmanager
+def loading(what: str) -> Iterator[None]:
+    """Convert any exception of transformers, tokenizers or timm to one paragraph.
+
+    Their readers let errors of many classes through, depending on the bytes that are damaged.
+
+    Args:
+        what: What is loaded, at the beginning of a sentence.
+
+    Raises:
+        ConfigError: It cannot be loaded as it is configured.
+        CheckpointError: A file is damaged.
+    """
+    try:
+        yield
+    except (MimicError, MemoryError):
+        raise
+    except Exception as error:
+        raise loading_error(what, error) from error

@@ -10,7 +10,16 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
-from mimic_pl.encoders.pretrained import create_vision, load_tokenizer, load_tower, require_one_start
+from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, timm_preprocessing
+from mimic_pl.encoders.pretrained import (
+    building,
+    create_vision,
+    load_tokenizer,
+    load_tower,
+    require_kind,
+    require_one_start,
+)
+from mimic_pl.encoders.probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
@@ -22,11 +31,12 @@ class TextVisionEncoder(Encoder):
     """Two separately pretrained towers: any text model from transformers and any ViT or CNN from timm.
 
     Args:
-        text: Checkpoint folder or hub name of the text model, for example ``bert-base-uncased``.
+        text: Checkpoint folder or hub name of the text model, for example ``bert-base-uncased``; of an encoder-decoder
+            such as T5, the encoder is used.
         text_config: Instead of ``text``: configuration of a new text model, with ``model_type`` (``bert``, ...).
         vocabulary: With ``text_config``: the words of its tokenizer.
         text_pooling: Pooling of the text model's hidden states: ``cls`` (first token, as in BERT) or ``mean`` (over the
-            real tokens, as in sentence encoders).
+            real tokens, as in sentence encoders; also for encoders without such a token, as in T5).
         vision: Name of the timm model, for example ``vit_base_patch16_224`` or ``resnet50``; a timm checkpoint folder
             or hub name is written ``local-dir:PATH`` or ``hf-hub:NAME``.
         vision_pretrained: Load timm's pretrained weights; otherwise they are random.
@@ -38,10 +48,13 @@ class TextVisionEncoder(Encoder):
         frozen_features: Folder that caches the outputs of frozen towers, so that each record is encoded once: ``auto``
             for the user's cache folder, ``None`` for no cache.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
+        image_resize: ``square`` as published, or the interpolation and crop of the vision ``model`` (see
+            :data:`~mimic_pl.encoders.image_preprocessing.ImageResize`).
 
     Raises:
         ConfigError: Both or neither of ``text`` and ``text_config`` are given, ``text_length`` exceeds the model's
-            positions, or the vision model has no local features.
+            positions, the text model is none or a decoder whose first token would be pooled, or the vision model has
+            no local features.
     """
 
     @in_range(text_length=COUNT, text_dim=COUNT, image_dim=COUNT)
@@ -60,33 +73,39 @@ class TextVisionEncoder(Encoder):
         freeze: bool = False,
         gradient_checkpointing: bool = False,
         frozen_features: str | None = "auto",
+        image_resize: ImageResize = "square",
     ) -> None:
         super().__init__(freeze, frozen_features)
         require_one_start(text, text_config, "TextVisionEncoder's text model")
         self.text_length = text_length
         self.text_name = text
         if text is not None:
-            self.text = load_tower(text)
+            self.text = load_tower(text, "text model")
             self.tokenizer: PreTrainedTokenizerBase | None = None
         else:
             tokenizer = self.tokenizer = build_tokenizer(vocabulary or [])
-            sizes = {**(text_config or {}), "vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
-            self.text = AutoModel.from_config(AutoConfig.for_model(**sizes))  # type: ignore[no-untyped-call]
-        positions = getattr(self.text.config, "max_position_embeddings", text_length)
-        if text_length > positions:
-            raise ConfigError(
-                f"text_length is {text_length}, but {text or 'this text model'} has only {positions} positions. "
-                "Lower text_length or choose another text model."
-            )
+            ids = {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
+            sizes: dict[str, Any] = {"model_type": "none", **(text_config or {}), **ids}
+            with building("text_config"):
+                config = AutoConfig.for_model(**sizes)
+                require_kind(config, "text model", "text_config")
+                self.text = AutoModel.from_config(config).eval()  # type: ignore[no-untyped-call]
+        if self.text.config.is_encoder_decoder:
+            self.text = self.text.get_encoder()
+        hidden = self._check_text(text or "this text model", text_pooling)
+        if text_pooling not in ("cls", "mean"):
+            raise ConfigError(f"text_pooling is {text_pooling!r}; it must be 'cls' or 'mean'.")
         self.text_pooling = text_pooling
         # timm models have attributes beyond nn.Module: forward_features, forward_head, num_features, ...
         self.vision = cast(Any, create_vision(vision, vision_pretrained, vision_args or {}))
         # timm's pretrained configuration ignores a requested image size.
         requested = {"img_size": (vision_args or {}).get("img_size")}
-        self.image_settings = resolve_data_config(requested, model=self.vision)  # type: ignore[no-untyped-call]
+        require_resize(image_resize)
+        self.image_resize: ImageResize = image_resize
+        with building(f"the vision model {vision!r} with vision_args {vision_args}"):
+            self.image_settings = resolve_data_config(requested, model=self.vision)  # type: ignore[no-untyped-call]
         self._channels_last = _channels_last(self.vision, self.image_settings["input_size"], vision)
 
-        hidden = self.text.config.hidden_size
         text_dim = text_dim or hidden
         self.text_global: nn.Module = nn.Identity() if text_dim == hidden else nn.Linear(hidden, text_dim)
         self.text_local: nn.Module = nn.Identity() if text_dim == hidden else nn.Linear(hidden, text_dim)
@@ -104,12 +123,12 @@ class TextVisionEncoder(Encoder):
 
     def build_tokenizer(self) -> TextTokenizer:
         """The text model's tokenizer; see :meth:`Encoder.build_tokenizer`."""
-        return TextTokenizer(self.tokenizer or load_tokenizer(str(self.text_name)), self.text_length)
+        tokenizer = self.tokenizer or load_tokenizer(str(self.text_name))
+        return TextTokenizer(tokenizer, self.text_length, getattr(self.text.config, "vocab_size", None))
 
     def build_image_processor(self) -> ImageProcessor:
         """The vision model's image size and statistics; see :meth:`Encoder.build_image_processor`."""
-        settings = self.image_settings
-        return ImageProcessor(settings["input_size"][-1], settings["mean"], settings["std"])
+        return timm_preprocessing(self.image_settings, self.image_resize)
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_key: Tensor | None = None
@@ -131,6 +150,18 @@ class TextVisionEncoder(Encoder):
             text_mask=attention_mask,
         )
 
+    def _check_text(self, name: str, pooling: str) -> int:
+        """Check that the text tower works with these settings, and return the width of its hidden states."""
+        probe = TextProbe(self._text_tower, self.text.config, name)
+        width = probe.outputs(self.text_length)["tokens"].shape[-1]
+        if pooling == "cls" and probe.is_causal():
+            raise ConfigError(
+                f"{name} ({self.text.config.model_type}) is a decoder: its first token, which text_pooling 'cls' takes "
+                "as the text, sees nothing of the text. Choose an encoder, such as 'bert-base-uncased', or set "
+                "text_pooling to 'mean'."
+            )
+        return width
+
     def _text_tower(self, input_ids: Tensor, attention_mask: Tensor) -> dict[str, Tensor]:
         return {"tokens": self.text(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state}
 
@@ -149,8 +180,9 @@ class TextVisionEncoder(Encoder):
 def _channels_last(vision: Any, input_size: tuple[int, int, int], name: str) -> bool:
     """Determine by one forward pass whether a vision model's feature map is channels-last."""
     vision.eval()
-    with torch.no_grad():
-        shape = tuple(vision.forward_features(torch.zeros(1, *input_size)).shape)
+    with torch.no_grad(), building(f"the vision model {name!r} for images of {input_size} (channels, height, width)"):
+        features = vision.forward_features(torch.zeros(1, *input_size))
+    shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
     width = vision.num_features
     if len(shape) == 3 and shape[-1] == width:
         return False

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import COUNT, POSITIVE, Range, in_range
+
+Resize = Callable[[Image.Image], "np.ndarray[Any, np.dtype[np.uint8]]"]
+"""Maps an RGB image to uint8 ``[3, S, S]``."""
 
 _CPU_CHUNK = 8
 """Images normalised at once on a CPU: 5 MB at 224 x 224, which fits into the CPU cache."""
@@ -22,10 +27,30 @@ class ImageProcessor:
         image_size: Side S of the model's square input, in pixels.
         image_mean: Mean per colour channel of the checkpoint's training images, in [0, 1].
         image_std: Standard deviation per colour channel, in [0, 1].
+        resize: Resizes (and crops) an image; by default directly to the square, as published.
+
+    Raises:
+        ConfigError: The statistics are not numbers, or a deviation is not positive; ``resize`` does not give images of
+            this size.
     """
 
     @in_range(image_size=COUNT, image_mean=Range(whole=False), image_std=POSITIVE)
-    def __init__(self, image_size: int, image_mean: Sequence[float], image_std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        image_size: int,
+        image_mean: Sequence[float],
+        image_std: Sequence[float],
+        resize: Resize | None = None,
+    ) -> None:
+        if resize is not None:
+            drawn = resize(Image.new("RGB", (2 * image_size, image_size + 1)))
+            if drawn.shape != (3, image_size, image_size) or drawn.dtype != np.uint8:
+                raise ConfigError(
+                    f"image_resize is 'model', but the model's own preprocessing gives {drawn.dtype} "
+                    f"{list(drawn.shape)} instead of uint8 [3, {image_size}, {image_size}]. Set image_resize to "
+                    "'square'."
+                )
+        self.resize = resize
         self.image_size = image_size
         self.image_mean = tuple(image_mean)
         self.image_std = tuple(image_std)
@@ -33,9 +58,13 @@ class ImageProcessor:
     def pixels(self, image: Image.Image) -> Tensor:
         """Resize an RGB image directly to the model's square, as published (Lanczos, ignoring the aspect ratio).
 
+        With ``resize``, as that does.
+
         Returns:
             uint8 ``[3, S, S]``.
         """
+        if self.resize is not None:
+            return torch.from_numpy(np.ascontiguousarray(self.resize(image)))
         square = image.resize((self.image_size, self.image_size), Image.Resampling.LANCZOS)
         return torch.from_numpy(np.array(square, dtype=np.uint8)).permute(2, 0, 1).contiguous()
 

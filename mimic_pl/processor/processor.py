@@ -277,11 +277,14 @@ class Processor(Recorded):
 
     def describe(self) -> dict[str, str]:
         """Settings that determine the inputs of entities, to check whether an index was built with them."""
+        connected = self._build is not None or self._image_processor is not None
+        own_resize = connected and self.image_processor.resize is not None
         return {
             "text template": self.entity_template.template,
             "modalities": self.modalities,
             "image policy": self.image_policy,
             "reduced decoding": str(self.reduced_decoding),
+            "image resizing": "as the model was trained" if own_resize else "square",
             "features": "; ".join(f"{name}: {own.describe()}" for name, own in self.features.items()) or "none",
         }
 

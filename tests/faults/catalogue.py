@@ -55,6 +55,9 @@ STORE, CHECKPOINTS, MACHINE = "test_key_value_store.py::", "faults/test_checkpoi
 KIND = "test_checkpoint_kind.py::"
 AROUND = "faults/test_surroundings.py::"
 
+DAMAGED = "encoders/test_damaged_checkpoints.py::"
+WRONG, CONSTRUCTORS = "encoders/test_wrong_models.py::", "cli/test_constructors.py::"
+
 FAULTS: dict[str, tuple[Fault, ...]] = {
     "Images": (
         Fault("truncated, empty, or not an image (an HTML page)", "unreadable", None, IMAGES + "test_failures_by_kind", 3),
@@ -166,6 +169,24 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("the disk fills up while a report is written: the earlier one is intact", "The disk is full", MachineError, RUNS + "test_a_report_on_a_full_disk"),
         Fault("two reports are written into one folder: the second is rejected", "Another process is writing to", StoreError, RUNS + "test_two_reports_into_one_folder"),
         Fault("a run is tested while it trains", "complete results", None, RUNS + "test_a_run_is_tested_while_it_trains"),
+    ),
+    "Encoders": (
+        Fault("a text model where a CLIP is due, a CLIP where a text model is due, a vision model, a vision-language model, a model of videos, a decoder", "is a text model (bert), but a model with a text and an image tower is", ConfigError, WRONG + "test_another_kind_of_model_on_the_command_line"),
+        Fault("the same in Python, for ten kinds", "vision-language model without separate towers", ConfigError, WRONG + "test_another_kind_of_model_is_named_with_what_to_use", 10),
+        Fault("more tokens than positions, of which the padding token takes two (RoBERTa, XLM-R, CamemBERT, MPNet, Longformer)", "only 16 positions", ConfigError, WRONG + "test_positions_that_are_counted_from_the_padding_token", 15),
+        Fault("names of timm for transformers and the other way round, names that neither knows, sizes that do not fit", "name of a timm vision model", ConfigError, WRONG + "test_names_and_sizes_that_do_not_fit", 13),
+        Fault("safetensors headers that lie about lengths, offsets or shapes; a configuration, tokenizer or image processor that is no JSON, has wrong types, or asks for endless layers or pixels; missing files; code in a checkpoint", "deserializing header: invalid", CheckpointError, DAMAGED + "test_a_damaged_file_is_one_paragraph", 30),
+        Fault("code in the pickled weights of an encoder: it is not run", "other objects than tensors", CheckpointError, DAMAGED + "test_code_in_pickled_weights_is_not_run"),
+        Fault("NaN in the weights of an encoder", "contain NaN", CheckpointError, DAMAGED + "test_weights_with_nan"),
+        Fault("a configuration with fewer layers than the weights of an encoder", "weights of layers that its config.json does not have", CheckpointError, DAMAGED + "test_fewer_layers_than_weights"),
+        Fault("a pipe or a device in place of a file of a checkpoint", "is a pipe or a device", CheckpointError, DAMAGED + "test_a_pipe_or_a_device_does_not_block", 6),
+        Fault("a `tokenizer.json` of a terabyte", "more than any tokenizer", CheckpointError, DAMAGED + "test_a_huge_file_of_json_is_not_read"),
+        Fault("texts cut to the longest of a batch for a text tower that pools the last position (SigLIP)", "last of", ConfigError, "encoders/test_dual_encoders.py::test_cut_texts_are_refused_by_a_tower_that_pools_the_last_position"),
+    ),
+    "Configurations": (
+        Fault("an exception in any constructor that a configuration names: encoder, unit, loss, model, data, callback, logger, optimizer", "cannot be built from its arguments: 5 is no multiple of 2, which heads need", ConfigError, CONSTRUCTORS + "test_every_part_of_a_configuration", 8),
+        Fault("a package that a configuration needs is not installed (logger, strategy, precision)", "pip install -U", ConfigError, CONSTRUCTORS + "test_a_missing_package_is_named_with_how_to_install_it", 3),
+        Fault("an unknown key in a file", "fit has no option", UsageError, CONSTRUCTORS + "test_an_unknown_key_names_its_file_and_the_nearest_key", 4),
     ),
     "The machine": (
         Fault("the disk fills up while a cache is written: earlier values read back", "cannot be read or written", StoreError, STORE + "test_a_disk_that_fills_up"),
