@@ -42,8 +42,8 @@ from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import ConfigError, UsageError
 from mimic_pl.escaping import printable
 from mimic_pl.files import acquire_lock
+from mimic_pl.home import expand_home
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import expand_home
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",

@@ -17,7 +17,8 @@ from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.cli.run_folder import folder_of_runs, job_name
 from mimic_pl.errors import ConfigError
 from mimic_pl.run_settings import training_differences
-from mimic_pl.runs import RUNS, Run, find_runs, newest_run, open_run, read_yaml, run_of_checkpoint
+from mimic_pl.runs import RUNS, Run, find_runs, newest_run, open_run, run_of_checkpoint
+from mimic_pl.yaml_file import read_yaml
 
 WORDS = ("best", "last", "hpc")
 """Checkpoints that are not given by a path; ``hpc`` is Lightning's word for the last one of a requeued SLURM job."""

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from mimic_pl.construction import class_of
 from mimic_pl.errors import ConfigError
+from mimic_pl.home import expanded
 from mimic_pl.runs import RUNS
 
 
@@ -52,7 +53,7 @@ def folder_of_runs(trainer: Namespace) -> Path:
             "checkpoints elsewhere, set --checkpoint.dirpath."
         )
     name = RUNS if own is None else own.init_args.name or ""
-    return Path(root.removeprefix("file://")).expanduser().absolute() / name
+    return expanded(root.removeprefix("file://")).absolute() / name
 
 
 def new_folder(trainer: Namespace, parent: Path) -> Path:
