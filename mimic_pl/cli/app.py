@@ -28,9 +28,9 @@ from mimic_pl.callbacks import (
     SamplePanels,
 )
 from mimic_pl.cli.additions import with_additions
-from mimic_pl.cli.choice import Choice, Start, check_data_root, choose_checkpoint, choose_run, short_path
+from mimic_pl.cli.choice import Choice, Start, choose_checkpoint, choose_run, short_path
+from mimic_pl.cli.config_checks import check_config
 from mimic_pl.cli.help import ALL
-from mimic_pl.cli.numbers import check_numbers
 from mimic_pl.cli.parser import Parser
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, constructing, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
@@ -131,10 +131,10 @@ class MimicCLI(LightningCLI):
         parser.set_defaults(CALLBACK_DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line, and check numbers before any of them is used.
+        """Parse the command line, and check it before anything heavy loads.
 
         Raises:
-            ConfigError: A number is out of its range.
+            ConfigError: A number is out of its range, or the data folder does not exist.
             UsageError: The configuration of the chosen run is that of another version.
         """
         try:
@@ -147,7 +147,7 @@ class MimicCLI(LightningCLI):
                 f"{short_message(str(error))} The run {short_path(run.folder)} was started by {run.version} of "
                 f"mimic-pl, this is {__version__}: adapt {short_path(run.config)}, or install that version."
             ) from error
-        check_numbers(self.config[self.config.subcommand])
+        check_config(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Resolve ``~``, and choose the checkpoint.
@@ -164,10 +164,9 @@ class MimicCLI(LightningCLI):
             _print(self.start.note)
 
     def before_instantiate_classes(self) -> None:
-        """Check the data folder before anything heavy loads."""
-        check_data_root(self.config[self.subcommand])
+        """Keep the training configuration of a run that is evaluated."""
         if self.start.run is not None and self.subcommand != "fit":
-            self.save_config_callback = None  # keep the run's training configuration
+            self.save_config_callback = None
 
     def before_fit(self) -> None:
         """Lock the run's folder, remove temporary files of killed runs, and prepare for training without validation."""

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -185,31 +183,6 @@ def _as_dict(config: Namespace) -> dict[str, Any]:
 def _listed(changed: list[str]) -> str:
     more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
     return "; ".join(changed[:3]) + more
-
-
-def check_data_root(config: Any) -> None:
-    """Check the folders of all data sets, before a model is loaded.
-
-    Raises:
-        ConfigError: A folder does not exist.
-    """
-    for data in _data_sets(config.data.as_dict()):
-        module, _, name = data["class_path"].rpartition(".")
-        data_class = getattr(import_module(module), name)
-        data_class.check_root(data["init_args"]["root"])
-
-
-def _data_sets(data: Any) -> Iterator[dict[str, Any]]:
-    """The data sections with a folder: the given one, or nested ones."""
-    if isinstance(data, list):
-        for part in data:
-            yield from _data_sets(part)
-    elif isinstance(data, dict) and "class_path" in data:
-        arguments = data.get("init_args") or {}
-        if "root" in arguments:
-            yield data
-        else:
-            yield from _data_sets(list(arguments.values()))
 
 
 def _peek(args: list[str]) -> Any:

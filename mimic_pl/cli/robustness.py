@@ -58,8 +58,8 @@ def run(args: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
-    from mimic_pl.cli.choice import check_data_root, choose_checkpoint, choose_run
-    from mimic_pl.cli.numbers import check_numbers
+    from mimic_pl.cli.choice import choose_checkpoint, choose_run
+    from mimic_pl.cli.config_checks import check_config
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.degradation import KINDS
     from mimic_pl.robustness import grades_of, measure, robustness_table, write_grades
@@ -78,8 +78,7 @@ def run(args: list[str]) -> int:
             "written. Pass one of its checkpoints, or another run with --run FOLDER."
         )
     degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
-    check_numbers(config)
-    check_data_root(config)
+    check_config(config)
     # The run's files are not changed, and a single progress bar covers all grades.
     config.trainer.default_root_dir = str(start.run.folder)
     for option in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"):

@@ -59,9 +59,10 @@ class MIMICFolder(BaseDataModule):
         Raises:
             ConfigError: It does not exist.
         """
-        if not os.path.isdir(expanded(root)):
+        if not root or not os.path.isdir(expanded(root)):
+            looked = f" (looked in {expanded(root).absolute()})" if root else ""
             raise ConfigError(
-                f"The data folder {root!r} does not exist (looked in {expanded(root).absolute()}). "
+                f"The data folder {root!r} does not exist{looked}. "
                 "Unpack the data set there, or set its path with --data.root PATH."
             )
 
