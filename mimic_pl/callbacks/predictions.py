@@ -20,6 +20,7 @@ from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
+from mimic_pl.trainer_folder import trainer_folder
 
 _log = logging.getLogger(__name__)
 
@@ -35,6 +36,9 @@ class PredictionWriter(Callback):
     Of a part of the mentions (``limit_test_batches``), the files are ``predictions.partial.jsonl``,
     ``metrics.partial.json`` and ``links.partial.jsonl``, beside complete ones. ``metrics.json`` has the SHA-256 of
     ``predictions.jsonl``, by which ``mimic-pl report`` recognises files of different evaluations.
+
+    The folder of a Trainer without the command line is ``trainer.log_dir``, or with a logger such as that of Weights &
+    Biases ``save_dir/name/version``.
 
     Lines are in the order of the data set. They are streamed to a hidden file, which is renamed when complete. With
     several processes, each writes a part, and the first one merges them.
@@ -123,10 +127,10 @@ class PredictionWriter(Callback):
     def _open(self, trainer: Trainer, name: str) -> None:
         self._part = None
         self._evaluated = EvaluatedMentions()
-        folder = trainer.log_dir or trainer.default_root_dir  # collective: must be called by every process
+        folder = trainer_folder(trainer)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._folder = Path(folder)
+        self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._entities: EntityTable | None = None
         self._part = _part_path(self._folder, name, trainer.global_rank).open("w", encoding="utf-8")

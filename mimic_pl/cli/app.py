@@ -44,6 +44,7 @@ from mimic_pl.escaping import printable
 from mimic_pl.files import acquire_lock
 from mimic_pl.home import expand_home
 from mimic_pl.model import MIMIC
+from mimic_pl.trainer_folder import trainer_folder
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -231,13 +232,12 @@ class MimicCLI(LightningCLI):
 
     def _lock_run(self) -> Path | None:
         """Lock the run's folder in the process that writes there, and return it."""
-        folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: must be called by every process
-        writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
-        if not writes or not self.trainer.is_global_zero:
+        folder = trainer_folder(self.trainer)
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
             return None
         # One lock per command: a run may be tested while it trains.
-        self.resources.callback(acquire_lock(Path(folder), f".{self.subcommand}.lock").release)
-        return Path(folder)
+        self.resources.callback(acquire_lock(folder, f".{self.subcommand}.lock").release)
+        return folder
 
     def after_fit(self) -> None:
         """Print the best checkpoint, or the last one of a training without validation, and the next command."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.errors import MachineError
 from mimic_pl.runs import head_of_config
+from mimic_pl.trainer_folder import trainer_folder
 
 # Lightning's string enums (such as Timer's interval) are default values that YAML cannot represent.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
@@ -34,7 +34,7 @@ class RunConfig(SaveConfigCallback):
         Raises:
             MachineError: The disk is full, or the folder is not writable.
         """
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective: must be called by every process
+        folder = trainer_folder(trainer)
         self._path = folder / self.config_filename
         if trainer.is_global_zero and not self.already_saved:
             folder.mkdir(parents=True, exist_ok=True)
