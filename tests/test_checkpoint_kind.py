@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import tarfile
 import zipfile
@@ -120,9 +121,17 @@ def foreign(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_other_kinds_are_recognised(tmp_path, read):
     for path, sentence in foreign(tmp_path).values():
         with pytest.raises(
-            CheckpointError, match=f"{re.escape(str(path))} is no checkpoint of torch.save, but {sentence}"
+            CheckpointError, match=f"{re.escape(str(path))} is not a checkpoint of torch.save: it is {sentence}"
         ):
             read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("read", [read_published, read_checkpoint])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="is a pipe or a device"):
+        read(tmp_path / "weights.pt")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a process alone

@@ -145,7 +145,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("truncated while its weights are in use: no SIGBUS", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_a_checkpoint_truncated_after_it_was_read"),
         Fault("no read permission", "Check its permissions", CheckpointError, CHECKPOINTS + "test_a_checkpoint_without_read_permission"),
         Fault("published weights in safetensors, truncated or with a corrupted header", "cannot be read as a checkpoint", CheckpointError, CHECKPOINTS + "test_corrupted_safetensors", 4),
-        Fault("weights of another kind: TorchScript, NumPy, HDF5, ONNX, TensorFlow, GGUF, archives, a Git LFS pointer, a web page, folders", "is no checkpoint of torch.save, but", CheckpointError, KIND + "test_other_kinds_are_recognised", 36),
+        Fault("weights of another kind: TorchScript, NumPy, HDF5, ONNX, TensorFlow, GGUF, archives, a Git LFS pointer, a web page, folders", "is not a checkpoint of torch.save: it is", CheckpointError, KIND + "test_other_kinds_are_recognised", 36),
         Fault("a sharded checkpoint of torch.distributed", "format_utils dcp_to_torch", CheckpointError, KIND + "test_a_sharded_checkpoint_of_torch", 2),
         Fault("a whole pickled model: `from_published`", "contains no state dict", CheckpointError, KIND + "test_a_whole_model", 2),
         Fault("weights of torch before 1.6, with prefixes of DistributedDataParallel or compiled modules, or in a dictionary", "the weights are read", None, KIND + "test_weights_are_read_from_every_wrapping", 13),
