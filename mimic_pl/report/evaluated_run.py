@@ -167,7 +167,7 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
         )
     if not (path / "metrics.json").is_file():
         part = partial_path(path / "metrics.json").is_file()
-        what = "tested on a part of the mentions only" if part else "not tested"
+        what = "tested on only some of the mentions" if part else "not tested"
         raise ConfigError(f"The run {path} was {what}. Test it first: mimic-pl test --run {path}")
     config = read_yaml(path / "config.yaml")
     if not isinstance(config.get("data"), dict):

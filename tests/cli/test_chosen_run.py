@@ -118,7 +118,7 @@ def test_a_part_of_the_mentions_is_counted_and_kept_apart(command, home, monkeyp
         assert part["metrics"]["overall"]["mrr"] == pytest.approx(mrr, abs=1e-6)
     assert not (run / "metrics.json").exists() and not (run / "predictions.jsonl").exists()
     code, _, err = command("report", str(run))
-    assert code == 3 and "was tested on a part of the mentions only" in err
+    assert code == 3 and "was tested on only some of the mentions" in err
     assert command("test")[0] == 0
     whole = (run / "metrics.json").read_bytes(), (run / "predictions.jsonl").read_bytes()
     assert command("test", "--trainer.limit_test_batches", "0.5", *limited)[0] == 0
