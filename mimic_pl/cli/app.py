@@ -127,7 +127,7 @@ class MimicCLI(LightningCLI):
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(SamplePanels, "panels")
-        parser.add_lightning_class_args(ResultTable, "table")
+        parser.add_lightning_class_args(ResultTable, "table")  # after the predictions: results are written first
         parser.add_lightning_class_args(FailureMonitor, "monitor")
         parser.set_defaults(CALLBACK_DEFAULTS)
 
@@ -171,8 +171,7 @@ class MimicCLI(LightningCLI):
 
     def before_fit(self) -> None:
         """Lock the run's folder, remove temporary files of killed runs, and prepare for training without validation."""
-        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-        folders = {Path(saver.dirpath) for saver in savers if saver.dirpath is not None}
+        folders = {Path(saver.dirpath) for saver in _savers(self.trainer) if saver.dirpath is not None}
         for folder in folders:
             self._require_own(folder)
         if self._lock_run() is not None:
@@ -208,18 +207,18 @@ class MimicCLI(LightningCLI):
         )
 
     def _without_validation(self) -> None:
-        """Leave out the callbacks that need its results, and save the last checkpoint after each epoch."""
+        """Remove the callbacks that need its results, and save the last checkpoint after each epoch."""
         trainer: Any = self.trainer
         monitors = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None) is not None]
-        left_out = [callback for callback in monitors if callback.monitor.startswith("val/")]
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in left_out]
-        for saver in trainer.checkpoint_callbacks:
-            if isinstance(saver, ModelCheckpoint) and saver._save_on_train_epoch_end is None:
+        removed = [callback for callback in monitors if callback.monitor.startswith("val/")]
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in removed]
+        for saver in _savers(trainer):
+            if saver._save_on_train_epoch_end is None:
                 saver._save_on_train_epoch_end = True
-        if left_out:
+        if removed:
             _print(
-                "This training does not validate: it will not stop early, and only the last checkpoint is saved, which "
-                "'mimic-pl test' takes."
+                "This training does not validate: it does not stop early, and saves only its last checkpoint, which "
+                "'mimic-pl test' uses."
             )
 
     def before_test(self) -> None:
@@ -241,8 +240,7 @@ class MimicCLI(LightningCLI):
 
     def after_fit(self) -> None:
         """Print the best checkpoint, or the last one of a training without validation, and the next command."""
-        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-        saver = next((saver for saver in savers if saver.best_model_path), None)
+        saver = next((saver for saver in _savers(self.trainer) if saver.best_model_path), None)
         if saver is not None:
             kind, path = "Last" if saver.monitor is None else "Best", short_path(Path(saver.best_model_path))
             run = short_path(Path(self.trainer.default_root_dir))
@@ -258,9 +256,9 @@ class MimicCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(folder), "logger": loggers}
             self.resources.callback(_remove_if_empty, folder)
         trainer = super().instantiate_trainer(**kwargs)
-        for saver in trainer.checkpoint_callbacks:
-            if not built.fast_dev_run and isinstance(saver, ModelCheckpoint) and saver.dirpath is None:
-                saver.dirpath = str(folder / "checkpoints")
+        if not built.fast_dev_run:
+            for saver in _savers(trainer):
+                saver.dirpath = saver.dirpath or str(folder / "checkpoints")
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -325,6 +323,10 @@ def run(given: list[str]) -> None:
         problem = as_mimic_error(error, given)
         print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _savers(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
 
 
 def _add_working_directory_to_path() -> None:
