@@ -1,4 +1,4 @@
-"""Paths of checkpoints, in every form in which they can be given."""
+"""Resolves the path of a checkpoint."""
 
 from __future__ import annotations
 

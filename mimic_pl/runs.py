@@ -26,6 +26,9 @@ from mimic_pl.yaml_file import read_yaml
 RUNS = "lightning_logs"
 """Subfolder of the working directory into which the Trainer writes its runs."""
 
+NAMED_CHECKPOINTS = ("best", "last", "hpc")
+"""Checkpoints of a run by name; ``hpc`` is Lightning's name for the last one of a requeued SLURM job."""
+
 
 @dataclass(frozen=True)
 class Run:
@@ -139,8 +142,8 @@ class Run:
         )
 
     def checkpoint(self, which: str) -> Path:
-        """The checkpoint named ``best`` or ``last`` (for Lightning: ``hpc``), or by its file name or path."""
-        if which in ("best", "last", "hpc"):
+        """A checkpoint by its name in :data:`NAMED_CHECKPOINTS`, its file name, or its path."""
+        if which in NAMED_CHECKPOINTS:
             return self.best_checkpoint if which == "best" else self.last_checkpoint
         own = [path for path in self.checkpoints if path.name == which]
         return own[0] if own else checkpoint_path(which)

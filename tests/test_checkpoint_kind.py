@@ -152,7 +152,7 @@ def test_a_whole_model(tmp_path, options):
         read_checkpoint(path)
 
 
-def test_weights_alone_are_no_checkpoint_of_lightning(tmp_path):
+def test_weights_alone_are_not_a_lightning_checkpoint(tmp_path):
     torch.save(STATE, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"a bare state dict of 2 tensors, without a 'state_dict'"):
         read_checkpoint(tmp_path / "x.pt")

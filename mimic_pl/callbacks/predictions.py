@@ -37,8 +37,8 @@ class PredictionWriter(EvaluatedMentions):
     ``metrics.partial.json`` and ``links.partial.jsonl``, beside complete ones. ``metrics.json`` has the SHA-256 of
     ``predictions.jsonl``, by which ``mimic-pl report`` recognises files of different evaluations.
 
-    The folder of a Trainer without the command line is ``trainer.log_dir``, or with a logger such as that of Weights &
-    Biases ``save_dir/name/version``.
+    With a custom Trainer, the folder is ``trainer.log_dir``; with a logger that has one folder for all runs, such as
+    WandbLogger, it is ``save_dir/name/version``.
 
     Lines are in the order of the data set. They are streamed to a hidden file, which is renamed when complete. With
     several processes, each writes a part, and the first one merges them.

@@ -24,8 +24,8 @@ _TEXT = re.compile(r"Unable to serialize instance (\w+)$", re.MULTILINE)
 class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder atomically, since a resumed run overwrites it.
 
-    If the folder is deleted during training, what is written afterwards is no run any more: this is an error at the
-    next checkpoint, and at the end.
+    If the folder is deleted during training, the next checkpoint or the end of training raises an error: the files
+    written since are not a complete run.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -62,5 +62,5 @@ class RunConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self._path.is_file():
             raise MachineError(
                 f"The run's folder {self._path.parent} was deleted or moved during training, after step "
-                f"{trainer.global_step}. What was written there is lost: start the training again."
+                f"{trainer.global_step}. What was written there is lost: start training again."
             )

@@ -1,7 +1,7 @@
 """The folder of a run: one for its configuration, checkpoints, results and logs, whatever the logger.
 
 It is ``lightning_logs/version_N`` below the Trainer's ``default_root_dir``. A TensorBoard or CSV logger that the
-configuration names has a place for the folders of runs (``save_dir/name``), which is used instead; other loggers
+configuration names has its own place for the folders of runs (``save_dir/name``), which is used instead; other loggers
 (Weights & Biases, MLflow) keep their own files elsewhere.
 """
 
@@ -49,7 +49,7 @@ def folder_of_runs(trainer: Namespace) -> Path:
     root = str((trainer.default_root_dir if own is None else own.init_args.save_dir) or Path.cwd())
     if "://" in root and not root.startswith("file://"):
         raise ConfigError(
-            f"The folder of runs is {root}; it must be on this machine: results are read from it again. To store "
+            f"The folder of runs is {root}; it must be on this machine, since results are read back from it. To store "
             "checkpoints elsewhere, set --checkpoint.dirpath."
         )
     name = RUNS if own is None else own.init_args.name or ""
@@ -59,7 +59,7 @@ def folder_of_runs(trainer: Namespace) -> Path:
 def new_folder(trainer: Namespace, parent: Path) -> Path:
     """Create the folder of a new run: ``version_N`` unless the configuration, or a SLURM job, gives it a name.
 
-    A name that a run has already is continued with a number, so that no run overwrites another.
+    If a run already has that name, a number is appended, so that no run overwrites another.
 
     Only the first process creates it; the others learn its name from ``RunTrainer.log_dir``.
 

@@ -113,9 +113,9 @@ def error_of(command, folder, *options):
 
 @pytest.mark.parametrize("name", PLACES)
 def test_every_part_of_a_configuration(command, their, name):
-    code, message = error_of(command, their(name, 'ValueError("5 is no multiple of 2,\\nwhich heads need")'))
+    code, message = error_of(command, their(name, 'ValueError("5 is not divisible by 2,\\nthe heads")'))
     assert code == 3
-    assert f"error: {name} cannot be built from its arguments: 5 is no multiple of 2, which heads need. (" in message
+    assert f"error: {name} cannot be built from its arguments: 5 is not divisible by 2, the heads. (" in message
     assert "(ValueError in constructors_of_theirs.py, line 10; --debug shows the traceback)" in message
 
 
