@@ -84,7 +84,7 @@ def as_mimic_error(error: Exception, args: Sequence[str] = ()) -> MimicError:
             return ConfigError(str(cause))
         if isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("mimic_pl"):
             return ConfigError(f"A package that the configuration needs is not installed: {missing_package(cause)}")
-        if type(cause).__module__.startswith("wandb."):
+        if type(cause).__module__.startswith("wandb.errors"):
             return ConfigError(
                 f"Weights & Biases cannot be used: {reason(cause)} Log in once (wandb login), or work offline "
                 "(WANDB_MODE=offline in the environment)."
