@@ -106,7 +106,7 @@ def loggers_in(folder: Path, given: Any, built: Any) -> list[Logger]:
     descriptions = given if isinstance(given, list) else [given]
     loggers = built if isinstance(built, list) else [built]
     return [
-        _placed(description, folder) if isinstance(logger, TensorBoardLogger | CSVLogger) else logger
+        _placed(description, folder) if _writes_files(description) else logger
         for description, logger in zip(descriptions, loggers, strict=True)
     ]
 
@@ -135,11 +135,15 @@ class _AppendingWriter(ExperimentWriter):
 
 def _file_loggers(given: Any) -> Iterator[Namespace]:
     """Descriptions of the loggers that write files into a folder for each run."""
-    for logger in given if isinstance(given, list) else [given]:
-        if isinstance(logger, Namespace):
-            of_class = class_of({"class_path": logger.class_path}, trust_remote_code=True)
-            if issubclass(of_class, TensorBoardLogger | CSVLogger):
-                yield logger
+    yield from filter(_writes_files, given if isinstance(given, list) else [given])
+
+
+def _writes_files(description: Any) -> bool:
+    """Whether a logger writes files into a folder for each run that can be chosen."""
+    if not isinstance(description, Namespace) or "save_dir" not in description.get("init_args", {}):
+        return False
+    of_class = class_of({"class_path": description.class_path}, trust_remote_code=True)
+    return issubclass(of_class, TensorBoardLogger | CSVLogger)
 
 
 def _is_first_process() -> bool:

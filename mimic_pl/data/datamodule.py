@@ -335,6 +335,8 @@ class MELDataModule(MIMICFolder):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Mentions of the validation split."""
+        if "val" not in self._datasets:  # LearningRateFinder sets limit_val_batches after the setup
+            self._add_split("val")
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:

@@ -29,6 +29,7 @@ from mimic_pl.processor.decoding_memory import PixelBudget
 from mimic_pl.processor.grey_levels import to_8_bits
 from mimic_pl.processor.jpeg_scans import has_too_many_scans
 from mimic_pl.processor.renamed_files import RenamedFiles
+from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.records import ImageSource
 
 ImagePolicy = Literal["blank", "drop", "error"]
@@ -235,6 +236,7 @@ class ImageFolder:
             :class:`~mimic_pl.processor.renamed_files.RenamedFiles`); called on first need.
     """
 
+    @in_range(max_pixels=COUNT)
     def __init__(
         self,
         folder: Path,

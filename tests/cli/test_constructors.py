@@ -146,7 +146,7 @@ def test_every_kind_of_exception(command, their, error, text):
             ["--trainer.strategy", "bogus"],
             "Trainer cannot be built from its arguments: You selected an invalid strategy",
         ),
-        (["--model.units.text.hidden_dim", "-1"], "TGLU"),
+        (["--model.units.text.hidden_dim", "10000000000000"], "TGLU"),
     ],
 )
 def test_values_that_a_library_refuses(command, trained, tmp_path, options, text):
