@@ -64,6 +64,8 @@ def constructing(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         problem = None if isinstance(error, FileNotFoundError) else _machine_error(error)
+        if isinstance(problem, DeviceMemoryError):
+            problem = DeviceMemoryError(f"Out of memory while {name} is built: {reason(error)} Choose a smaller model.")
         raise problem or ConfigError(
             f"{name} cannot be built from its arguments: {reason(error)} ({type(error).__name__} in {_where(error)}; "
             f"{DEBUG} shows the traceback)"

@@ -110,14 +110,22 @@ def _statistics(processor: Any) -> tuple[Any, Any]:
     """Mean and standard deviation per channel to which an image processor normalises pixels / 255.
 
     Its settings, if they alone decide: some processors scale to [-1, 1] before, or divide by the deviation twice.
+
+    Raises:
+        ConfigError: They are not numbers, or a deviation is zero.
     """
-    with np.errstate(all="ignore"):  # statistics that are no numbers are rejected later
+    with np.errstate(all="ignore"):
         black, white = (_middle_pixel(processor, Image.new("RGB", (64, 64), (level,) * 3)) for level in (0, 255))
         std = 1 / (white - black)
         mean = -black * std
     given = processor.image_mean, processor.image_std
     if np.shape(given) == (2, 3) and np.allclose(given, (mean, std), atol=1e-5):
         return given
+    if not np.isfinite((mean, std)).all():
+        raise ConfigError(
+            "Images cannot be normalised with the encoder's preprocessor_config.json: it divides by zero, or its "
+            "statistics are not numbers. Fix its image_mean and image_std."
+        )
     return mean.tolist(), std.tolist()
 
 
