@@ -124,15 +124,7 @@ class Interruption(Callback):
         """The knowledge base is encoded."""
         self._encoding = False
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Interrupt training if there was a signal."""
         if trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._interrupt_if_signalled(trainer)

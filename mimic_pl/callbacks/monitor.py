@@ -211,15 +211,7 @@ class FailureMonitor(Callback):
         self._log(trainer, {f"gates_near_zero/{name}": share for name, share in shares.items()})
         self._warn(trainer, self._gates.check(shares))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Count where the overall rank equals a unit's."""
         if self._watches(trainer) and isinstance(outputs, Mapping) and "ranking" in outputs:
             self._agreement.add(outputs["ranking"].ranks)

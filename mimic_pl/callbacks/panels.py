@@ -64,15 +64,7 @@ class SamplePanels(Callback):
             count = min(self.num_samples, len(mentions))
             self._chosen = frozenset(random.Random(self.seed).sample(mentions, count))
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Store the rankings of samples in the batch."""
         if not self._chosen:
             return
