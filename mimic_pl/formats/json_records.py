@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mimic_pl.errors import DataError
-from mimic_pl.formats.source import RECREATE, open_text
+from mimic_pl.formats.source import RECREATE, Placed, open_text
 from mimic_pl.quoting import listed, quoted
 
 LINES = (".jsonl", ".ndjson")
 """Suffixes of JSON Lines. Other files are JSON Lines if the first line is a record and another follows."""
-
-Placed = tuple[str, int, str | None, Any]
-"""What the number counts, the number of a record, its key in an object of records, and its content."""
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 28
