@@ -18,7 +18,7 @@ from rich.text import Text
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.image_scan import ScannedImage, failures, scan
-from mimic_pl.data.problems import MalformedRecordsError
+from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.escaping import printable

@@ -12,7 +12,7 @@ from typing import ClassVar
 from PIL import Image
 
 from mimic_pl.data.base import BaseDataModule
-from mimic_pl.data.problems import MalformedRecordsError
+from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError

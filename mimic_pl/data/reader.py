@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mimic_pl.data.field_values import as_list, is_inside, kind_of, obvious_text, valid_unicode
-from mimic_pl.data.problems import FieldError, MalformedRecordsError, Problem, Problems
+from mimic_pl.data.malformed_records import FieldError, MalformedRecordsError, Problem, Problems
 from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import DataError
 from mimic_pl.formats import read_records

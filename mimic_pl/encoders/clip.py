@@ -12,12 +12,11 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
 from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, transformers_preprocessing
+from mimic_pl.encoders.loading_errors import building, loading
 from mimic_pl.encoders.pretrained import (
-    building,
     load_image_processor,
     load_tokenizer,
     load_tower,
-    loading,
     require_one_start,
 )
 from mimic_pl.encoders.probe import TextProbe

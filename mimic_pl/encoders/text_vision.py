@@ -11,8 +11,8 @@ from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, timm_preprocessing
+from mimic_pl.encoders.loading_errors import building
 from mimic_pl.encoders.pretrained import (
-    building,
     create_vision,
     load_tokenizer,
     load_tower,

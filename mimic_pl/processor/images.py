@@ -25,9 +25,9 @@ from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.files import readable_bytes
-from mimic_pl.processor.decoding_memory import PixelBudget
 from mimic_pl.processor.grey_levels import to_8_bits
 from mimic_pl.processor.jpeg_scans import has_too_many_scans
+from mimic_pl.processor.pixel_budget import PixelBudget
 from mimic_pl.processor.renamed_files import RenamedFiles
 from mimic_pl.records import ImageSource
 

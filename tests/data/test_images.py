@@ -14,8 +14,8 @@ from PIL import Image
 from mimic_pl.data.doctor import examine
 from mimic_pl.data.image_scan import failures, scan
 from mimic_pl.errors import ConfigError, DataError
-from mimic_pl.processor.decoding_memory import PixelBudget
 from mimic_pl.processor.images import ImageError, ImageFolder, open_image
+from mimic_pl.processor.pixel_budget import PixelBudget
 from tests.data.image_bytes import chunk, png, tiff
 
 

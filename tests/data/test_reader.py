@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimic_pl.data import Entity, MELDataModule, Mention, RichpediaMEL
-from mimic_pl.data.problems import MalformedRecordsError
+from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.errors import DataError, MimicError
 from tests.shared import SHARED, needs_shared

@@ -171,8 +171,8 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("a run is tested while it trains", "complete results", None, RUNS + "test_a_run_is_tested_while_it_trains"),
     ),
     "Encoders": (
-        Fault("a text model where a CLIP is due, a CLIP where a text model is due, a vision model, a vision-language model, a model of videos, a decoder", "is a text model (bert), but a model with a text and an image tower is", ConfigError, WRONG + "test_another_kind_of_model_on_the_command_line"),
-        Fault("the same in Python, for ten kinds", "vision-language model without separate towers", ConfigError, WRONG + "test_another_kind_of_model_is_named_with_what_to_use", 10),
+        Fault("a text model in place of a CLIP, a CLIP in place of a text model, a vision model, a vision-language model, a model of videos, a decoder", "is a text model (bert); expected a model with a text and an image tower", ConfigError, WRONG + "test_another_kind_of_model_on_the_command_line"),
+        Fault("the same in Python, for eleven kinds", "vision-language model without separate towers", ConfigError, WRONG + "test_another_kind_of_model_is_named_with_what_to_use", 11),
         Fault("more tokens than positions, of which the padding token takes two (RoBERTa, XLM-R, CamemBERT, MPNet, Longformer)", "only 16 positions", ConfigError, WRONG + "test_positions_that_are_counted_from_the_padding_token", 15),
         Fault("names of timm for transformers and the other way round, names that neither knows, sizes that do not fit", "name of a timm vision model", ConfigError, WRONG + "test_names_and_sizes_that_do_not_fit", 13),
         Fault("safetensors headers that lie about lengths, offsets or shapes; a configuration, tokenizer or image processor that is no JSON, has wrong types, or asks for endless layers or pixels; missing files; code in a checkpoint", "deserializing header: invalid", CheckpointError, DAMAGED + "test_a_damaged_file_is_one_paragraph", 30),
