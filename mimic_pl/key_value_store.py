@@ -173,6 +173,11 @@ class KeyValueStore:
             raise StoreError(
                 f"{self.folder} is corrupted ({error}). Delete the folder; it is rebuilt automatically."
             ) from error
+        except lmdb.MemoryError as error:
+            raise StoreError(
+                f"{self.folder} cannot be mapped into memory ({error}). It needs address space, not memory: remove the "
+                "limit (ulimit -v unlimited), or disable the cache."
+            ) from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(
                 f"{self.folder} cannot be read or written: {error}. Free some space, or choose another folder."

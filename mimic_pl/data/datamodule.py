@@ -218,7 +218,7 @@ class MELDataModule(MIMICFolder):
                     yield self.entity_images, (image,)
 
     def _read_split(self, split: str) -> list[Mention]:
-        mentions = self.read_mentions(split)
+        mentions = self.split_mentions(split)
         if self.mention_image_folder is None:
             mentions = [replace(mention, image=None) for mention in mentions]
         return seeded_fraction(mentions, self.train_fraction, self.seed) if split == "train" else mentions

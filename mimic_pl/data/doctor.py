@@ -139,7 +139,7 @@ def examine(datamodule: MELDataModule) -> Report:
     report.add("entities", *_compared(len(entities), published.entities if published else None))
     mentions: dict[str, Sequence[Mention]] = {}
     for split in SPLITS:
-        mentions[split] = _read(report, f"{split} file", partial(datamodule.read_mentions, split))
+        mentions[split] = _read(report, f"{split} file", partial(datamodule.split_mentions, split))
         expected = published.mentions[split] if published else None
         report.add(f"{split} mentions", *_compared(len(mentions[split]), expected))
     _examine_entities(report, entities, datamodule.processor.entity_template)

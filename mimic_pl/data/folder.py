@@ -16,19 +16,14 @@ from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.files import expanded
 from mimic_pl.formats import SUFFIXES
-from mimic_pl.formats.source import is_pipe
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder, ImagePolicy
 from mimic_pl.quoting import listed, quoted
 from mimic_pl.records import Entity, Mention
 
 _FILES = {"train": "train", "val": "dev", "test": "test"}
 _OTHERS = "or .jsonl, .csv, .tsv, .parquet"
-
-
-def _expanded(path: str) -> Path:
-    # Unlike Path.expanduser, this leaves the name of an unknown user as it is, for the error about the missing file.
-    return Path(os.path.expanduser(path))
 
 
 class MissingSplitError(DataError):
@@ -63,9 +58,9 @@ class MIMICFolder(BaseDataModule):
         Raises:
             ConfigError: It does not exist.
         """
-        if not os.path.isdir(_expanded(root)):
+        if not os.path.isdir(expanded(root)):
             raise ConfigError(
-                f"The data folder {root!r} does not exist (looked in {_expanded(root).absolute()}). "
+                f"The data folder {root!r} does not exist (looked in {expanded(root).absolute()}). "
                 "Unpack the data set there, or set its path with --data.root PATH."
             )
 
@@ -92,18 +87,23 @@ class MIMICFolder(BaseDataModule):
         """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
         if split == "predict":
             if self.predict_file is None:
-                return self.read_mentions("test")
-            file = _expanded(self.predict_file)
-            return self._piped_mentions if is_pipe(file) else self._read_mentions(file)
-        return self._read_mentions(self.split_file(split))
-
-    @cached_property
-    def _piped_mentions(self) -> list[Mention]:
-        return self._read_mentions(_expanded(self.predict_file or ""))  # once: a pipe is empty after that
-
-    def _read_mentions(self, file: Path) -> list[Mention]:
+                return self.split_mentions("test")
+            file = expanded(self.predict_file)
+        else:
+            file = self.split_file(split)
         arrays, texts = (self.processor.mention_arrays, self._texts("mention")) if self.has_processor else ((), ())
         return read_mentions(file, arrays, texts, self._trusted("mention"))
+
+    def split_mentions(self, split: str) -> list[Mention]:
+        """All mentions of a split, read on first access only: the file may be a pipe."""
+        key = split, self.has_processor  # which decides on fields and arrays
+        if key not in self._read:
+            self._read[key] = self.read_mentions(split)
+        return self._read[key]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, bool], list[Mention]]:
+        return {}
 
     def split_file(self, split: str) -> Path:
         """The file of a split.
@@ -149,7 +149,7 @@ class MIMICFolder(BaseDataModule):
         configured = self.entity_image_folder if side == "entity" else self.mention_image_folder
         if configured in ("auto", None):
             return self.folder.absolute()
-        folder = _expanded(configured).absolute()
+        folder = expanded(configured).absolute()
         if not os.path.isdir(folder):
             raise ConfigError(f"The folder of images {folder} does not exist: set --data.{side}_image_folder FOLDER.")
         return folder
@@ -205,7 +205,7 @@ class MIMICFolder(BaseDataModule):
         """Names of the mentions' images in all splits that can be read."""
         for split in (*_FILES, *(() if self.predict_file is None else ("predict",))):
             try:
-                mentions: Sequence[Mention] = self.read_mentions(split)
+                mentions: Sequence[Mention] = self.split_mentions(split)
             except MalformedRecordsError as error:
                 mentions = error.records
             except (DataError, OSError):
@@ -216,7 +216,7 @@ class MIMICFolder(BaseDataModule):
     @property
     def folder(self) -> Path:
         """The data folder."""
-        return _expanded(self.root)
+        return expanded(self.root)
 
     @cached_property
     def entity_images(self) -> ImageFolder:

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.file_keys import KEY_BYTES, digest, digests, is_settled, signature
 from mimic_pl.errors import StoreError
-from mimic_pl.files import lock_folder, readable_bytes
+from mimic_pl.files import expanded, lock_folder, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
 from mimic_pl.processor.decoding import decode, fingerprint
 from mimic_pl.processor.image_processor import ImageProcessor
@@ -102,7 +102,7 @@ class ImageCache:
         self.disk_fraction = disk_fraction
         size = image_processor.image_size
         name = f"{size}px-{fingerprint(image_processor, reduced)}-v{VERSION}"
-        self.store = KeyValueStore(root.expanduser().absolute() / name, (_FILES, _PIXELS, _DIGESTS))
+        self.store = KeyValueStore(expanded(root).absolute() / name, (_FILES, _PIXELS, _DIGESTS))
         self._shape = 3, size, size
 
     @property

@@ -62,7 +62,7 @@ def image_size(model: Any) -> int | None:
     sides = {size} if isinstance(size, int) else set(size.values() if isinstance(size, dict) else size)
     if len(sides) > 1:
         raise ConfigError(
-            f"The model takes images of {size} pixels, but mimic-pl provides square ones. Choose another model."
+            f"The model takes images of {size} pixels, but mimic-pl provides squares. Choose another model."
         )
     return int(sides.pop())
 

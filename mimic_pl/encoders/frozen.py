@@ -14,7 +14,7 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mimic_pl.errors import StoreError
-from mimic_pl.files import readable_bytes
+from mimic_pl.files import expanded, readable_bytes
 from mimic_pl.key_value_store import KeyValueStore
 
 Tower = Callable[..., dict[str, Tensor]]
@@ -54,7 +54,7 @@ class FrozenFeatures:
 
     def __init__(self, towers: Sequence[nn.Module], folder: str | Path, disk_fraction: float = 1.0) -> None:
         self.towers = towers
-        self.root = Path(folder).expanduser()
+        self.root = expanded(folder)
         self._disk_fraction = disk_fraction
         self._versions: object = None
         self._fingerprint = ""

@@ -149,8 +149,8 @@ def timm_preprocessing(settings: dict[str, Any], how: ImageResize) -> ImageProce
     channels, height, width = settings["input_size"]
     if channels != 3 or height != width:
         raise ConfigError(
-            f"The vision model takes images of {channels} channels and {height} x {width} pixels, but mimic-pl provides "
-            "square RGB images. Set vision_args.img_size, or choose another model."
+            f"The vision model takes images of {channels} channels and {height} x {width} pixels, but mimic-pl "
+            "provides square RGB images. Set vision_args.img_size, or choose another model."
         )
     resize = TimmResize(settings) if how == "model" else None
     return ImageProcessor(height, settings["mean"], settings["std"], resize)

@@ -23,7 +23,7 @@ from transformers import (
 from mimic_pl.checkpoint_reader import require_no_nan
 from mimic_pl.encoders.loading_errors import loading, reason
 from mimic_pl.errors import CheckpointError, ConfigError
-from mimic_pl.files import readable_bytes
+from mimic_pl.files import expanded, readable_bytes
 
 Kind = Literal["dual encoder", "text model"]
 """``dual encoder``: a text and an image tower, as in CLIP; ``text model``: also the encoder of an encoder-decoder."""
@@ -250,7 +250,7 @@ def _located(pretrained: str, local: bool = False) -> str:
         ConfigError: It looks like a path, but there is no such folder.
         CheckpointError: A file in the folder is not a regular file, or too large.
     """
-    path = Path(pretrained).expanduser()
+    path = expanded(pretrained)
     looks_local = local or path.is_absolute() or pretrained.startswith((".", "~")) or len(path.parts) > 2
     if path.is_dir():
         _require_files(path)

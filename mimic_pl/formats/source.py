@@ -80,14 +80,6 @@ def open_binary(path: Path) -> io.BufferedReader:
     return io.BufferedReader(stream)
 
 
-def is_pipe(path: Path) -> bool:
-    """Whether a path is a pipe, which can be read only once."""
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
 @contextmanager
 def as_data_errors(path: Path) -> Iterator[None]:
     """Convert all errors of reading a file to DataError, with their place."""

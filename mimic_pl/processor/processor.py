@@ -220,9 +220,7 @@ class Processor(Recorded):
         self, texts: list[str], images: Sequence[Sequence[ImageSource]], features: Inputs, folder: ImageFolder | None
     ) -> Inputs:
         ids, mask = self.tokenizer(texts)
-        if folder is not None:
-            images = [[_in_folder(image, folder) for image in own] for own in images]
-        pixels, has_image = self._pixels(images)
+        pixels, has_image = self._pixels(images, folder)
         tokens = {"input_ids": ids, "attention_mask": mask}
         return {**tokens, **self.image_inputs(pixels, has_image), **features}
 
@@ -231,24 +229,28 @@ class Processor(Recorded):
         inputs = {"pixels": pixels, "has_image": has_image}
         return inputs if self._image_key is None else {**inputs, "image_key": self._image_key(pixels, has_image)}
 
-    def _pixels(self, images: Sequence[Sequence[ImageSource]]) -> tuple[Tensor, Tensor]:
+    def _pixels(self, images: Sequence[Sequence[ImageSource]], folder: ImageFolder | None) -> tuple[Tensor, Tensor]:
         """For each record, the pixels of its first image that opens."""
         size = self.image_processor.image_size
         pixels = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
         has_image = torch.zeros(len(images), dtype=torch.bool)
         for row, own in enumerate(() if self.modalities == "text" else images):
-            for opened in self._opened(own):
+            for opened in self._opened(own, folder):
                 pixels[row], has_image[row] = opened, True
                 break
         return pixels, has_image
 
-    def _opened(self, images: Sequence[ImageSource]) -> Iterator[Tensor]:
+    def _opened(self, images: Sequence[ImageSource], folder: ImageFolder | None) -> Iterator[Tensor]:
         for image in images:
+            # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
+            name = image if folder and isinstance(image, str) and not os.path.isfile(image) else None
             try:
-                yield decode(image, self.image_processor, self.max_pixels, self.reduced_decoding)
-            except ImageError as error:
+                source = folder.path(name) if folder and name is not None else image
+                yield decode(source, self.image_processor, self.max_pixels, self.reduced_decoding)
+            except ImageError as raised:
+                error = folder.failure(name, raised) if folder and name is not None else raised
                 if self.image_policy == "error":
-                    raise error.as_data_error() from error
+                    raise error.as_data_error() from raised
                 self.report.add([(str(error.path), error.kind)])
 
     # ---- on the device ------------------------------------------------------------------------------------------
@@ -287,8 +289,3 @@ class Processor(Recorded):
             "image resizing": "as the model was trained" if own_resize else "square",
             "features": "; ".join(f"{name}: {own.describe()}" for name, own in self.features.items()) or "none",
         }
-
-
-def _in_folder(image: ImageSource, folder: ImageFolder) -> ImageSource:
-    named = isinstance(image, str) and not os.path.isfile(os.path.expanduser(image))  # any length, unlike Path
-    return folder.path(image) if named else image  # type: ignore[arg-type]

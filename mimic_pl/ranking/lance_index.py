@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import StoreError
+from mimic_pl.files import expanded
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.ranking.lance_dataset import damaged_index, lance, open_dataset, reading
 from mimic_pl.ranking.lance_rows import INDEX, RECORD_COLUMNS, STATE_CHECKSUM, differences
@@ -47,7 +48,7 @@ class LanceIndex(EntityIndex):
         shard: Shard | None = None,
     ) -> None:
         super().__init__(shard.processes if shard else ProcessGroup(alone=True), device)
-        self.folder = Path(folder).expanduser()
+        self.folder = expanded(folder)
         opened = open_dataset(self.folder)
         if opened is None or not opened.complete:
             rows = opened.dataset.count_rows() if opened else 0

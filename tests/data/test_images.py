@@ -300,6 +300,9 @@ def test_an_ambiguous_name_is_a_failure_of_its_own_kind(folder, tmp_path):
     (batch,) = list(module.test_dataloader())[:1]
     assert batch["mentions"]["has_image"].tolist() == [False, True, True]
     assert batch["failures"] == [(str(folder.root / "mention_images" / "view.of.a.lake.png"), "ambiguous")]
+    module.processor.mention_images = module.mention_images  # as in a loaded run
+    assert module.processor.mentions(module.mentions["test"])["has_image"].tolist()[:3] == [False, True, True]
+    assert list(module.processor.report.failures.items()) == batch["failures"]
     finding = next(found for found in examine(module).findings if found.subject == "mention images, ambiguous")
     assert finding.value.startswith("2 of 23") and finding.verdict == "warning"
     strict = folder.module(image_cache=None, image_policy="error")
