@@ -176,7 +176,8 @@ class KeyValueStore:
         except lmdb.MemoryError as error:
             raise StoreError(
                 f"{self.folder} cannot be mapped into memory ({error}). It needs address space, not memory: remove the "
-                "limit (ulimit -v unlimited), or disable the cache."
+                "limit (ulimit -v unlimited), or disable the cache (--data.image_cache null, "
+                "--model.encoder.frozen_features null)."
             ) from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(

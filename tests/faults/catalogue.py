@@ -131,6 +131,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("images vanish while the index is built", "changed while they were encoded", StoreError, "ranking/test_builder.py::test_images_that_vanish_while_they_are_encoded"),
         Fault("a truncated cache, or another file in its place", "Delete the folder", StoreError, STORE + "test_a_truncated_or_foreign_file", 5),
         Fault("the writer of a cache killed at a random moment: what was acknowledged is kept", "nothing that was acknowledged is lost", None, STORE + "test_what_was_acknowledged_survives_a_kill", 8),
+        Fault("a limit on address space (`ulimit -v`) that a cache exceeds", "ulimit -v unlimited", StoreError, STORE + "test_a_limit_on_address_space"),
         Fault("three processes write and read one cache", "all values", None, STORE + "test_many_processes_write_and_read"),
         Fault("filling an image cache is killed", "the same pixels", None, "data/test_image_cache.py::test_a_fill_that_is_killed", 6),
         Fault("two processes fill one image cache: one waits", "every image is decoded once", None, "data/test_image_cache.py::test_two_processes_at_once"),
