@@ -175,7 +175,7 @@ class KeyValueStore:
             ) from error
         except lmdb.MemoryError as error:
             raise StoreError(
-                f"{self.folder} cannot be mapped into memory ({error}). It needs address space, not memory: remove the "
+                f"{self.folder} cannot be mapped into memory. It needs address space, not memory: remove the "
                 "limit (ulimit -v unlimited), or disable the cache (--data.image_cache null, "
                 "--model.encoder.frozen_features null)."
             ) from error

@@ -181,9 +181,7 @@ class MELDataModule(MIMICFolder):
         """The knowledge base, read on first access."""
         self.check_root(self.root)
         entities = as_table(self.read_entities())
-        if self.entity_image_folder is None:
-            return EntityTable(replace(entity, images=()) for entity in entities)
-        return entities
+        return entities.without_images() if self.entity_image_folder is None else entities
 
     @cached_property
     def _cache(self) -> ImageCache | None:

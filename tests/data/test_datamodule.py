@@ -212,6 +212,13 @@ def test_absolute_paths_inside_the_named_folder(folder, tmp_path, link):
         folder.module(entity_image_folder=str(tmp_path / "nowhere")).setup("validate")
 
 
+def test_absolute_paths_inside_the_data_folder(folder):
+    folder.splits["dev"][0]["imgPath"] = str((folder.root / "mention_images" / "dev0.jpg").absolute())
+    module = folder.module()
+    module.setup("validate")
+    assert all(batch["mentions"]["has_image"].all() and not batch["failures"] for batch in module.val_dataloader())
+
+
 def test_nil_and_unknown_golds_are_counted(folder, caplog):
     for split, nil, unknown in (("train", 2, 1), ("dev", 1, 2)):
         for i in range(nil):
