@@ -53,8 +53,8 @@ class KeyValueStore:
     """Tables of bytes by key.
 
     Any number of processes may read and write; values written by :meth:`put` survive a kill. Every value has a CRC-32,
-    which also covers its table and key: a corrupted value, and one to which a corrupted page leads instead of another,
-    count as missing.
+    which also covers its table and key: a corrupted value counts as missing, and so does that of another key to which a
+    corrupted page leads.
 
     Args:
         folder: Its folder, created by the first :meth:`put`.

@@ -97,7 +97,7 @@ class Report:
 
 
 def _text(text: str) -> Text:
-    return Text(printable(text))  # words of the data set are no markup, and control no terminal
+    return Text(printable(text))  # text of the data set is not markup, and must not control the terminal
 
 
 def run_doctor(datamodule: BaseDataModule, as_json: bool = False) -> int:

@@ -38,7 +38,7 @@ def kind_of(value: object) -> str:
 
 
 def as_list(value: Any) -> Any:
-    """The list that a text is in JSON, or as pandas writes it into CSV; any other value unchanged."""
+    """The list that a text contains, as JSON or as pandas writes it to CSV; any other value is unchanged."""
     if not isinstance(value, str) or value[:1] != "[" or value[-1:] != "]":
         return value
     for read in (json.loads, ast.literal_eval):

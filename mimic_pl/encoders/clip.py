@@ -30,7 +30,7 @@ PUBLISHED_LENGTH = 40
 """Tokens per text in the published settings."""
 
 _ANY_SIZE = 64
-"""Side of a made-up image for a convolutional network, which takes any size."""
+"""Side of the image with which a convolutional network, which takes any size, is tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -173,8 +173,8 @@ class CLIPEncoder(Encoder):
         if trained not in (None, self.text_length):
             _log.warning(
                 f"{name} was trained on texts padded to {trained} tokens, of which it pools the last, but text_length "
-                f"is {text_length}: its text embeddings differ from those it was trained to give. To have them, leave "
-                f"text_length out, or set it to {trained}."
+                f"is {text_length}: its text embeddings differ from those it was trained to produce. For "
+                f"those, omit text_length, or set it to {trained}."
             )
         return outputs
 

@@ -53,8 +53,8 @@ class TextVisionEncoder(Encoder):
 
     Raises:
         ConfigError: Both or neither of ``text`` and ``text_config`` are given, ``text_length`` exceeds the model's
-            positions, the text model is none or a decoder whose first token would be pooled, or the vision model has
-            no local features.
+            positions, ``text`` is not a text model or is a decoder whose first token would be pooled, or the vision
+            model has no local features.
     """
 
     @in_range(text_length=COUNT, text_dim=COUNT, image_dim=COUNT)

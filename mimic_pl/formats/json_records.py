@@ -186,7 +186,7 @@ class _Window:
             closed = self.delimiter("}") == "}"
 
     def delimiter(self, closing: str = "]") -> str:
-        """The comma or the closing bracket at the current position, which is passed."""
+        """Consume the comma or the closing bracket at the current position."""
         found = self.next_character()
         if found not in (",", closing):
             raise json.JSONDecodeError("Expecting ',' delimiter", self.text, self.at)
@@ -199,7 +199,7 @@ class _Window:
             raise json.JSONDecodeError("Extra data", self.text, self.at)
 
     def is_lines(self) -> bool:
-        """Whether an object is a line of its own, and another one follows."""
+        """Whether an object fills its line, and another one follows."""
         if "\n" not in self.text:
             self.read_more()
         line, _, following = self.text.partition("\n")

@@ -36,7 +36,7 @@ _MARKS = {
 
 _CHUNK = 1 << 20
 _PIPE_LIMIT = 1 << 27
-"""Bytes from a pipe, whose records take some ten times as much memory."""
+"""Maximum bytes from a pipe; its records take about ten times as much memory."""
 
 _PATIENCE = 10.0
 """Seconds without data from a pipe until a warning."""
@@ -101,7 +101,7 @@ def as_data_errors(path: Path) -> Iterator[None]:
 
 
 class _Pipe(io.RawIOBase):
-    """A pipe: says so when nothing arrives, and has a bounded size, since it may never end."""
+    """A pipe: logs a warning if nothing arrives, and bounds the size, since a pipe may never end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path

@@ -62,7 +62,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PC
 """Supported formats, by Pillow's names."""
 
 FAILURES = ("missing", "ambiguous", "unreadable", "oversized")
-"""Kinds of failing images; ``ambiguous``: the file may be the image of another name of the data set."""
+"""Kinds of failing images; ``ambiguous``: there is only a renamed file, which may be the image of another name."""
 
 _header_lock = threading.Lock()
 _budget = PixelBudget(2 * MAX_PIXELS)

@@ -276,7 +276,7 @@ def test_mention_images_are_found_as_jpg(tmp_path):
         ([".jpg", "..jpg"], [".a.png", "..png", "."]),
     ],
 )
-def test_an_image_is_never_taken_for_anothers(tmp_path, files, names):
+def test_an_image_is_never_mistaken_for_another(tmp_path, files, names):
     """No file serves two names that differ in more than the separator of folders."""
     colours = images_in(tmp_path, *files)
     seen: dict[tuple[int, int, int], str] = {}
