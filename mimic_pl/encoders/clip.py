@@ -19,7 +19,7 @@ from mimic_pl.encoders.pretrained import (
     load_tower,
     require_one_start,
 )
-from mimic_pl.encoders.probe import TextProbe
+from mimic_pl.encoders.text_probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
