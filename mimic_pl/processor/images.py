@@ -253,16 +253,20 @@ class ImageFolder:
         file, other = (None, None) if self._renamed is None else self._renamed.find(name)
         return self.folder / name if file is None or other is not None else file
 
-    def failure(self, name: str, error: ImageError) -> ImageError:
-        """The error about an image of this folder: ``ambiguous`` if it is missing, but may be stored renamed."""
-        if error.kind != "missing" or self._renamed is None:
-            return error
-        file, other = self._renamed.find(name)
-        if file is None or other is None:
-            return error
-        return ImageError(
-            error.path, "ambiguous", f"there is no such file, and {file.name} may be its image or that of {other!r}"
-        )
+    def load(self, name: str, load: Callable[[Path], Loaded]) -> Loaded:
+        """The result of ``load`` for the path of an image.
+
+        Raises:
+            ImageError: The image fails; it is ``ambiguous`` if it is missing, but may be stored under another name.
+        """
+        try:
+            return load(self.path(name))
+        except ImageError as error:
+            file, other = (None, None) if self._renamed is None else self._renamed.find(name)
+            if error.kind != "missing" or file is None or other is None:
+                raise
+            detail = f"there is no such file, and {file.name} may be its image or that of {other!r}"
+            raise ImageError(error.path, "ambiguous", detail) from error
 
     def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[ImageFailure]]:
         """The first of these images that opens, and the failures before it.
@@ -281,11 +285,10 @@ class ImageFolder:
         failures: list[ImageFailure] = []
         for name in names:
             try:
-                return load(self.path(name)), failures
-            except ImageError as raised:
-                error = self.failure(name, raised)
+                return self.load(name, load), failures
+            except ImageError as error:
                 if self.policy == "error":
-                    raise error.as_data_error() from raised
+                    raise error.as_data_error() from error
                 failures.append((str(error.path), error.kind))
         return None, failures
 

@@ -241,16 +241,19 @@ class Processor(Recorded):
         return pixels, has_image
 
     def _opened(self, images: Sequence[ImageSource], folder: ImageFolder | None) -> Iterator[Tensor]:
+        def load(source: ImageSource) -> Tensor:
+            return decode(source, self.image_processor, self.max_pixels, self.reduced_decoding)
+
         for image in images:
-            # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
-            name = image if folder and isinstance(image, str) and not os.path.isfile(image) else None
             try:
-                source = folder.path(name) if folder and name is not None else image
-                yield decode(source, self.image_processor, self.max_pixels, self.reduced_decoding)
-            except ImageError as raised:
-                error = folder.failure(name, raised) if folder and name is not None else raised
+                # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
+                if folder is not None and isinstance(image, str) and not os.path.isfile(image):
+                    yield folder.load(image, load)
+                else:
+                    yield load(image)
+            except ImageError as error:
                 if self.image_policy == "error":
-                    raise error.as_data_error() from raised
+                    raise error.as_data_error() from error
                 self.report.add([(str(error.path), error.kind)])
 
     # ---- on the device ------------------------------------------------------------------------------------------
