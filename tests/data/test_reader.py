@@ -190,7 +190,7 @@ def test_numbers_and_lists_with_an_obvious_text_are_taken_and_reported_once(tmp_
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (True, "it is a truth value, True. Write it as text."),
+        (True, "it is a boolean, True. Write it as text."),
         (float("nan"), "it is NaN. Write an empty text where there is none."),
         (float("inf"), "it is a number, inf. Write it as text."),
         ({"en": "x"}, "it is an object, {'en': 'x'}. Write it as text."),
