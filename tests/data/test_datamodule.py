@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mimic_pl.data import Entity, MELDataModule, Mention
+from mimic_pl.data import folder as folder_module
 from mimic_pl.data.dataset import TokenTable
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor.template import TextTemplate
@@ -259,6 +260,18 @@ def test_templates_use_any_field(folder):
     assert torch.equal(batch["entities"]["input_ids"], ids)
     with pytest.raises(ConfigError, match=r"\['nowhere'\].*It has: .*desc"):
         folder.module(entity_template="{name} {nowhere}").setup("test")
+
+
+def test_every_file_is_read_once(folder, monkeypatch):
+    read = []
+    original = folder_module.read_mentions
+    monkeypatch.setattr(folder_module, "read_mentions", lambda path, *a: read.append(path.name) or original(path, *a))
+    folder.splits["train"][0]["imgPath"] = "train0.png"  # stored as .jpg: the names of all images are needed
+    module = folder.module()
+    for stage in ("fit", "test", "predict"):
+        module.setup(stage)
+    list(module.test_dataloader())
+    assert sorted(read) == sorted({module.split_file(split).name for split in ("train", "val", "test")})
 
 
 def test_predict_file(folder, tmp_path):
