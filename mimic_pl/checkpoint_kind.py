@@ -1,4 +1,4 @@
-"""Recognises files that hold weights in another form than ``torch.save``'s, or none at all, by their first bytes."""
+"""What a checkpoint is: files of other formats than ``torch.save``'s, and where the weights are in its content."""
 
 from __future__ import annotations
 
@@ -90,15 +90,23 @@ def foreign_kind(path: Path) -> str | None:
                 return kind
         if start[257:262] == b"ustar":
             return "a tar archive. Unpack it first."
-        if is_safetensors(start):
+        if _starts_safetensors(start):
             return "a safetensors file, which holds weights only."
     if ".data-0" in path.name:
         return _SUFFIXES[".index"]
     return _SUFFIXES.get(path.suffix.lower())
 
 
-def is_safetensors(start: bytes) -> bool:
-    """Whether a file with these first bytes is in the safetensors format: length of a JSON header, and the header."""
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is in the safetensors format, by its name or its first bytes."""
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return path.suffix == ".safetensors" or _starts_safetensors(file.read(16))
+
+
+def _starts_safetensors(start: bytes) -> bool:
+    # The length of a JSON header, and the header.
     return len(start) > 9 and start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 30
 
 

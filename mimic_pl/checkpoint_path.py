@@ -1,4 +1,4 @@
-"""Paths of checkpoints, in every form in which they can be given."""
+"""Resolves the path of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 from mimic_pl.errors import CheckpointError
+from mimic_pl.home import expanded
 
 
 def checkpoint_path(given: str | Path) -> Path:
@@ -26,7 +27,7 @@ def checkpoint_path(given: str | Path) -> Path:
             f"The checkpoint {text} is not on this machine. Checkpoints are checked before they are used: download it, "
             "and pass the path of the file."
         )
-    path = Path(rest if separator else given).expanduser()
+    path = expanded(rest if separator else given)
     if not path.exists():
         raise CheckpointError(f"There is no checkpoint at {path.absolute()}. Pass the path of a file.")
     return path

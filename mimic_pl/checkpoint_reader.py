@@ -65,7 +65,7 @@ def require_checkpoint(path: Path) -> None:
     except OSError as error:
         raise read_error(path, error) from error
     if kind is not None:
-        raise CheckpointError(f"{path} is no checkpoint of torch.save, but {kind}")
+        raise CheckpointError(f"{path} is not a checkpoint of torch.save: it is {kind}")
     if not path.is_file():
         raise CheckpointError(f"{path} is a pipe or a device. Pass the path of a file.")
 

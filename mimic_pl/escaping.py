@@ -1,4 +1,4 @@
-"""Makes text of data sets and files harmless where it is shown: in a terminal, in Markdown, in a spreadsheet."""
+"""Makes text from data sets and files safe to show: in a terminal, in Markdown, in a spreadsheet."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def printable(text: str) -> str:
 
 
 def shortened(text: str, length: int) -> str:
-    """Leave out the middle of a text that has more characters.
+    """Shorten a text to a number of characters, by leaving out its middle.
 
     Example:
         >>> shortened("abcdefghij", 7)

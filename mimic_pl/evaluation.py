@@ -16,6 +16,7 @@ from mimic_pl.data.protocol import RankedData, data_of
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import StoreError
 from mimic_pl.ranking import EntityIndex, IndexBuilder, Shard, fingerprint
+from mimic_pl.trainer_folder import trainer_folder
 from mimic_pl.units import States
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ def _shard_of(loader: DataLoader[Batch], num_entities: int) -> Shard:
 
 
 def _folder(builder: IndexBuilder, trainer: Trainer, validating: bool) -> Path:
-    folder = Path(builder.folder or Path(trainer.log_dir or trainer.default_root_dir) / "index")
+    folder = Path(builder.folder or trainer_folder(trainer) / "index")
     return folder / ("validation" if validating else "entities")
 
 

@@ -45,11 +45,6 @@ def cache_folder(name: str) -> Path | None:
         return None
 
 
-def expanded(path: str | Path) -> Path:
-    """A path with ``~`` replaced by the home folder; unlike :meth:`Path.expanduser`, unchanged if there is none."""
-    return Path(os.path.expanduser(path))
-
-
 def write_file(path: Path, content: bytes | memoryview) -> None:
     """Write a file atomically: if the process is killed or the disk is full, the old file, or none, is left.
 

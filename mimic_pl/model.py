@@ -60,7 +60,7 @@ def published_optimizer(params: Any) -> torch.optim.Optimizer:
 
 
 _CHECKED = 16
-"""Entities on which scores are checked before they are ranked."""
+"""Number of entities on which scores are checked before all are ranked."""
 
 
 class MIMIC(Recorded, LightningModule):
@@ -90,8 +90,9 @@ class MIMIC(Recorded, LightningModule):
         optimizer: Creates the optimizer from parameter groups; published settings by default.
         lr_scheduler: Creates a scheduler from the optimizer; none by default, as published. ReduceLROnPlateau follows
             its ``monitor``; without one, ``val/mrr`` in mode ``max`` and the training loss in mode ``min``.
-        lr_interval: Step the scheduler each ``epoch`` or each optimizer ``step``. By default (``auto``) each epoch, but
-            schedulers that count steps (OneCycleLR, CyclicLR, warm-up of transformers) each step.
+        lr_interval: When the scheduler is stepped: every ``epoch`` or every optimizer ``step``. By default (``auto``),
+            every step for schedulers that count steps (OneCycleLR, CyclicLR, the warm-up schedules of transformers),
+            and every epoch for all others.
         ranker: Ranks the knowledge base in evaluation.
         index: Builds the entity index for ranking, with a dtype and storage.
         global_negatives: In distributed training, use the entities of all processes' batches as negatives of each
@@ -433,8 +434,8 @@ class MIMIC(Recorded, LightningModule):
         except ValueError as error:
             raise ConfigError(
                 f"{type(scheduler).__name__} cannot be stepped further: {str(error).rstrip('.')}. This training takes "
-                f"{self.trainer.estimated_stepping_batches} optimizer steps in {self.trainer.max_epochs} epochs: set "
-                "the scheduler's numbers to these (--model.lr_scheduler), or --model.lr_interval epoch or step."
+                f"{self.trainer.estimated_stepping_batches} optimizer steps in {self.trainer.max_epochs} epochs: "
+                "configure the scheduler for them (--model.lr_scheduler), or set --model.lr_interval to epoch or step."
             ) from error
 
     def parameter_groups(self) -> list[dict[str, Any]]:

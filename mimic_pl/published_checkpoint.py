@@ -142,13 +142,9 @@ class _Placeholder:
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
-        with path.open("rb") as file:
-            safetensors = path.suffix == ".safetensors" or is_safetensors(file.read(16))
-    except OSError:
-        safetensors = False
-    if not safetensors:
-        require_checkpoint(path)
-    content = _read_safetensors(path) if safetensors else _read_pickle(path)
+        content = _read_safetensors(path) if is_safetensors(path) else _read_pickle(path)
+    except OSError as error:
+        raise read_error(path, error) from error
     state = weights_of(content)
     if state is None or not all(isinstance(value, Tensor) for value in state.values()):
         what = "a whole model or another object" if isinstance(content, _Placeholder) else described(content)
@@ -173,6 +169,7 @@ def _read_pickle(path: Path) -> object:
     The published checkpoints contain their configuration as objects of a library that may not be installed: all
     objects other than tensors become placeholders.
     """
+    require_checkpoint(path)
     require_checksums(path)
     placeholders: list[Any] = []
     if zipfile.is_zipfile(path):

@@ -10,6 +10,7 @@ from numbers import Integral, Real
 from typing import Any, NamedTuple, ParamSpec
 
 from mimic_pl.errors import ConfigError
+from mimic_pl.quoting import quoted
 
 P = ParamSpec("P")
 
@@ -30,7 +31,7 @@ class Range(NamedTuple):
     above: bool = False
 
     def __contains__(self, value: object) -> bool:
-        """Whether a value is a number in the range; a bool is none, and neither is NaN."""
+        """Whether a value is a number in the range; bools and NaN are not."""
         if isinstance(value, bool) or not isinstance(value, Integral if self.whole else Real):
             return False
         number = float(value) if not self.whole else int(value)  # type: ignore[call-overload]
@@ -110,8 +111,7 @@ def require_ranges(ranges: Mapping[str, Range], arguments: Mapping[str, Any], wh
     for name, allowed in ranges.items():
         for path, value in _values(name, arguments.get(name)):
             if value is not None and value not in allowed:
-                shown = value if isinstance(value, (bool, int, float)) else f"{value!r:.60}"
-                raise ConfigError(f"{where}{path} is {shown}; it must be {allowed}.")
+                raise ConfigError(f"{where}{path} is {quoted(value)}; it must be {allowed}.")
 
 
 def _values(name: str, value: Any) -> Iterator[tuple[str, Any]]:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
 import re
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ArgumentError, Namespace
+from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl import __version__
@@ -21,16 +18,16 @@ from mimic_pl.checkpoint_path import checkpoint_path
 from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
-from mimic_pl.errors import CheckpointError, ConfigError, UsageError
+from mimic_pl.errors import CheckpointError, ConfigError
+from mimic_pl.home import expand_home, expanded
 from mimic_pl.model import MIMIC
-from mimic_pl.yaml_file import load_bounded
+from mimic_pl.yaml_file import read_yaml
 
 RUNS = "lightning_logs"
 """Subfolder of the working directory into which the Trainer writes its runs."""
 
-
-TIMM_FOLDER = "local-dir:"
-"""Prefix of a folder in the name of a timm model."""
+NAMED_CHECKPOINTS = ("best", "last", "hpc")
+"""Checkpoints of a run by name; ``hpc`` is Lightning's name for the last one of a requeued SLURM job."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ class Run:
         if not folder.is_dir():
             section = self.read_config().get("checkpoint")
             if isinstance(section, dict) and isinstance(section.get("dirpath"), str):
-                folder = Path(section["dirpath"]).expanduser().resolve()
+                folder = expanded(section["dirpath"]).resolve()
         found = [*folder.glob("*.ckpt"), *self.folder.glob("hpc_ckpt_*.ckpt")]
         return sorted(filter(Path.is_file, found), key=lambda path: _natural(path.name))
 
@@ -145,8 +142,8 @@ class Run:
         )
 
     def checkpoint(self, which: str) -> Path:
-        """The checkpoint named ``best`` or ``last`` (for Lightning: ``hpc``), or by its file name or path."""
-        if which in ("best", "last", "hpc"):
+        """A checkpoint by its name in :data:`NAMED_CHECKPOINTS`, its file name, or its path."""
+        if which in NAMED_CHECKPOINTS:
             return self.best_checkpoint if which == "best" else self.last_checkpoint
         own = [path for path in self.checkpoints if path.name == which]
         return own[0] if own else checkpoint_path(which)
@@ -158,7 +155,7 @@ def open_run(folder: str | Path) -> Run:
     Raises:
         ConfigError: It is not a run.
     """
-    run = Run(Path(folder).expanduser().resolve())
+    run = Run(expanded(folder).resolve())
     if not _is_run(run.folder):
         raise ConfigError(
             f"{run.folder} is not a training run: it needs a config.yaml and a checkpoint in checkpoints/. Runs are "
@@ -171,7 +168,7 @@ def run_of_checkpoint(path: str | Path | None) -> Run | None:
     """The run whose ``checkpoints/`` contains this file, if any."""
     if path is None:
         return None
-    path = Path(path).expanduser().resolve()
+    path = expanded(path).resolve()
     folder = path.parent.parent if path.parent.name == "checkpoints" else path.parent
     return Run(folder) if _is_run(folder) and path in map(Path.resolve, Run(folder).checkpoints) else None
 
@@ -185,7 +182,7 @@ def newest_run(root: str | Path = RUNS) -> Run:
     runs = find_runs(root)
     if not runs:
         raise ConfigError(
-            f"There is no training run in {Path(root).expanduser().resolve()}. Train one first (mimic-pl fit --config "
+            f"There is no training run in {expanded(root).resolve()}. Train one first (mimic-pl fit --config "
             "...), run this command in the folder where you trained, or pass a run with --run FOLDER."
         )
     return runs[0]
@@ -197,7 +194,7 @@ def find_runs(root: str | Path) -> list[Run]:
     Copying a run changes the times of its files, so its configuration states when it was started; among runs that do
     not state it, the one with the highest number in its name is the newest.
     """
-    root = Path(root).expanduser().resolve()
+    root = expanded(root).resolve()
     runs = [Run(config.parent) for config in root.rglob("config.yaml") if _is_run(config.parent)]
     return sorted(runs, key=lambda run: (run.started, _natural(str(run.folder))), reverse=True)
 
@@ -259,38 +256,6 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         built.data.ranked.entity_images,
     )
     return built.model.eval(), built.data
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a configuration file.
-
-    Raises:
-        ConfigError: It cannot be read; a :class:`UsageError` if it is not valid YAML, or not a mapping.
-    """
-    try:
-        content = load_bounded(path)
-    except OSError as error:
-        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from error
-    except (yaml.YAMLError, ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError
-        raise UsageError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from error
-    if not isinstance(content, dict):
-        raise UsageError(f"The configuration {path} is empty, or not a mapping of keys to values.")
-    return content
-
-
-def expand_home(value: Any) -> Any:
-    """Replace ``~`` at the start of every text in a configuration, at any depth, as a shell does in an argument."""
-    if isinstance(value, str):
-        kind = TIMM_FOLDER if value.startswith(TIMM_FOLDER) else ""
-        return kind + os.path.expanduser(value.removeprefix(kind))
-    if isinstance(value, Mapping):
-        return {name: expand_home(own) for name, own in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(map(expand_home, value))
-    if isinstance(value, Namespace):
-        for name, own in list(vars(value).items()):
-            setattr(value, name, expand_home(own))
-    return value
 
 
 def _is_run(folder: Path) -> bool:

@@ -30,7 +30,7 @@ def scheduler_config(scheduler: Any, interval: Interval, validate_every: int) ->
 
 
 def counts_steps(scheduler: Any) -> bool:
-    """Whether a scheduler's numbers are usually numbers of optimizer steps: also if it consists of several."""
+    """Whether a scheduler, or a part of it, is usually configured in optimizer steps."""
     parts = getattr(scheduler, "_schedulers", ())  # of SequentialLR and ChainedScheduler
     if isinstance(scheduler, LambdaLR):  # those of transformers are partial functions with num_warmup_steps=...
         functions = (own for own in scheduler.lr_lambdas if isinstance(own, functools.partial))

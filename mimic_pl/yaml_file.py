@@ -1,4 +1,4 @@
-"""Reads YAML files of bounded size: also of what their anchors expand to."""
+"""Reads configurations: YAML files of bounded size, also after their anchors are expanded."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from mimic_pl.errors import ConfigError, UsageError
+
 _LARGEST = 1 << 24
 """Bytes of a file."""
 
@@ -14,16 +16,24 @@ _MOST = 100_000
 """Values that a file may expand to."""
 
 
-def load_bounded(path: Path) -> Any:
-    """Load a YAML file as plain values.
-
-    Anchors that contain anchors describe exponentially many values in a few lines, which every later copy expands.
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a configuration file as plain values.
 
     Raises:
-        yaml.YAMLError: It is no valid YAML, is too large, or its anchors expand to too many values.
-        ValueError: It is not valid UTF-8.
-        OSError: It cannot be read.
+        ConfigError: It cannot be read; a :class:`UsageError` if it is not valid YAML, not a mapping, or too large.
     """
+    try:
+        content = _load(path)
+    except OSError as error:
+        raise ConfigError(f"The configuration {path} cannot be read: {error.strerror}.") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # invalid UTF-8 is a ValueError
+        raise UsageError(f"The configuration {path} is not valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(content, dict):
+        raise UsageError(f"The configuration {path} is empty, or not a mapping of keys to values.")
+    return content
+
+
+def _load(path: Path) -> Any:
     if path.stat().st_size > _LARGEST:
         raise yaml.YAMLError(f"it has more than {_LARGEST:,} bytes")
     loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
@@ -31,7 +41,8 @@ def load_bounded(path: Path) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        # Before values are constructed: merge keys (<<) copy what they refer to.
+        # Anchors within anchors describe exponentially many values in a few lines. They are counted before values are
+        # constructed, since merge keys (<<) copy what they refer to.
         if _expanded(node, {}) > _MOST:
             raise yaml.YAMLError(f"its anchors expand to more than {_MOST:,} values")
         return loader.construct_document(node)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 import tarfile
 import zipfile
@@ -120,9 +121,17 @@ def foreign(folder: Path) -> dict[str, tuple[Path, str]]:
 def test_other_kinds_are_recognised(tmp_path, read):
     for path, sentence in foreign(tmp_path).values():
         with pytest.raises(
-            CheckpointError, match=f"{re.escape(str(path))} is no checkpoint of torch.save, but {sentence}"
+            CheckpointError, match=f"{re.escape(str(path))} is not a checkpoint of torch.save: it is {sentence}"
         ):
             read(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+@pytest.mark.parametrize("read", [read_published, read_checkpoint])
+def test_a_pipe_is_not_waited_for(tmp_path, read):
+    os.mkfifo(tmp_path / "weights.pt")
+    with pytest.raises(CheckpointError, match="is a pipe or a device"):
+        read(tmp_path / "weights.pt")
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # of a process alone
@@ -143,7 +152,7 @@ def test_a_whole_model(tmp_path, options):
         read_checkpoint(path)
 
 
-def test_weights_alone_are_no_checkpoint_of_lightning(tmp_path):
+def test_weights_alone_are_not_a_lightning_checkpoint(tmp_path):
     torch.save(STATE, tmp_path / "x.pt")
     with pytest.raises(CheckpointError, match=r"a bare state dict of 2 tensors, without a 'state_dict'"):
         read_checkpoint(tmp_path / "x.pt")

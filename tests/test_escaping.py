@@ -1,4 +1,4 @@
-"""Names of a data set control neither a terminal nor a spreadsheet, and are no Markdown."""
+"""Text from a data set cannot act on a terminal, in a spreadsheet or in Markdown."""
 
 from __future__ import annotations
 

@@ -233,7 +233,7 @@ class RelativeMatcher(Matcher):
     [({"units": {**UNITS, "own": Relative}}, "'own' of Relative"), ({"matcher": RelativeMatcher}, "'overall' of Rel")],
     ids=["unit", "matcher"],
 )
-def test_scores_that_depend_on_the_block_are_no_ranks(tiny_set, tmp_path, options, name, stage):
+def test_scores_that_depend_on_the_block_cannot_be_ranked(tiny_set, tmp_path, options, name, stage):
     model = MIMIC(CLIPEncoder(**tiny.ENCODER), **{"units": UNITS, **options})
     with pytest.raises(ConfigError, match=f"The score {name}.*must depend on its pair alone.*check_unit"):
         getattr(make_trainer(tmp_path), stage)(model, make_data(tiny_set))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,9 +22,10 @@ from mimic_pl.data import MELDataModule, Mention
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.encoders import Encoder
 from mimic_pl.errors import ConfigError
-from mimic_pl.files import write_file
+from mimic_pl.files import lock_folder, write_file
 from mimic_pl.metrics import rank_metrics
 from mimic_pl.processor.template import TextTemplate
+from mimic_pl.ranges import COUNT, require_ranges
 
 BASELINES = {
     "exact_name": "whether the mention equals the entity's name exactly",
@@ -77,12 +79,12 @@ def run_baselines(
     Raises:
         ConfigError: A baseline is unknown, none can be run, or ``top_k`` is below 1.
         DataError: The data cannot be read.
+        StoreError: Another process is writing to the folder, the disk is full, or the folder is not writable.
     """
     unknown = sorted(set(chosen) - set(BASELINES))
     if unknown or not chosen:
         raise ConfigError(f"Unknown baselines {unknown}. Choose from: {', '.join(BASELINES)}.")
-    if top_k < 1:
-        raise ConfigError(f"top_k is {top_k}; it must be at least 1.")
+    require_ranges({"top_k": COUNT}, {"top_k": top_k}, "")
     with_encoder = encoder if set(chosen) & set(COSINES) else None
     records = _read(data, split, with_encoder)
     images: dict[str, int] = {}
@@ -96,14 +98,16 @@ def run_baselines(
     if len(skipped) == len(set(chosen)):
         raise ConfigError(f"No baseline can be run: {', '.join(skipped)} {_reason(encoder)}.")
     metrics: dict[str, dict[str, float]] = {}
-    for name in (name for name in BASELINES if name in chosen and name in scorers):
-        metrics[name] = _rank_and_write(name, scorers[name](), records, folder / name, top_k, summary)
+    with ExitStack() as resources:
+        resources.callback(lock_folder(folder, 0, ".baselines.lock").release)
+        for name in (name for name in BASELINES if name in chosen and name in scorers):
+            metrics[name] = _rank_and_write(name, scorers[name](), records, folder / name, top_k, summary)
+        results = {**summary, "baselines": {name: {"what": BASELINES[name], **metrics[name]} for name in metrics}}
+        write_file(folder / "baselines.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     title = f"{type(data).__name__}, {'test' if split == 'test' else 'validation'}: no training"
     console.print(result_table(title, metrics, published, _caption(summary)))
     if skipped:
         console.print(f"Skipped: {', '.join(skipped)}, which {_reason(encoder)}.", highlight=False)
-    results = {**summary, "baselines": {name: {"what": BASELINES[name], **metrics[name]} for name in metrics}}
-    write_file(folder / "baselines.json", (json.dumps(results, indent=2, ensure_ascii=False) + "\n").encode())
     return results
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 
 from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.callbacks.results import EvaluatedMentions, metrics_by_group, metrics_by_score, missing_golds, title_of
@@ -20,11 +20,12 @@ from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
+from mimic_pl.trainer_folder import trainer_folder
 
 _log = logging.getLogger(__name__)
 
 
-class PredictionWriter(Callback):
+class PredictionWriter(EvaluatedMentions):
     """Writes the results of ``test`` and ``predict`` into the run's folder.
 
     - ``test`` writes ``predictions.jsonl``, one mention per line with its golds, its ranks (``null`` if no gold is in
@@ -32,9 +33,12 @@ class PredictionWriter(Callback):
       training in ``subsets`` if both occur;
     - ``predict`` writes ``links.jsonl``, one mention per line with its top candidates.
 
-    Of a part of the mentions (``limit_test_batches``), the files are ``predictions.partial.jsonl``,
+    If only some of the mentions are evaluated (``limit_test_batches``), the files are ``predictions.partial.jsonl``,
     ``metrics.partial.json`` and ``links.partial.jsonl``, beside complete ones. ``metrics.json`` has the SHA-256 of
     ``predictions.jsonl``, by which ``mimic-pl report`` recognises files of different evaluations.
+
+    With a custom Trainer, the folder is ``trainer.log_dir``; with a logger that has one folder for all runs, such as
+    WandbLogger, it is ``save_dir/name/version``.
 
     Lines are in the order of the data set. They are streamed to a hidden file, which is renamed when complete. With
     several processes, each writes a part, and the first one merges them.
@@ -48,59 +52,48 @@ class PredictionWriter(Callback):
 
     @in_range(top_k=COUNT)
     def __init__(self, top_k: int = 10) -> None:
+        super().__init__()
         self.top_k = top_k
-        self._evaluated = EvaluatedMentions()
         self._part: IO[str] | None = None
         self._folder: Path | None = None
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's part of the predictions."""
+        super().on_test_start(trainer, pl_module)
         self._open(trainer, "predictions.jsonl")
 
     def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open this process's part of the links."""
+        super().on_predict_start(trainer, pl_module)
         self._open(trainer, "links.jsonl")
 
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Write the batch's mentions with golds and ranks."""
+        super().on_test_batch_end(trainer, pl_module, outputs, *args)
         self._write(trainer, outputs, "test", labelled=True)
 
-    def on_predict_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Write the batch's mentions with their candidates."""
+        super().on_predict_batch_end(trainer, pl_module, outputs, *args)
         self._write(trainer, outputs, "predict", labelled=False)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete ``predictions.jsonl`` and write ``metrics.json``."""
         data = data_of(trainer, Records)
-        mentions = self._evaluated.of(data.mentions["test"])
-        predictions = self._close(trainer, "predictions.jsonl", len(mentions) < len(data.mentions["test"]))
+        split = data.mentions["test"]
+        mentions = self.evaluated(split)
+        part = len(mentions) < len(split)
+        predictions = self._close(trainer, "predictions.jsonl", part)
         if predictions is None:
             return
         degradation = getattr(data, "degradation", None)  # custom data modules may lack it
         groups = metrics_by_group(trainer.callback_metrics, "test")
-        part = len(mentions) < len(data.mentions["test"])
         summary = {
             "checkpoint": _relative(trainer.ckpt_path, predictions.parent),
             "data": title_of(trainer),
             **({} if degradation is None else {"degradation": str(degradation)}),
             "mentions": len(mentions),
-            **({"mentions_in_split": len(data.mentions["test"])} if part else {}),
+            **({"mentions_in_split": len(split)} if part else {}),
             "mentions_without_gold_in_kb": missing_golds(mentions, data.entities),
             "entities": len(data.entities),
             "metrics": metrics_by_score(trainer.callback_metrics, "test"),
@@ -111,7 +104,7 @@ class PredictionWriter(Callback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Complete ``links.jsonl``."""
         mentions = data_of(trainer, Records).mentions["predict"]
-        self._close(trainer, "links.jsonl", len(self._evaluated.of(mentions)) < len(mentions))
+        self._close(trainer, "links.jsonl", len(self.evaluated(mentions)) < len(mentions))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Remove this process's part."""
@@ -122,17 +115,15 @@ class PredictionWriter(Callback):
 
     def _open(self, trainer: Trainer, name: str) -> None:
         self._part = None
-        self._evaluated = EvaluatedMentions()
-        folder = trainer.log_dir or trainer.default_root_dir  # collective: must be called by every process
+        folder = trainer_folder(trainer)
         if trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
-        self._folder = Path(folder)
+        self._folder = folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self._entities: EntityTable | None = None
         self._part = _part_path(self._folder, name, trainer.global_rank).open("w", encoding="utf-8")
 
     def _write(self, trainer: Trainer, outputs: Any, split: str, labelled: bool) -> None:
-        self._evaluated.add(outputs)
         if self._part is None:
             return
         data = data_of(trainer, Records)
@@ -167,13 +158,13 @@ class PredictionWriter(Callback):
         target = self._folder / name
         if part:
             target = partial_path(target)
-            _log.warning("Only a part of the mentions was evaluated: the results are in %s.", target)
+            _log.warning("Only some of the mentions were evaluated: the results are in %s.", target)
         _merge(parts, target)
         return target
 
 
 def partial_path(path: Path) -> Path:
-    """Where the results of a part of the mentions are written instead: ``metrics.partial.json``."""
+    """Where results of only some of the mentions are written instead: ``metrics.partial.json``."""
     return path.with_suffix(f".partial{path.suffix}")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from mimic_pl.data.statistics import PublishedStatistics
@@ -21,21 +21,44 @@ RECALL = tuple(f"recall@{k}" for k in HITS)
 """Additional metrics if mentions have several golds."""
 
 
-class EvaluatedMentions:
-    """Which mentions of a split were evaluated: all of them, or a part with ``limit_test_batches`` and the like."""
+class EvaluatedMentions(Callback):
+    """Base of callbacks that need to know which mentions were evaluated: all, or some with ``limit_test_batches``."""
 
     def __init__(self) -> None:
         self._indices: set[int] = set()
 
-    def add(self, outputs: Any) -> None:
-        """Add the outputs of a batch."""
-        if isinstance(outputs, Mapping) and "index" in outputs:
-            self._indices.update(outputs["index"].tolist())
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the mentions of an earlier evaluation."""
+        self._indices = set()
 
-    def of(self, mentions: Sequence[Mention]) -> list[Mention]:
-        """Those of a split, in their order; collective: must be called by every process."""
+    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the mentions of an earlier evaluation."""
+        self._indices = set()
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Forget the mentions of an earlier evaluation."""
+        self._indices = set()
+
+    def on_test_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Count the batch's mentions."""
+        self._count(outputs)
+
+    def on_predict_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Count the batch's mentions."""
+        self._count(outputs)
+
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
+        """Count the batch's mentions."""
+        self._count(outputs)
+
+    def evaluated(self, mentions: Sequence[Mention]) -> list[Mention]:
+        """Those of a split that were evaluated, in their order; collective: must be called by every process."""
         everyone = ProcessGroup().gather_objects(self._indices)
         return [mentions[index] for index in sorted(set().union(*everyone))]
+
+    def _count(self, outputs: Any) -> None:
+        if isinstance(outputs, Mapping) and "index" in outputs:
+            self._indices.update(outputs["index"].tolist())
 
 
 def metrics_by_score(logged: Mapping[str, Tensor], stage: str) -> dict[str, dict[str, float]]:

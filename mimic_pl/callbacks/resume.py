@@ -26,8 +26,8 @@ class ExactResume(Callback):
     - batches accumulated since the last optimizer step are repeated, since their gradients are lost;
     - with ``max_steps``, a finished epoch is not ended a second time;
     - a run that had stopped early does not continue;
-    - a run whose folder was moved or copied continues with the best checkpoints in its folder, and one that starts from
-      a checkpoint of another run has best checkpoints of its own.
+    - a run whose folder was moved or copied keeps the best checkpoints in its folder; a new run that starts from a
+      checkpoint of another one does not take over the other's best checkpoints.
 
     The sampler skips the batches already consumed (:meth:`~mimic_pl.data.sampler.TrainSampler.start_at`), dropout is
     seeded by step, random images by epoch and item, and the other callbacks store their own state. So on a CPU, with

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
@@ -24,49 +24,13 @@ from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.escaping import printable
 
 
-class ResultTable(Callback):
+class ResultTable(EvaluatedMentions):
     """Prints a table after ``test`` and ``validate``: a row for the overall score and for each unit.
 
     If mentions have several golds, there is a second table of recall over them. If a test split has golds both seen and
     unseen in training, each group has a row with its overall results. After ``test``, published results of the data
     set, if any, are the last row.
     """
-
-    def __init__(self) -> None:
-        self._evaluated = EvaluatedMentions()
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the mentions of an earlier evaluation."""
-        self._evaluated = EvaluatedMentions()
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Forget the mentions of an earlier evaluation."""
-        self._evaluated = EvaluatedMentions()
-
-    def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch's mentions."""
-        self._evaluated.add(outputs)
-
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        """Count the batch's mentions, except during training."""
-        if trainer.state.fn == "validate":
-            self._evaluated.add(outputs)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Print the table of the test split."""
@@ -79,7 +43,7 @@ class ResultTable(Callback):
 
     def _print(self, trainer: Trainer, stage: str) -> None:
         data = data_of(trainer, Records)
-        mentions = self._evaluated.of(data.mentions[stage])  # collective: must be called by every process
+        mentions = self.evaluated(data.mentions[stage])  # collective: must be called by every process
         scores = metrics_by_score(trainer.callback_metrics, stage)
         if not trainer.is_global_zero or not scores["overall"]:
             return

@@ -25,7 +25,7 @@ def with_additions(args: Sequence[str]) -> Iterator[str]:
     Raises:
         ConfigError: An addition is not a dictionary.
     """
-    from mimic_pl.runs import read_yaml
+    from mimic_pl.yaml_file import read_yaml
 
     given: set[str] = set()
     rest = iter(args)

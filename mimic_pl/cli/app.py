@@ -28,9 +28,9 @@ from mimic_pl.callbacks import (
     SamplePanels,
 )
 from mimic_pl.cli.additions import with_additions
-from mimic_pl.cli.choice import Choice, Start, check_data_root, choose_checkpoint, choose_run, short_path
+from mimic_pl.cli.choice import Choice, Start, choose_checkpoint, choose_run, short_path
+from mimic_pl.cli.config_checks import check_config
 from mimic_pl.cli.help import ALL
-from mimic_pl.cli.numbers import check_numbers
 from mimic_pl.cli.parser import Parser
 from mimic_pl.cli.problems import DEBUG, as_mimic_error, constructing, debugging, paragraph
 from mimic_pl.cli.program import ABOUT, COMMANDS, STAGES
@@ -42,8 +42,9 @@ from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import ConfigError, UsageError
 from mimic_pl.escaping import printable
 from mimic_pl.files import acquire_lock
+from mimic_pl.home import expand_home
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import expand_home
+from mimic_pl.trainer_folder import trainer_folder
 
 CALLBACK_DEFAULTS = {
     "checkpoint.monitor": "val/mrr",
@@ -126,15 +127,15 @@ class MimicCLI(LightningCLI):
         parser.add_lightning_class_args(LearningRateMonitor, "learning_rate")
         parser.add_lightning_class_args(PredictionWriter, "predictions")
         parser.add_lightning_class_args(SamplePanels, "panels")
-        parser.add_lightning_class_args(ResultTable, "table")
+        parser.add_lightning_class_args(ResultTable, "table")  # after the predictions: results are written first
         parser.add_lightning_class_args(FailureMonitor, "monitor")
         parser.set_defaults(CALLBACK_DEFAULTS)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Parse the command line, and check numbers before any of them is used.
+        """Parse the command line, and check it before anything heavy loads.
 
         Raises:
-            ConfigError: A number is out of its range.
+            ConfigError: A number is out of its range, or the data folder does not exist.
             UsageError: The configuration of the chosen run is that of another version.
         """
         try:
@@ -147,7 +148,7 @@ class MimicCLI(LightningCLI):
                 f"{short_message(str(error))} The run {short_path(run.folder)} was started by {run.version} of "
                 f"mimic-pl, this is {__version__}: adapt {short_path(run.config)}, or install that version."
             ) from error
-        check_numbers(self.config[self.config.subcommand])
+        check_config(self.config[self.config.subcommand])
 
     def _parse_ckpt_path(self) -> None:
         """Resolve ``~``, and choose the checkpoint.
@@ -164,15 +165,13 @@ class MimicCLI(LightningCLI):
             _print(self.start.note)
 
     def before_instantiate_classes(self) -> None:
-        """Check the data folder before anything heavy loads."""
-        check_data_root(self.config[self.subcommand])
+        """Keep the training configuration of a run that is evaluated."""
         if self.start.run is not None and self.subcommand != "fit":
-            self.save_config_callback = None  # keep the run's training configuration
+            self.save_config_callback = None
 
     def before_fit(self) -> None:
         """Lock the run's folder, remove temporary files of killed runs, and prepare for training without validation."""
-        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-        folders = {Path(saver.dirpath) for saver in savers if saver.dirpath is not None}
+        folders = {Path(saver.dirpath) for saver in _savers(self.trainer) if saver.dirpath is not None}
         for folder in folders:
             self._require_own(folder)
         if self._lock_run() is not None:
@@ -208,18 +207,18 @@ class MimicCLI(LightningCLI):
         )
 
     def _without_validation(self) -> None:
-        """Leave out the callbacks that need its results, and save the last checkpoint after each epoch."""
+        """Remove the callbacks that need its results, and save the last checkpoint after each epoch."""
         trainer: Any = self.trainer
         monitors = [callback for callback in trainer.callbacks if getattr(callback, "monitor", None) is not None]
-        left_out = [callback for callback in monitors if callback.monitor.startswith("val/")]
-        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in left_out]
-        for saver in trainer.checkpoint_callbacks:
-            if isinstance(saver, ModelCheckpoint) and saver._save_on_train_epoch_end is None:
+        removed = [callback for callback in monitors if callback.monitor.startswith("val/")]
+        trainer.callbacks = [callback for callback in trainer.callbacks if callback not in removed]
+        for saver in _savers(trainer):
+            if saver._save_on_train_epoch_end is None:
                 saver._save_on_train_epoch_end = True
-        if left_out:
+        if removed:
             _print(
-                "This training does not validate: it will not stop early, and only the last checkpoint is saved, which "
-                "'mimic-pl test' takes."
+                "This training does not validate: it does not stop early, and saves only its last checkpoint, which "
+                "'mimic-pl test' uses."
             )
 
     def before_test(self) -> None:
@@ -232,18 +231,16 @@ class MimicCLI(LightningCLI):
 
     def _lock_run(self) -> Path | None:
         """Lock the run's folder in the process that writes there, and return it."""
-        folder = self.trainer.log_dir or self.trainer.default_root_dir  # collective: must be called by every process
-        writes = not self.trainer.fast_dev_run and "://" not in folder  # type: ignore[attr-defined]
-        if not writes or not self.trainer.is_global_zero:
+        folder = trainer_folder(self.trainer)
+        if self.trainer.fast_dev_run or not self.trainer.is_global_zero:  # type: ignore[attr-defined]
             return None
         # One lock per command: a run may be tested while it trains.
-        self.resources.callback(acquire_lock(Path(folder), f".{self.subcommand}.lock").release)
-        return Path(folder)
+        self.resources.callback(acquire_lock(folder, f".{self.subcommand}.lock").release)
+        return folder
 
     def after_fit(self) -> None:
         """Print the best checkpoint, or the last one of a training without validation, and the next command."""
-        savers = [saver for saver in self.trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
-        saver = next((saver for saver in savers if saver.best_model_path), None)
+        saver = next((saver for saver in _savers(self.trainer) if saver.best_model_path), None)
         if saver is not None:
             kind, path = "Last" if saver.monitor is None else "Best", short_path(Path(saver.best_model_path))
             run = short_path(Path(self.trainer.default_root_dir))
@@ -259,9 +256,9 @@ class MimicCLI(LightningCLI):
             kwargs |= {"default_root_dir": str(folder), "logger": loggers}
             self.resources.callback(_remove_if_empty, folder)
         trainer = super().instantiate_trainer(**kwargs)
-        for saver in trainer.checkpoint_callbacks:
-            if not built.fast_dev_run and isinstance(saver, ModelCheckpoint) and saver.dirpath is None:
-                saver.dirpath = str(folder / "checkpoints")
+        if not built.fast_dev_run:
+            for saver in _savers(trainer):
+                saver.dirpath = saver.dirpath or str(folder / "checkpoints")
         return trainer
 
     def _instantiate_trainer(self, config: dict[str, Any], callbacks: list[Callback]) -> Trainer:
@@ -326,6 +323,10 @@ def run(given: list[str]) -> None:
         problem = as_mimic_error(error, given)
         print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _savers(trainer: Trainer) -> list[ModelCheckpoint]:
+    return [saver for saver in trainer.checkpoint_callbacks if isinstance(saver, ModelCheckpoint)]
 
 
 def _add_working_directory_to_path() -> None:

@@ -58,8 +58,7 @@ def run(args: list[str]) -> int:
 
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
-    from mimic_pl.cli.choice import check_data_root
-    from mimic_pl.cli.numbers import check_numbers
+    from mimic_pl.cli.config_checks import check_config
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.files import write_file
     from mimic_pl.processor import Processor
@@ -70,8 +69,7 @@ def run(args: list[str]) -> int:
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("model", "data", "processor"))))
     require_ranges({"top_k": COUNT}, {"top_k": config.top_k}, "--")
-    check_numbers(config)
-    check_data_root(config)
+    check_config(config)
     chosen = [name.strip() for name in config.only.split(",")] if config.only else list(BASELINES)
     if not set(chosen) & set(COSINES):
         config.model = None  # not needed, and slow to load

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 from argparse import ArgumentParser
-from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,10 +15,8 @@ from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
 from mimic_pl.cli.run_folder import folder_of_runs, job_name
 from mimic_pl.errors import ConfigError
 from mimic_pl.run_settings import training_differences
-from mimic_pl.runs import RUNS, Run, find_runs, newest_run, open_run, read_yaml, run_of_checkpoint
-
-WORDS = ("best", "last", "hpc")
-"""Checkpoints that are not given by a path; ``hpc`` is Lightning's word for the last one of a requeued SLURM job."""
+from mimic_pl.runs import NAMED_CHECKPOINTS, RUNS, Run, find_runs, newest_run, open_run, run_of_checkpoint
+from mimic_pl.yaml_file import read_yaml
 
 
 class Choice(NamedTuple):
@@ -28,7 +24,7 @@ class Choice(NamedTuple):
 
     Attributes:
         args: The command line, with the run's configuration filled in.
-        run: The run; ``None`` if the command line has a configuration of its own.
+        run: The run; ``None`` if the command line has its own configuration.
     """
 
     args: list[str]
@@ -76,7 +72,7 @@ def choose_run(args: list[str]) -> Choice:
     if given.run:
         run = open_run(given.run)
     elif bare:
-        named = None if given.ckpt_path in (None, *WORDS) else checkpoint_path(given.ckpt_path)
+        named = None if given.ckpt_path in (None, *NAMED_CHECKPOINTS) else checkpoint_path(given.ckpt_path)
         run = run_of_checkpoint(named) or newest_run(Path(given.root or ".") / RUNS)
     else:
         return Choice([command, *rest])
@@ -87,8 +83,8 @@ def choose_run(args: list[str]) -> Choice:
 def choose_checkpoint(command: str, config: Namespace, configured: Run | None) -> Start:
     """Choose the checkpoint of a command, wherever it was given, and verify it.
 
-    - ``best`` and ``last`` refer to the run whose configuration is used, or with a configuration of one's own to the
-      newest run in its folder of runs; for ``fit``, to the newest one with the same model, data and seed.
+    - ``best`` and ``last`` refer to the run whose configuration is used. If the command line has its own configuration,
+      they refer to the newest run in its folder of runs; for ``fit``, to the newest with the same model, data and seed.
     - ``fit`` with ``last`` continues that run in its folder. If there is none, training starts from scratch, since a
       requeued job always has the same command line. A requeued SLURM job needs no ``last``.
     - Evaluation with a run's configuration and one of its checkpoints, by default the best one, writes its results into
@@ -110,7 +106,7 @@ def choose_checkpoint(command: str, config: Namespace, configured: Run | None) -
         return _start_of_training(config, given, configured, parent)
     if given is None and configured is None:
         return Start(None, None, parent, "No --ckpt_path: the model is evaluated with its initial weights.")
-    if given is None or given in WORDS:
+    if given is None or given in NAMED_CHECKPOINTS:
         run = configured or newest_run(parent)
         checkpoint = _checked(run.checkpoint(given or "best"))
         note = f"Using run {short_path(run.folder)}, checkpoint {checkpoint.name}."
@@ -128,9 +124,9 @@ def choose_checkpoint(command: str, config: Namespace, configured: Run | None) -
 
 
 def _start_of_training(config: Namespace, given: str | None, configured: Run | None, parent: Path) -> Start:
-    if given is not None and given not in WORDS:
+    if given is not None and given not in NAMED_CHECKPOINTS:
         checkpoint = _checked(checkpoint_path(given))
-        return Start(checkpoint, None, parent, f"Training continues from {short_path(checkpoint)} in a run of its own.")
+        return Start(checkpoint, None, parent, f"Training continues from {short_path(checkpoint)} in a new run.")
     job = job_name()
     if given is None and job is None:
         return Start(None, None, parent)
@@ -139,7 +135,7 @@ def _start_of_training(config: Namespace, given: str | None, configured: Run | N
         if changed := training_differences(configured.read_config(), settings):
             raise ConfigError(
                 f"The run {short_path(configured.folder)} cannot be resumed with other settings: {_listed(changed)}. "
-                f"To train from its weights in a run of its own, pass the path of a checkpoint: --ckpt_path "
+                "To continue from its weights in a new run, pass the path of a checkpoint: --ckpt_path "
                 f"{short_path(configured.last_checkpoint)}."
             )
         return _resumed(configured, given or "last", parent)
@@ -184,31 +180,6 @@ def _as_dict(config: Namespace) -> dict[str, Any]:
 def _listed(changed: list[str]) -> str:
     more = f", and {len(changed) - 3} more" if len(changed) > 3 else ""
     return "; ".join(changed[:3]) + more
-
-
-def check_data_root(config: Any) -> None:
-    """Check the folders of all data sets, before a model is loaded.
-
-    Raises:
-        ConfigError: A folder does not exist.
-    """
-    for data in _data_sets(config.data.as_dict()):
-        module, _, name = data["class_path"].rpartition(".")
-        data_class = getattr(import_module(module), name)
-        data_class.check_root(data["init_args"]["root"])
-
-
-def _data_sets(data: Any) -> Iterator[dict[str, Any]]:
-    """The data sections with a folder: the given one, or nested ones."""
-    if isinstance(data, list):
-        for part in data:
-            yield from _data_sets(part)
-    elif isinstance(data, dict) and "class_path" in data:
-        arguments = data.get("init_args") or {}
-        if "root" in arguments:
-            yield data
-        else:
-            yield from _data_sets(list(arguments.values()))
 
 
 def _peek(args: list[str]) -> Any:

@@ -37,8 +37,7 @@ def run(args: list[str]) -> int:
     """
     from lightning.pytorch.cli import LightningArgumentParser
 
-    from mimic_pl.cli.choice import check_data_root
-    from mimic_pl.cli.numbers import check_numbers
+    from mimic_pl.cli.config_checks import check_config
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.doctor import run_doctor
     from mimic_pl.processor import Processor
@@ -46,8 +45,7 @@ def run(args: list[str]) -> int:
     parser = LightningArgumentParser(prog="mimic-pl doctor", description=COMMANDS["doctor"].about, exit_on_error=False)
     add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
-    check_numbers(config)
-    check_data_root(config)
+    check_config(config)
     built = parser.instantiate_classes(config)
     built.data.processor = built.processor or Processor()
     return int(run_doctor(built.data, config.json))

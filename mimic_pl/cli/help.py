@@ -40,11 +40,11 @@ def unknown_command(args: Sequence[str]) -> str | None:
 
 
 def unusable_names(args: Sequence[str]) -> str | None:
-    """The error message for a current folder that is gone, or for names that are no UTF-8; ``None`` without any."""
+    """The error message for a current folder that was deleted, or a name that is not valid UTF-8, if any."""
     try:
         here = os.getcwd()
     except FileNotFoundError:
-        return "The current folder was deleted. Start in another one."
+        return "The current folder was deleted. Change to another one."
     for what, name in (*(("argument", arg) for arg in args), ("current folder", here)):
         try:
             name.encode()

@@ -48,23 +48,23 @@ def paragraph(error: MimicError) -> str:
 
 @contextmanager
 def constructing(name: str) -> Iterator[None]:
-    """Convert an exception of a constructor to a ConfigError that names the class; errors of the machine pass through.
+    """Convert an exception of a constructor to a MimicError: to a ConfigError, unless the machine is at fault.
 
     Args:
         name: Name of the class.
 
     Raises:
-        ConfigError: Any other exception was raised.
+        ConfigError: The constructor raised an exception; the message names the class.
+        DeviceMemoryError: It ran out of memory.
+        MachineError: The operating system reported an error other than a missing file.
     """
     try:
         yield
-    except (MimicError, MisconfigurationException, MemoryError, torch.OutOfMemoryError):
+    except (MimicError, MisconfigurationException, ModuleNotFoundError):
         raise
     except Exception as error:
-        machine = isinstance(error, OSError) and not isinstance(error, FileNotFoundError)
-        if machine or isinstance(error, ModuleNotFoundError):
-            raise
-        raise ConfigError(
+        problem = None if isinstance(error, FileNotFoundError) else _machine_error(error)
+        raise problem or ConfigError(
             f"{name} cannot be built from its arguments: {reason(error)} ({type(error).__name__} in {_where(error)}; "
             f"{DEBUG} shows the traceback)"
         ) from error
@@ -84,6 +84,11 @@ def as_mimic_error(error: Exception, args: Sequence[str] = ()) -> MimicError:
             return ConfigError(str(cause))
         if isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("mimic_pl"):
             return ConfigError(f"A package that the configuration needs is not installed: {missing_package(cause)}")
+        if type(cause).__module__.startswith("wandb."):
+            return ConfigError(
+                f"Weights & Biases cannot be used: {reason(cause)} Log in once (wandb login), or work offline "
+                "(WANDB_MODE=offline in the environment)."
+            )
         if parser := getattr(cause, "subcommand_parser", None):
             return UsageError(unknown_option(str(cause), parser, args))
     if isinstance(error, ArgumentError):

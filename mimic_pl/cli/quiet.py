@@ -20,7 +20,7 @@ _WARNINGS = (
     r".*LightningCLI's args parameter is intended to run from within Python.*",
     r".*callbacks used to create the checkpoint need to be provided.*",  # evaluation does not need them
     r".*`trainer\.init_module`.*",
-    r".*The dirpath has changed from .*",  # a run of its own, whose best checkpoints are its own
+    r".*The dirpath has changed from .*",  # a new run that starts from a checkpoint of another
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Literal
 
 from jsonargparse import ArgumentParser
@@ -58,10 +59,11 @@ def run(args: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
-    from mimic_pl.cli.choice import check_data_root, choose_checkpoint, choose_run
-    from mimic_pl.cli.numbers import check_numbers
+    from mimic_pl.cli.choice import choose_checkpoint, choose_run
+    from mimic_pl.cli.config_checks import check_config
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.degradation import KINDS
+    from mimic_pl.files import acquire_lock
     from mimic_pl.robustness import grades_of, measure, robustness_table, write_grades
 
     choice = choose_run(["robustness", *args])
@@ -78,8 +80,7 @@ def run(args: list[str]) -> int:
             "written. Pass one of its checkpoints, or another run with --run FOLDER."
         )
     degradations = grades_of(config.kinds or ",".join(kind.kind for kind in KINDS), config.seed)
-    check_numbers(config)
-    check_data_root(config)
+    check_config(config)
     # The run's files are not changed, and a single progress bar covers all grades.
     config.trainer.default_root_dir = str(start.run.folder)
     for option in ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"):
@@ -96,9 +97,12 @@ def run(args: list[str]) -> int:
         print(start.note, flush=True)
     grades = measure(trainer, built.model, built.data, degradations, config.split, str(start.checkpoint))
     bar = tqdm(grades, "Evaluating degradations", len(degradations), leave=False, disable=not trainer.is_global_zero)
-    measured = list(bar)
-    if trainer.is_global_zero:
-        path = write_grades(start.run.folder, measured)
+    with ExitStack() as resources:
+        if trainer.is_global_zero:
+            resources.callback(acquire_lock(start.run.folder, ".robustness.lock").release)
+        measured = list(bar)
+        path = write_grades(start.run.folder, measured) if trainer.is_global_zero else None
+    if path is not None:
         mentions = len(built.data.ranked.mentions[config.split])
         title = f"{type(built.data).__name__}, {config.split}: {mentions:,} mentions, seed {config.seed}"
         Console().print(robustness_table(measured, title))

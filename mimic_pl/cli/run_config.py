@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +12,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.errors import MachineError
 from mimic_pl.runs import head_of_config
+from mimic_pl.trainer_folder import trainer_folder
 
 # Lightning's string enums (such as Timer's interval) are default values that YAML cannot represent.
 yaml.SafeDumper.add_multi_representer(str, yaml.SafeDumper.represent_str)
@@ -24,8 +24,8 @@ _TEXT = re.compile(r"Unable to serialize instance (\w+)$", re.MULTILINE)
 class RunConfig(SaveConfigCallback):
     """Writes ``config.yaml`` into the run's folder atomically, since a resumed run overwrites it.
 
-    If the folder is deleted during training, what is written afterwards is no run any more: this is an error at the
-    next checkpoint, and at the end.
+    If the folder is deleted during training, the next checkpoint or the end of training raises an error: the files
+    written since are not a complete run.
     """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -34,7 +34,7 @@ class RunConfig(SaveConfigCallback):
         Raises:
             MachineError: The disk is full, or the folder is not writable.
         """
-        folder = Path(trainer.log_dir or trainer.default_root_dir)  # collective: must be called by every process
+        folder = trainer_folder(trainer)
         self._path = folder / self.config_filename
         if trainer.is_global_zero and not self.already_saved:
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,5 +62,5 @@ class RunConfig(SaveConfigCallback):
         if trainer.is_global_zero and not self._path.is_file():
             raise MachineError(
                 f"The run's folder {self._path.parent} was deleted or moved during training, after step "
-                f"{trainer.global_step}. What was written there is lost: start the training again."
+                f"{trainer.global_step}. What was written there is lost: start training again."
             )

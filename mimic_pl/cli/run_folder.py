@@ -1,7 +1,7 @@
 """The folder of a run: one for its configuration, checkpoints, results and logs, whatever the logger.
 
 It is ``lightning_logs/version_N`` below the Trainer's ``default_root_dir``. A TensorBoard or CSV logger that the
-configuration names has a place for the folders of runs (``save_dir/name``), which is used instead; other loggers
+configuration names has its own place for the folders of runs (``save_dir/name``), which is used instead; other loggers
 (Weights & Biases, MLflow) keep their own files elsewhere.
 """
 
@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from mimic_pl.construction import class_of
 from mimic_pl.errors import ConfigError
+from mimic_pl.home import expanded
 from mimic_pl.runs import RUNS
 
 
@@ -48,17 +49,17 @@ def folder_of_runs(trainer: Namespace) -> Path:
     root = str((trainer.default_root_dir if own is None else own.init_args.save_dir) or Path.cwd())
     if "://" in root and not root.startswith("file://"):
         raise ConfigError(
-            f"The folder of runs is {root}; it must be on this machine: results are read from it again. To store "
+            f"The folder of runs is {root}; it must be on this machine, since results are read back from it. To store "
             "checkpoints elsewhere, set --checkpoint.dirpath."
         )
     name = RUNS if own is None else own.init_args.name or ""
-    return Path(root.removeprefix("file://")).expanduser().absolute() / name
+    return expanded(root.removeprefix("file://")).absolute() / name
 
 
 def new_folder(trainer: Namespace, parent: Path) -> Path:
     """Create the folder of a new run: ``version_N`` unless the configuration, or a SLURM job, gives it a name.
 
-    A name that a run has already is continued with a number, so that no run overwrites another.
+    If a run already has that name, a number is appended, so that no run overwrites another.
 
     Only the first process creates it; the others learn its name from ``RunTrainer.log_dir``.
 

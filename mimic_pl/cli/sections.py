@@ -60,7 +60,8 @@ def with_sections(args: Sequence[str], names: Sequence[str]) -> Iterator[str]:
     Raises:
         ConfigError: The file does not exist, or has none of the sections.
     """
-    from mimic_pl.runs import expand_home, read_yaml
+    from mimic_pl.home import expand_home
+    from mimic_pl.yaml_file import read_yaml
 
     rest = iter(with_additions(args))
     for arg in rest:

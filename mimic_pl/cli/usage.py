@@ -17,8 +17,8 @@ from mimic_pl.data import MELDataModule
 from mimic_pl.data.degradation import Degradation
 from mimic_pl.encoders import Encoder
 from mimic_pl.model import MIMIC
-from mimic_pl.runs import read_yaml
 from mimic_pl.units import Unit
+from mimic_pl.yaml_file import read_yaml
 
 _BASES: dict[str, tuple[type, ...]] = {
     "trainer.logger": (Logger,),

@@ -16,8 +16,8 @@ from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
-from mimic_pl.files import expanded
 from mimic_pl.formats import SUFFIXES
+from mimic_pl.home import expanded
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder, ImagePolicy
 from mimic_pl.quoting import listed, quoted
 from mimic_pl.records import Entity, Mention
@@ -58,9 +58,10 @@ class MIMICFolder(BaseDataModule):
         Raises:
             ConfigError: It does not exist.
         """
-        if not os.path.isdir(expanded(root)):
+        if not root or not os.path.isdir(expanded(root)):
+            looked = f" (looked in {expanded(root).absolute()})" if root else ""
             raise ConfigError(
-                f"The data folder {root!r} does not exist (looked in {expanded(root).absolute()}). "
+                f"The data folder {root!r} does not exist{looked}. "
                 "Unpack the data set there, or set its path with --data.root PATH."
             )
 

@@ -19,7 +19,8 @@ from tqdm.auto import tqdm
 
 from mimic_pl.data.file_keys import KEY_BYTES, digest, digests, is_settled, signature
 from mimic_pl.errors import StoreError
-from mimic_pl.files import expanded, lock_folder, readable_bytes
+from mimic_pl.files import lock_folder, readable_bytes
+from mimic_pl.home import expanded
 from mimic_pl.key_value_store import KeyValueStore
 from mimic_pl.processor.decoding import decode, fingerprint
 from mimic_pl.processor.image_processor import ImageProcessor

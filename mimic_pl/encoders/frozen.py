@@ -14,7 +14,8 @@ from safetensors.torch import load, save
 from torch import Tensor, nn
 
 from mimic_pl.errors import StoreError
-from mimic_pl.files import expanded, readable_bytes
+from mimic_pl.files import readable_bytes
+from mimic_pl.home import expanded
 from mimic_pl.key_value_store import KeyValueStore
 
 Tower = Callable[..., dict[str, Tensor]]

@@ -23,7 +23,8 @@ from transformers import (
 from mimic_pl.checkpoint_reader import require_no_nan
 from mimic_pl.encoders.loading_errors import loading, reason
 from mimic_pl.errors import CheckpointError, ConfigError
-from mimic_pl.files import expanded, readable_bytes
+from mimic_pl.files import readable_bytes
+from mimic_pl.home import expanded
 
 Kind = Literal["dual encoder", "text model"]
 """``dual encoder``: a text and an image tower, as in CLIP; ``text model``: also the encoder of an encoder-decoder."""

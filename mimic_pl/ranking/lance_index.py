@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import StoreError
-from mimic_pl.files import expanded
+from mimic_pl.home import expanded
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.ranking.lance_dataset import damaged_index, lance, open_dataset, reading
 from mimic_pl.ranking.lance_rows import INDEX, RECORD_COLUMNS, STATE_CHECKSUM, differences

@@ -79,7 +79,7 @@ def save(figure: Figure, path: Path) -> Path:
         MachineError: The disk is full, or the folder is not writable; an earlier file is intact.
     """
     drawn = io.BytesIO()
-    with rc_context({"text.parse_math": False}):  # a dollar in the name of a run begins no formula
+    with rc_context({"text.parse_math": False}):  # a dollar sign in a run's name does not start a formula
         for text in figure.findobj(Text):
             text.set_parse_math(False)
         figure.savefig(drawn, format="png", dpi=120)

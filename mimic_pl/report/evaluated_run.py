@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from mimic_pl.callbacks.predictions import partial_path, sha256_of
 from mimic_pl.errors import ConfigError, DataError
-from mimic_pl.runs import read_yaml
+from mimic_pl.home import expanded
+from mimic_pl.yaml_file import read_yaml
 
 Record = dict[str, Any]
 """A line of ``predictions.jsonl``."""
@@ -156,7 +157,7 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
         ConfigError: The folder is not a run, or the run was not tested.
         DataError: A file of the run is damaged.
     """
-    path = Path(folder).expanduser().resolve()
+    path = expanded(folder).resolve()
     if not (path / "config.yaml").is_file():
         below = sorted(config.parent for config in path.glob("*/config.yaml")) if path.is_dir() else []
         hint = f" Did you mean {', '.join(map(str, below[:3]))}?" if below else ""
@@ -166,7 +167,7 @@ def open_finished(folder: str | Path) -> EvaluatedRun:
         )
     if not (path / "metrics.json").is_file():
         part = partial_path(path / "metrics.json").is_file()
-        what = "tested on a part of the mentions only" if part else "not tested"
+        what = "tested on only some of the mentions" if part else "not tested"
         raise ConfigError(f"The run {path} was {what}. Test it first: mimic-pl test --run {path}")
     config = read_yaml(path / "config.yaml")
     if not isinstance(config.get("data"), dict):

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from mimic_pl.callbacks.results import PUBLISHED as METRICS
-from mimic_pl.escaping import markdown_text, printable, spreadsheet
+from mimic_pl.escaping import markdown_text as cell
+from mimic_pl.escaping import printable, spreadsheet
 from mimic_pl.report.experiments import Experiment
 
 Row = dict[str, Any]
@@ -95,11 +96,6 @@ def unlike_inputs(rows: Sequence[Row]) -> list[str]:
         if unlike:
             sentences.append(f"Rows of {dataset} differ in {', '.join(unlike)}: only compare those that agree.")
     return sentences
-
-
-def cell(text: Any) -> str:
-    """Escape text for a cell of a Markdown table."""
-    return markdown_text(text)
 
 
 def percent(mean: float | None, deviation: float | None = None, metric: str = "hits@1") -> str:

@@ -10,13 +10,14 @@ from matplotlib.figure import Figure
 
 from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.errors import DataError
+from mimic_pl.escaping import markdown_text as cell
 from mimic_pl.report.drawing import save
 from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.report.experiments import Experiment, differences, group_runs
 from mimic_pl.report.gates import gates_figure
 from mimic_pl.report.plots import calibration_figure, curves_figure, hits_figure, robustness_figure
 from mimic_pl.report.significance import RESAMPLES, Comparison, compare
-from mimic_pl.report.table import as_csv, cell, markdown, percent, rows_of, unlike_inputs
+from mimic_pl.report.table import as_csv, markdown, percent, rows_of, unlike_inputs
 
 _SETTINGS = 20
 """Maximum number of settings to list in which two experiments differ."""

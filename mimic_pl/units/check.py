@@ -19,7 +19,7 @@ _TOLERANCE = 1e-4
 """Tolerance relative to the largest score, for values that must agree up to float32 rounding."""
 
 _COARSE = 1e-2
-"""The same for scores in the precision of a run."""
+"""The same for scores in the precision of training, such as bfloat16."""
 
 
 def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None = None, seed: int = 0) -> None:

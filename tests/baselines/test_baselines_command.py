@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from mimic_pl.cli import main
+from mimic_pl.files import acquire_lock
 from tests import tiny
 from tests.results import read_jsonl
 
@@ -86,23 +87,22 @@ def test_without_a_model_names_and_text_alone(tiny_set, tmp_path, capsys):
         assert [line["rank"]["overall"] for line in lines] == by_position
 
 
+def test_two_commands_do_not_write_into_one_folder(config, tmp_path, capsys):
+    lock = acquire_lock(tmp_path / "out", ".baselines.lock")
+    code, _, err = run(capsys, "--config", config, "--only", "exact_name", "--output", tmp_path / "out")
+    lock.release()
+    assert code == 7 and "Another process is writing to" in err
+
+
 def test_image_cosines_are_skipped_without_images(config, tmp_path, capsys):
     root = tiny.write_set(tmp_path / "Tiny")
     for image in (root / "kb_image").iterdir():
         image.unlink()
-    given = [
-        "--config",
-        config,
-        "--data.root",
-        root,
-        "--output",
-        tmp_path / "out",
-        "--data.entity_image_folder",
-        "null",
-    ]
+    data = ["--data.root", root, "--data.entity_image_folder", "null"]
+    given = ["--config", config, *data, "--output", tmp_path / "out"]
     code, out, _ = run(capsys, *given, "--only", "text_cosine,image_cosine")
     assert code == 0 and "Skipped: image_cosine, which need images" in " ".join(out.split())
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["baselines.json", "text_cosine"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!.]*")) == ["baselines.json", "text_cosine"]
     code, _, err = run(capsys, *given, "--only", "image_cosine")
     assert code == 3 and "no image" in err
 

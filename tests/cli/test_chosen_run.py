@@ -47,7 +47,7 @@ def test_last_in_a_file_resumes(command, home):
     assert versions(home) == ["version_0"]
 
 
-def test_a_checkpoint_of_another_run_gets_a_folder_of_its_own(command, home, tmp_path):
+def test_a_checkpoint_of_another_run_is_used_in_a_new_folder(command, home, tmp_path):
     run = home / "lightning_logs" / "version_0"
     other = shutil.copy(run / "checkpoints" / "last.ckpt", tmp_path / "other.ckpt")
     for number, options in enumerate(([], ["--run", str(run)]), start=1):
@@ -61,7 +61,7 @@ def test_a_checkpoint_of_another_run_gets_a_folder_of_its_own(command, home, tmp
 
     options = ["--trainer.max_epochs", "3"]
     code, out, err = command("fit", "--ckpt_path", str(run / "checkpoints" / "last.ckpt"), *options)
-    assert code == 0 and "in a run of its own" in out, err
+    assert code == 0 and "in a new run." in out, err
     state = torch.load(run.with_name("version_3") / "checkpoints" / "last.ckpt", weights_only=True)
     assert state["epoch"] == 2
     kept = [saver["best_model_path"] for saver in state["callbacks"].values() if "best_k_models" in saver]
@@ -118,7 +118,7 @@ def test_a_part_of_the_mentions_is_counted_and_kept_apart(command, home, monkeyp
         assert part["metrics"]["overall"]["mrr"] == pytest.approx(mrr, abs=1e-6)
     assert not (run / "metrics.json").exists() and not (run / "predictions.jsonl").exists()
     code, _, err = command("report", str(run))
-    assert code == 3 and "was tested on a part of the mentions only" in err
+    assert code == 3 and "was tested on only some of the mentions" in err
     assert command("test")[0] == 0
     whole = (run / "metrics.json").read_bytes(), (run / "predictions.jsonl").read_bytes()
     assert command("test", "--trainer.limit_test_batches", "0.5", *limited)[0] == 0

@@ -85,7 +85,7 @@ def test_predict_and_validate(command, home):
     assert versions(home) == ["version_0"]
 
 
-def test_an_explicit_configuration_gets_a_folder_of_its_own(command, home):
+def test_an_explicit_configuration_writes_into_a_new_folder(command, home):
     code, out, _ = command("test", "--config", "tiny.yaml", "--trainer.default_root_dir", str(home), folder=home)
     assert code == 0
     assert "No --ckpt_path" in out

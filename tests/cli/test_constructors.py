@@ -7,7 +7,7 @@ from importlib.util import find_spec
 import pytest
 import yaml
 
-from mimic_pl.cli.problems import as_mimic_error, constructing
+from mimic_pl.cli.problems import constructing
 from mimic_pl.errors import ConfigError, MachineError
 
 THEIRS = """
@@ -113,9 +113,9 @@ def error_of(command, folder, *options):
 
 @pytest.mark.parametrize("name", PLACES)
 def test_every_part_of_a_configuration(command, their, name):
-    code, message = error_of(command, their(name, 'ValueError("5 is no multiple of 2,\\nwhich heads need")'))
+    code, message = error_of(command, their(name, 'ValueError("5 is not divisible by 2,\\nthe heads")'))
     assert code == 3
-    assert f"error: {name} cannot be built from its arguments: 5 is no multiple of 2, which heads need. (" in message
+    assert f"error: {name} cannot be built from its arguments: 5 is not divisible by 2, the heads. (" in message
     assert "(ValueError in constructors_of_theirs.py, line 10; --debug shows the traceback)" in message
 
 
@@ -197,9 +197,15 @@ def test_an_unknown_logger_suggests_loggers(command, trained, tmp_path):
     assert code == 2 and "TGLU" not in err
 
 
+def test_a_layer_larger_than_memory_is_an_error_of_the_machine(command, trained, tmp_path):
+    options = ["--config", str(trained.config), "--model.encoder.image_dim", str(10**11)]
+    code, _, err = command("fit", *options, folder=tmp_path)
+    (message,) = (line for line in err.splitlines() if line.startswith("error: "))
+    assert code == 8 and message.startswith("error: Out of memory: ") and "Subtypes" not in message, message
+
+
 def test_errors_of_the_machine_in_a_constructor_stay_what_they_are():
-    with pytest.raises(PermissionError) as caught, constructing("Logger"):
+    with pytest.raises(MachineError, match="Access denied"), constructing("Logger"):
         raise PermissionError(13, "Permission denied", "runs")
-    assert isinstance(as_mimic_error(caught.value), MachineError)
     with pytest.raises(ConfigError, match="inner"), constructing("Model"):
         raise ConfigError("inner")

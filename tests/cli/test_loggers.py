@@ -84,3 +84,13 @@ def test_all_files_of_a_run_are_in_one_folder(command, trained, tmp_path, monkey
         (best,) = [state for state in scores.values() if "best_k_models" in state and state["monitor"]]
         curve = dict(read_curve(folder, "val/mrr"))
         assert curve.keys() == {1, 2} and max(curve.values()) == pytest.approx(float(best["best_model_score"]))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
+def test_weights_and_biases_without_an_account(command, trained, tmp_path, monkeypatch):
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where wandb login stores the key
+    fit = ["fit", "--config", str(trained.config), "--trainer.logger", "WandbLogger", "--trainer.max_epochs", "1"]
+    code, _, err = command(*fit, folder=tmp_path)
+    assert code == 3 and "Weights & Biases cannot be used: No API key" in err and "WANDB_MODE=offline" in err, err

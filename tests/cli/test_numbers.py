@@ -8,7 +8,7 @@ import pytest
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl import MIMIC
-from mimic_pl.cli.numbers import check_numbers
+from mimic_pl.cli.config_checks import check_config
 from mimic_pl.data.base import BaseDataModule
 
 ABSENT = ["--model.encoder.pretrained", "nowhere/at/all"]
@@ -71,4 +71,4 @@ def test_a_configuration_in_range_passes(trained):
     parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
     parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
     options = ["--data", "MELDataModule", "--data.root", str(trained.root), "--model", "MIMIC"]
-    check_numbers(parser.parse_args([*options, "--model.encoder", "CLIPEncoder"]))
+    check_config(parser.parse_args([*options, "--model.encoder", "CLIPEncoder"]))

@@ -9,7 +9,8 @@ import torch
 import yaml
 from jsonargparse import Namespace
 
-from mimic_pl.runs import expand_home, load_run, open_run
+from mimic_pl.home import expand_home
+from mimic_pl.runs import load_run, open_run
 from tests.results import read_jsonl
 
 

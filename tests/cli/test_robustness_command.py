@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 
+from mimic_pl.files import acquire_lock
+
 
 def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
@@ -23,7 +25,7 @@ def test_metrics_equal_those_of_test(command, home):
     assert "Using run lightning_logs/version_0" in out and "typos" in out and "cross_modal" in out
     after = contents(home)
     assert {path: after[path] for path in before} == before
-    assert set(after) - set(before) == {run / "robustness.json"}
+    assert set(after) - set(before) == {run / "robustness.json", run / ".robustness.lock"}
     records = json.loads((run / "robustness.json").read_text())
     assert [(r["kind"], r["side"], r["strength"]) for r in records] == [
         ("typos", "text", strength) for strength in (0, 0.05, 0.1, 0.2, 0.4)
@@ -47,6 +49,13 @@ def test_options(command, home, tiny_set):
     assert code == 0, err
     assert "val: 7 mentions, seed 7" in out and "checkpoint last.ckpt" in out
     assert len(json.loads((run / "robustness.json").read_text())) == 5
+
+
+def test_two_commands_do_not_write_into_one_run(command, home):
+    lock = acquire_lock(home / "lightning_logs" / "version_0", ".robustness.lock")
+    code, _, err = command("robustness", "--kinds", "typos", folder=home)
+    lock.release()
+    assert code == 7 and "Another process is writing to" in err
 
 
 def test_errors(command, home, trained, tmp_path):

@@ -54,7 +54,7 @@ def test_a_run_is_newer_than_those_before_even_if_the_clock_was_set_back(tmp_pat
     assert [run.folder.name for run in find_runs(tmp_path)] == ["version_0", "version_1", "version_2"]
 
 
-def test_dangling_links_are_no_runs_and_no_checkpoints(tmp_path):
+def test_dangling_links_are_neither_runs_nor_checkpoints(tmp_path):
     run = make_run(tmp_path / "version_0", "epoch=1-mrr=0.5000.ckpt", "last.ckpt")
     for name in ("epoch=3-mrr=0.9000.ckpt", "last-v1.ckpt"):
         (run / "checkpoints" / name).symlink_to("deleted.ckpt")

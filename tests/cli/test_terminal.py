@@ -13,19 +13,20 @@ import yaml
 from markdown_it import MarkdownIt
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from tests import tiny
 from tests.cli.conftest import write_config
 
 EVIL = "\x1b[31m[red]\x07\r\u202e=1+1 [a](https://evil.example)\n<b>|"
 
 
 def is_harmless(text: str) -> bool:
-    """Without control characters; rich prints no colours, since the output is no terminal."""
+    """Without control characters; rich prints no colours, since the output is not a terminal."""
     return not any(unicodedata.category(c) == "Cc" and c not in "\n\t" for c in text) and "\u202e" not in text
 
 
 @pytest.fixture(scope="module")
 def evil(tmp_path_factory, tiny_set) -> Path:
-    """A data set with such names and ids, one of them of a million characters, and a configuration with such a unit."""
+    """A data set and a unit with such names and ids; two of them have a million characters."""
     home = tmp_path_factory.mktemp("evil")
     root = shutil.copytree(tiny_set, home / f"{EVIL.replace('/', '').strip()}")
     entities = json.loads((root / "kb_entity.json").read_text())
@@ -38,13 +39,11 @@ def evil(tmp_path_factory, tiny_set) -> Path:
     for split in ("train", "dev", "test"):
         mentions = json.loads((root / f"Tiny_{split}.json").read_text())
         for number, mention in enumerate(mentions):
-            mention["answer"] += EVIL if number else "?"  # the first gold is in no knowledge base
+            mention["answer"] += EVIL if number else "?"  # the first gold is not in the knowledge base
             mention["mentions"] += EVIL
             mention["id"] = EVIL
         mentions[1]["mentions"] += 1_000_000 * "y"
         (root / f"Tiny_{split}.json").write_text(json.dumps(mentions))
-    from tests import tiny
-
     config = tiny.config(root, home)
     config["model"]["init_args"]["units"]["[red]\x1b[31m=sum"] = config["model"]["init_args"]["units"].pop("text")
     write_config(home / "tiny.yaml", config)
@@ -58,7 +57,7 @@ def test_no_output_of_a_command_has_control_characters(evil, command):
         assert code == (4 if arguments[0] == "doctor" else 0), out + err  # ids are used more than once
         assert is_harmless(out) and is_harmless(err), repr(out + err)
         shown[arguments[0]] = out + err
-    assert "[red]\\x1b[31m=sum" in shown["test"], "a unit's name is no markup"
+    assert "[red]\\x1b[31m=sum" in shown["test"], "a unit's name is not markup"
     assert "duplicate" in shown["doctor"] or "more than once" in shown["doctor"]
 
     events = max((evil / "lightning_logs" / "version_0").glob("events*"), key=lambda path: path.stat().st_size)

@@ -164,6 +164,8 @@ def test_a_knowledge_base_and_batches_of_one(folder):
 def test_missing_files_and_empty_splits(folder, tmp_path):
     with pytest.raises(ConfigError, match="--data.root"):
         MELDataModule.check_root(str(tmp_path / "nowhere"))
+    with pytest.raises(ConfigError, match="The data folder '' does not exist. "):
+        MELDataModule.check_root("")
     module = folder.module()
     (folder.root / "Set_dev.json").rename(folder.root / "other_dev.json")
     with pytest.raises(DataError, match="looked for Set_dev.json.*other_dev.json"):

@@ -56,15 +56,17 @@ def test_the_reader_of_the_output_is_gone(trained, tmp_path):
     assert helped.wait(60) == BROKEN_PIPE and helped.stderr.read() == b""
     helped.stderr.close()
 
-    def close_the_pipe() -> None:
+    def pipe_into_head() -> None:
         receiver, sender = os.pipe()
+        subprocess.Popen(["head", "-1"], stdin=receiver, stdout=subprocess.DEVNULL)
         os.close(receiver)
         sys.stdout = os.fdopen(sender, "w", 1)
 
     shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")
-    test = RunningCommand(["test"], tmp_path, before=close_the_pipe)
+    test = RunningCommand(["test"], tmp_path, before=pipe_into_head)
     assert test.exit_codes() == [BROKEN_PIPE], test.output()
     assert "Traceback" not in test.output() and "error" not in test.output()
+    assert (tmp_path / "lightning_logs" / "version_0" / "metrics.json").exists(), "written before the table is printed"
 
 
 @needs_linux

@@ -39,8 +39,8 @@ def write_run(
     config = tiny.config(Path("/data/Tiny"), folder.parent)
     config["seed_everything"] = seed
     config["data"] = data or config["data"]
-    config["data"]["init_args"].setdefault("mention_template", "{mention} [SEP] {sentence}")
-    config["data"]["init_args"].setdefault("entity_template", "{name} [SEP] {attr}")
+    templates = {"mention_template": "{mention} [SEP] {sentence}", "entity_template": "{name} [SEP] {attr}"}
+    config["model"]["init_args"]["processor"] = {"class_path": "mimic_pl.Processor", "init_args": templates}
     for name, value in (changes or {}).items():
         *parents, last = name.split(".")
         place = config
@@ -78,12 +78,15 @@ def write_run(
 
 
 def write_curve(folder: Path, curve: dict[int, float], tag: str = "val/mrr") -> None:
-    """Write a TensorBoard event file with a validation metric by epoch."""
-    writer = SummaryWriter(str(folder), filename_suffix=f".{len(list(folder.glob('events*')))}")
+    """Write a TensorBoard event file with a validation metric by epoch, later than the others in the folder."""
+    number = len(list(folder.glob("events*")))
+    writer = SummaryWriter(str(folder), filename_suffix=".new")
     for epoch, value in curve.items():
         writer.add_scalar(tag, value, 10 * epoch)
         writer.add_scalar("epoch", epoch, 10 * epoch)
     writer.close()
+    (written,) = folder.glob("events*.new")
+    written.rename(folder / f"events.out.tfevents.{number:010}")  # files are read in the order of their names
 
 
 @pytest.fixture(scope="session")

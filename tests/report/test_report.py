@@ -26,6 +26,7 @@ from tests import tiny
 from tests.report.conftest import write_curve, write_run
 
 LR = "model.init_args.optimizer.init_args.lr"
+TEMPLATES = "model.init_args.processor.init_args"
 
 
 def experiments_of(*folders):
@@ -52,7 +53,7 @@ def test_seeds_paths_and_logging_do_not_distinguish_experiments(tmp_path):
     [
         {LR: 0.1},
         {"trainer.max_epochs": 3},
-        {"data.init_args.entity_template": "{name}"},
+        {f"{TEMPLATES}.entity_template": "{name}"},
         {"data.init_args.root": "/x/Y"},
     ],
 )
@@ -75,7 +76,7 @@ PROCESSOR = {
 
 def test_explicit_defaults_are_not_differences(tmp_path):
     """A setting that equals its default may be omitted, null or explicit, and its class named by any module."""
-    first = write_run(tmp_path / "base" / "version_0", [1, 2])
+    first = write_run(tmp_path / "base" / "version_0", [1, 2], changes={"model.init_args.processor": None})
     changes = {
         "model.init_args.processor": PROCESSOR,
         "model.init_args.losses": {"contrastive": {"class_path": "mimic_pl.losses.UnitConsistentLoss"}},
@@ -92,7 +93,7 @@ def test_explicit_defaults_are_not_differences(tmp_path):
 
 
 def test_an_added_class_differs_only_in_settings_that_are_not_defaults(tmp_path):
-    first = write_run(tmp_path / "base" / "version_0", [1, 2])
+    first = write_run(tmp_path / "base" / "version_0", [1, 2], changes={"model.init_args.processor": None})
     modalities = {"class_path": "mimic_pl.Processor", "init_args": {**PROCESSOR["init_args"], "modalities": "text"}}
     other = write_run(tmp_path / "text_only" / "version_0", [2, 2], changes={"model.init_args.processor": modalities})
     one, two = experiments_of(first, other)
@@ -133,9 +134,12 @@ def test_baselines_of_one_configuration_are_distinguished_by_name(tmp_path):
 
 
 def test_rows_hold_mean_deviation_inputs_and_published_results(tmp_path):
-    data = {"class_path": "mimic_pl.WikiMEL", "init_args": {"root": "/data/WikiMEL", "entity_template": "{name} | {x}"}}
+    data = {"class_path": "mimic_pl.WikiMEL", "init_args": {"root": "/data/WikiMEL"}}
+    changes = {f"{TEMPLATES}.entity_template": "{name} | {x}"}
     ranks = [[1, 2, 1, 12], [1, 1, 1, None], [3, 2, 1, 1]]
-    runs = [write_run(tmp_path / "it" / f"version_{i}", r, seed=i, data=data) for i, r in enumerate(ranks)]
+    runs = [
+        write_run(tmp_path / "it" / f"version_{i}", r, seed=i, data=data, changes=changes) for i, r in enumerate(ranks)
+    ]
     write_report([open_finished(run) for run in runs], tmp_path / "out")
     row, published = csv.DictReader((tmp_path / "out" / "report.csv").open())
     hits = [sum(rank == 1 for rank in own) / 4 for own in ranks]
@@ -194,9 +198,7 @@ def test_a_complete_report(tmp_path):
     base = write_run(tmp_path / "base" / "version_0", [1] * 30 + [2] * 10, curve={1: 0.4, 3: 0.5})
     again = write_run(tmp_path / "base" / "version_1", [1] * 31 + [2] * 9)
     worse = write_run(tmp_path / "worse" / "version_0", [2] * 40, changes={LR: 9.0})
-    short = write_run(
-        tmp_path / "short" / "version_0", [1] * 5, changes={"data.init_args.mention_template": "{mention}"}
-    )
+    short = write_run(tmp_path / "short" / "version_0", [1] * 5, changes={f"{TEMPLATES}.mention_template": "{mention}"})
     records = [
         {"kind": "blur", "side": "image", "strength": s, "metrics": {"overall": {"hits@1": 0.5 - s / 10}}}
         for s in (0.0, 2.0, 1.0)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from mimic_pl.callbacks.diagnostics.finding import Finding, listed
+from mimic_pl.callbacks.diagnostics.finding import Finding, enumerated
 
 WHOLE = "whole"
 """Name of the norm over all parameters."""
@@ -64,9 +64,9 @@ class GradientWatch:
         if not all(math.isfinite(norm) for norm in norms.values()):
             first = [name for name, norm in norms.items() if name != WHOLE and not math.isfinite(norm)]
             text = (
-                f"The gradient of {listed(first or ['the model'])} is not finite. The next step will make the weights "
-                "NaN, unless loss scaling skips it. Try a lower learning rate, or --trainer.precision 32-true or "
-                "bf16-mixed; clipping does not help against NaN."
+                f"The gradient of {enumerated(first or ['the model'])} is not finite. The next step will make the "
+                "weights NaN, unless loss scaling skips it. Try a lower learning rate, or --trainer.precision 32-true "
+                "or bf16-mixed; clipping does not help against NaN."
             )
             return {}, [Finding("non-finite gradient", text)]
         shares = {name: norm / whole if whole else 0.0 for name, norm in norms.items() if name != WHOLE}

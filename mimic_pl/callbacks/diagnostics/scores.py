@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from mimic_pl.callbacks.diagnostics.finding import Finding, listed
+from mimic_pl.callbacks.diagnostics.finding import Finding, enumerated
 
 OVERALL = "overall"
 
@@ -101,9 +101,9 @@ class CollapseWatch:
             only = f"The overall score has collapsed to {useful[0]} alone: " if len(useful) == 1 else ""
             findings.append(
                 Finding(
-                    f"at chance {listed(at_chance)}",
-                    f"{only}{listed(at_chance)} rank{'s' * (len(at_chance) == 1)} no better than chance ({values}; a "
-                    f"random ranking of {entities:,} entities has {1 / entities:.4f} and {chance:.4f}), while "
+                    f"at chance {enumerated(at_chance)}",
+                    f"{only}{enumerated(at_chance)} rank{'s' * (len(at_chance) == 1)} no better than chance ({values}; "
+                    f"a random ranking of {entities:,} entities has {1 / entities:.4f} and {chance:.4f}), while "
                     + ", ".join(f"{name} has MRR {mrr[name]:.4f}" for name in useful)
                     + ". Check the inputs of units at chance (are there images? can they be read?), give them a larger "
                     "loss weight or learning rate, or remove them.",
@@ -113,7 +113,7 @@ class CollapseWatch:
         for name, share in shares.items():
             # If several units have the overall ranking, they agree with each other, and none determines it alone.
             if self._repeated(f"agreement {name}", decisive == [name]):
-                others = listed([other for other in units if other != name])
+                others = enumerated([other for other in units if other != name])
                 findings.append(
                     Finding(
                         f"overall is {name}",

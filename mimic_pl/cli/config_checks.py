@@ -1,4 +1,4 @@
-"""Checks the numbers of a parsed configuration, before anything of it is built: an encoder may take minutes to load."""
+"""Checks a parsed configuration before anything is built: an encoder may take minutes to load."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jsonargparse import Namespace
 from mimic_pl.callbacks import FailureMonitor, PredictionWriter, SamplePanels
 from mimic_pl.construction import class_of
 from mimic_pl.data.degradation import Degradation
+from mimic_pl.data.folder import MIMICFolder
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import COUNT, NATURAL, NOT_NEGATIVE, SEED, Range, ranges_of, require_ranges
 
@@ -32,27 +33,28 @@ _SECTIONS: dict[str, Mapping[str, Range]] = {
 """Ranges of sections that are arguments without a class path."""
 
 
-def check_numbers(config: Namespace) -> None:
-    """Check the numbers of this package's classes, of the optimizer and its scheduler, and some of Lightning's.
+def check_config(config: Namespace) -> None:
+    """Check numbers, and that the data folders exist.
+
+    Numbers are those of this package's classes, of the optimizer and its scheduler, and some of Lightning's.
 
     Raises:
-        ConfigError: One is out of range.
+        ConfigError: A number is out of range, or a data folder does not exist.
     """
     sections = config.as_dict()
     for name, ranges in _SECTIONS.items():
         require_ranges(ranges, sections.get(name) or {}, f"{name}.")
     seed = sections.get("seed_everything")
-    if not isinstance(seed, bool):  # true draws one
+    if not isinstance(seed, bool):  # true: a random one
         require_ranges({"seed_everything": SEED}, {"seed_everything": seed}, "")
-    model: Any = None
     for path, of_class, arguments in _objects(sections, ""):
         require_ranges(ranges_of(of_class), arguments, f"{path}.")
         if issubclass(of_class, Degradation):
             of_class(**arguments)  # its range depends on the kind
-        if path == "model":
-            model = arguments
-    if model:
-        _check_optimizer(model.get("optimizer"), model.get("lr_scheduler"))
+        elif issubclass(of_class, MIMICFolder) and "root" in arguments:
+            of_class.check_root(arguments["root"])
+        elif path == "model":
+            _check_optimizer(arguments.get("optimizer"), arguments.get("lr_scheduler"))
 
 
 def _objects(value: Any, path: str) -> Iterator[tuple[str, type, Mapping[str, Any]]]:
