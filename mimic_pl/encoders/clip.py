@@ -11,7 +11,7 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
-from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, transformers_preprocessing
+from mimic_pl.encoders.image_preprocessing import ImageResize, transformers_preprocessing
 from mimic_pl.encoders.loading_errors import building, loading
 from mimic_pl.encoders.pretrained import (
     load_image_processor,
@@ -24,7 +24,7 @@ from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 
 PUBLISHED_LENGTH = 40
 """Tokens per text in the published settings."""
@@ -69,7 +69,7 @@ class CLIPEncoder(Encoder):
         >>> features = encoder(input_ids=ids, attention_mask=mask, pixel_values=pixels)  # doctest: +SKIP
     """
 
-    @in_range(text_length=COUNT, image_dim=COUNT)
+    @in_range(text_length=COUNT, image_dim=COUNT, image_resize=one_of(ImageResize))
     def __init__(
         self,
         pretrained: str | None = None,
@@ -85,7 +85,6 @@ class CLIPEncoder(Encoder):
         super().__init__(freeze, frozen_features)
         require_one_start(pretrained, config, "CLIPEncoder")
         self.pretrained = pretrained
-        require_resize(image_resize)
         self.image_resize: ImageResize = image_resize
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:

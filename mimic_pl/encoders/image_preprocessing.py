@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -62,16 +62,6 @@ class TimmResize:
     def __call__(self, image: Image.Image) -> np.ndarray[Any, np.dtype[np.uint8]]:
         """Resize an RGB image to uint8 ``[3, S, S]``."""
         return np.asarray(self.transform(image))
-
-
-def require_resize(how: str) -> None:
-    """Check ``image_resize``.
-
-    Raises:
-        ConfigError: It has another value.
-    """
-    if how not in get_args(ImageResize):
-        raise ConfigError(f"image_resize is {how!r}; it must be one of: {', '.join(get_args(ImageResize))}.")
 
 
 def transformers_preprocessing(processor: Any, image_size: int | None, how: ImageResize) -> ImageProcessor:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -23,12 +23,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.errors import DataError
 from mimic_pl.files import readable_bytes
 from mimic_pl.processor.grey_levels import to_8_bits
 from mimic_pl.processor.jpeg_scans import has_too_many_scans
 from mimic_pl.processor.pixel_budget import PixelBudget
 from mimic_pl.processor.renamed_files import RenamedFiles
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.records import ImageSource
 
 ImagePolicy = Literal["blank", "drop", "error"]
@@ -89,16 +90,6 @@ class ImageError(Exception):
         return DataError(
             f"{self}. Fix the file, or accept such images with --model.processor.image_policy blank or drop."
         )
-
-
-def require_policy(policy: str) -> None:
-    """Check the name of a policy.
-
-    Raises:
-        ConfigError: There is no such policy.
-    """
-    if policy not in get_args(ImagePolicy):
-        raise ConfigError(f"Unknown image policy {policy!r}. Choose one of: {', '.join(get_args(ImagePolicy))}.")
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
@@ -235,6 +226,7 @@ class ImageFolder:
             :class:`~mimic_pl.processor.renamed_files.RenamedFiles`); called on first need.
     """
 
+    @in_range(policy=one_of(ImagePolicy), max_pixels=COUNT)
     def __init__(
         self,
         folder: Path,
@@ -242,7 +234,6 @@ class ImageFolder:
         max_pixels: int = MAX_PIXELS,
         names: Callable[[], Iterable[str]] | None = None,
     ) -> None:
-        require_policy(policy)
         self.folder = folder
         self.policy = policy
         self.max_pixels = max_pixels

@@ -23,12 +23,11 @@ from mimic_pl.processor.images import (
     ImageFolder,
     ImagePolicy,
     ImageReport,
-    require_policy,
 )
 from mimic_pl.processor.record_features import RecordFeatures
 from mimic_pl.processor.template import TextTemplate
 from mimic_pl.processor.tokenizer import TextTokenizer
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.records import Entity, ImageSource, Mention
 
 Modalities = Literal["both", "text", "images"]
@@ -60,7 +59,7 @@ class Processor(Recorded):
         entity_images: The same for entities.
 
     Raises:
-        ConfigError: A template names no field, or the policy is unknown.
+        ConfigError: A template names no field, or an argument has none of its possible values.
 
     Example:
         >>> processor = Processor(entity_template="{name}: {desc}")
@@ -68,7 +67,7 @@ class Processor(Recorded):
         'Ada: a mathematician'
     """
 
-    @in_range(max_pixels=COUNT)
+    @in_range(image_policy=one_of(ImagePolicy), max_pixels=COUNT, modalities=one_of(Modalities))
     def __init__(
         self,
         mention_template: str = "{mention} [SEP] {sentence}",
@@ -79,7 +78,6 @@ class Processor(Recorded):
         modalities: Modalities = "both",
         features: dict[str, RecordFeatures] | None = None,
     ) -> None:
-        require_policy(image_policy)
         self.mention_template = TextTemplate(mention_template)
         self.entity_template = TextTemplate(entity_template)
         self.image_policy: ImagePolicy = image_policy
