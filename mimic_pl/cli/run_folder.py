@@ -107,7 +107,7 @@ def loggers_in(folder: Path, given: Any, built: Any) -> list[Logger]:
     descriptions = given if isinstance(given, list) else [given]
     loggers = built if isinstance(built, list) else [built]
     return [
-        _placed(description, folder) if isinstance(logger, TensorBoardLogger | CSVLogger) else logger
+        _placed(description, folder) if _has_folder(description) else logger
         for description, logger in zip(descriptions, loggers, strict=True)
     ]
 
@@ -136,11 +136,16 @@ class _AppendingWriter(ExperimentWriter):
 
 def _file_loggers(given: Any) -> Iterator[Namespace]:
     """Descriptions of the loggers that write files into a folder for each run."""
-    for logger in given if isinstance(given, list) else [given]:
-        if isinstance(logger, Namespace):
-            of_class = class_of({"class_path": logger.class_path}, trust_remote_code=True)
-            if issubclass(of_class, TensorBoardLogger | CSVLogger):
-                yield logger
+    return filter(_has_folder, given if isinstance(given, list) else [given])
+
+
+def _has_folder(logger: Any) -> bool:
+    """Whether a logger writes files into a folder for each run, and its arguments name that folder."""
+    if not isinstance(logger, Namespace):
+        return False
+    of_class = class_of({"class_path": logger.class_path}, trust_remote_code=True)
+    arguments = vars(logger.get("init_args") or Namespace())
+    return issubclass(of_class, TensorBoardLogger | CSVLogger) and {"save_dir", "name", "version"} <= arguments.keys()
 
 
 def _is_first_process() -> bool:

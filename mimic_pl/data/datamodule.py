@@ -264,7 +264,9 @@ class MELDataModule(MIMICFolder):
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def dataset(self, split: str) -> MentionDataset:
-        """The mentions of a split that was set up, with the :attr:`degradation` applied, if any."""
+        """The mentions of a split, with the :attr:`degradation` applied, if any."""
+        if split not in self._datasets:  # LearningRateFinder validates even with limit_val_batches=0
+            self._add_split(split)
         if self.degradation is None or split == "train":
             return self._datasets[split]
         return self._degraded(split, self.degradation)

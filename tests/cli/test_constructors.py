@@ -139,19 +139,9 @@ def test_every_kind_of_exception(command, their, error, text):
     assert code == 3 and text in message
 
 
-@pytest.mark.parametrize(
-    ("options", "text"),
-    [
-        (
-            ["--trainer.strategy", "bogus"],
-            "Trainer cannot be built from its arguments: You selected an invalid strategy",
-        ),
-        (["--model.units.text.hidden_dim", "-1"], "TGLU"),
-    ],
-)
-def test_values_that_a_library_refuses(command, trained, tmp_path, options, text):
-    code, _, err = command("fit", "--config", str(trained.config), *options, folder=tmp_path)
-    assert code == 3 and text in err
+def test_a_value_that_a_library_refuses(command, trained, tmp_path):
+    code, _, err = command("fit", "--config", str(trained.config), "--trainer.strategy", "bogus", folder=tmp_path)
+    assert code == 3 and "Trainer cannot be built from its arguments: You selected an invalid strategy" in err
 
 
 @pytest.mark.parametrize(
