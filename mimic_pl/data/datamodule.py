@@ -191,10 +191,8 @@ class MELDataModule(MIMICFolder):
         folder = cache_folder("images") if by_default else Path(self.image_cache)
         if folder is None:
             return None
-        processor = self.processor
-        return ImageCache(
-            folder, processor.image_processor, processor.reduced_decoding, disk_fraction=0.5 if by_default else 1.0
-        )
+        disk_fraction = 0.5 if by_default else 1.0
+        return ImageCache(folder, self.processor.image_processor, self.processor.reduced_decoding, disk_fraction)
 
     def _pixels(self, images: ImageFolder) -> PixelSource:
         processor = self.processor
@@ -257,10 +255,7 @@ class MELDataModule(MIMICFolder):
     def _degraded(self, split: str, degradation: Degradation) -> MentionDataset:
         pixels = self._pixels(self.mention_images)
         if isinstance(degradation, ImageDegradation) and not pixels.blank:
-            processor = self.processor
-            pixels = DegradedPixels(
-                self.mention_images, processor.image_processor, degradation, processor.reduced_decoding
-            )
+            pixels = DegradedPixels(pixels.folder, pixels.image_processor, degradation, pixels.reduced)
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def dataset(self, split: str) -> MentionDataset:
