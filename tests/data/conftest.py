@@ -41,6 +41,7 @@ class SmallImages:
     """Resizes images to 4 x 4."""
 
     image_size = 4
+    resize = None
 
     def pixels(self, image):
         assert image.mode == "RGB"
