@@ -64,6 +64,8 @@ def constructing(name: str) -> Iterator[None]:
         raise
     except Exception as error:
         problem = None if isinstance(error, FileNotFoundError) else _machine_error(error)
+        if isinstance(problem, DeviceMemoryError):
+            problem = DeviceMemoryError(f"Out of memory while {name} is built: {reason(error)} Choose a smaller model.")
         raise problem or ConfigError(
             f"{name} cannot be built from its arguments: {reason(error)} ({type(error).__name__} in {_where(error)}; "
             f"{DEBUG} shows the traceback)"
@@ -84,7 +86,7 @@ def as_mimic_error(error: Exception, args: Sequence[str] = ()) -> MimicError:
             return ConfigError(str(cause))
         if isinstance(cause, ModuleNotFoundError) and not str(cause.name).startswith("mimic_pl"):
             return ConfigError(f"A package that the configuration needs is not installed: {missing_package(cause)}")
-        if type(cause).__module__.startswith("wandb."):
+        if type(cause).__module__.startswith("wandb.errors"):
             return ConfigError(
                 f"Weights & Biases cannot be used: {reason(cause)} Log in once (wandb login), or work offline "
                 "(WANDB_MODE=offline in the environment)."

@@ -144,8 +144,9 @@ def _has_folder(logger: Any) -> bool:
     if not isinstance(logger, Namespace):
         return False
     of_class = class_of({"class_path": logger.class_path}, trust_remote_code=True)
-    arguments = vars(logger.get("init_args") or Namespace())
-    return issubclass(of_class, TensorBoardLogger | CSVLogger) and {"save_dir", "name", "version"} <= arguments.keys()
+    arguments = logger.get("init_args", {})
+    named = all(name in arguments for name in ("save_dir", "name", "version"))
+    return named and issubclass(of_class, TensorBoardLogger | CSVLogger)
 
 
 def _is_first_process() -> bool:

@@ -259,9 +259,7 @@ class MELDataModule(MIMICFolder):
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def dataset(self, split: str) -> MentionDataset:
-        """The mentions of a split, with the :attr:`degradation` applied, if any."""
-        if split not in self._datasets:  # LearningRateFinder validates even with limit_val_batches=0
-            self._add_split(split)
+        """The mentions of a split that was set up, with the :attr:`degradation` applied, if any."""
         if self.degradation is None or split == "train":
             return self._datasets[split]
         return self._degraded(split, self.degradation)
@@ -330,6 +328,8 @@ class MELDataModule(MIMICFolder):
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Mentions of the validation split."""
+        if "val" not in self._datasets:  # LearningRateFinder sets limit_val_batches after the setup
+            self._add_split("val")
         return self._eval_loader("val")
 
     def test_dataloader(self) -> DataLoader[Batch]:

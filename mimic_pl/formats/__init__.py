@@ -12,6 +12,16 @@ a byte order mark, as spreadsheets write it.
   ``["Q1_0.jpg", "Q1_1.jpg"]``; any other text is one value. Cells are separated by commas, semicolons or tabs,
   whichever the first line has most of; in ``.tsv``, by tabs.
 - **Parquet**: a column for each field; a list is a list column.
+
+A knowledge base ``kb_entity.csv`` with two entities, the first of which has two images::
+
+    qid,entity_name,attr,image_list
+    Q41421,Michael Jordan,American basketball player,"[""Q41421_0.jpg"", ""Q41421_1.jpg""]"
+    Q810,Jordan,country in Western Asia,Q810_0.jpg
+
+and mentions in ``MySet_test.jsonl``, on one line each::
+
+    {"id": "1", "sentence": "Jordan scored 30.", "mentions": "Jordan", "answer": "Q41421", "imgPath": "1.jpg"}
 """
 
 from mimic_pl.formats.read_records import SUFFIXES, read_records

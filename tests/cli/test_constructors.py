@@ -188,10 +188,11 @@ def test_an_unknown_logger_suggests_loggers(command, trained, tmp_path):
 
 
 def test_a_layer_larger_than_memory_is_an_error_of_the_machine(command, trained, tmp_path):
-    options = ["--config", str(trained.config), "--model.encoder.image_dim", str(10**11)]
-    code, _, err = command("fit", *options, folder=tmp_path)
-    (message,) = (line for line in err.splitlines() if line.startswith("error: "))
-    assert code == 8 and message.startswith("error: Out of memory: ") and "Subtypes" not in message, message
+    for option, name in (("model.encoder.image_dim", "CLIPEncoder"), ("model.units.text.hidden_dim", "TGLU")):
+        code, _, err = command("fit", "--config", str(trained.config), f"--{option}={10**12}", folder=tmp_path)
+        (message,) = (line for line in err.splitlines() if line.startswith("error: "))
+        assert code == 8 and message.startswith(f"error: Out of memory while {name} is built: "), message
+        assert "Subtypes" not in message
 
 
 def test_errors_of_the_machine_in_a_constructor_stay_what_they_are():

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ import yaml
 
 from mimic_pl.report.evaluated_run import read_curve
 from mimic_pl.runs import open_run
+from tests.launch import environment
 
 LOGGERS = "lightning.pytorch.loggers"
 
@@ -88,9 +91,15 @@ def test_all_files_of_a_run_are_in_one_folder(command, trained, tmp_path, monkey
 
 @pytest.mark.slow
 @pytest.mark.skipif(importlib.util.find_spec("wandb") is None, reason="wandb is not installed")
-def test_weights_and_biases_without_an_account(command, trained, tmp_path, monkeypatch):
-    monkeypatch.delenv("WANDB_API_KEY", raising=False)
-    monkeypatch.setenv("HOME", str(tmp_path))  # where wandb login stores the key
+def test_weights_and_biases_without_an_account(trained, tmp_path):
+    """In a process without settings of an earlier run, and without the key that ``wandb login`` stores at home."""
+    given = {name: value for name, value in environment().items() if not name.startswith("WANDB_")}
     fit = ["fit", "--config", str(trained.config), "--trainer.logger", "WandbLogger", "--trainer.max_epochs", "1"]
-    code, _, err = command(*fit, folder=tmp_path)
-    assert code == 3 and "Weights & Biases cannot be used: No API key" in err and "WANDB_MODE=offline" in err, err
+    for mode, expected in (("online", 3), ("offline", 0)):
+        env = {**given, "HOME": str(tmp_path), "WANDB_MODE": mode}
+        done = subprocess.run(
+            [sys.executable, "-m", "mimic_pl", *fit], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == expected, done.stderr
+        message = "error: Weights & Biases cannot be used: No API key configured."
+        assert (message in done.stderr and "WANDB_MODE=offline" in done.stderr) == (mode == "online")

@@ -190,7 +190,7 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
     "Configurations": (
         Fault("an exception in any constructor that a configuration names: encoder, unit, loss, model, data, callback, logger, optimizer", "cannot be built from its arguments: 5 is not divisible by 2, the heads", ConfigError, CONSTRUCTORS + "test_every_part_of_a_configuration", 8),
         Fault("a package that a configuration needs is not installed (logger, strategy, precision)", "pip install -U", ConfigError, CONSTRUCTORS + "test_a_missing_package_is_named_with_how_to_install_it", 3),
-        Fault("a layer larger than memory", "Out of memory", DeviceMemoryError, CONSTRUCTORS + "test_a_layer_larger_than_memory_is_an_error_of_the_machine"),
+        Fault("a layer larger than memory", "Out of memory while", DeviceMemoryError, CONSTRUCTORS + "test_a_layer_larger_than_memory_is_an_error_of_the_machine"),
         Fault("Weights & Biases without an account", "Weights & Biases cannot be used", ConfigError, "cli/test_loggers.py::test_weights_and_biases_without_an_account"),
         Fault("an unknown key in a file", "fit has no option", UsageError, CONSTRUCTORS + "test_an_unknown_key_names_its_file_and_the_nearest_key", 4),
     ),
