@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from logging.handlers import BufferingHandler
 from typing import Any, Literal, TypeVar
 
 from rich import box
@@ -168,7 +169,8 @@ def examine(datamodule: MELDataModule) -> Report:
 
 def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Sequence[_T]:
     """Read a file; its problems and what is logged become findings, and the valid records are returned."""
-    logged = _Warnings()
+    logged = BufferingHandler(_UNLIMITED)
+    logged.setLevel(logging.WARNING)
     logger = logging.getLogger(reader.__name__)
     logger.addHandler(logged)
     try:
@@ -186,23 +188,11 @@ def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Seq
         return []
     finally:
         logger.removeHandler(logged)
-        for message in logged.messages:
-            report.add(f"{subject}, while reading", message, "note")
+        for record in logged.buffer:
+            report.add(f"{subject}, while reading", record.getMessage(), "note")
     if not records:
         report.add(subject, "empty", "ERROR", "unpack the file again")
     return records
-
-
-class _Warnings(logging.Handler):
-    """Collects warnings."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.messages: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Collect a warning."""
-        self.messages.append(record.getMessage())
 
 
 def _examine_entities(report: Report, entities: Sequence[Entity], template: TextTemplate) -> None:
