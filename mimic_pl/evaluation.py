@@ -33,7 +33,7 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
 
     Raises:
         ConfigError: The Trainer was given data loaders instead of a data module.
-        StoreError: The index on disk was built by another model or from other data, or is damaged; or images have
+        StoreError: The index on disk was built by another model or from other data, or is damaged; or images
             changed while they were encoded.
     """
     data = data_of(trainer, RankedData)
@@ -59,7 +59,7 @@ def evaluation_index(model: MIMIC, trainer: Trainer, builder: IndexBuilder) -> E
         yield from _encoded(model, data.entity_dataloader(first=first))
         if not validating and not description.items() >= data.describe_entities().items():
             raise StoreError(
-                "Images of the knowledge base have changed while they were encoded. Delete the folder "
+                "Images of the knowledge base changed while they were encoded. Delete the folder "
                 f"{_folder(builder, trainer, validating)}, and start again when they are complete."
             )
 

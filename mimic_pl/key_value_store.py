@@ -53,8 +53,8 @@ class KeyValueStore:
     """Tables of bytes by key.
 
     Any number of processes may read and write; values written by :meth:`put` survive a kill. Every value has a CRC-32,
-    which also covers its table and key: a corrupted value, and one to which a corrupted page leads instead of another,
-    count as missing.
+    which also covers its table and key: a corrupted value counts as missing, and so does that of another key to which a
+    corrupted page leads.
 
     Args:
         folder: Its folder, created by the first :meth:`put`.
@@ -172,6 +172,12 @@ class KeyValueStore:
         except (lmdb.InvalidError, lmdb.CorruptedError, lmdb.PageNotFoundError, lmdb.VersionMismatchError) as error:
             raise StoreError(
                 f"{self.folder} is corrupted ({error}). Delete the folder; it is rebuilt automatically."
+            ) from error
+        except lmdb.MemoryError as error:
+            raise StoreError(
+                f"{self.folder} cannot be mapped into memory. It needs address space, not memory: remove the "
+                "limit (ulimit -v unlimited), or disable the cache (--data.image_cache null, "
+                "--model.encoder.frozen_features null)."
             ) from error
         except (lmdb.Error, OSError) as error:
             raise StoreError(

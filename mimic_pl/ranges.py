@@ -1,4 +1,4 @@
-"""Ranges of numeric arguments, checked before an object is built."""
+"""Ranges and choices of arguments, checked before an object is built."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from numbers import Integral, Real
-from typing import Any, NamedTuple, ParamSpec
+from typing import Any, NamedTuple, ParamSpec, get_args
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.quoting import quoted
@@ -47,6 +47,24 @@ class Range(NamedTuple):
         return kind if self.low == -math.inf else f"{kind} of at least {self.low:g}"
 
 
+class Choice(tuple[str, ...]):
+    """Allowed texts."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        """``one of: blank, drop, error``."""
+        return f"one of: {', '.join(self)}"
+
+
+def one_of(literal: Any) -> Choice:
+    """The values of a ``Literal``."""
+    return Choice(get_args(literal))
+
+
+Allowed = Range | Choice
+"""Allowed values of an argument."""
+
 COUNT = Range(1)
 NATURAL = Range(0)
 SEED = Range(0, 2**32 - 1)
@@ -55,7 +73,7 @@ NOT_NEGATIVE = Range(0, whole=False)
 FRACTION = Range(0, 1, whole=False)
 
 
-def in_range(**ranges: Range) -> Callable[[Callable[P, None]], Callable[P, None]]:
+def in_range(**ranges: Allowed) -> Callable[[Callable[P, None]], Callable[P, None]]:
     """Decorate a constructor to check arguments, by name, before it runs; of lists and dictionaries each value.
 
     ``None`` is accepted: whether an argument may be left out is a matter of its type.
@@ -89,15 +107,15 @@ def in_range(**ranges: Range) -> Callable[[Callable[P, None]], Callable[P, None]
     return decorate
 
 
-def ranges_of(of_class: type) -> dict[str, Range]:
+def ranges_of(of_class: type) -> dict[str, Allowed]:
     """Ranges of a class's arguments, including those that it hands on to its bases."""
-    found: dict[str, Range] = {}
+    found: dict[str, Allowed] = {}
     for base in of_class.__mro__:
         found = {**getattr(base.__dict__.get("__init__"), "__ranges__", {}), **found}
     return found
 
 
-def require_ranges(ranges: Mapping[str, Range], arguments: Mapping[str, Any], where: str) -> None:
+def require_ranges(ranges: Mapping[str, Allowed], arguments: Mapping[str, Any], where: str) -> None:
     """Check arguments.
 
     Args:

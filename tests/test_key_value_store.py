@@ -225,6 +225,18 @@ def test_a_folder_that_cannot_be_made(tmp_path):
         KeyValueStore(tmp_path / "file" / "store", TABLES).put(batch(0))
 
 
+def test_a_limit_on_address_space(tmp_path):
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (1 << 39, before[1]))
+    try:
+        with pytest.raises(StoreError, match="ulimit -v unlimited"):
+            KeyValueStore(tmp_path / "store", TABLES).put(batch(0))
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+    KeyValueStore(tmp_path / "store", TABLES).put(batch(0))
+
+
 def test_a_disk_that_fills_up(small_disk):
     store = KeyValueStore(small_disk / "store", TABLES)
     first = 0

@@ -6,13 +6,14 @@ import inspect
 import math
 import re
 from collections.abc import Iterator
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
 
 import mimic_pl
 from mimic_pl import callbacks, data, encoders, losses, processor, ranking, units
-from mimic_pl.data import degradation
+from mimic_pl.data import Entity, Mention, degradation
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import COUNT, FRACTION, POSITIVE, SEED, Range, in_range, ranges_of
 
@@ -66,6 +67,29 @@ def test_every_number_is_refused_outside_of_its_range(of_class, name):
     for value in wrong:
         with pytest.raises(ConfigError, match=rf"{name} is .*; it must be {re.escape(str(allowed))}"):
             concrete(**{name: value})
+
+
+def chosen(of_class: type) -> Iterator[tuple[str, tuple[str, ...]]]:
+    """Arguments annotated with a Literal, or with a tuple of one, and its values."""
+    names = {**vars(inspect.getmodule(of_class)), **dict.fromkeys(("Image", "PreTrainedTokenizerBase"), Any)}
+    for name, hint in get_type_hints(of_class.__init__, names).items():
+        for part in (hint, *get_args(hint)):
+            if get_origin(part) is Literal:
+                yield name, get_args(part)
+
+
+CHOICES = [(c, *choice) for c in public_classes() if c not in (Entity, Mention) for choice in chosen(c)]
+
+
+@pytest.mark.parametrize(
+    ("of_class", "name", "values"), CHOICES, ids=lambda value: getattr(value, "__name__", str(value))
+)
+def test_every_choice_is_checked(of_class, name, values):
+    if (of_class, name) == (mimic_pl.MIMIC, "lr_interval"):
+        pytest.skip("Lightning checks it")
+    assert len(CHOICES) > 12 and ranges_of(of_class)[name] == values
+    with pytest.raises(ConfigError, match=f"{of_class.__name__}: {name} is 'other'; it must be one of: {values[0]}, "):
+        of_class(**{name: "other"})
 
 
 def test_what_is_in_a_range():

@@ -116,7 +116,7 @@ def _read(data: MELDataModule, split: str, encoder: Encoder | None) -> _Records:
     data.check_root(data.root)
     data.prepare_data()
     if encoder is None:
-        return _Records(data.read_mentions(split), as_table(data.read_entities()))
+        return _Records(data.split_mentions(split), as_table(data.read_entities()))
     data.setup("test" if split == "test" else "validate")
     return _Records(data.mentions[split], data.entities)
 

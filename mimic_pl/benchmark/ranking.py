@@ -6,7 +6,7 @@ import copy
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,7 +27,6 @@ HITS = (1, 3, 5, 10, 20)
 OVERALL = "overall"
 LITERAL = "published order"
 
-UnitRanks = Literal["all", "cheap"]
 Ranks = dict[str, Tensor]
 
 

@@ -15,9 +15,9 @@ from mimic_pl.construction import class_of
 from mimic_pl.data.degradation import Degradation
 from mimic_pl.data.folder import MIMICFolder
 from mimic_pl.errors import ConfigError
-from mimic_pl.ranges import COUNT, NATURAL, NOT_NEGATIVE, SEED, Range, ranges_of, require_ranges
+from mimic_pl.ranges import COUNT, NATURAL, NOT_NEGATIVE, SEED, Allowed, Range, ranges_of, require_ranges
 
-_SECTIONS: dict[str, Mapping[str, Range]] = {
+_SECTIONS: dict[str, Mapping[str, Allowed]] = {
     "predictions": ranges_of(PredictionWriter),
     "panels": ranges_of(SamplePanels),
     "monitor": ranges_of(FailureMonitor),

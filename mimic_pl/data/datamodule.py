@@ -181,9 +181,7 @@ class MELDataModule(MIMICFolder):
         """The knowledge base, read on first access."""
         self.check_root(self.root)
         entities = as_table(self.read_entities())
-        if self.entity_image_folder is None:
-            return EntityTable(replace(entity, images=()) for entity in entities)
-        return entities
+        return entities.without_images() if self.entity_image_folder is None else entities
 
     @cached_property
     def _cache(self) -> ImageCache | None:
@@ -193,10 +191,8 @@ class MELDataModule(MIMICFolder):
         folder = cache_folder("images") if by_default else Path(self.image_cache)
         if folder is None:
             return None
-        processor = self.processor
-        return ImageCache(
-            folder, processor.image_processor, processor.reduced_decoding, disk_fraction=0.5 if by_default else 1.0
-        )
+        disk_fraction = 0.5 if by_default else 1.0
+        return ImageCache(folder, self.processor.image_processor, self.processor.reduced_decoding, disk_fraction)
 
     def _pixels(self, images: ImageFolder) -> PixelSource:
         processor = self.processor
@@ -218,7 +214,7 @@ class MELDataModule(MIMICFolder):
                     yield self.entity_images, (image,)
 
     def _read_split(self, split: str) -> list[Mention]:
-        mentions = self.read_mentions(split)
+        mentions = self.split_mentions(split)
         if self.mention_image_folder is None:
             mentions = [replace(mention, image=None) for mention in mentions]
         return seeded_fraction(mentions, self.train_fraction, self.seed) if split == "train" else mentions
@@ -259,10 +255,7 @@ class MELDataModule(MIMICFolder):
     def _degraded(self, split: str, degradation: Degradation) -> MentionDataset:
         pixels = self._pixels(self.mention_images)
         if isinstance(degradation, ImageDegradation) and not pixels.blank:
-            processor = self.processor
-            pixels = DegradedPixels(
-                self.mention_images, processor.image_processor, degradation, processor.reduced_decoding
-            )
+            pixels = DegradedPixels(pixels.folder, pixels.image_processor, degradation, pixels.reduced)
         return self._mention_dataset(split, degradation.mentions(self.mentions[split]), pixels)
 
     def dataset(self, split: str) -> MentionDataset:

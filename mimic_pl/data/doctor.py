@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from logging.handlers import BufferingHandler
 from typing import Any, Literal, TypeVar
 
 from rich import box
@@ -15,10 +17,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from mimic_pl.data import reader
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.image_scan import ScannedImage, failures, scan
-from mimic_pl.data.problems import MalformedRecordsError
+from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.escaping import printable
@@ -29,7 +32,7 @@ from mimic_pl.records import Entity, Mention
 Verdict = Literal["ok", "note", "warning", "ERROR"]
 
 SPLITS = ("train", "val", "test")
-# How mentions without a gold in the knowledge base are handled.
+# How mentions without a gold in the knowledge base are handled; those of predict_file need none.
 _OUTCOMES = {"train": "excluded from training", "val": "counted as not found", "test": "counted as not found"}
 _STYLES = {"ok": "green", "note": "cyan", "warning": "yellow", "ERROR": "bold red"}
 _SHOWN = 5
@@ -95,7 +98,7 @@ class Report:
 
 
 def _text(text: str) -> Text:
-    return Text(printable(text))  # words of the data set are no markup, and control no terminal
+    return Text(printable(text))  # text of the data set is not markup, and must not control the terminal
 
 
 def run_doctor(datamodule: BaseDataModule, as_json: bool = False) -> int:
@@ -119,12 +122,20 @@ def run_doctor(datamodule: BaseDataModule, as_json: bool = False) -> int:
         ]
         print(json.dumps({"errors": errors, "data_sets": sets}, indent=2))
     else:
-        console = Console()
-        if not console.is_terminal:  # a log file has no width at which lines would have to break
-            console = Console(width=_UNLIMITED)
         for report in reports:
-            console.print(report.table())
+            _print(report.table())
     return DataError.exit_code if errors else 0
+
+
+def _print(table: Table) -> None:
+    console = Console()
+    if console.is_terminal:
+        console.print(table)
+        return
+    console = Console(width=_UNLIMITED)  # a log file has no width at which lines would have to break
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(map(str.rstrip, captured.get().splitlines())))
 
 
 def examine(datamodule: MELDataModule) -> Report:
@@ -138,12 +149,13 @@ def examine(datamodule: MELDataModule) -> Report:
     entities = as_table(_read(report, "knowledge base", datamodule.read_entities))
     report.add("entities", *_compared(len(entities), published.entities if published else None))
     mentions: dict[str, Sequence[Mention]] = {}
-    for split in SPLITS:
-        mentions[split] = _read(report, f"{split} file", partial(datamodule.read_mentions, split))
-        expected = published.mentions[split] if published else None
+    splits = SPLITS if datamodule.predict_file is None else (*SPLITS, "predict")
+    for split in splits:
+        mentions[split] = _read(report, f"{split} file", partial(datamodule.split_mentions, split))
+        expected = published.mentions[split] if published and split in SPLITS else None
         report.add(f"{split} mentions", *_compared(len(mentions[split]), expected))
     _examine_entities(report, entities, datamodule.processor.entity_template)
-    for split in SPLITS:
+    for split in splits:
         _examine_split(report, split, mentions[split], entities, datamodule)
     ids = [id_ for split in SPLITS for id_ in {mention.id for mention in mentions[split]}]
     _duplicates(report, "mention ids across splits", ids, "warning")
@@ -156,7 +168,11 @@ def examine(datamodule: MELDataModule) -> Report:
 
 
 def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Sequence[_T]:
-    """Read a file; its problems become findings, and the valid records are returned."""
+    """Read a file; its problems and what is logged become findings, and the valid records are returned."""
+    logged = BufferingHandler(_UNLIMITED)
+    logged.setLevel(logging.WARNING)
+    logger = logging.getLogger(reader.__name__)
+    logger.addHandler(logged)
     try:
         records = read()
     except MalformedRecordsError as error:
@@ -170,6 +186,10 @@ def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Seq
     except DataError as error:
         report.add(subject, error, "ERROR", "this file is required")
         return []
+    finally:
+        logger.removeHandler(logged)
+        for record in logged.buffer:
+            report.add(f"{subject}, while reading", record.getMessage(), "note")
     if not records:
         report.add(subject, "empty", "ERROR", "unpack the file again")
     return records
@@ -209,9 +229,11 @@ def _examine_split(
         return
     total = len(mentions)
     _duplicates(report, f"{split} mention ids", [mention.id for mention in mentions])
-    nil = sum(not mention.golds for mention in mentions)
-    report.add_share(f"{split} mentions without gold (nil)", nil, total, _note(nil), _OUTCOMES[split] if nil else "")
-    if entities:  # otherwise every gold would be unknown, which would hide the problem of the knowledge base
+    if split in _OUTCOMES:
+        nil = sum(not mention.golds for mention in mentions)
+        outcome = _OUTCOMES[split] if nil else ""
+        report.add_share(f"{split} mentions without gold (nil)", nil, total, _note(nil), outcome)
+    if entities and split in _OUTCOMES:  # without entities, every gold would be unknown
         _examine_golds(report, split, mentions, entities, datamodule.batch_size)
     without = sum(mention.image is None for mention in mentions)
     report.add_share(f"{split} mentions without an image", without, total, _note(without))
@@ -271,7 +293,7 @@ def _examine_images(
 ) -> None:
     names = itertools.chain.from_iterable(entity.image_files for entity in entities)
     _scan(report, datamodule, "kb_image", "entity images", names)
-    own = {split: [name for m in mentions[split] for name in m.image_files] for split in SPLITS}
+    own = {split: [name for mention in found for name in mention.image_files] for split, found in mentions.items()}
     seen = _scan(report, datamodule, "mention_image", "mention images", itertools.chain(*own.values()))
     contents = {seen[name].digest for name in own["train"] if name in seen and seen[name].digest}
     for split in ("val", "test"):

@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mimic_pl.data.problems import FieldError
+from mimic_pl.data.malformed_records import FieldError
 from mimic_pl.quoting import quoted
 
 
@@ -33,12 +33,12 @@ def kind_of(value: object) -> str:
         return "null"
     if isinstance(value, float) and math.isnan(value):
         return "NaN"
-    names = {bool: "a truth value", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    names = {bool: "a boolean", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return names.get(type(value), f"of type {type(value).__name__}")
 
 
 def as_list(value: Any) -> Any:
-    """The list that a text is in JSON, or as pandas writes it into CSV; any other value unchanged."""
+    """The list that a text contains, as JSON or as pandas writes it to CSV; any other value is unchanged."""
     if not isinstance(value, str) or value[:1] != "[" or value[-1:] != "]":
         return value
     for read in (json.loads, ast.literal_eval):

@@ -22,7 +22,7 @@ _SETTLED = 100_000_000
 
 
 def digest(path: Path) -> bytes | None:
-    """Hash of a file's content; ``None`` if it cannot be read, is no regular file, or too large for an image."""
+    """Hash of a file's content; ``None`` if it cannot be read, is not a regular file, or is too large for an image."""
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode) or status.st_size > MAX_BYTES:

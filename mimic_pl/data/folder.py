@@ -12,12 +12,11 @@ from typing import ClassVar
 from PIL import Image
 
 from mimic_pl.data.base import BaseDataModule
-from mimic_pl.data.problems import MalformedRecordsError
+from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.formats import SUFFIXES
-from mimic_pl.formats.source import is_pipe
 from mimic_pl.home import expanded
 from mimic_pl.processor.images import MAX_PIXELS, ImageFolder, ImagePolicy
 from mimic_pl.quoting import listed, quoted
@@ -89,18 +88,23 @@ class MIMICFolder(BaseDataModule):
         """Read the mentions of a split: ``train``, ``val``, ``test`` or ``predict``."""
         if split == "predict":
             if self.predict_file is None:
-                return self.read_mentions("test")
+                return self.split_mentions("test")
             file = expanded(self.predict_file)
-            return self._piped_mentions if is_pipe(file) else self._read_mentions(file)
-        return self._read_mentions(self.split_file(split))
-
-    @cached_property
-    def _piped_mentions(self) -> list[Mention]:
-        return self._read_mentions(expanded(self.predict_file or ""))  # once: a pipe is empty after that
-
-    def _read_mentions(self, file: Path) -> list[Mention]:
+        else:
+            file = self.split_file(split)
         arrays, texts = (self.processor.mention_arrays, self._texts("mention")) if self.has_processor else ((), ())
         return read_mentions(file, arrays, texts, self._trusted("mention"))
+
+    def split_mentions(self, split: str) -> list[Mention]:
+        """All mentions of a split, read on first access only: the file may be a pipe."""
+        key = split, self.has_processor  # which decides on fields and arrays
+        if key not in self._read:
+            self._read[key] = self.read_mentions(split)
+        return self._read[key]
+
+    @cached_property
+    def _read(self) -> dict[tuple[str, bool], list[Mention]]:
+        return {}
 
     def split_file(self, split: str) -> Path:
         """The file of a split.
@@ -202,7 +206,7 @@ class MIMICFolder(BaseDataModule):
         """Names of the mentions' images in all splits that can be read."""
         for split in (*_FILES, *(() if self.predict_file is None else ("predict",))):
             try:
-                mentions: Sequence[Mention] = self.read_mentions(split)
+                mentions: Sequence[Mention] = self.split_mentions(split)
             except MalformedRecordsError as error:
                 mentions = error.records
             except (DataError, OSError):

@@ -21,12 +21,12 @@ class ScannedImage(NamedTuple):
     Attributes:
         path: Its path, even if the file is missing.
         failure: One of :data:`~mimic_pl.processor.images.FAILURES`; ``None`` if it opens.
-        digest: Hash of the file's content; empty if there is no file.
+        digest: Hash of the file's content; ``None`` if there is no file.
     """
 
     path: Path
     failure: str | None
-    digest: str
+    digest: bytes | None
 
 
 def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, ScannedImage]:
@@ -42,14 +42,17 @@ def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, Sca
     """
     distinct = list(dict.fromkeys(names))
 
+    def opens(path: Path) -> None:
+        with opened_image(path, folder.max_pixels):
+            pass
+
     def scan_one(name: str) -> ScannedImage:
-        path = folder.path(name)
+        path, failure = folder.path(name), None
         try:
-            with opened_image(path, folder.max_pixels):
-                pass
+            folder.load(name, opens)
         except ImageError as error:
-            return ScannedImage(path, folder.failure(name, error).kind, _digest(path))
-        return ScannedImage(path, None, _digest(path))
+            failure = error.kind
+        return ScannedImage(path, failure, digest(path))
 
     # Pillow releases the GIL while decoding, so threads run in parallel.
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -61,7 +64,3 @@ def scan(folder: ImageFolder, names: Iterable[str], title: str) -> dict[str, Sca
 def failures(scanned: dict[str, ScannedImage]) -> list[ImageFailure]:
     """Path and failure of the images that failed."""
     return [(str(image.path), image.failure) for image in scanned.values() if image.failure]
-
-
-def _digest(path: Path) -> str:
-    return (digest(path) or b"").hex()

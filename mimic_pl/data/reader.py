@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mimic_pl.data.field_values import as_list, is_inside, kind_of, obvious_text, valid_unicode
-from mimic_pl.data.problems import FieldError, MalformedRecordsError, Problem, Problems
+from mimic_pl.data.malformed_records import FieldError, MalformedRecordsError, Problem, Problems
 from mimic_pl.data.table import EntityTable
 from mimic_pl.errors import DataError
 from mimic_pl.formats import read_records
@@ -44,7 +44,7 @@ def read_entities(
         path: The file, in any of the :mod:`~mimic_pl.formats`.
         ids: ``qid2id.json``, whose ids must match the knowledge base.
         arrays: Fields with (nested) lists of numbers, which become the entities' arrays.
-        texts: Fields that are needed as text: one that is there, but no text, is an error. Other such fields are
+        texts: Fields that are needed as text: in these, any other value is an error; other fields that are not text are
             ignored.
         images: Folder inside which absolute paths of images are accepted.
 
@@ -57,7 +57,7 @@ def read_entities(
     repeated = table.positions.repeated()
     for later, first in repeated:
         same = f"the entity {quoted(table[later].id)} is also {reader.unit} {reader.numbers[first]}. Keep one of them."
-        # Not counted together: each is another entity.
+        # Counted separately: each is a different entity.
         problems.add(reader.numbers[later], reader.where(reader.numbers[later], own_ids[later]), same, kind=str(later))
     found = problems.found()
     dropped = {later for later, _ in repeated}
@@ -113,7 +113,7 @@ class _Reader(Generic[_Record]):
         self.unit = "record"
         self.number = 0
         self.problems = Problems()
-        self._taken: dict[str, tuple[str, int]] = {}  # what was taken as text, of which record first, and how often
+        self._taken: dict[str, tuple[str, int]] = {}  # what was taken as text: first in which record, how often
 
     def read(self) -> Iterator[_Record]:
         """Every valid record."""
@@ -158,12 +158,12 @@ class _Reader(Generic[_Record]):
         if key not in row:
             close = [name for name in row if key in name or (name and name in key)]
             close = close or difflib.get_close_matches(key, row, n=1)
-            meant = f" Rename {quoted(close[0])}, if that is it." if close else ""
+            meant = f" If that is {quoted(close[0])}, rename it." if close else ""
             raise FieldError(f"there is no {key!r}.{meant} The record has: {listed(sorted(row))}.", f"no {key}")
         return self._as_text(row[key], key)
 
     def identifier(self, row: dict[str, Any], key: str) -> str:
-        """A required id as text; a float is none, since 7 and 7.0 would be two."""
+        """A required id as text; not a float, since 7 and 7.0 would be different ids."""
         value = row.get(key)
         if isinstance(value, float | list):
             raise FieldError(f"{key!r} is {kind_of(value)}, {quoted(value)}; expected text or an integer.", f"{key} id")
@@ -220,7 +220,7 @@ class _Reader(Generic[_Record]):
             absent = kind in ("NaN", "null")
             found = kind if absent else f"{kind}, {quoted(value)}"
             advice = "Write an empty text where there is none." if absent else "Write it as text."
-            raise FieldError(f"{key!r} is there, but no text: it is {found}. {advice}", f"{key} {kind}")
+            raise FieldError(f"{key!r} is not text: it is {found}. {advice}", f"{key} {kind}")
         what = f"{kind} as {key!r}"
         first, count = self._taken.get(what, (self.where(self.number, None), 0))
         self._taken[what] = first, count + 1

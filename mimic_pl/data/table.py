@@ -110,6 +110,12 @@ class EntityTable(Sequence[Entity]):
         """The entities at these positions, in their order; the texts are shared, not copied."""
         return self._of(np.asarray(positions, dtype=np.int64))
 
+    def without_images(self) -> EntityTable:
+        """The same entities without images; the texts are shared, not copied."""
+        table = copy.copy(self)
+        table._counts = np.array([2 + len(fields) for fields in self._fields], np.int64)[self._schemas]
+        return table
+
     def _of(self, chosen: slice | Integers) -> EntityTable:
         table = copy.copy(self)
         table.__dict__.pop("positions", None)

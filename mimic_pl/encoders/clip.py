@@ -11,27 +11,26 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTraine
 
 from mimic_pl.encoders.base import Encoder
 from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
-from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, transformers_preprocessing
+from mimic_pl.encoders.image_preprocessing import ImageResize, transformers_preprocessing
+from mimic_pl.encoders.loading_errors import building, loading
 from mimic_pl.encoders.pretrained import (
-    building,
     load_image_processor,
     load_tokenizer,
     load_tower,
-    loading,
     require_one_start,
 )
-from mimic_pl.encoders.probe import TextProbe
+from mimic_pl.encoders.text_probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 
 PUBLISHED_LENGTH = 40
 """Tokens per text in the published settings."""
 
 _ANY_SIZE = 64
-"""Side of a made-up image for a convolutional network, which takes any size."""
+"""Side of the image with which a convolutional network, which takes any size, is tried."""
 
 _log = logging.getLogger(__name__)
 
@@ -70,7 +69,7 @@ class CLIPEncoder(Encoder):
         >>> features = encoder(input_ids=ids, attention_mask=mask, pixel_values=pixels)  # doctest: +SKIP
     """
 
-    @in_range(text_length=COUNT, image_dim=COUNT)
+    @in_range(text_length=COUNT, image_dim=COUNT, image_resize=one_of(ImageResize))
     def __init__(
         self,
         pretrained: str | None = None,
@@ -86,7 +85,6 @@ class CLIPEncoder(Encoder):
         super().__init__(freeze, frozen_features)
         require_one_start(pretrained, config, "CLIPEncoder")
         self.pretrained = pretrained
-        require_resize(image_resize)
         self.image_resize: ImageResize = image_resize
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:
@@ -174,8 +172,8 @@ class CLIPEncoder(Encoder):
         if trained not in (None, self.text_length):
             _log.warning(
                 f"{name} was trained on texts padded to {trained} tokens, of which it pools the last, but text_length "
-                f"is {text_length}: its text embeddings differ from those it was trained to give. To have them, leave "
-                f"text_length out, or set it to {trained}."
+                f"is {text_length}: its text embeddings differ from those it was trained to produce. For "
+                f"those, omit text_length, or set it to {trained}."
             )
         return outputs
 

@@ -1,4 +1,4 @@
-"""The two towers of a dual encoder of transformers, which differ in details from CLIP to SigLIP, ALIGN and FLAVA."""
+"""Runs the two towers of a dual encoder of transformers, whose details differ between CLIP, SigLIP, ALIGN and FLAVA."""
 
 from __future__ import annotations
 
@@ -61,7 +61,9 @@ def image_size(model: Any) -> int | None:
     size = vision.image_size
     sides = {size} if isinstance(size, int) else set(size.values() if isinstance(size, dict) else size)
     if len(sides) > 1:
-        raise ConfigError(f"The model takes images of {size} pixels, but mimic-pl's are square. Choose another one.")
+        raise ConfigError(
+            f"The model takes images of {size} pixels, but mimic-pl provides squares. Choose another model."
+        )
     return int(sides.pop())
 
 
@@ -78,7 +80,7 @@ def _pooled(model: Any, outputs: Any) -> Tensor:
     pooled: Tensor | None = outputs.pooler_output
     if pooled is None:
         raise ConfigError(
-            f"A {type(model).__name__} has no pooled embedding of a text or an image, as CLIP does. Choose another one."
+            f"A {type(model).__name__} has no pooled text and image embeddings like CLIP's. Choose another model."
         )
     return pooled[:, 0] if pooled.ndim == 3 else pooled  # FLAVA projects all tokens, and compares the first ones
 

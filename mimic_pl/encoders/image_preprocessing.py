@@ -1,9 +1,9 @@
-"""Image preprocessing of a checkpoint: its normalisation, and its own way of resizing."""
+"""Image preprocessing of a checkpoint: how it resizes and normalises images."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -11,6 +11,7 @@ from timm.data.transforms_factory import create_transform
 
 from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.processor import ImageProcessor
+from mimic_pl.quoting import quoted
 
 ImageResize = Literal["square", "model"]
 """How images are resized: ``square`` as published, or as the ``model`` was trained.
@@ -19,7 +20,6 @@ ImageResize = Literal["square", "model"]
 - ``model``: with the interpolation and crop of the checkpoint's preprocessing: for CLIP, the shorter side to 224 pixels
   with bicubic interpolation and then the middle square; for SigLIP, bilinear or bicubic directly to the square.
 """
-
 
 _LARGEST = 4096
 """Largest side of a preprocessed image, in pixels."""
@@ -64,16 +64,6 @@ class TimmResize:
         return np.asarray(self.transform(image))
 
 
-def require_resize(how: str) -> None:
-    """Check the name of a way of resizing.
-
-    Raises:
-        ConfigError: There is none of this name.
-    """
-    if how not in get_args(ImageResize):
-        raise ConfigError(f"image_resize is {how!r}; it must be one of: {', '.join(get_args(ImageResize))}.")
-
-
 def transformers_preprocessing(processor: Any, image_size: int | None, how: ImageResize) -> ImageProcessor:
     """The preprocessing of an image processor of transformers.
 
@@ -83,7 +73,8 @@ def transformers_preprocessing(processor: Any, image_size: int | None, how: Imag
         how: How images are resized.
 
     Raises:
-        ConfigError: The processor's own resizing is wanted, but does not give squares of this size.
+        ConfigError: Its statistics are invalid, or its own resizing is requested but does not produce squares of this
+            size.
     """
     _require_small(processor)
     mean, std = _statistics(processor)
@@ -95,7 +86,7 @@ def transformers_preprocessing(processor: Any, image_size: int | None, how: Imag
 
 
 def _require_small(processor: Any) -> None:
-    """Check the sizes of a processor's images before it makes one: a huge one would fill the memory."""
+    """Check the sizes of a processor's images before it creates one: a huge one would fill the memory."""
     sizes = [getattr(processor, name, None) for name in ("size", "crop_size", "pad_size")]
     sides = [side or 0 for size in sizes if size is not None for side in dict(size).values()]
     largest = max([*sides, getattr(processor, "max_num_patches", None) or 0])
@@ -109,23 +100,23 @@ def _require_small(processor: Any) -> None:
 def _statistics(processor: Any) -> tuple[Any, Any]:
     """Mean and standard deviation per channel to which an image processor normalises pixels / 255.
 
-    Its settings, if they alone decide: some processors scale to [-1, 1] before, or divide by the deviation twice.
+    They are those of its settings, unless it scales to [-1, 1] before, or divides by the deviation twice, as some do.
 
     Raises:
-        ConfigError: They are not numbers, or a deviation is zero.
+        ConfigError: It does not normalise to finite numbers.
     """
     with np.errstate(all="ignore"):
         black, white = (_middle_pixel(processor, Image.new("RGB", (64, 64), (level,) * 3)) for level in (0, 255))
         std = 1 / (white - black)
         mean = -black * std
     given = processor.image_mean, processor.image_std
-    if np.shape(given) == (2, 3) and np.allclose(given, (mean, std), atol=1e-5):
-        return given
     if not np.isfinite((mean, std)).all():
         raise ConfigError(
-            "Images cannot be normalised with the encoder's preprocessor_config.json: it divides by zero, or its "
-            "statistics are not numbers. Fix its image_mean and image_std."
+            f"Images cannot be normalised with image_mean {quoted(given[0])} and image_std {quoted(given[1])} of the "
+            "encoder's preprocessor_config.json. Set both to finite numbers, and image_std above 0."
         )
+    if np.shape(given) == (2, 3) and np.allclose(given, (mean, std), atol=1e-5):
+        return given
     return mean.tolist(), std.tolist()
 
 
@@ -148,8 +139,8 @@ def timm_preprocessing(settings: dict[str, Any], how: ImageResize) -> ImageProce
     channels, height, width = settings["input_size"]
     if channels != 3 or height != width:
         raise ConfigError(
-            f"The vision model takes images of {channels} channels and {height} x {width} pixels; mimic-pl's are RGB "
-            "and square. Set vision_args.img_size, or choose another model."
+            f"The vision model takes images of {channels} channels and {height} x {width} pixels, but mimic-pl "
+            "provides square RGB images. Set vision_args.img_size, or choose another model."
         )
     resize = TimmResize(settings) if how == "model" else None
     return ImageProcessor(height, settings["mean"], settings["std"], resize)

@@ -6,8 +6,6 @@ import difflib
 import inspect
 import re
 import stat
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,8 +21,8 @@ from transformers import (
 )
 
 from mimic_pl.checkpoint_reader import require_no_nan
-from mimic_pl.encoders.loading_errors import loading_error, reason
-from mimic_pl.errors import CheckpointError, ConfigError, MimicError
+from mimic_pl.encoders.loading_errors import loading, reason
+from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.files import readable_bytes
 from mimic_pl.home import expanded
 
@@ -33,7 +31,6 @@ Kind = Literal["dual encoder", "text model"]
 
 _LARGEST_JSON = 2**28
 """Bytes; the largest tokenizers have 35 million. A larger file would fill the memory while it is parsed."""
-
 
 _NO_CODE = {"trust_remote_code": False}
 """transformers would ask on the terminal whether it may run code from the checkpoint."""
@@ -74,12 +71,12 @@ def load_tower(pretrained: str, kind: Kind) -> Any:
     if folder.is_dir() and not (folder / "config.json").exists():
         found = ", ".join(sorted(file.name for file in folder.iterdir())[:5]) or "nothing"
         raise ConfigError(
-            f"The folder {pretrained!r} has no config.json: it is no checkpoint in Hugging Face format. It contains "
+            f"The folder {pretrained!r} has no config.json: it is not a checkpoint in Hugging Face format. It contains "
             f"{found}."
         )
     if not folder.is_dir() and timm.is_model(pretrained):
         raise ConfigError(
-            f"{pretrained!r} is the name of a timm vision model. Name it as TextVisionEncoder's 'vision'; "
+            f"{pretrained!r} is the name of a timm vision model. Pass it as TextVisionEncoder's 'vision'; "
             "'pretrained' and 'text' take checkpoints of transformers, such as 'openai/clip-vit-base-patch32' or "
             "'bert-base-uncased'."
         )
@@ -141,24 +138,24 @@ def require_kind(config: Any, kind: Kind, name: str) -> None:
         "text model": "Use TextVisionEncoder, with this name as 'text' and a timm model as 'vision'.",
         "vision model": "Use TextVisionEncoder, with the timm model of this architecture as 'vision'.",
     }.get(found, "It cannot be used as an encoder.")
-    raise ConfigError(
-        f"{name} is a {found} ({config.model_type}), but {needed} is needed here, such as {example!r}. {advice}"
-    )
+    raise ConfigError(f"{name} is a {found} ({config.model_type}); expected {needed}, such as {example!r}. {advice}")
 
 
 def _kind_of(model: type) -> str:
     """The kind of a model, by the methods and inputs of its class."""
     has_images, has_texts = hasattr(model, "get_image_features"), hasattr(model, "get_text_features")
-    if has_images and has_texts:
-        return "dual encoder"
+    reads = model.main_input_name  # type: ignore[attr-defined]
+    if has_images:
+        # BLIP-2 has both methods, but its text features are those of a language model.
+        separate = has_texts and reads == "input_ids"
+        return "dual encoder" if separate else "vision-language model without separate towers"
     if has_texts:
         return "model with a text tower and without an image tower"
-    reads = model.main_input_name  # type: ignore[attr-defined]
     if reads == "pixel_values":
         return "vision model"
     if reads != "input_ids":
         return f"model of {reads}"
-    if has_images or "pixel_values" in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
+    if "pixel_values" in inspect.signature(model.forward).parameters:  # type: ignore[attr-defined]
         return "vision-language model without separate towers"
     return "text model"
 
@@ -198,8 +195,8 @@ def create_vision(name: str, pretrained: bool, arguments: dict[str, Any]) -> Any
             if not separator:
                 raise
             raise ConfigError(
-                f"{name!r} is no timm checkpoint: its config.json lacks {error}. A checkpoint of transformers is not "
-                "one; name the timm model of its architecture, such as vit_base_patch16_224."
+                f"{name!r} is not a timm checkpoint: its config.json lacks {error}. A checkpoint of transformers is "
+                "not one; name the timm model of its architecture, such as vit_base_patch16_224."
             ) from error
 
 
@@ -282,42 +279,3 @@ def _require_files(folder: Path) -> None:
                 f"{file} has {readable_bytes(found.st_size)}, more than any tokenizer or configuration "
                 f"({readable_bytes(_LARGEST_JSON)}). Get the checkpoint again."
             )
-
-
-@contextmanager
-def building(what: str) -> Iterator[None]:
-    """Convert any exception of transformers or timm, which build a model from the user's sizes, to one paragraph.
-
-    Args:
-        what: The option with the sizes.
-
-    Raises:
-        ConfigError: The sizes do not fit together.
-    """
-    try:
-        yield
-    except (MimicError, MemoryError):
-        raise
-    except Exception as error:
-        raise ConfigError(f"No model can be built from {what}: {reason(error)}") from error
-
-
-@contextmanager
-def loading(what: str) -> Iterator[None]:
-    """Convert any exception of transformers, tokenizers or timm to one paragraph.
-
-    Their readers let errors of many classes through, depending on the bytes that are damaged.
-
-    Args:
-        what: What is loaded, at the beginning of a sentence.
-
-    Raises:
-        ConfigError: It cannot be loaded as it is configured.
-        CheckpointError: A file is damaged.
-    """
-    try:
-        yield
-    except (MimicError, MemoryError):
-        raise
-    except Exception as error:
-        raise loading_error(what, error) from error

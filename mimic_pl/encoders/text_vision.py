@@ -10,21 +10,24 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
-from mimic_pl.encoders.image_preprocessing import ImageResize, require_resize, timm_preprocessing
+from mimic_pl.encoders.image_preprocessing import ImageResize, timm_preprocessing
+from mimic_pl.encoders.loading_errors import building
 from mimic_pl.encoders.pretrained import (
-    building,
     create_vision,
     load_tokenizer,
     load_tower,
     require_kind,
     require_one_start,
 )
-from mimic_pl.encoders.probe import TextProbe
+from mimic_pl.encoders.text_probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
+
+Pooling = Literal["cls", "mean"]
+"""``cls``: the first token, as in BERT; ``mean``: the mean of the real tokens, as in sentence encoders."""
 
 
 class TextVisionEncoder(Encoder):
@@ -53,17 +56,23 @@ class TextVisionEncoder(Encoder):
 
     Raises:
         ConfigError: Both or neither of ``text`` and ``text_config`` are given, ``text_length`` exceeds the model's
-            positions, the text model is none or a decoder whose first token would be pooled, or the vision model has
-            no local features.
+            positions, ``text`` is not a text model or is a decoder whose first token would be pooled, or the vision
+            model has no local features.
     """
 
-    @in_range(text_length=COUNT, text_dim=COUNT, image_dim=COUNT)
+    @in_range(
+        text_pooling=one_of(Pooling),
+        text_length=COUNT,
+        text_dim=COUNT,
+        image_dim=COUNT,
+        image_resize=one_of(ImageResize),
+    )
     def __init__(
         self,
         text: str | None = None,
         text_config: dict[str, Any] | None = None,
         vocabulary: list[str] | None = None,
-        text_pooling: Literal["cls", "mean"] = "cls",
+        text_pooling: Pooling = "cls",
         vision: str = "vit_base_patch16_224",
         vision_pretrained: bool = True,
         vision_args: dict[str, Any] | None = None,
@@ -93,14 +102,11 @@ class TextVisionEncoder(Encoder):
         if self.text.config.is_encoder_decoder:
             self.text = self.text.get_encoder()
         hidden = self._check_text(text or "this text model", text_pooling)
-        if text_pooling not in ("cls", "mean"):
-            raise ConfigError(f"text_pooling is {text_pooling!r}; it must be 'cls' or 'mean'.")
         self.text_pooling = text_pooling
         # timm models have attributes beyond nn.Module: forward_features, forward_head, num_features, ...
         self.vision = cast(Any, create_vision(vision, vision_pretrained, vision_args or {}))
         # timm's pretrained configuration ignores a requested image size.
         requested = {"img_size": (vision_args or {}).get("img_size")}
-        require_resize(image_resize)
         self.image_resize: ImageResize = image_resize
         with building(f"the vision model {vision!r} with vision_args {vision_args}"):
             self.image_settings = resolve_data_config(requested, model=self.vision)  # type: ignore[no-untyped-call]

@@ -6,9 +6,10 @@ import csv
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from mimic_pl.errors import DataError
+from mimic_pl.formats.source import Placed
 from mimic_pl.quoting import listed
 
 DELIMITERS = {".csv": ",;\t", ".tsv": "\t"}
@@ -18,7 +19,7 @@ _LONGEST = 1 << 24
 """Characters of the longest line."""
 
 
-def stream_csv(path: Path, file: TextIO, suffix: str) -> Iterator[tuple[str, int, str | None, Any]]:
+def stream_csv(path: Path, file: TextIO, suffix: str) -> Iterator[Placed]:
     """Stream the rows of a CSV or TSV file as records.
 
     Args:
@@ -27,7 +28,7 @@ def stream_csv(path: Path, file: TextIO, suffix: str) -> Iterator[tuple[str, int
         suffix: ``.csv`` or ``.tsv``.
 
     Yields:
-        See :func:`~mimic_pl.formats.read_records`; a row with too few or too many cells is a DataError.
+        The records; in place of a row with too few or too many cells, a DataError.
 
     Raises:
         DataError: The file is not valid CSV, or two columns have one name.
@@ -46,8 +47,8 @@ def stream_csv(path: Path, file: TextIO, suffix: str) -> Iterator[tuple[str, int
         for row in rows:
             if len(row) == len(names):
                 yield "line", line, None, dict(zip(names, row, strict=True))
-            elif row:  # an empty line is none
-                yield "line", line, None, DataError(f"it has {len(row)} of {len(names)} cells.")
+            elif row:  # not an empty line
+                yield "line", line, None, DataError(f"it has {len(row)} cells, but the file has {len(names)} columns.")
             line = rows.line_num + 1
     except csv.Error as error:
         raise DataError(

@@ -10,14 +10,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mimic_pl.errors import DataError
-from mimic_pl.formats.source import RECREATE, open_text
+from mimic_pl.formats.source import RECREATE, Placed, open_text
 from mimic_pl.quoting import listed, quoted
 
 LINES = (".jsonl", ".ndjson")
 """Suffixes of JSON Lines. Other files are JSON Lines if the first line is a record and another follows."""
-
-Placed = tuple[str, int, str | None, Any]
-"""What the number counts, the number of a record, its key in an object of records, and its content."""
 
 _CHUNK = 1 << 20
 _LONGEST = 1 << 28
@@ -189,7 +186,7 @@ class _Window:
             closed = self.delimiter("}") == "}"
 
     def delimiter(self, closing: str = "]") -> str:
-        """The comma or the closing bracket at the current position, which is passed."""
+        """Consume the comma or the closing bracket at the current position."""
         found = self.next_character()
         if found not in (",", closing):
             raise json.JSONDecodeError("Expecting ',' delimiter", self.text, self.at)
@@ -202,7 +199,7 @@ class _Window:
             raise json.JSONDecodeError("Extra data", self.text, self.at)
 
     def is_lines(self) -> bool:
-        """Whether an object is a line of its own, and another one follows."""
+        """Whether an object fills its line, and another one follows."""
         if "\n" not in self.text:
             self.read_more()
         line, _, following = self.text.partition("\n")

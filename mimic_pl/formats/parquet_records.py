@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mimic_pl.errors import DataError
-from mimic_pl.formats.source import RECREATE, open_binary
+from mimic_pl.formats.source import RECREATE, Placed, open_binary
 
 _ROWS = 1024
-"""Rows that are in memory at once."""
+"""Rows in memory at the same time."""
 
 
-def stream_parquet(path: Path) -> Iterator[tuple[str, int, str | None, Any]]:
-    """Stream the rows of a Parquet file as records; see :func:`~mimic_pl.formats.read_records`.
+def stream_parquet(path: Path) -> Iterator[Placed]:
+    """Stream the rows of a Parquet file as records.
 
     Raises:
         DataError: It cannot be read as Parquet.

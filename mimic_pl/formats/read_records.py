@@ -11,7 +11,7 @@ from tqdm.auto import tqdm
 from mimic_pl.formats.csv_records import DELIMITERS, stream_csv
 from mimic_pl.formats.json_records import LINES, stream_json
 from mimic_pl.formats.parquet_records import stream_parquet
-from mimic_pl.formats.source import COMPRESSIONS, as_data_errors, open_text
+from mimic_pl.formats.source import COMPRESSIONS, Placed, as_data_errors, open_text
 
 PARQUET = ".parquet"
 
@@ -33,7 +33,7 @@ def read_records(path: Path, title: str, key: str = "id") -> Iterator[tuple[str,
 
     Yields:
         What the number counts (``record``, from 0, or ``line``, from 1), the number, and the record: a dictionary, or
-        something else if the file has something else in its place. A DataError says what.
+        whatever else the file has in its place; a DataError if that cannot be read as a record.
 
     Raises:
         DataError: The file cannot be read, but only after the records before the error.
@@ -45,7 +45,7 @@ def read_records(path: Path, title: str, key: str = "id") -> Iterator[tuple[str,
             yield unit, number, row
 
 
-def _stream(path: Path) -> Iterator[tuple[str, int, str | None, Any]]:
+def _stream(path: Path) -> Iterator[Placed]:
     suffix = path.suffix.lower()
     if suffix in COMPRESSIONS:
         suffix = path.with_suffix("").suffix.lower()

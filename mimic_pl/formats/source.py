@@ -1,4 +1,4 @@
-"""Opens files, compressed files and pipes, and turns every failure to read them into a DataError with its place."""
+"""Opens files, compressed files and pipes, and converts every failure to read them to a DataError with its place."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from mimic_pl.errors import DataError
 
@@ -20,6 +20,10 @@ COMPRESSIONS = {".gz": "gzip", ".bz2": "bz2", ".zst": "zstd"}
 """Suffixes of compressed files, with pyarrow's names of their codecs."""
 
 RECREATE = "Unpack or write the file again."
+
+Placed = tuple[str, int, str | None, Any]
+"""A record and its place: what its number counts (``record`` or ``line``), the number, its key in an object of records,
+and its content."""
 
 # The mark of UTF-32 begins with that of UTF-16.
 _MARKS = {
@@ -32,7 +36,7 @@ _MARKS = {
 
 _CHUNK = 1 << 20
 _PIPE_LIMIT = 1 << 27
-"""Bytes from a pipe, whose records take some ten times as much memory."""
+"""Maximum bytes from a pipe; its records take about ten times as much memory."""
 
 _PATIENCE = 10.0
 """Seconds without data from a pipe until a warning."""
@@ -76,14 +80,6 @@ def open_binary(path: Path) -> io.BufferedReader:
     return io.BufferedReader(stream)
 
 
-def is_pipe(path: Path) -> bool:
-    """Whether a path is a pipe, which can be read only once."""
-    try:
-        return stat.S_ISFIFO(os.stat(path).st_mode)
-    except (OSError, ValueError):
-        return False
-
-
 @contextmanager
 def as_data_errors(path: Path) -> Iterator[None]:
     """Convert all errors of reading a file to DataError, with their place."""
@@ -105,7 +101,7 @@ def as_data_errors(path: Path) -> Iterator[None]:
 
 
 class _Pipe(io.RawIOBase):
-    """A pipe: says so when nothing arrives, and has a bounded size, since it may never end."""
+    """A pipe: logs a warning if nothing arrives, and bounds the size, since a pipe may never end."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -147,7 +143,7 @@ def _encoding(path: Path, file: io.BufferedReader) -> str:
     encoding = next((name for mark, name in _MARKS.items() if head.startswith(mark)), "utf-8")
     if encoding == "utf-8" and 0 in head[:2]:
         raise DataError(
-            f"{path} begins with NUL bytes: it is no text, or UTF-16 without a byte order mark. Save it as UTF-8."
+            f"{path} begins with NUL bytes: it is not text, or is UTF-16 without a byte order mark. Save it as UTF-8."
         )
     return encoding
 

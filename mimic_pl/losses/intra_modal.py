@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from mimic_pl.errors import ConfigError
 from mimic_pl.loss_inputs import LossInputs, at_least_float32
 from mimic_pl.losses.loss import Loss, contrast
-from mimic_pl.ranges import POSITIVE, in_range
+from mimic_pl.ranges import POSITIVE, in_range, one_of
+
+Modality = Literal["text", "image"]
 
 
 class IntraModalLoss(Loss):
@@ -29,12 +31,12 @@ class IntraModalLoss(Loss):
         ConfigError: The weight or temperature is not positive, or there is no modality.
     """
 
-    @in_range(temperature=POSITIVE)
+    @in_range(temperature=POSITIVE, modalities=one_of(Modality))
     def __init__(
         self,
         weight: float = 1.0,
         temperature: float = 0.03,
-        modalities: tuple[Literal["text", "image"], ...] = ("text", "image"),
+        modalities: tuple[Modality, ...] = ("text", "image"),
     ) -> None:
         super().__init__(weight)
         if not modalities:

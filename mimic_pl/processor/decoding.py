@@ -57,9 +57,9 @@ def fingerprint(image_processor: ImageProcessor, reduced: bool) -> str:
     """
     side = 4 * image_processor.image_size  # large enough to be decoded at half scale
     across, down = np.meshgrid(np.arange(side + 37), np.arange(side + 11))
-    drawn = np.stack([across * 7 % 256, (across * down) % 251, (across + 2 * down) // 3 % 256], axis=-1)
+    pattern = np.stack([across * 7 % 256, (across * down) % 251, (across + 2 * down) // 3 % 256], axis=-1)
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "drawn.jpg"
-        Image.fromarray(drawn.astype(np.uint8)).save(path, quality=90)
+        path = Path(folder) / "pattern.jpg"
+        Image.fromarray(pattern.astype(np.uint8)).save(path, quality=90)
         pixels = decode(path, image_processor, reduced=reduced)
     return hashlib.blake2b(pixels.numpy().tobytes(), digest_size=8).hexdigest()

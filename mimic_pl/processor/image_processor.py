@@ -30,8 +30,8 @@ class ImageProcessor:
         resize: Resizes (and crops) an image; by default directly to the square, as published.
 
     Raises:
-        ConfigError: The statistics are not numbers, or a deviation is not positive; ``resize`` does not give images of
-            this size.
+        ConfigError: The statistics are not finite numbers, a deviation is not positive, or ``resize`` does not produce
+            images of this size.
     """
 
     @in_range(image_size=COUNT, image_mean=Range(whole=False), image_std=POSITIVE)
@@ -43,11 +43,11 @@ class ImageProcessor:
         resize: Resize | None = None,
     ) -> None:
         if resize is not None:
-            drawn = resize(Image.new("RGB", (2 * image_size, image_size + 1)))
-            if drawn.shape != (3, image_size, image_size) or drawn.dtype != np.uint8:
+            resized = resize(Image.new("RGB", (2 * image_size, image_size + 1)))
+            if resized.shape != (3, image_size, image_size) or resized.dtype != np.uint8:
                 raise ConfigError(
-                    f"image_resize is 'model', but the model's own preprocessing gives {drawn.dtype} "
-                    f"{list(drawn.shape)} instead of uint8 [3, {image_size}, {image_size}]. Set image_resize to "
+                    f"image_resize is 'model', but the model's own preprocessing produces {resized.dtype} "
+                    f"{list(resized.shape)} instead of uint8 [3, {image_size}, {image_size}]. Set image_resize to "
                     "'square'."
                 )
         self.resize = resize
@@ -56,9 +56,7 @@ class ImageProcessor:
         self.image_std = tuple(image_std)
 
     def pixels(self, image: Image.Image) -> Tensor:
-        """Resize an RGB image directly to the model's square, as published (Lanczos, ignoring the aspect ratio).
-
-        With ``resize``, as that does.
+        """Resize an RGB image with ``resize``; by default directly to the square, with Lanczos, as published.
 
         Returns:
             uint8 ``[3, S, S]``.

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -23,13 +23,13 @@ from PIL.JpegImagePlugin import JpegImageFile
 
 from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.errors import DataError
 from mimic_pl.files import readable_bytes
-from mimic_pl.processor.decoding_memory import PixelBudget
 from mimic_pl.processor.grey_levels import to_8_bits
 from mimic_pl.processor.jpeg_scans import has_too_many_scans
+from mimic_pl.processor.pixel_budget import PixelBudget
 from mimic_pl.processor.renamed_files import RenamedFiles
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.records import ImageSource
 
 ImagePolicy = Literal["blank", "drop", "error"]
@@ -63,7 +63,7 @@ FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO", "TGA", "PC
 """Supported formats, by Pillow's names."""
 
 FAILURES = ("missing", "ambiguous", "unreadable", "oversized")
-"""Kinds of failing images; ``ambiguous``: the file may be the image of another name of the data set."""
+"""Kinds of failing images; ``ambiguous``: there is only a renamed file, which may be the image of another name."""
 
 _header_lock = threading.Lock()
 _budget = PixelBudget(2 * MAX_PIXELS)
@@ -90,16 +90,6 @@ class ImageError(Exception):
         return DataError(
             f"{self}. Fix the file, or accept such images with --model.processor.image_policy blank or drop."
         )
-
-
-def require_policy(policy: str) -> None:
-    """Check the name of a policy.
-
-    Raises:
-        ConfigError: There is no such policy.
-    """
-    if policy not in get_args(ImagePolicy):
-        raise ConfigError(f"Unknown image policy {policy!r}. Choose one of: {', '.join(get_args(ImagePolicy))}.")
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: int | None = None) -> Image.Image:
@@ -236,7 +226,7 @@ class ImageFolder:
             :class:`~mimic_pl.processor.renamed_files.RenamedFiles`); called on first need.
     """
 
-    @in_range(max_pixels=COUNT)
+    @in_range(policy=one_of(ImagePolicy), max_pixels=COUNT)
     def __init__(
         self,
         folder: Path,
@@ -244,7 +234,6 @@ class ImageFolder:
         max_pixels: int = MAX_PIXELS,
         names: Callable[[], Iterable[str]] | None = None,
     ) -> None:
-        require_policy(policy)
         self.folder = folder
         self.policy = policy
         self.max_pixels = max_pixels
@@ -255,16 +244,20 @@ class ImageFolder:
         file, other = (None, None) if self._renamed is None else self._renamed.find(name)
         return self.folder / name if file is None or other is not None else file
 
-    def failure(self, name: str, error: ImageError) -> ImageError:
-        """The error about an image of this folder: ``ambiguous`` if it is missing, but may be stored renamed."""
-        if error.kind != "missing" or self._renamed is None:
-            return error
-        file, other = self._renamed.find(name)
-        if file is None or other is None:
-            return error
-        return ImageError(
-            error.path, "ambiguous", f"there is no such file, and {file.name} may be its image or that of {other!r}"
-        )
+    def load(self, name: str, load: Callable[[Path], Loaded]) -> Loaded:
+        """The result of ``load`` for the path of an image.
+
+        Raises:
+            ImageError: The image fails; it is ``ambiguous`` if it is missing, but may be stored under another name.
+        """
+        try:
+            return load(self.path(name))
+        except ImageError as error:
+            file, other = (None, None) if self._renamed is None else self._renamed.find(name)
+            if error.kind != "missing" or file is None or other is None:
+                raise
+            detail = f"there is no such file, and {file.name} may be its image or that of {other!r}"
+            raise ImageError(error.path, "ambiguous", detail) from error
 
     def first_readable(self, names: Sequence[str]) -> tuple[Image.Image | None, list[ImageFailure]]:
         """The first of these images that opens, and the failures before it.
@@ -283,11 +276,10 @@ class ImageFolder:
         failures: list[ImageFailure] = []
         for name in names:
             try:
-                return load(self.path(name)), failures
-            except ImageError as raised:
-                error = self.failure(name, raised)
+                return self.load(name, load), failures
+            except ImageError as error:
                 if self.policy == "error":
-                    raise error.as_data_error() from raised
+                    raise error.as_data_error() from error
                 failures.append((str(error.path), error.kind))
         return None, failures
 

@@ -23,12 +23,11 @@ from mimic_pl.processor.images import (
     ImageFolder,
     ImagePolicy,
     ImageReport,
-    require_policy,
 )
 from mimic_pl.processor.record_features import RecordFeatures
 from mimic_pl.processor.template import TextTemplate
 from mimic_pl.processor.tokenizer import TextTokenizer
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.records import Entity, ImageSource, Mention
 
 Modalities = Literal["both", "text", "images"]
@@ -60,7 +59,7 @@ class Processor(Recorded):
         entity_images: The same for entities.
 
     Raises:
-        ConfigError: A template names no field, or the policy is unknown.
+        ConfigError: A template names no field, or an argument has none of its possible values.
 
     Example:
         >>> processor = Processor(entity_template="{name}: {desc}")
@@ -68,7 +67,7 @@ class Processor(Recorded):
         'Ada: a mathematician'
     """
 
-    @in_range(max_pixels=COUNT)
+    @in_range(image_policy=one_of(ImagePolicy), max_pixels=COUNT, modalities=one_of(Modalities))
     def __init__(
         self,
         mention_template: str = "{mention} [SEP] {sentence}",
@@ -79,7 +78,6 @@ class Processor(Recorded):
         modalities: Modalities = "both",
         features: dict[str, RecordFeatures] | None = None,
     ) -> None:
-        require_policy(image_policy)
         self.mention_template = TextTemplate(mention_template)
         self.entity_template = TextTemplate(entity_template)
         self.image_policy: ImagePolicy = image_policy
@@ -220,9 +218,7 @@ class Processor(Recorded):
         self, texts: list[str], images: Sequence[Sequence[ImageSource]], features: Inputs, folder: ImageFolder | None
     ) -> Inputs:
         ids, mask = self.tokenizer(texts)
-        if folder is not None:
-            images = [[_in_folder(image, folder) for image in own] for own in images]
-        pixels, has_image = self._pixels(images)
+        pixels, has_image = self._pixels(images, folder)
         tokens = {"input_ids": ids, "attention_mask": mask}
         return {**tokens, **self.image_inputs(pixels, has_image), **features}
 
@@ -231,21 +227,28 @@ class Processor(Recorded):
         inputs = {"pixels": pixels, "has_image": has_image}
         return inputs if self._image_key is None else {**inputs, "image_key": self._image_key(pixels, has_image)}
 
-    def _pixels(self, images: Sequence[Sequence[ImageSource]]) -> tuple[Tensor, Tensor]:
+    def _pixels(self, images: Sequence[Sequence[ImageSource]], folder: ImageFolder | None) -> tuple[Tensor, Tensor]:
         """For each record, the pixels of its first image that opens."""
         size = self.image_processor.image_size
         pixels = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
         has_image = torch.zeros(len(images), dtype=torch.bool)
         for row, own in enumerate(() if self.modalities == "text" else images):
-            for opened in self._opened(own):
+            for opened in self._opened(own, folder):
                 pixels[row], has_image[row] = opened, True
                 break
         return pixels, has_image
 
-    def _opened(self, images: Sequence[ImageSource]) -> Iterator[Tensor]:
+    def _opened(self, images: Sequence[ImageSource], folder: ImageFolder | None) -> Iterator[Tensor]:
+        def load(source: ImageSource) -> Tensor:
+            return decode(source, self.image_processor, self.max_pixels, self.reduced_decoding)
+
         for image in images:
             try:
-                yield decode(image, self.image_processor, self.max_pixels, self.reduced_decoding)
+                # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
+                if folder is not None and isinstance(image, str) and not os.path.isfile(image):
+                    yield folder.load(image, load)
+                else:
+                    yield load(image)
             except ImageError as error:
                 if self.image_policy == "error":
                     raise error.as_data_error() from error
@@ -287,8 +290,3 @@ class Processor(Recorded):
             "image resizing": "as the model was trained" if own_resize else "square",
             "features": "; ".join(f"{name}: {own.describe()}" for name, own in self.features.items()) or "none",
         }
-
-
-def _in_folder(image: ImageSource, folder: ImageFolder) -> ImageSource:
-    named = isinstance(image, str) and not os.path.isfile(os.path.expanduser(image))  # any length, unlike Path
-    return folder.path(image) if named else image  # type: ignore[arg-type]

@@ -12,9 +12,9 @@ from typing import Any
 class RenamedFiles:
     """Files of a folder whose names have the suffix ``.jpg`` instead of their own, as published mention images have.
 
-    The file of a name is the one of exactly this name; otherwise that of its part before the last dot, with ``.jpg``;
-    otherwise that of its part before the first dot, as in the published code. Since different names lead to one file
-    (``a.b.png`` and ``a.c.png`` to ``a.jpg``), a renamed file is only used if it is the file of no other name.
+    A name leads to the file of exactly this name; else to its part before the last dot, with ``.jpg``; else to its part
+    before the first dot, with ``.jpg``, as in the published code. Since several names can lead to one file
+    (``a.b.png`` and ``a.c.png`` to ``a.jpg``), a renamed file is only used if no other name leads to it.
 
     Args:
         folder: The folder.

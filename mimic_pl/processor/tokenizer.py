@@ -63,7 +63,7 @@ class TextTokenizer:
                 return_tensors="pt",
             )
         except BaseException as error:
-            # The tokenizers package raises plain Exceptions, and panics that are none.
+            # The tokenizers package raises plain Exceptions, and panics, which are not Exceptions.
             if type(error) is not Exception and type(error).__name__ != "PanicException":
                 raise
             raise ConfigError(
@@ -73,7 +73,7 @@ class TextTokenizer:
         ids: Tensor = encoded["input_ids"]
         if self.vocabulary_size is not None and ids.numel() and int(ids.max()) >= self.vocabulary_size:
             raise ConfigError(
-                f"The tokenizer of {self.tokenizer.name_or_path!r} gives the token {int(ids.max())}, but the model "
+                f"The tokenizer of {self.tokenizer.name_or_path!r} produces the token {int(ids.max())}, but the model "
                 f"knows only {self.vocabulary_size} tokens. They belong to different models: get the checkpoint again."
             )
         return ids, encoded["attention_mask"]

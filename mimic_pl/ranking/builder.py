@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError, StoreError
 from mimic_pl.files import readable_bytes
+from mimic_pl.ranges import in_range, one_of
 from mimic_pl.ranking.columns import to_columns
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.ranking.lance_dataset import open_dataset
@@ -27,6 +28,8 @@ from mimic_pl.units import States
 
 Batches = Callable[[int], Iterable[tuple[Tensor, States]]]
 """Yields, from the n-th entity of the shard on, positions in the knowledge base, int64 ``[batch]``, and states."""
+
+Storage = Literal["device", "host", "disk"]
 
 
 class IndexBuilder(Recorded):
@@ -45,10 +48,11 @@ class IndexBuilder(Recorded):
         ConfigError: A folder is given for an index that is not on disk.
     """
 
+    @in_range(dtype=one_of(IndexDtype), storage=one_of(Storage))
     def __init__(
         self,
         dtype: IndexDtype = "float32",
-        storage: Literal["device", "host", "disk"] = "device",
+        storage: Storage = "device",
         folder: str | None = None,
     ) -> None:
         if folder is not None and storage != "disk":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import DeviceMemoryError
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
@@ -75,6 +75,9 @@ class Ranking(NamedTuple):
         )
 
 
+UnitRanks = Literal["all", "cheap"]
+
+
 class Ranker(Recorded):
     """Ranks the whole knowledge base for a block of mentions.
 
@@ -109,11 +112,11 @@ class Ranker(Recorded):
         ConfigError: ``top_k`` or ``pairs_per_block`` is below 1.
     """
 
-    @in_range(top_k=COUNT, pairs_per_block=COUNT)
+    @in_range(top_k=COUNT, unit_ranks=one_of(UnitRanks), pairs_per_block=COUNT)
     def __init__(
         self,
         top_k: int = 10,
-        unit_ranks: Literal["all", "cheap"] = "all",
+        unit_ranks: UnitRanks = "all",
         prune: bool = True,
         pairs_per_block: int | None = None,
     ) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import DataError
+from mimic_pl.ranges import in_range, one_of
 from mimic_pl.ranking.columns import FINITE, to_columns
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.ranking.quantization import IndexDtype
@@ -31,6 +32,7 @@ class MemoryIndex(EntityIndex):
         >>> index.add([entity.id for entity in entities], model.matcher.entity(features))  # doctest: +SKIP
     """
 
+    @in_range(dtype=one_of(IndexDtype))
     def __init__(
         self,
         device: torch.device | str = "cpu",

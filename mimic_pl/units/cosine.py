@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.ranges import POSITIVE, in_range
+from mimic_pl.ranges import POSITIVE, in_range, one_of
 from mimic_pl.units.base import State, Unit
+
+Modality = Literal["both", "text", "image"]
 
 
 class GlobalCosine(Unit):
@@ -25,10 +27,8 @@ class GlobalCosine(Unit):
 
     reads_padding = False
 
-    @in_range(scale=POSITIVE)
-    def __init__(
-        self, dims: FeatureDims, scale: float = 1 / 0.07, modality: Literal["both", "text", "image"] = "both"
-    ) -> None:
+    @in_range(scale=POSITIVE, modality=one_of(Modality))
+    def __init__(self, dims: FeatureDims, scale: float = 1 / 0.07, modality: Modality = "both") -> None:
         super().__init__(dims)
         self.modality = modality
         self.log_scale = nn.Parameter(torch.tensor(float(scale)).log())

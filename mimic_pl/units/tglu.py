@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.units.attention import global_to_local, global_to_local_pairs, mean_attention_pairs
 from mimic_pl.units.base import Bounds, State, Unit
 from mimic_pl.units.cone import Cone, centre
@@ -39,7 +39,7 @@ class TGLU(Unit):
 
     expensive = True
 
-    @in_range(hidden_dim=COUNT)
+    @in_range(hidden_dim=COUNT, kernel=one_of(Kernel))
     def __init__(
         self, dims: FeatureDims, hidden_dim: int = 96, mask_padding: bool = False, kernel: Kernel = "auto"
     ) -> None:

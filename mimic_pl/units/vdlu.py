@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.units.base import State, Unit
 from mimic_pl.units.cone import centre
 from mimic_pl.units.gates import KeySide, QuerySide, dual_gate, dual_gate_pairs, gate_values
@@ -26,7 +26,7 @@ class VDLU(Unit):
 
     reads_padding = False
 
-    @in_range(hidden_dim=COUNT)
+    @in_range(hidden_dim=COUNT, kernel=one_of(Kernel))
     def __init__(self, dims: FeatureDims, hidden_dim: int = 96, kernel: Kernel = "auto", gated: bool = True) -> None:
         super().__init__(dims)
         self.gated = gated

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from mimic_pl.data import Entity, MELDataModule, Mention
+from mimic_pl.data import folder as folder_module
 from mimic_pl.data.dataset import TokenTable
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor.template import TextTemplate
@@ -214,6 +215,13 @@ def test_absolute_paths_inside_the_named_folder(folder, tmp_path, link):
         folder.module(entity_image_folder=str(tmp_path / "nowhere")).setup("validate")
 
 
+def test_absolute_paths_inside_the_data_folder(folder):
+    folder.splits["dev"][0]["imgPath"] = str((folder.root / "mention_images" / "dev0.jpg").absolute())
+    module = folder.module()
+    module.setup("validate")
+    assert all(batch["mentions"]["has_image"].all() and not batch["failures"] for batch in module.val_dataloader())
+
+
 def test_nil_and_unknown_golds_are_counted(folder, caplog):
     for split, nil, unknown in (("train", 2, 1), ("dev", 1, 2)):
         for i in range(nil):
@@ -254,6 +262,18 @@ def test_templates_use_any_field(folder):
     assert torch.equal(batch["entities"]["input_ids"], ids)
     with pytest.raises(ConfigError, match=r"\['nowhere'\].*It has: .*desc"):
         folder.module(entity_template="{name} {nowhere}").setup("test")
+
+
+def test_every_file_is_read_once(folder, monkeypatch):
+    read = []
+    original = folder_module.read_mentions
+    monkeypatch.setattr(folder_module, "read_mentions", lambda path, *a: read.append(path.name) or original(path, *a))
+    folder.splits["train"][0]["imgPath"] = "train0.png"  # stored as .jpg: the names of all images are needed
+    module = folder.module()
+    for stage in ("fit", "test", "predict"):
+        module.setup(stage)
+    list(module.test_dataloader())
+    assert sorted(read) == sorted({module.split_file(split).name for split in ("train", "val", "test")})
 
 
 def test_predict_file(folder, tmp_path):

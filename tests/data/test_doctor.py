@@ -123,6 +123,26 @@ def test_missing_and_ambiguous_image_folders(folder):
     assert [subject for subject, _ in errors_of(module)] == ["entity images", "mention images, missing"]
 
 
+def test_the_file_to_predict_and_values_taken_as_text(folder, tmp_path):
+    rows = [{**row, "id": f"new{n}", "answer": None, "sentence": n} for n, row in enumerate(folder.splits["test"])]
+    (folder.root / "mention_images" / "test2.jpg").unlink()
+    (tmp_path / "new.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    report = examine(folder.module(predict_file=str(tmp_path / "new.jsonl")))
+    found = {finding.subject: (finding.value, finding.verdict) for finding in report.findings}
+    assert found["predict mentions"] == ("7", "ok") and "predict mentions without gold (nil)" not in found
+    value, verdict = found["predict file, while reading"]
+    assert "a number as 'sentence' is taken as text (records: 7;" in value and verdict == "note"
+    assert not report.has_errors
+    missing = examine(folder.module(predict_file=str(tmp_path / "other.jsonl")))
+    assert [row.subject for row in missing.findings if "does not exist" in row.value] == ["predict file"]
+
+
+def test_lines_end_with_text_without_a_terminal(folder, capsys):
+    run_doctor(folder.module())
+    lines = capsys.readouterr().out.splitlines()
+    assert lines and all(line == line.rstrip() for line in lines)
+
+
 def test_images_that_are_not_used_are_not_opened(folder):
     module = folder.module(mention_image_folder=None)
     (folder.root / "mention_images").rename(folder.root / "elsewhere")

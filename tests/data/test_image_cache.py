@@ -111,7 +111,7 @@ def test_nothing_is_decoded_twice(folder, tmp_path, monkeypatch):
     original_open = Image.open
 
     def open_nothing_but_the_probe(path, **options):
-        return original_open(path, **options) if path.name == "drawn.jpg" else pytest.fail(f"{path} was opened")
+        return original_open(path, **options) if path.name == "pattern.jpg" else pytest.fail(f"{path} was opened")
 
     monkeypatch.setattr(Image, "open", open_nothing_but_the_probe)
     assert_same(first, batches())

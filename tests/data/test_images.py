@@ -14,8 +14,8 @@ from PIL import Image
 from mimic_pl.data.doctor import examine
 from mimic_pl.data.image_scan import failures, scan
 from mimic_pl.errors import ConfigError, DataError
-from mimic_pl.processor.decoding_memory import PixelBudget
 from mimic_pl.processor.images import ImageError, ImageFolder, open_image
+from mimic_pl.processor.pixel_budget import PixelBudget
 from tests.data.image_bytes import chunk, png, tiff
 
 
@@ -276,7 +276,7 @@ def test_mention_images_are_found_as_jpg(tmp_path):
         ([".jpg", "..jpg"], [".a.png", "..png", "."]),
     ],
 )
-def test_an_image_is_never_taken_for_anothers(tmp_path, files, names):
+def test_an_image_is_never_mistaken_for_another(tmp_path, files, names):
     """No file serves two names that differ in more than the separator of folders."""
     colours = images_in(tmp_path, *files)
     seen: dict[tuple[int, int, int], str] = {}
@@ -300,6 +300,9 @@ def test_an_ambiguous_name_is_a_failure_of_its_own_kind(folder, tmp_path):
     (batch,) = list(module.test_dataloader())[:1]
     assert batch["mentions"]["has_image"].tolist() == [False, True, True]
     assert batch["failures"] == [(str(folder.root / "mention_images" / "view.of.a.lake.png"), "ambiguous")]
+    module.processor.mention_images = module.mention_images  # as in a loaded run
+    assert module.processor.mentions(module.mentions["test"])["has_image"].tolist()[:3] == [False, True, True]
+    assert list(module.processor.report.failures.items()) == batch["failures"]
     finding = next(found for found in examine(module).findings if found.subject == "mention images, ambiguous")
     assert finding.value.startswith("2 of 23") and finding.verdict == "warning"
     strict = folder.module(image_cache=None, image_policy="error")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimic_pl.data import Entity, MELDataModule, Mention, RichpediaMEL
-from mimic_pl.data.problems import MalformedRecordsError
+from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.errors import DataError, MimicError
 from tests.shared import SHARED, needs_shared
@@ -190,7 +190,7 @@ def test_numbers_and_lists_with_an_obvious_text_are_taken_and_reported_once(tmp_
 @pytest.mark.parametrize(
     ("value", "says"),
     [
-        (True, "it is a truth value, True. Write it as text."),
+        (True, "it is a boolean, True. Write it as text."),
         (float("nan"), "it is NaN. Write an empty text where there is none."),
         (float("inf"), "it is a number, inf. Write it as text."),
         ({"en": "x"}, "it is an object, {'en': 'x'}. Write it as text."),
@@ -199,27 +199,25 @@ def test_numbers_and_lists_with_an_obvious_text_are_taken_and_reported_once(tmp_
     ],
 )
 @pytest.mark.parametrize("key", ["attr", "entity_name"])
-def test_a_field_that_is_there_but_no_text(tmp_path, key, value, says):
+def test_a_field_that_is_not_text(tmp_path, key, value, says):
     rows = [{**ENTITY, "id": i, "qid": f"Q{i}", **({key: value} if i > 2 else {})} for i in range(9)]
     path = write(tmp_path / "x.json", rows)
-    with pytest.raises(
-        DataError, match=rf"record 3 \(id 3\): '{key}' is there, but no text: {says} .The same in 5 more"
-    ):
+    with pytest.raises(DataError, match=rf"record 3 \(id 3\): '{key}' is not text: {says} .The same in 5 more"):
         read_entities(path, texts=("name", "attr"))
     if key == "attr":  # what no template needs is left out
         assert all("attr" not in entity.fields for entity in read_entities(path)[3:])
 
 
-def test_null_is_an_empty_field_but_no_name(tmp_path):
+def test_null_is_an_empty_field_but_not_a_name(tmp_path):
     path = write(tmp_path / "x.json", [{**ENTITY, "attr": None}])
     assert read_entities(path, texts=("attr",))[0].fields["attr"] == ""
-    with pytest.raises(DataError, match="'entity_name' is there, but no text: it is null. Write an empty text where"):
+    with pytest.raises(DataError, match="'entity_name' is not text: it is null. Write an empty text where"):
         read_entities(write(path, [{**ENTITY, "entity_name": None}]))
     assert read_entities(write(path, [{**ENTITY, "entity_name": ""}]))[0].name == ""
 
 
 @pytest.mark.parametrize("value", [7.0, ["Q1"]])
-def test_an_id_is_no_float(tmp_path, value):
+def test_an_id_is_not_a_float(tmp_path, value):
     with pytest.raises(DataError, match="'qid' is a (number|list), .*; expected text or an integer"):
         read_entities(write(tmp_path / "x.json", [{**ENTITY, "qid": value}]))
 
@@ -229,7 +227,7 @@ def test_a_column_that_is_not_there(tmp_path):
     with pytest.raises(DataError) as caught:
         read_entities(tmp_path / "x.csv")
     assert str(caught.value).removeprefix(str(tmp_path)) == (
-        "/x.csv, line 2: there is no 'entity_name'. Rename 'name', if that is it. The record has: 'attr', "
+        "/x.csv, line 2: there is no 'entity_name'. If that is 'name', rename it. The record has: 'attr', "
         "'name', 'qid'. (The same in 399 more.)"
     )
 

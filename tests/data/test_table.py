@@ -89,6 +89,11 @@ def test_equality(entities):
 
 
 @given(records)
+def test_without_images(entities):
+    assert EntityTable(entities).without_images() == [replace(entity, images=()) for entity in entities]
+
+
+@given(records)
 def test_it_can_be_pickled(entities):
     table = EntityTable(entities)
     assert pickle.loads(pickle.dumps(table)) == entities

@@ -38,10 +38,10 @@ def images(seed=0, size=(3, 50, 70, 3)):
     return [Image.fromarray(rows) for rows in np.random.default_rng(seed).integers(0, 256, size, dtype=np.uint8)]
 
 
-def encode(encoder, texts, pictures):
+def encode(encoder, texts, images):
     ids, mask = encoder.build_tokenizer()(texts)
     processor = encoder.build_image_processor()
-    pixels = torch.stack([processor.pixels(picture) for picture in pictures])
+    pixels = torch.stack([processor.pixels(image) for image in images])
     values = processor.normalize(pixels, torch.ones(len(pixels), dtype=torch.bool))
     with torch.no_grad():
         return encoder.eval()(ids, mask, values)
@@ -70,9 +70,9 @@ def test_global_features_are_the_models_own_embeddings(checkpoints, kind):
     squares = [image.resize((size, size), Image.Resampling.LANCZOS) for image in images()]
     processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     resized = {} if kind == "siglip2" else {"do_resize": False, "do_center_crop": False}
-    pictures = processor(squares, return_tensors="pt", **resized)
+    resized_images = processor(squares, return_tensors="pt", **resized)
     with torch.no_grad():
-        text, image = model.get_text_features(**inputs), model.get_image_features(**pictures)
+        text, image = model.get_text_features(**inputs), model.get_image_features(**resized_images)
     torch.testing.assert_close(features.text_global, normalize(first(text.pooler_output), dim=-1))
     expected = encoder.image_global(normalize(first(image.pooler_output), dim=-1))
     torch.testing.assert_close(features.image_global, expected, rtol=1e-4, atol=1e-5)
@@ -103,7 +103,7 @@ def test_the_mask_shows_the_real_tokens_although_the_tower_reads_padding(checkpo
 
 
 @pytest.mark.parametrize("kind", PADDED)
-def test_another_text_length_is_possible_and_said(checkpoints, kind, caplog):
+def test_another_text_length_logs_a_warning(checkpoints, kind, caplog):
     with caplog.at_level(logging.WARNING):
         encoder = CLIPEncoder(checkpoints(kind), text_length=8)
         CLIPEncoder(checkpoints(kind), text_length=SIGLIP_LENGTH)
@@ -113,7 +113,7 @@ def test_another_text_length_is_possible_and_said(checkpoints, kind, caplog):
     assert encode(encoder, TEXTS, images()).text_local.shape[1] == 8
 
 
-def test_cut_texts_are_refused_by_a_tower_that_pools_the_last_position(checkpoints):
+def test_cut_texts_are_rejected_by_a_tower_that_pools_the_last_position(checkpoints):
     encoder = CLIPEncoder(checkpoints("siglip"))
     ids = torch.ones(2, 7, dtype=torch.int64)
     with pytest.raises(ConfigError, match=f"last of {SIGLIP_LENGTH} positions"):

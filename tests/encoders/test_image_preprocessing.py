@@ -19,7 +19,7 @@ from tests.encoders.checkpoints import MEAN, STD, TEXT, WORDS, save
 SHAPES = [(50, 70), (70, 50), (40, 40), (33, 200), (20, 30)]
 
 
-def picture(shape):
+def noise(shape):
     pixels = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
     return Image.fromarray(pixels).resize((shape[1] * 2, shape[0] * 2), Image.Resampling.BICUBIC)
 
@@ -33,8 +33,8 @@ def preprocessed(encoder, image):
 @pytest.mark.parametrize("kind", ["clip", "siglip", "align"])
 def test_the_resizing_of_transformers(tmp_path_factory, kind, shape):
     folder = save(kind, tmp_path_factory.mktemp(kind))
-    theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")(picture(shape), return_tensors="pt")
-    ours = preprocessed(CLIPEncoder(str(folder), image_resize="model"), picture(shape))
+    theirs = AutoImageProcessor.from_pretrained(folder, backend="pil")(noise(shape), return_tensors="pt")
+    ours = preprocessed(CLIPEncoder(str(folder), image_resize="model"), noise(shape))
     torch.testing.assert_close(ours, theirs["pixel_values"][0].float(), rtol=1e-5, atol=1e-5)
 
 
@@ -56,14 +56,14 @@ def test_the_resizing_of_timm(vision, args, shape):
     )
     model = timm.create_model(vision, pretrained=False, **args)
     settings = resolve_data_config({"img_size": args.get("img_size")}, model=model)
-    theirs = create_transform(**settings, is_training=False)(picture(shape))
-    torch.testing.assert_close(preprocessed(encoder, picture(shape)), theirs, rtol=1e-5, atol=1e-5)
+    theirs = create_transform(**settings, is_training=False)(noise(shape))
+    torch.testing.assert_close(preprocessed(encoder, noise(shape)), theirs, rtol=1e-5, atol=1e-5)
 
 
 def test_the_default_is_the_published_square_and_has_another_cache(tmp_path):
     folder = save("clip", tmp_path)
     square, own = (CLIPEncoder(str(folder), **options) for options in ({}, {"image_resize": "model"}))
-    image = picture((50, 70))
+    image = noise((50, 70))
     pixels = np.asarray(image.resize((32, 32), Image.Resampling.LANCZOS), np.float32).transpose(2, 0, 1) / 255
     expected = (pixels - np.reshape(MEAN, (3, 1, 1))) / np.reshape(STD, (3, 1, 1))
     assert np.abs(preprocessed(square, image).numpy() - expected).max() < 1e-5

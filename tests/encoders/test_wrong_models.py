@@ -20,6 +20,7 @@ SIZES["llama"] = {**TEXT, "num_key_value_heads": 2}
 SIZES["vit"] = SIZES["dinov2"] = VISION
 SIZES["clip"] = {"vision_config": VISION, "text_config": TEXT, "projection_dim": 16}
 SIZES["xclip"] = SIZES["clip"]
+SIZES["blip-2"] = {"vision_config": VISION, "qformer_config": TEXT, "text_config": {**TEXT, "model_type": "opt"}}
 SIZES["vilt"] = {**TEXT, "image_size": 32, "patch_size": 8}
 SIZES["llava"] = {"vision_config": {**VISION, "model_type": "clip_vision_model"}, "text_config": {**TEXT}}
 SIZES["llava"]["text_config"] |= {"model_type": "llama", "num_key_value_heads": 2}
@@ -55,6 +56,7 @@ def text_vision(text, **options):
         ("llava", CLIPEncoder, "vision-language model without separate towers (llava)", "openai/clip-vit-base-patch32"),
         ("clip", text_vision, "dual encoder (clip)", "CLIPEncoder"),
         ("dinov2", text_vision, "vision model (dinov2)", "the timm model of this architecture"),
+        ("blip-2", text_vision, "vision-language model without separate towers (blip-2)", "cannot be used"),
         ("vilt", text_vision, "vision-language model without separate towers (vilt)", "bert-base-uncased"),
         ("gpt2", text_vision, "(gpt2) is a decoder", "text_pooling to 'mean'"),
         ("llama", text_vision, "(llama) is a decoder", "bert-base-uncased"),
@@ -129,7 +131,7 @@ def vision(name, args=None, pretrained=False):
 
 
 def test_a_transformers_folder_in_place_of_a_timm_one(tmp_path):
-    with pytest.raises(ConfigError, match="is no timm checkpoint: its config.json lacks 'architecture'"):
+    with pytest.raises(ConfigError, match="is not a timm checkpoint: its config.json lacks 'architecture'"):
         vision(f"local-dir:{checkpoint(tmp_path, 'vit')}", pretrained=True)
 
 
@@ -149,4 +151,4 @@ def test_another_kind_of_model_on_the_command_line(tmp_path, tiny_set, capsys, m
         main(["fit", "--config", "c.yaml", "--model.encoder.pretrained", "./bert"])
     (message,) = (line for line in capsys.readouterr().err.splitlines() if line.startswith("error: "))
     assert end.value.code == 3
-    assert message.startswith("error: './bert' is a text model (bert), but a model with a text and an image tower is")
+    assert message.startswith("error: './bert' is a text model (bert); expected a model with a text and an image tower")

@@ -154,7 +154,7 @@ def test_a_row_with_too_few_cells_leaves_the_others_readable(tmp_path):
     (tmp_path / "x.csv").write_text("a,b\n1,2\n3\n4,5\n")
     first, short, last = read(tmp_path / "x.csv")
     assert (first, last) == ({"a": "1", "b": "2"}, {"a": "4", "b": "5"})
-    assert isinstance(short, DataError) and str(short) == "it has 1 of 2 cells."
+    assert isinstance(short, DataError) and str(short) == "it has 1 cells, but the file has 2 columns."
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl", ".csv", ".parquet"])

@@ -1,4 +1,4 @@
-"""Finds out how a pretrained text tower works by running it on short texts of made-up tokens."""
+"""Determines how a pretrained text tower works by running it on short texts of arbitrary tokens."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TextTower = Callable[[Tensor, Tensor], dict[str, Tensor]]
 
 _REFUSALS = (IndexError, RuntimeError, ValueError, TypeError, AttributeError)
 
-
 _LONG = 512
+"""Tokens. A text tower with relative positions, as in T5, has no limit, but a long text would fill the memory."""
 
 
 class TextProbe:
-    """Runs a text tower on made-up texts without padding tokens.
+    """Runs a text tower on arbitrary texts without padding tokens.
 
     Args:
         tower: The tower, in evaluation mode.
@@ -46,9 +46,6 @@ class TextProbe:
         Raises:
             ConfigError: It has fewer positions, or cannot encode a text at all.
         """
-        if length < 1:
-            raise ConfigError(f"text_length is {length}; it must be positive.")
-        # Relative positions, as in T5, are unlimited, but a long text fills the memory.
         tried = length if self.positions else min(length, _LONG)
         outputs = self._attempt(tried)
         if isinstance(outputs, dict):
@@ -76,7 +73,7 @@ class TextProbe:
 
     @torch.no_grad()
     def is_causal(self) -> bool:
-        """Whether the first token sees nothing of the tokens after it, as in decoders."""
+        """Whether the first token does not attend to those after it, as in decoders."""
         texts = torch.tensor([[self._token] * 4, [self._token] + [self._other] * 3])
         first, changed = self._run(texts, torch.ones_like(texts))["tokens"][:, 0]
         return torch.allclose(first, changed, rtol=1e-5, atol=1e-7)

@@ -1,4 +1,4 @@
-"""Limits the memory of images that are decoded at once in the threads of a process."""
+"""Limits the memory of the images that the threads of a process decode at the same time."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class PixelBudget:
-    """Lets threads decode images as long as these have at most a number of pixels together; others wait.
+    """Lets threads decode images that together have at most a number of pixels; further threads wait.
 
     Args:
         pixels: The number of pixels. A larger image is decoded alone.
@@ -27,7 +27,7 @@ class PixelBudget:
 
     @contextmanager
     def reserved(self, pixels: int) -> Iterator[None]:
-        """Wait until there is room for an image, and keep it for the duration of the block; not to be nested."""
+        """Reserve pixels for the duration of the block, when enough are available; not to be nested."""
         with self._changed:
             self._changed.wait_for(lambda: not self._used or self._used + pixels <= self.pixels)
             self._used += pixels

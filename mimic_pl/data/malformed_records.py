@@ -1,4 +1,4 @@
-"""Problems of the records of a file: collected, counted by kind, and reported at once."""
+"""Problems of a file's records: collected, counted by kind, and reported together."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Problem:
 
 
 class MalformedRecordsError(DataError):
-    """Some records of a file are malformed; all of them are reported at once.
+    """Some records of a file are malformed; all of them are reported together.
 
     Args:
         path: The file.
