@@ -18,6 +18,7 @@ from torchmetrics import MetricCollection
 from typing_extensions import Self
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.checkpoints.published import load_weights, published_sizes, read_published
 from mimic_pl.construction import Recorded
 from mimic_pl.data.protocol import Records, TrainingData, data_of
 from mimic_pl.distributed import ProcessGroup
@@ -32,7 +33,6 @@ from mimic_pl.losses import UnitConsistentLoss, same_gold
 from mimic_pl.metrics import GoldMetrics, rank_metrics
 from mimic_pl.model_description import KEY, describe_model, load_model
 from mimic_pl.processor import Processor
-from mimic_pl.published_checkpoint import load_weights, published_sizes, read_published
 from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.stored_states import joined

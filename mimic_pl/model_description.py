@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
+from mimic_pl.checkpoints.reader import read_checkpoint, require_no_nan
 from mimic_pl.construction import Description, build, class_of, factory, without
 from mimic_pl.errors import CheckpointError
 

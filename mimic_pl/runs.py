@@ -14,8 +14,8 @@ from jsonargparse import ArgumentError
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl import __version__
-from mimic_pl.checkpoint_path import checkpoint_path
-from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
+from mimic_pl.checkpoints.path import checkpoint_path
+from mimic_pl.checkpoints.reader import read_checkpoint, require_no_nan
 from mimic_pl.construction import class_paths, require_trusted
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.errors import CheckpointError, ConfigError

@@ -16,10 +16,10 @@ import torch.distributed.checkpoint as distributed_checkpoint
 from safetensors.torch import save_file
 from torch import nn
 
-from mimic_pl.checkpoint_kind import described, weights_of
-from mimic_pl.checkpoint_reader import read_checkpoint
+from mimic_pl.checkpoints.kind import described, weights_of
+from mimic_pl.checkpoints.published import read_published
+from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.errors import CheckpointError
-from mimic_pl.published_checkpoint import read_published
 
 
 class Clip(nn.Module):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from mimic_pl import MIMIC, MELDataModule, Processor
-from mimic_pl.checkpoint_reader import read_checkpoint
+from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.construction import build, describe
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import CheckpointError, ConfigError

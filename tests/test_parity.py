@@ -4,8 +4,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from mimic_pl.checkpoints.published import read_published
 from mimic_pl.model import MIMIC
-from mimic_pl.published_checkpoint import read_published
 from mimic_pl.ranking import MemoryIndex, Ranker
 from tests.ranking.tables import add
 from tests.shared import SHARED, needs_shared

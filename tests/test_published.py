@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mimic_pl.checkpoints.published import read_published
 from mimic_pl.errors import CheckpointError
 from mimic_pl.model import MIMIC
-from mimic_pl.published_checkpoint import read_published
 from tests.shared import SHARED, needs_shared
 
 FIXTURES = SHARED / "parity" / "official_tiny"

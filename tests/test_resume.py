@@ -17,8 +17,8 @@ from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
 
 from mimic_pl import MIMIC, CrossDataModule, MELDataModule
-from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
 from mimic_pl.callbacks import ExactResume, HardNegatives, Interrupted, Interruption, WeightCalibration
+from mimic_pl.checkpoints.atomic_io import AtomicCheckpointIO
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.units import CMFU, GlobalCosine, WeightedMatcher
 from tests import tiny

@@ -12,8 +12,8 @@ from typing import IO, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
-from mimic_pl.atomic_checkpoint_io import write_run_file
 from mimic_pl.callbacks.results import EvaluatedMentions, metrics_by_group, metrics_by_score, missing_golds, title_of
+from mimic_pl.checkpoints.atomic_io import write_run_file
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError

@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_info
 
-from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
+from mimic_pl.checkpoints.atomic_io import AtomicCheckpointIO
 
 _Progress = dict[str, Any]
 
@@ -35,7 +35,7 @@ class ExactResume(Callback):
     (``train/loss_epoch``), which contain only the batches since, and so a plateau scheduler that monitors them.
 
     Checkpoints are verified before they are loaded, and written atomically, as by
-    :class:`~mimic_pl.atomic_checkpoint_io.AtomicCheckpointIO`.
+    :class:`~mimic_pl.checkpoints.atomic_io.AtomicCheckpointIO`.
 
     It is one of the callbacks of ``mimic-pl fit``; for a custom Trainer, pass it in ``callbacks``.
     """

@@ -18,7 +18,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mimic_pl import __version__
-from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO, remove_unfinished
 from mimic_pl.callbacks import (
     ExactResume,
     FailureMonitor,
@@ -27,6 +26,7 @@ from mimic_pl.callbacks import (
     ResultTable,
     SamplePanels,
 )
+from mimic_pl.checkpoints.atomic_io import AtomicCheckpointIO, remove_unfinished
 from mimic_pl.cli.additions import with_additions
 from mimic_pl.cli.choice import Choice, Start, choose_checkpoint, choose_run, short_path
 from mimic_pl.cli.config_checks import check_config

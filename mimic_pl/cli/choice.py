@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 
-from mimic_pl.checkpoint_path import checkpoint_path
-from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
+from mimic_pl.checkpoints.path import checkpoint_path
+from mimic_pl.checkpoints.reader import read_checkpoint, require_no_nan
 from mimic_pl.cli.run_folder import folder_of_runs, job_name
 from mimic_pl.errors import ConfigError
 from mimic_pl.run_settings import training_differences

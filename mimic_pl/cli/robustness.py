@@ -58,7 +58,7 @@ def run(args: list[str]) -> int:
     from rich.console import Console
     from tqdm.auto import tqdm
 
-    from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
+    from mimic_pl.checkpoints.atomic_io import AtomicCheckpointIO
     from mimic_pl.cli.choice import choose_checkpoint, choose_run
     from mimic_pl.cli.config_checks import check_config
     from mimic_pl.cli.sections import with_sections

@@ -9,7 +9,7 @@ import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.cli import SaveConfigCallback
 
-from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.checkpoints.atomic_io import write_run_file
 from mimic_pl.errors import MachineError
 from mimic_pl.runs import head_of_config
 from mimic_pl.trainer_folder import trainer_folder

@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from mimic_pl.checkpoint_reader import require_no_nan
+from mimic_pl.checkpoints.reader import require_no_nan
 from mimic_pl.encoders.loading_errors import loading, reason
 from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.files import readable_bytes

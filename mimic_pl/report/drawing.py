@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 from PIL import Image
 
-from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.checkpoints.atomic_io import write_run_file
 
 COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#8c6d31", "#444444")
 """The colour-blind safe palette of Okabe and Ito, and two more colours."""

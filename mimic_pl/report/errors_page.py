@@ -9,7 +9,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
-from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.checkpoints.atomic_io import write_run_file
 from mimic_pl.ranges import COUNT, require_ranges
 from mimic_pl.records import Mention
 from mimic_pl.report.attention import Token

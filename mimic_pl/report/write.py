@@ -8,7 +8,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from mimic_pl.atomic_checkpoint_io import write_run_file
+from mimic_pl.checkpoints.atomic_io import write_run_file
 from mimic_pl.errors import DataError
 from mimic_pl.escaping import markdown_text as cell
 from mimic_pl.report.drawing import save

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.checkpoint_reader import read_checkpoint
+from mimic_pl.checkpoints.reader import read_checkpoint
 from tests import tiny
 from tests.faults.catalogue import check_command_error
 from tests.launch import RunningCommand, environment, needs_fork, run, run_python

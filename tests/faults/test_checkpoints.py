@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mimic_pl.checkpoint_reader import load_tensors, read_checkpoint
-from mimic_pl.published_checkpoint import read_published
+from mimic_pl.checkpoints.published import read_published
+from mimic_pl.checkpoints.reader import load_tensors, read_checkpoint
 from mimic_pl.runs import load_run, open_run
 from tests.faults.catalogue import check_command_error, expect_fault
 

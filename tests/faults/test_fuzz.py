@@ -25,13 +25,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from safetensors.torch import save_file
 
-from mimic_pl.checkpoint_reader import read_checkpoint
+from mimic_pl.checkpoints.published import read_published
+from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.data import Entity, Mention
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.errors import CheckpointError, ConfigError, DataError, MimicError
 from mimic_pl.processor.images import ImageError, open_image
 from mimic_pl.processor.template import TextTemplate, available
-from mimic_pl.published_checkpoint import read_published
 from mimic_pl.report.evaluated_run import open_finished
 from mimic_pl.runs import open_run
 from tests.faults.mutation import Mutator

@@ -15,7 +15,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.checkpoint_reader import read_checkpoint
+from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.runs import open_run
 from tests import tiny
 from tests.faults.catalogue import check_command_error

@@ -20,7 +20,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.checkpoint_reader import read_checkpoint
+from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.cli.problems import as_mimic_error
 from mimic_pl.runs import open_run
 from tests.faults.catalogue import BY_TEST, check_command_error

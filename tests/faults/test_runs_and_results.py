@@ -11,8 +11,8 @@ import torch
 import yaml
 
 from mimic_pl import MIMIC
-from mimic_pl.atomic_checkpoint_io import AtomicCheckpointIO
 from mimic_pl.callbacks import ExactResume, predictions
+from mimic_pl.checkpoints.atomic_io import AtomicCheckpointIO
 from mimic_pl.files import acquire_lock
 from mimic_pl.report import open_finished
 from mimic_pl.runs import load_run, open_run

@@ -10,7 +10,7 @@ import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.fabric.utilities.types import _PATH
 
-from mimic_pl.checkpoint_reader import read_checkpoint, require_no_nan
+from mimic_pl.checkpoints.reader import read_checkpoint, require_no_nan
 from mimic_pl.errors import MachineError, StoreError
 from mimic_pl.files import UNFINISHED_SUFFIX, write_file
 

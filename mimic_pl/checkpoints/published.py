@@ -12,9 +12,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor, nn
 
-from mimic_pl.checkpoint_kind import described, is_safetensors, weights_of
-from mimic_pl.checkpoint_path import checkpoint_path
-from mimic_pl.checkpoint_reader import (
+from mimic_pl.checkpoints.kind import described, is_safetensors, weights_of
+from mimic_pl.checkpoints.path import checkpoint_path
+from mimic_pl.checkpoints.reader import (
     READ_ERRORS,
     load_tensors,
     read_error,

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mimic_pl.checkpoint_kind import described, foreign_kind, weights_of
-from mimic_pl.checkpoint_path import checkpoint_path
+from mimic_pl.checkpoints.kind import described, foreign_kind, weights_of
+from mimic_pl.checkpoints.path import checkpoint_path
 from mimic_pl.errors import CheckpointError
 
 # Raised for corrupted files by torch's readers and its restricted unpickler (an invalid length is a MemoryError).
