@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,9 @@ METADATA = "mimic_pl"
 
 _VERSION = 1
 _FORMAT = "mimic_pl entity index"
+
+_DIGEST = re.compile("[0-9a-f]{32,}")
+"""A value of a description that tells a reader nothing."""
 
 _ROWS_AT_ONCE = 512
 """Rows whose bytes are concatenated for checksums: at published sizes some megabytes, which stay in the cache."""
@@ -188,11 +192,13 @@ class RowFormat:
 
 def differences(description: Mapping[str, Any], expected: Mapping[str, Any]) -> str:
     """Describe the expected values that differ from a description; empty if none does."""
-    return " and ".join(
-        f"another {key} ({description.get(key)!r}, now {value!r})"
-        for key, value in expected.items()
-        if key not in description or description[key] != value
-    )
+    found = []
+    for key, value in expected.items():
+        before = description.get(key)
+        if key not in description or before != value:
+            readable = key in description and not _DIGEST.fullmatch(str(value))
+            found.append(f"another {key}" + (f" ({before!r}, now {value!r})" if readable else ""))
+    return " and ".join(found)
 
 
 def _record_checksum(id: str, order: int, name: str, fields: str, images: Sequence[str]) -> int:

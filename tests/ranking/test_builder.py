@@ -101,7 +101,7 @@ def test_an_index_of_other_images_is_rejected(tiny_set, tmp_path, change, image_
     change(image)
     if image.exists():
         os.utime(image, ns=(status.st_atime_ns, status.st_mtime_ns))
-    with pytest.raises(StoreError, match="another content of entity images .* Rebuild it in another folder, or delete"):
+    with pytest.raises(StoreError, match="another content of entity images\\. Rebuild it in another folder, or delete"):
         evaluate(root, tmp_path, **on_disk)
     changed = {**on_disk, "index": IndexBuilder(storage="disk", folder=str(tmp_path / "changed"))}
     fresh = evaluate(root, tmp_path, image_cache=None)[0]
