@@ -73,7 +73,8 @@ def stream_json(path: Path, file: TextIO, suffix: str) -> Iterator[Placed]:
             window.require_end()
         elif first == "{" and (suffix in LINES or window.is_lines()):
             while window.next_character():
-                yield "line", window.line, None, window.value()
+                window.record_line = window.line
+                yield "line", window.record_line, None, window.value()
         elif first == "{":
             yield from _members(window)
             window.require_end()
@@ -128,6 +129,7 @@ class _Window:
         self.ended = False
         self.lines, self.columns = 0, 0  # lines before the text, and characters before it in its first line
         self.advice = RECREATE  # for text that is not valid JSON
+        self.record_line: int | None = None  # in JSON Lines
         self._counted = 0, 0  # a position in the text, and the lines before it
 
     @contextmanager
@@ -137,6 +139,9 @@ class _Window:
             yield
         except json.JSONDecodeError as error:
             line = self.lines + error.lineno
+            if self.record_line is not None and line > self.record_line:
+                where = f"{self.path}, line {self.record_line}"
+                raise DataError(f"{where}: the record is incomplete at the end of its line. {self.advice}") from error
             column = error.colno + (self.columns if error.lineno == 1 else 0)
             raise DataError(f"{self.path}, line {line}, column {column}: {error.msg}. {self.advice}") from error
         except _RepeatedKeyError as error:

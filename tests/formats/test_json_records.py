@@ -78,3 +78,12 @@ def test_values_are_yielded_before_the_end_of_the_file_is_read(tmp_path):
         assert [next(values)[2], next(values)[2], next(values)[2]] == [1, 22, 333]
         with pytest.raises(DataError, match="line 1, column 14: Expecting value"):
             next(values)
+
+
+@pytest.mark.parametrize("broken", ['{"id": 2, "name": ', '{"id": 2,', '{"id": 2', '{"id": 2, "names": [1, '])
+@pytest.mark.parametrize("rest", ["", '{"id": 3}\n'])
+def test_an_incomplete_record_of_json_lines_is_placed_in_its_line(tmp_path, broken, rest):
+    path = tmp_path / "broken.jsonl"
+    path.write_text(f'{{"id": 1}}\n{broken}\n{rest}')
+    with pytest.raises(DataError, match="broken.jsonl, line 2"):
+        stream(path, 4)

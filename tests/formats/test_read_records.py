@@ -110,7 +110,7 @@ BROKEN = {
     "an incomplete line": (
         "x.jsonl",
         f'{RECORD}\n{{"id": \n{RECORD}',
-        "line 3, column",
+        "line 2: the record is incomplete",
     ),
     "a comma at the end": ("x.json", f"[{RECORD},]", "line 1, column 12: "),
     "a key twice": ("x.json", '[{"a": 1},\n{"b": 1, "b": 2}]', "line 2: the key 'b' occurs twice in one object"),
