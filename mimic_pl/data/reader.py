@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import logging
+from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -101,7 +102,7 @@ def read_mentions(
     return mentions
 
 
-class _Reader(Generic[_Record]):
+class _Reader(ABC, Generic[_Record]):
     """Reads the records of one file, and collects what is wrong with them."""
 
     def __init__(
@@ -132,13 +133,13 @@ class _Reader(Generic[_Record]):
         for what, (first, count) in self._taken.items():
             _log.warning(f"{self.path}: {what} is taken as text (records: {count:,}; the first is {first}).")
 
+    @abstractmethod
     def parse(self, row: dict[str, Any], ordinal: int) -> _Record:
         """The record.
 
         Raises:
             FieldError: It is malformed.
         """
-        raise NotImplementedError
 
     def where(self, number: int, id_: object) -> str:
         """Place of a record in messages."""

@@ -77,10 +77,10 @@ def test_the_encoder_of_a_configuration(command, trained, files):
 
 
 def test_home_is_resolved_at_any_depth(monkeypatch):
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", "/folder/of/me")
     config = Namespace(a="~/x", b=[{"c": "~", "d": ("~/y", 1, None)}], e=Namespace(f="local-dir:~/z", g="~ and ~/x"))
     assert expand_home(config).as_dict() == {
-        "a": "/home/me/x",
-        "b": [{"c": "/home/me", "d": ("/home/me/y", 1, None)}],
-        "e": {"f": "local-dir:/home/me/z", "g": "~ and ~/x"},
+        "a": "/folder/of/me/x",
+        "b": [{"c": "/folder/of/me", "d": ("/folder/of/me/y", 1, None)}],
+        "e": {"f": "local-dir:/folder/of/me/z", "g": "~ and ~/x"},
     }
