@@ -141,6 +141,7 @@ class MELDataModule(MIMICFolder):
         self.mentions = {}
         self.hard_negatives: Tensor | None = None
         self._datasets: dict[str, MentionDataset] = {}
+        self._description: dict[str, str] | None = None
 
     @property
     def parts(self) -> tuple[MELDataModule, ...]:
@@ -162,6 +163,7 @@ class MELDataModule(MIMICFolder):
     def setup(self, stage: str) -> None:
         """Read and tokenize the data of a stage."""
         self.check_root(self.root)
+        self._description = None
         if not hasattr(self, "entity_dataset"):
             self.processor = self.processor.fit(self.entities)
             if self.processor.modalities != "text":
@@ -344,8 +346,15 @@ class MELDataModule(MIMICFolder):
         """Description of the knowledge base as the model sees it, to check whether an index was built from it.
 
         It includes the content of all images. A file is read only if the image cache does not know it, or if it has
-        changed since, which includes its modification time and location.
+        changed since, which includes its modification time and location. During training it is determined once: a
+        validation always builds its index anew.
         """
+        fitting = self.trainer is not None and self.trainer.state.fn == "fit"
+        if self._description is None or not fitting:
+            self._description = self._describe_entities()
+        return self._description
+
+    def _describe_entities(self) -> dict[str, str]:
         tokens, pixels = self.entity_dataset.side.tokens, self.entity_dataset.side.pixels
         digest = hashlib.sha256(tokens.ids.tobytes() + tokens.lengths.tobytes())
         for entity in self.entities:

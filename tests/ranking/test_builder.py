@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch import seed_everything
 
 from mimic_pl import MIMIC, MELDataModule
+from mimic_pl.data.pixels import PixelSource
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError, StoreError
 from mimic_pl.processor import Processor
@@ -130,6 +131,20 @@ def test_images_that_vanish_while_they_are_encoded(tiny_set, tmp_path, monkeypat
     (tmp_path / "lost").rename(images)
     shutil.rmtree(tmp_path / "index" / "entities")
     assert evaluate(root, tmp_path, **on_disk) == evaluate(root, tmp_path, image_cache=None)
+
+
+def test_training_hashes_the_images_of_the_knowledge_base_once(tiny_set, tmp_path, monkeypatch):
+    """Not in each validation; ``test`` does so before and after it encodes them."""
+    hashed = []
+    digests = PixelSource.digests
+    monkeypatch.setattr(PixelSource, "digests", lambda self, names: hashed.append(self) or digests(self, names))
+    data = MELDataModule(str(tiny_set), name="Tiny", entity_batch_size=5, num_workers=0)
+    model = make_model(index=IndexBuilder(storage="disk"))
+    for fits in (1, 2):
+        make_trainer(tmp_path, max_epochs=3).fit(model, data)
+        assert len(hashed) == fits
+    make_trainer(tmp_path).test(model, data, verbose=False)
+    assert len(hashed) == 4
 
 
 def test_an_index_of_otherwise_prepared_images_is_rejected(tiny_set, tmp_path):
