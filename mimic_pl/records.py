@@ -88,10 +88,11 @@ class Mention:
         image: The image, or ``None``.
         fields: Every other text field of the source by name, for the text template.
         arrays: Custom numeric arrays by name; see :attr:`Entity.arrays`.
+        span: Start and end of the mention in the sentence, in characters, the end exclusive, if known.
 
     Example:
-        >>> Mention.of({"mention": "Adams", "sentence": "Adams wrote for radio."})
-        Mention(id='', mention='Adams', sentence='Adams wrote for radio.', golds=(), image=None, fields={}, arrays={})
+        >>> Mention.of({"mention": "Adams", "sentence": "Adams wrote for radio."}).sentence
+        'Adams wrote for radio.'
     """
 
     id: str
@@ -101,6 +102,7 @@ class Mention:
     image: ImageSource | None = None
     fields: dict[str, str] = field(default_factory=dict)
     arrays: Mapping[str, Any] = field(default_factory=dict)
+    span: tuple[int, int] | None = None
 
     @property
     def image_files(self) -> tuple[str, ...]:
@@ -115,15 +117,22 @@ class Mention:
     def of(cls, record: Mention | Mapping[str, Any]) -> Mention:
         """Return the record itself, or create one from a dictionary.
 
-        ``mention`` is required; ``sentence`` and ``id`` are empty by default; ``image``, ``golds`` and ``arrays`` are
-        optional, and every other text becomes one of the :attr:`fields`.
+        ``mention`` is required, or ``start`` and ``end``, its place in the ``sentence``; ``sentence`` and ``id`` are
+        empty by default; ``image``, ``golds`` and ``arrays`` are optional, and every other text becomes one of the
+        :attr:`fields`.
 
         Raises:
-            DataError: A required key is missing, or a value has the wrong type.
+            DataError: A required key is missing, or a value has the wrong type; or the sentence has something else at
+                that place than the mention.
+
+        Example:
+            >>> Mention.of({"sentence": "Adams wrote for radio.", "start": 0, "end": 5}).mention
+            'Adams'
         """
         if isinstance(record, Mention):
             return record
         rest = _copied(record, "mention")
+        span = _span(rest)
         images = _images(rest, "mention")
         if len(images) > 1:
             raise DataError(
@@ -135,7 +144,33 @@ class Mention:
         arrays = rest.pop("arrays", {})
         fields = _fields(rest, f"mention {quoted(own['mention'])}")
         image = images[0] if images else None
-        return cls(own["id"], own["mention"], own["sentence"], golds, image, fields, arrays)
+        return cls(own["id"], own["mention"], own["sentence"], golds, image, fields, arrays, span)
+
+    @classmethod
+    def all_of(cls, record: Mention | Mapping[str, Any]) -> list[Mention]:
+        """The mentions of a record, which are several if it has ``spans``.
+
+        ``spans`` is a list of ``[start, end]`` in the ``sentence``, instead of ``mention``; their mentions share
+        everything else: sentence, image, id.
+
+        Raises:
+            DataError: See :meth:`of`.
+
+        Example:
+            >>> record = {"sentence": "Jordan met Pippen.", "spans": [[0, 6], [11, 17]]}
+            >>> [mention.mention for mention in Mention.all_of(record)]
+            ['Jordan', 'Pippen']
+        """
+        if isinstance(record, Mention) or not isinstance(record, Mapping) or record.get("spans") is None:
+            return [cls.of(record)]
+        rest = dict(record)
+        spans = rest.pop("spans")
+        for key in ("mention", "start", "end"):
+            if rest.get(key) is not None:
+                raise DataError(f"The mention has both 'spans' and {key!r}. Pass only one of them.")
+        if not isinstance(spans, (list, tuple)) or not all(isinstance(s, (list, tuple)) and len(s) == 2 for s in spans):
+            raise DataError(f"'spans' of the mention is {quoted(spans)}; it must be a list of [start, end].")
+        return [cls.of({**rest, "start": start, "end": end}) for start, end in spans]
 
 
 def as_sequence(records: Iterable[Record]) -> Sequence[Record]:
@@ -147,6 +182,34 @@ def as_sequence(records: Iterable[Record]) -> Sequence[Record]:
     if isinstance(records, (str, bytes, Mapping, Mention, Entity)):
         raise DataError(f"Expected a list of records, not a single {type(records).__name__}. Pass [record].")
     return records if isinstance(records, Sequence) else list(records)
+
+
+def text_at(sentence: object, span: tuple[Any, Any], mention: str | None = None) -> str:
+    """The text of a mention in its sentence.
+
+    Args:
+        sentence: The sentence.
+        span: Start and end in characters, the end exclusive.
+        mention: What the text has to be, if that is known.
+
+    Raises:
+        DataError: The span is not inside the sentence, or the text there is another one.
+    """
+    start, end = span
+    numbers = all(isinstance(place, int) and not isinstance(place, bool) for place in span)
+    if not isinstance(sentence, str) or not numbers or not 0 <= start < end <= len(sentence):
+        size = f"a sentence of {len(sentence)} characters" if isinstance(sentence, str) else "no sentence"
+        raise DataError(
+            f"The mention is from {quoted(start)} to {quoted(end)} of {size}. 'start' and 'end' count characters from "
+            "0, the end exclusive."
+        )
+    found = sentence[start:end]
+    if mention not in (None, found):
+        raise DataError(
+            f"The mention is {quoted(mention)}, but the sentence has {quoted(found)} from {start} to {end}. 'start' "
+            "and 'end' count characters from 0, the end exclusive."
+        )
+    return found
 
 
 def _copied(record: object, what: str) -> dict[str, Any]:
@@ -175,6 +238,15 @@ def _images(rest: dict[str, Any], what: str) -> tuple[ImageSource, ...]:
         raise DataError(f"'images' of the {what} is {type(images).__name__}; pass a list, or one image as 'image'.")
     image = rest.pop("image", None)
     return tuple(images) if image is None else (image,)
+
+
+def _span(rest: dict[str, Any]) -> tuple[int, int] | None:
+    """Pop the place of a mention from a dictionary, and set its ``mention`` from the sentence there."""
+    start, end = (rest.pop(name, None) for name in ("start", "end"))
+    if start is None and end is None:
+        return None
+    rest["mention"] = text_at(rest.get("sentence"), (start, end), rest.get("mention"))
+    return start, end
 
 
 def _texts(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from mimic_pl.errors import DataError
+from mimic_pl.formats.record_error import FieldError
 from mimic_pl.formats.source import RECREATE, Placed, open_text
 from mimic_pl.quoting import listed, quoted
 
@@ -38,6 +39,10 @@ def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
+def _repeated(error: _RepeatedKeyError) -> str:
+    return f"the key {quoted(error.args[0])} occurs twice in one object. Keep one of them."
+
+
 _decode = json.JSONDecoder(object_pairs_hook=_without_repeats).raw_decode
 
 
@@ -63,6 +68,7 @@ def stream_json(path: Path, file: TextIO, suffix: str) -> Iterator[Placed]:
 
     Raises:
         DataError: The file is not valid JSON, but only after the records before the error; or it has another layout.
+            In JSON Lines, a damaged line is yielded as a DataError, and the others are read.
     """
     window = _Window(path, file)
     with window.located():
@@ -73,8 +79,8 @@ def stream_json(path: Path, file: TextIO, suffix: str) -> Iterator[Placed]:
             window.require_end()
         elif first == "{" and (suffix in LINES or window.is_lines()):
             while window.next_character():
-                window.record_line = window.line
-                yield "line", window.record_line, None, window.value()
+                line = window.line
+                yield "line", line, None, window.record_of_line(line)
         elif first == "{":
             yield from _members(window)
             window.require_end()
@@ -95,8 +101,12 @@ def _members(window: _Window) -> Iterator[Placed]:
         begins = window.begins()
         if begins in ("[{", "[["):
             lists.append(key)
-            if len(lists) + count > 1:
+            if len(lists) > 1:
                 raise DataError(f"{window.path} has several lists of records: {listed(lists)}. Write a file for each.")
+            if count:
+                raise DataError(
+                    f"{window.path} has single records and a list of records, {quoted(key)}. Write a file for each."
+                )
             for number, value in enumerate(window.elements()):
                 yield "record", number, None, value
         elif begins == "{" and not lists:
@@ -129,7 +139,6 @@ class _Window:
         self.ended = False
         self.lines, self.columns = 0, 0  # lines before the text, and characters before it in its first line
         self.advice = RECREATE  # for text that is not valid JSON
-        self.record_line: int | None = None  # in JSON Lines
         self._counted = 0, 0  # a position in the text, and the lines before it
 
     @contextmanager
@@ -138,17 +147,39 @@ class _Window:
         try:
             yield
         except json.JSONDecodeError as error:
-            line = self.lines + error.lineno
-            if self.record_line is not None and line > self.record_line:
-                where = f"{self.path}, line {self.record_line}"
-                raise DataError(f"{where}: the record is incomplete at the end of its line. {self.advice}") from error
-            column = error.colno + (self.columns if error.lineno == 1 else 0)
+            line, column = self.place(error)
             raise DataError(f"{self.path}, line {line}, column {column}: {error.msg}. {self.advice}") from error
         except _RepeatedKeyError as error:
-            key = quoted(error.args[0])
-            raise DataError(
-                f"{self.path}, line {self.line}: the key {key} occurs twice in one object. Keep one of them."
-            ) from error
+            raise DataError(f"{self.path}, line {self.line}: {_repeated(error)}") from error
+
+    def place(self, error: json.JSONDecodeError) -> tuple[int, int]:
+        """Line and column of an error."""
+        return self.lines + error.lineno, error.colno + (self.columns if error.lineno == 1 else 0)
+
+    def record_of_line(self, line: int) -> Any:
+        """The value that begins in a line of JSON Lines; in place of a damaged one, a DataError without its place.
+
+        Reading goes on with the line after the damaged one.
+        """
+        try:
+            return self.value()
+        except json.JSONDecodeError as error:
+            ends_in, column = self.place(error)
+            if ends_in > line:
+                problem = FieldError(f"the record is incomplete at the end of its line. {self.advice}")
+            else:
+                problem = FieldError(f"it is not valid JSON: column {column}: {error.msg}. {self.advice}", "no JSON")
+        except _RepeatedKeyError as error:
+            problem = FieldError(_repeated(error))
+        self.skip_line()
+        return problem
+
+    def skip_line(self) -> None:
+        """Go to the end of the current line."""
+        while (end := self.text.find("\n", self.at)) < 0 and not self.ended:
+            self.at = len(self.text)
+            self.read_more()
+        self.at = len(self.text) if end < 0 else end
 
     @property
     def line(self) -> int:

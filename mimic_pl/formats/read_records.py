@@ -23,12 +23,12 @@ SUFFIXES = tuple(
 """Suffixes of files with records."""
 
 
-def read_records(path: Path, title: str, key: str = "id") -> Iterator[tuple[str, int, Any]]:
+def read_records(path: Path, title: str | None, key: str = "id") -> Iterator[tuple[str, int, Any]]:
     """Stream the records of a file, one at a time.
 
     Args:
         path: The file; its name says the format (see :mod:`mimic_pl.formats`).
-        title: Title of the progress bar.
+        title: Title of the progress bar; ``None`` for none.
         key: Field that the keys of an object of records are stored in, in records without it.
 
     Yields:
@@ -39,7 +39,9 @@ def read_records(path: Path, title: str, key: str = "id") -> Iterator[tuple[str,
         DataError: The file cannot be read, but only after the records before the error.
     """
     with as_data_errors(path):
-        for unit, number, name, row in tqdm(_stream(path), desc=title, unit=" records", leave=False, delay=2):
+        stream = _stream(path)
+        bar = stream if title is None else tqdm(stream, desc=title, unit=" records", leave=False, delay=2)
+        for unit, number, name, row in bar:
             if name is not None and row.get(key) is None:
                 row[key] = name
             yield unit, number, row

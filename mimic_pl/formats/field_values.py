@@ -8,7 +8,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from mimic_pl.data.malformed_records import FieldError
+from mimic_pl.formats.record_error import FieldError
 from mimic_pl.quoting import quoted
 
 
