@@ -50,7 +50,9 @@ from mimic_pl.ranking.explain import ExplainedScore, Explanation, explain
 from mimic_pl.ranking.index import EntityIndex, Shard
 from mimic_pl.ranking.lance_index import LanceIndex
 from mimic_pl.ranking.memory_index import MemoryIndex
+from mimic_pl.ranking.partial_index import PartialIndex, ResidentIndex
 from mimic_pl.ranking.quantization import IndexDtype
+from mimic_pl.ranking.totals import index_totals
 
 __all__ = [
     "EntityIndex",
@@ -60,9 +62,12 @@ __all__ = [
     "IndexDtype",
     "LanceIndex",
     "MemoryIndex",
+    "PartialIndex",
     "Ranker",
     "Ranking",
+    "ResidentIndex",
     "Shard",
     "explain",
     "fingerprint",
+    "index_totals",
 ]

@@ -144,10 +144,11 @@ class IndexBuilder(Recorded):
         shard: Shard,
     ) -> None:
         processes = shard.processes
+        fields = sorted({field for entity in entities for field in entity.fields})
         with ExitStack() as stack:
 
             def begin() -> IndexWriter:
-                writer = IndexWriter(folder, shard.order, description, processes.rank, rebuild)
+                writer = IndexWriter(folder, shard.order, description, processes.rank, rebuild, fields)
                 return stack.enter_context(writer)
 
             def write() -> None:
@@ -200,11 +201,26 @@ def _require_complete(index: EntityIndex, num_entities: int, provenance: str) ->
         )
 
 
-def fingerprint(*modules: nn.Module) -> str:
-    """Hash of the names and values of all weights of these modules."""
+def fingerprint(*modules: nn.Module, of_entities: bool = False) -> str:
+    """Hash of the names and values of all weights of these modules, without what units know of a knowledge base.
+
+    Args:
+        modules: The modules.
+        of_entities: Only of weights on which entities' states depend. What only scores depend on (``scoring_only`` of
+            units and matcher) may change without encoding entities again.
+    """
     digest = hashlib.sha256()
     for number, module in enumerate(modules):
+        names = ("of_knowledge_base", "scoring_only") if of_entities else ("of_knowledge_base",)
+        left_out = {
+            f"{prefix}.{own}".removeprefix(".")
+            for prefix, part in module.named_modules()
+            for name in names
+            for own in getattr(part, name, ())
+        }
         for name, tensor in sorted(module.state_dict().items()):
+            if name in left_out:
+                continue
             digest.update(f"{number} {name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()

@@ -93,7 +93,8 @@ def explain(matcher: Matcher, mention: States, entity: str, index: EntityIndex, 
         scores = exact(rows, index.select(numbers).states)
         return {name: score.tolist() for name, score in scores.items()}
 
-    own, others = scores_of(order), scores_of(top)
+    own = scores_of(order)
+    others = scores_of(top) if len(top) else {}  # a unit need not score no pairs
     bounds = matcher.bounds(matcher.prepare(mention), index.select(order).states)
     explained = {
         name: ExplainedScore(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import DataError
+from mimic_pl.quoting import listed
 from mimic_pl.ranking.columns import FINITE, STATE_HASH
 from mimic_pl.ranking.stored_states import StoredState
 from mimic_pl.units import States, flat, nested
@@ -105,10 +106,7 @@ class EntityIndex(ABC):
             self._row_of_id = {id: row for row, id in enumerate(self.ids)}
         unknown = [id for id in ids if id not in self._row_of_id]
         if unknown:
-            more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
-            raise DataError(
-                f"The index has no entity {', '.join(map(repr, unknown[:5]))}{more}. Check the ids, or add it."
-            )
+            raise unknown_ids(unknown)
         rows = torch.tensor([self._row_of_id[id] for id in ids], dtype=torch.int64, device=self.device)
         return self.order[rows]
 
@@ -123,7 +121,7 @@ class EntityIndex(ABC):
 
     def holds(self, order: Tensor) -> Tensor:
         """Whether the entities with these order numbers are local, bool of the same shape."""
-        return torch.isin(order, self.order)
+        return self._find(order)[1]
 
     def select(self, order: Tensor) -> Block:
         """The local entities with these order numbers, int64 ``[n]``, in this order.
@@ -168,17 +166,25 @@ class EntityIndex(ABC):
 
     def _rows_of(self, order: Tensor) -> Tensor:
         """Storage rows of the local entities with these order numbers, int64 ``[n]``."""
+        rows, exists = self._find(order)
+        if not exists.all():
+            raise DataError(f"This process's index has no entity with the order number {int(order[~exists][0])}.")
+        return rows
+
+    def _find(self, order: Tensor) -> tuple[Tensor, Tensor]:
+        """Storage rows of the local entities with these order numbers, and whether there is one.
+
+        Args:
+            order: int64 of any shape.
+        """
         if self._sorted is None:
             self._sorted = self.order.sort()
         numbers, rows = self._sorted
         order = order.to(numbers.device)
-        positions = torch.searchsorted(numbers, order)
-        exists = positions < len(numbers)
-        if len(numbers):
-            exists &= numbers[positions.clamp(max=len(numbers) - 1)] == order
-        if not exists.all():
-            raise DataError(f"This process's index has no entity with the order number {int(order[~exists][0])}.")
-        return rows[positions]
+        if not len(numbers):
+            return torch.zeros_like(order), torch.zeros_like(order, dtype=torch.bool)
+        positions = torch.searchsorted(numbers, order).clamp(max=len(numbers) - 1)
+        return rows[positions], numbers[positions] == order
 
     def _forget_lookups(self) -> None:
         """Drop cached lookups of :meth:`order_of` and :meth:`select` after entities have changed."""
@@ -195,3 +201,8 @@ class EntityIndex(ABC):
                 units.setdefault(unit, {})[name] = tensor
         states = {unit: StoredState(state, self.device) for unit, state in units.items()}
         return Block(states, state_hashes, columns[FINITE].bool())
+
+
+def unknown_ids(ids: Sequence[str]) -> DataError:
+    """The error about ids that no entity of an index has."""
+    return DataError(f"There is no entity {listed(ids)}. Check the ids, or add it.")

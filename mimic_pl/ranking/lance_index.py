@@ -15,17 +15,30 @@ from torch import Tensor
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import StoreError
 from mimic_pl.home import expanded
-from mimic_pl.ranking.index import EntityIndex, Shard
-from mimic_pl.ranking.lance_dataset import damaged_index, lance, open_dataset, reading
-from mimic_pl.ranking.lance_rows import INDEX, RECORD_COLUMNS, STATE_CHECKSUM, differences
+from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.ranking.index import EntityIndex, Shard, unknown_ids
+from mimic_pl.ranking.lance_dataset import (
+    damaged_index,
+    damaged_row,
+    intact_records,
+    lance,
+    open_dataset,
+    reading,
+    records_with_ids,
+    removed_or,
+    require_complete,
+    wrong_files,
+)
+from mimic_pl.ranking.lance_rows import INDEX, ORDER, differences
 from mimic_pl.records import Entity
 
 
 class LanceIndex(EntityIndex):
     """An index in a folder. Opening it reads the order numbers only, and a scan needs constant memory.
 
-    The folder is a Lance dataset with the columns ``id``, ``order``, ``name``, ``fields`` (JSON), ``images``, the state
-    columns and two checksums. Any number of processes may read it. Checksums are verified whenever rows are read.
+    The folder is a Lance dataset: a row has an entity's id, order number, name, text fields, image files, states and
+    two checksums, which are verified whenever rows are read. Any number of processes may read it; each keeps the
+    version that it opened while others write.
 
     It cannot be used in a process that was forked from one that has used Lance.
 
@@ -34,36 +47,38 @@ class LanceIndex(EntityIndex):
         expects: Values that its description must have: the model's fingerprint, the text template, and so on.
         device: Device on which blocks are returned.
         shard: Entities that this process scans; all by default.
+        version: Version to open; the newest by default.
 
     Raises:
-        StoreError: The index is missing, unfinished or damaged, or was built by another model or from other data.
+        StoreError: The index is missing, unfinished or damaged, was built by another model or from other data, or has
+            no such version.
         MachineError: This process was forked from one that has used Lance.
     """
 
+    @in_range(version=COUNT)
     def __init__(
         self,
         folder: Path | str,
         expects: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
         shard: Shard | None = None,
+        version: int | None = None,
     ) -> None:
         super().__init__(shard.processes if shard else ProcessGroup(alone=True), device)
         self.folder = expanded(folder)
-        opened = open_dataset(self.folder)
-        if opened is None or not opened.complete:
-            rows = opened.dataset.count_rows() if opened else 0
-            state = f"is unfinished: {rows} entities are written" if rows else "does not exist"
-            raise StoreError(f"The {INDEX} in {self.folder} {state}. Run what builds it, or check the path.")
-        self._dataset, self._format = opened.dataset, opened.format
+        opened = require_complete(self.folder, open_dataset(self.folder, version), INDEX)
+        self._opened, self._dataset, self._format = opened, opened.dataset, opened.format
         if other := differences(self.description, expects or {}):
             raise StoreError(
                 f"The {INDEX} in {self.folder} was built for {other}. Rebuild it in another folder, or delete this one "
                 "first."
             )
         self._require_files()
-        with reading(self.folder):
-            order = self._dataset.to_table(columns=["order"]).column("order").to_numpy()
-        if len(np.unique(order)) != len(order):
+        with reading(self.folder, self.version):
+            order = self._dataset.to_table(columns=[ORDER]).column(ORDER).to_numpy()
+        # In most cases they ascend; sorting a million takes longer than all the rest.
+        ascending = order if (order[1:] > order[:-1]).all() else np.sort(order)
+        if (ascending[1:] == ascending[:-1]).any():
             raise damaged_index(self.folder, "it has duplicate order numbers")
         self._len = len(order)
         self._dataset_rows = np.arange(len(order)) if shard is None else self._rows_of_shard(order, shard)
@@ -87,6 +102,11 @@ class LanceIndex(EntityIndex):
         return self._ids
 
     @property
+    def version(self) -> int:
+        """Version of the dataset."""
+        return self._opened.version
+
+    @property
     def description(self) -> Mapping[str, Any]:
         """Description of what the index was built from."""
         return self._format.description
@@ -104,11 +124,24 @@ class LanceIndex(EntityIndex):
             StoreError: A row is damaged.
         """
         rows = self._dataset_rows[self._rows_of(order).cpu().numpy()]
-        table = self._read(rows, list(RECORD_COLUMNS))
-        with reading(self.folder):
-            records, damaged = self._format.entities(table)
-        self._require_intact(rows, damaged)
-        return records
+        return intact_records(self.folder, self._format, self._read(rows, self._format.record_columns))
+
+    def ids_of(self, order: Tensor) -> list[str]:
+        """Ids of the local entities with these order numbers, int64 ``[n]``."""
+        return [entity.id for entity in self.entities(order)]
+
+    def order_of(self, ids: Sequence[str]) -> Tensor:
+        """Order numbers of the local entities with these ids, int64 ``[n]``, which the engine looks up.
+
+        Raises:
+            DataError: No local entity has such an id.
+            StoreError: A row is damaged.
+        """
+        found = {entity.id: number for number, entity in records_with_ids(self.folder, self._opened, ids)}
+        order = torch.tensor([found.get(id, -1) for id in ids], dtype=torch.int64, device=self.device)
+        if unknown := [ids[row] for row in (~self.holds(order)).nonzero()[:, 0].tolist()]:
+            raise unknown_ids(unknown)
+        return order
 
     def _slice(self, start: int, stop: int) -> Mapping[str, Tensor]:
         return self._states(self._dataset_rows[start:stop])
@@ -118,14 +151,15 @@ class LanceIndex(EntityIndex):
 
     def _states(self, rows: NDArray[np.int64]) -> Mapping[str, Tensor]:
         """State columns of these rows of the dataset, ``[n, ...]``."""
-        table = self._read(rows, ["order", *self._format.columns, STATE_CHECKSUM])
+        table = self._read(rows, self._format.state_columns)
         with reading(self.folder):
             columns, damaged = self._format.states(table)
-        self._require_intact(rows, damaged)
+        if damaged:
+            raise damaged_row(self.folder, self._read(rows[damaged[:1]], ["id", ORDER]))
         return columns
 
     def _read(self, rows: NDArray[np.int64], columns: list[str]) -> pa.Table:
-        with reading(self.folder):
+        with reading(self.folder, self.version):
             lance()
             return self._dataset.take(rows, columns=columns)
 
@@ -143,21 +177,6 @@ class LanceIndex(EntityIndex):
 
     def _require_files(self) -> None:
         """Check that every data file exists and has the expected size."""
-        for fragment in self._dataset.get_fragments():
-            for file in fragment.metadata.files:
-                path = self.folder / "data" / file.path
-                if not path.exists():
-                    raise StoreError(f"{path}, a part of the {INDEX}, is missing. Delete the folder to rebuild it.")
-                size = path.stat().st_size
-                if file.file_size_bytes not in (None, size):
-                    raise StoreError(
-                        f"{path} has {size} bytes instead of the {file.file_size_bytes} that the {INDEX} needs: it was "
-                        "truncated or replaced. Delete the folder to rebuild it."
-                    )
-
-    def _require_intact(self, rows: NDArray[np.int64], damaged: int | None) -> None:
-        if damaged is not None:
-            name = self._read(rows[damaged : damaged + 1], ["id", "order"]).to_pylist()[0]
-            raise damaged_index(
-                self.folder, f"the entity {name['id']!r} with the order number {name['order']} fails its checksum"
-            )
+        if wrong := next(wrong_files(self.folder, self._dataset), None):
+            error = StoreError(f"{wrong} Restore the folder from a copy, or delete it to rebuild it.")
+            raise removed_or(self.folder, self.version, error)

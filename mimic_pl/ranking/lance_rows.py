@@ -6,30 +6,40 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyarrow as pa
 import torch
 from torch import Tensor
 
+from mimic_pl.errors import DataError
 from mimic_pl.files import checksum_of
+from mimic_pl.quoting import listed, quoted
+from mimic_pl.ranking.text_columns import column_of, field_of
 from mimic_pl.records import Entity
 
 INDEX = "entity index"
 """Name in error messages."""
 
-RECORD_COLUMNS = ("id", "order", "name", "fields", "images", "record_crc32")
-"""Columns of an entity's record; the last is the checksum of the others."""
+ORDER = "#order"
+"""Column of order numbers. Columns of the index itself start with ``#``, so that no text field has their names."""
 
-STATE_CHECKSUM = "state_crc32"
+IMAGES = "#images"
+"""Column of image files."""
+
+RECORD_CHECKSUM = "#record_crc32"
+"""Column with the checksum of an entity's record."""
+
+STATE_CHECKSUM = "#state_crc32"
 """Column with the checksum of an entity's order number and state columns."""
 
 METADATA = "mimic_pl"
 """Key of the index's description in the schema metadata of the dataset."""
 
-_VERSION = 1
+_VERSION = 2
 _FORMAT = "mimic_pl entity index"
 
 _DIGEST = re.compile("[0-9a-f]{32,}")
@@ -51,6 +61,9 @@ _BITS: dict[torch.dtype, tuple[torch.dtype, pa.DataType]] = {
     torch.float32: (torch.float32, pa.float32()),
     torch.float64: (torch.float64, pa.float64()),
 }
+Decode = Callable[[pa.Table], tuple[Any, list[int]]]
+"""Decodes rows, and says which of them have another checksum."""
+
 _DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
 
 
@@ -76,19 +89,26 @@ class RowFormat:
     Attributes:
         columns: The state columns by name.
         description: What the index was built from, plain JSON values by name.
+        fields: Names of the entities' text fields. Each has a column of its own, null where an entity lacks it.
     """
 
     columns: Mapping[str, StateColumn]
     description: Mapping[str, Any]
+    fields: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, columns: Mapping[str, Tensor], description: Mapping[str, Any]) -> RowFormat:
-        """Format for storing these columns, each ``[entities, ...]``."""
-        return cls({name: StateColumn(t.dtype, tuple(t.shape[1:])) for name, t in columns.items()}, dict(description))
+    def of(cls, columns: Mapping[str, Tensor], description: Mapping[str, Any], fields: Iterable[str] = ()) -> RowFormat:
+        """Format for storing these columns, each ``[entities, ...]``, and these text fields."""
+        stored = {name: StateColumn(t.dtype, tuple(t.shape[1:])) for name, t in columns.items()}
+        return cls(stored, dict(description), tuple(fields))
 
     @classmethod
-    def loads(cls, text: str | bytes) -> RowFormat:
+    def loads(cls, text: str | bytes, names: Iterable[str]) -> RowFormat:
         """Parse the output of :meth:`dumps`.
+
+        Args:
+            text: The output.
+            names: Names of the dataset's columns.
 
         Raises:
             ValueError: The text is damaged or of another format.
@@ -101,7 +121,7 @@ class RowFormat:
         columns = {
             name: StateColumn(_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in content["columns"].items()
         }
-        return cls(columns, content["description"])
+        return cls(columns, content["description"], tuple(f for name in names if (f := field_of(name)) is not None))
 
     def dumps(self) -> str:
         """The format as JSON."""
@@ -119,57 +139,83 @@ class RowFormat:
         return sum(math.prod(column.shape) * column.dtype.itemsize for column in self.columns.values())
 
     @property
+    def record_columns(self) -> list[str]:
+        """Columns of an entity's record and their checksum."""
+        return ["id", ORDER, "name", IMAGES, RECORD_CHECKSUM, *map(column_of, self.fields)]
+
+    @property
+    def state_columns(self) -> list[str]:
+        """Columns of an entity's states and their checksum."""
+        return [ORDER, *self.columns, STATE_CHECKSUM]
+
+    @property
     def schema(self) -> pa.Schema:
-        """Schema of the dataset, including the description."""
+        """Schema of a dataset, including the description."""
         fields = [
             pa.field("id", pa.string()),
-            pa.field("order", pa.int64()),
+            pa.field(ORDER, pa.int64()),
             pa.field("name", pa.string()),
-            pa.field("fields", pa.string()),
-            pa.field("images", pa.list_(pa.string())),
-            pa.field("record_crc32", pa.uint32()),
+            pa.field(IMAGES, pa.list_(pa.string())),
+            pa.field(RECORD_CHECKSUM, pa.uint32()),
             *(pa.field(name, _arrow_type(column)) for name, column in self.columns.items()),
             pa.field(STATE_CHECKSUM, pa.uint32()),
+            *(pa.field(column_of(field), pa.string()) for field in self.fields),
         ]
         return pa.schema(fields, {METADATA: self.dumps()})
 
     def table(self, entities: Sequence[Entity], order: Tensor, columns: Mapping[str, Tensor]) -> pa.Table:
-        """Build rows for writing.
+        """Build rows for writing. Images that are no files cannot be stored: their states are all that is kept of them.
 
         Args:
             entities: Records.
             order: Order numbers, int64 ``[n]``.
             columns: State columns, ``[n, ...]``.
+
+        Raises:
+            DataError: A record contains a text that is not valid Unicode.
+            ValueError: A record has a text field without a column.
         """
+        if missing := {field for entity in entities for field in entity.fields} - {*self.fields}:
+            raise ValueError(f"no columns for the text fields {listed(sorted(missing))}")
         columns = {name: columns[name].detach().cpu().contiguous() for name in self.columns}
         order = order.cpu()
-        fields = [json.dumps(entity.fields, ensure_ascii=False) for entity in entities]
-        records = zip(entities, order.tolist(), fields, strict=True)
-        arrays = [
-            pa.array([entity.id for entity in entities], pa.string()),
-            pa.array(order.numpy()),
-            pa.array([entity.name for entity in entities], pa.string()),
-            pa.array(fields, pa.string()),
-            pa.array([list(entity.image_files) for entity in entities], pa.list_(pa.string())),
-            pa.array([_record_checksum(e.id, n, e.name, f, e.image_files) for e, n, f in records], pa.uint32()),
-            *(_to_arrow(columns[name], column) for name, column in self.columns.items()),
-            pa.array(self._state_checksums(order, columns), pa.uint32()),
-        ]
+        images = [_files(entity) for entity in entities]
+        records = zip(entities, order.tolist(), images, strict=True)
+        try:
+            arrays = [
+                pa.array([entity.id for entity in entities], pa.string()),
+                pa.array(order.numpy()),
+                pa.array([entity.name for entity in entities], pa.string()),
+                pa.array(images, pa.list_(pa.string())),
+                pa.array([_record_checksum(e.id, n, e.name, e.fields, i) for e, n, i in records], pa.uint32()),
+                *(_to_arrow(columns[name], column) for name, column in self.columns.items()),
+                pa.array(self._state_checksums(order, columns), pa.uint32()),
+                *(pa.array([entity.fields.get(field) for entity in entities], pa.string()) for field in self.fields),
+            ]
+        except UnicodeEncodeError as error:
+            raise DataError(
+                f"The text {quoted(error.object)} of an entity contains {quoted(error.object[error.start])}, half of a "
+                "character, which cannot be stored. Remove it from the record."
+            ) from error
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def states(self, table: pa.Table) -> tuple[dict[str, Tensor], int | None]:
-        """Decode the state columns of rows, each ``[n, ...]``; also returns the first damaged row, if any."""
+    def states(self, table: pa.Table) -> tuple[dict[str, Tensor], list[int]]:
+        """Decode the state columns of rows, each ``[n, ...]``; also returns the damaged rows."""
         columns = {name: _to_torch(table.column(name), column) for name, column in self.columns.items()}
-        order = _to_torch(table.column("order"), StateColumn(torch.int64, ()))
-        return columns, _first_difference(self._state_checksums(order, columns), table.column(STATE_CHECKSUM))
+        order = _to_torch(table.column(ORDER), StateColumn(torch.int64, ()))
+        return columns, _differences(self._state_checksums(order, columns), table.column(STATE_CHECKSUM))
 
-    def entities(self, table: pa.Table) -> tuple[list[Entity], int | None]:
-        """Decode the records of rows; also returns the first damaged row, if any."""
-        rows = list(zip(*(table.column(name).to_pylist() for name in RECORD_COLUMNS[:-1]), strict=True))
-        damaged = _first_difference([_record_checksum(*row) for row in rows], table.column("record_crc32"))
-        if damaged is not None:
-            return [], damaged
-        return [Entity(id, name, json.loads(fields), tuple(images)) for id, _, name, fields, images in rows], None
+    def entities(self, table: pa.Table) -> tuple[list[Entity], list[int]]:
+        """Decode the records of rows; also returns the damaged rows, whose records are not to be trusted."""
+        texts = [table.column(column_of(field)).to_pylist() for field in self.fields]
+        rows = [
+            {field: text for field, text in zip(self.fields, row, strict=True) if text is not None}
+            for row in (zip(*texts, strict=True) if texts else ((),) * len(table))
+        ]
+        ids, order, names, images = (table.column(name).to_pylist() for name in ("id", ORDER, "name", IMAGES))
+        records = list(zip(ids, order, names, rows, (files or [] for files in images), strict=True))
+        damaged = _differences([_record_checksum(*record) for record in records], table.column(RECORD_CHECKSUM))
+        return [Entity(id, name, fields, tuple(files)) for id, _, name, fields, files in records], damaged
 
     def _state_checksums(self, order: Tensor, columns: Mapping[str, Tensor]) -> list[int]:
         # Seeded with names and dtypes, so that equal bytes in other columns are detected.
@@ -201,13 +247,18 @@ def differences(description: Mapping[str, Any], expected: Mapping[str, Any]) -> 
     return " and ".join(found)
 
 
-def _record_checksum(id: str, order: int, name: str, fields: str, images: Sequence[str]) -> int:
-    return zlib.crc32(json.dumps([id, order, name, fields, list(images)]).encode())
+def _files(entity: Entity) -> list[str]:
+    """The images of an entity that are files."""
+    return [str(image) for image in entity.images if isinstance(image, (str, Path))]
 
 
-def _first_difference(checksums: Sequence[int], stored: pa.ChunkedArray) -> int | None:
+def _record_checksum(id: str, order: int, name: str, fields: Mapping[str, str], images: Sequence[str]) -> int:
+    return zlib.crc32(json.dumps([id, order, name, fields, images], sort_keys=True).encode())
+
+
+def _differences(checksums: Sequence[int], stored: pa.ChunkedArray) -> list[int]:
     pairs = enumerate(zip(checksums, stored.to_pylist(), strict=True))
-    return next((row for row, (computed, written) in pairs if computed != written), None)
+    return [row for row, (computed, written) in pairs if computed != written]
 
 
 def _arrow_type(column: StateColumn) -> pa.DataType:

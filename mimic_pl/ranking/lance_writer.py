@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import errno
+import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import torch
 from filelock import FileLock
 from lightning.pytorch.utilities import rank_zero_info
@@ -17,8 +19,8 @@ from torch import Tensor
 
 from mimic_pl.errors import StoreError
 from mimic_pl.files import lock_folder, readable_bytes, require_space, write_error
-from mimic_pl.ranking.lance_dataset import COMPLETE, lance, open_dataset, reading
-from mimic_pl.ranking.lance_rows import INDEX, RowFormat, differences
+from mimic_pl.ranking.lance_dataset import COMPLETE, VERSIONS, dataset_exists, lance, open_dataset, reading
+from mimic_pl.ranking.lance_rows import INDEX, ORDER, RowFormat, differences
 from mimic_pl.records import Entity
 
 FRAGMENT_BYTES = 48_000_000
@@ -27,7 +29,14 @@ FRAGMENT_BYTES = 48_000_000
 MAX_ROWS_PER_FRAGMENT = 4096
 """Maximum rows per fragment, so that little work is lost when a build is killed."""
 
-_LOCK = ".writer-{}.lock"
+_FOLDERS = (VERSIONS, "_transactions", "_deletions", "data")
+"""Folders of a dataset."""
+
+_DELETED_VERSIONS = "_versions.deleted"
+"""Name of the folder of manifests while the dataset is being deleted."""
+
+WRITER_LOCK = ".writer-{}.lock"
+"""Name of the file that a writer locks, by its number; the first writer, 0, is the only one after the first build."""
 
 
 class IndexWriter:
@@ -43,6 +52,7 @@ class IndexWriter:
             description is not touched.
         number: Number of the process, from 0; the first one must be constructed before the others.
         rebuild: Delete the index in the folder.
+        fields: Names of the text fields of all entities of the index, the same on all processes.
 
     Attributes:
         missing: Order numbers that are not on disk yet, int64 ``[missing]``.
@@ -53,20 +63,29 @@ class IndexWriter:
     """
 
     def __init__(
-        self, folder: Path, order: Tensor, description: Mapping[str, Any], number: int = 0, rebuild: bool = False
+        self,
+        folder: Path,
+        order: Tensor,
+        description: Mapping[str, Any],
+        number: int = 0,
+        rebuild: bool = False,
+        fields: Iterable[str] = (),
     ) -> None:
         self.folder = folder
+        self.fields = tuple(fields)
         self.description = dict(description)
         self._buffer: list[tuple[Sequence[Entity], Tensor, Mapping[str, Tensor]]] = []
         self._format: RowFormat | None = None
-        self._lock = lock_folder(folder, 0.0, _LOCK.format(number))
+        self._lock = lock_folder(folder, 0.0, WRITER_LOCK.format(number))
         try:
             if number == 0:
-                for path in folder.glob(_LOCK.format("*")):
-                    if path.name != _LOCK.format(number):  # a process of another build may have survived
+                for path in folder.glob(WRITER_LOCK.format("*")):
+                    if path.name != WRITER_LOCK.format(number):  # a process of another build may have survived
                         lock_folder(folder, 0.0, path.name).release()
+                remove_unfinished(folder)
+                finish_deletion(folder)
                 if rebuild:
-                    _delete(folder)
+                    delete_dataset(folder)
             self.missing = self._missing(order.cpu())
         except BaseException:
             self.close()
@@ -84,14 +103,14 @@ class IndexWriter:
             StoreError: The disk is full, or the folder is not writable.
         """
         if self._format is None:
-            self._format = RowFormat.of(columns, self.description)
+            self._format = RowFormat.of(columns, self.description, self.fields)
             size = len(self.missing) * self._format.bytes_per_entity
             rank_zero_info(f"Writing the index to {self.folder}: {readable_bytes(size)}.")
             require_space(self.folder, size, f"The {INDEX}")
             self._create_dataset(self._format)
         self._buffer.append((entities, order.cpu(), {name: tensor.cpu() for name, tensor in columns.items()}))
         rows = sum(len(some) for some, _, _ in self._buffer)
-        if rows >= min(MAX_ROWS_PER_FRAGMENT, max(1, FRAGMENT_BYTES // self._format.bytes_per_entity)):
+        if rows >= rows_per_fragment(self._format):
             self.flush()
 
     def flush(self) -> None:
@@ -107,8 +126,7 @@ class IndexWriter:
         order = torch.cat([numbers for _, numbers, _ in self._buffer])
         columns = {name: torch.cat([some[name] for _, _, some in self._buffer]) for name in self._format.columns}
         table = self._format.table(entities, order, columns)
-        with _writing(self.folder, table.nbytes):
-            lance().write_dataset(table, str(self.folder), mode="append", max_rows_per_file=len(table))
+        append_table(self.folder, table)
         self._buffer.clear()
 
     def close(self) -> None:
@@ -125,8 +143,8 @@ class IndexWriter:
 
     def _create_dataset(self, row_format: RowFormat) -> None:
         # Appends of several processes do not conflict, but creating the dataset does.
-        with _writing(self.folder), FileLock(self.folder / ".create.lock"):
-            if not (self.folder / "_versions").exists():
+        with writing(self.folder), FileLock(self.folder / ".create.lock"):
+            if not dataset_exists(self.folder):
                 lance().write_dataset(row_format.schema.empty_table(), str(self.folder), mode="create")
 
     def _missing(self, order: Tensor) -> Tensor:
@@ -141,8 +159,23 @@ class IndexWriter:
                 "delete this one."
             )
         with reading(self.folder):
-            written = opened.dataset.to_table(columns=["order"]).column("order").to_numpy()
+            written = opened.dataset.to_table(columns=[ORDER]).column(ORDER).to_numpy()
         return order[~torch.isin(order, torch.from_numpy(written))]
+
+
+def rows_per_fragment(row_format: RowFormat) -> int:
+    """Rows that are written at once."""
+    return min(MAX_ROWS_PER_FRAGMENT, max(1, FRAGMENT_BYTES // max(1, row_format.bytes_per_entity)))
+
+
+def append_table(folder: Path, table: pa.Table) -> None:
+    """Append rows to a dataset, in one commit.
+
+    Raises:
+        StoreError: The disk is full, or the folder is not writable.
+    """
+    with writing(folder, table.nbytes):
+        lance().write_dataset(table, str(folder), mode="append", max_rows_per_file=max(1, len(table)))
 
 
 def mark_complete(folder: Path) -> None:
@@ -151,23 +184,43 @@ def mark_complete(folder: Path) -> None:
     Raises:
         StoreError: The disk is full, or the folder is not writable.
     """
-    with _writing(folder):
+    with writing(folder):
         dataset = lance().dataset(str(folder))
         dataset.update_config({COMPLETE: "true"})
         # Also removes files of killed writes: no other process writes now.
         dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)
 
 
-def _delete(folder: Path) -> None:
-    # The manifests first: an index whose data are missing is never visible.
-    with _writing(folder):
-        for name in ("_versions", "_transactions", "data"):
-            if (folder / name).exists():
-                shutil.rmtree(folder / name)
+def remove_unfinished(folder: Path) -> None:
+    """Remove files that killed writers have not finished, which may be large; no other process may be writing."""
+    with writing(folder):
+        for name in _FOLDERS:
+            for path in (*folder.glob(f"{name}/.tmp*"), *folder.glob(f"{name}/*#*")):
+                path.unlink()
+
+
+def delete_dataset(folder: Path) -> None:
+    """Delete the dataset in a folder. After a kill, there is either the whole dataset or none."""
+    deleted = folder / _DELETED_VERSIONS
+    with writing(folder):
+        if (folder / VERSIONS).exists():
+            if deleted.exists():
+                shutil.rmtree(deleted)
+            os.replace(folder / VERSIONS, deleted)
+        if deleted.exists():
+            for name in (*_FOLDERS, _DELETED_VERSIONS):  # its own mark last
+                if (folder / name).exists():
+                    shutil.rmtree(folder / name)
+
+
+def finish_deletion(folder: Path) -> None:
+    """Delete what a process that was killed while it deleted the dataset in a folder has left."""
+    if (folder / _DELETED_VERSIONS).exists() and not dataset_exists(folder):
+        delete_dataset(folder)
 
 
 @contextmanager
-def _writing(folder: Path, size: int = 0) -> Iterator[None]:
+def writing(folder: Path, size: int = 0) -> Iterator[None]:
     """Turn errors of Lance and the operating system, while ``size`` bytes are written, into a StoreError."""
     try:
         yield

@@ -55,13 +55,13 @@ def test_every_dtype_round_trips(tmp_path):
     for dtype in (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16):
         made[str(dtype).partition(".")[2]] = torch.randint(0, 100, (20, 3, 2), generator=generator).to(dtype)
     made |= {"scalar": torch.arange(20), "bfloat16": torch.randn(20, 5).bfloat16(), "one": torch.randn(20, 1).double()}
-    with IndexWriter(tmp_path, torch.arange(20), {}) as writer:
+    with IndexWriter(tmp_path, torch.arange(20), {}, fields=["attr"]) as writer:
         writer.append(records(20), torch.arange(20), made)
         writer.flush()
     opened = open_dataset(tmp_path)
     assert opened is not None
     found, damaged = opened.format.states(opened.dataset.to_table())
-    assert damaged is None and found.keys() == made.keys()
+    assert not damaged and found.keys() == made.keys()
     for name, tensor in made.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
@@ -72,7 +72,7 @@ def test_rows_may_be_stored_in_any_order(tmp_path):
     expected, folder = build(tmp_path / "in order"), tmp_path / "shuffled"
     entities, (_, made) = records(95), states(0, 95)
     columns = to_columns(made, "float32")
-    with IndexWriter(folder, torch.arange(95), {}) as writer:
+    with IndexWriter(folder, torch.arange(95), {}, fields=["attr"]) as writer:
         for order in shuffled.split(10):
             writer.append(
                 [entities[n] for n in order], order, {name: column[order] for name, column in columns.items()}
@@ -129,7 +129,7 @@ def test_another_number_of_writers_resumes(tmp_path, monkeypatch):
     monkeypatch.setattr(ROWS_PER_FRAGMENT, 10)
     description = {**DESCRIPTION, "dtype": "float32", "number of entities": 95}
     for number, order in enumerate(torch.arange(95).split(50)):
-        with IndexWriter(tmp_path, order, description, number) as writer:
+        with IndexWriter(tmp_path, order, description, number, fields=["attr"]) as writer:
             positions, made = states(int(order[0]), int(order[0]) + 20)
             writer.append([records(95)[n] for n in positions.tolist()], positions, to_columns(made, "float32"))
     encoded = []
@@ -187,24 +187,25 @@ def test_an_unfinished_index_of_another_model_is_rejected(tmp_path, monkeypatch)
 
 
 def test_a_missing_folder(tmp_path):
-    with pytest.raises(StoreError, match="nowhere does not exist"):
+    with pytest.raises(StoreError, match="nowhere contains no entity index"):
         LanceIndex(tmp_path / "nowhere")
 
 
-def slow_build(folder: Path, pause: float) -> None:
+def endless_build(folder: Path, stop: int) -> None:
     torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
 
     def encode(first):
-        for batch in batches(95, 5)(first):
-            time.sleep(pause)
+        for number, batch in enumerate(batches(95, 5)(first)):
+            time.sleep(0.005 if number < stop else 600)
             yield batch
 
     build(folder, encode=encode)
 
 
-def start_build(folder, pause):
+def start_build(folder, stop):
+    """Start a build that hangs after some batches, so that it is killed before its end however fast the machine is."""
     assert FORK is not None
-    process = FORK.Process(target=slow_build, args=(folder, pause))
+    process = FORK.Process(target=endless_build, args=(folder, stop))
     process.start()
     return process
 
@@ -213,13 +214,12 @@ def start_build(folder, pause):
 def test_a_killed_build_resumes(tmp_path, monkeypatch):
     """Killed at random moments: what was appended is kept, and a second build completes the index."""
     monkeypatch.setattr(ROWS_PER_FRAGMENT, 5)
-    rng, seen, built = random.Random(0), set(), []
+    rng, built = random.Random(0), []
     for trial in range(6):
         folder = tmp_path / str(trial)
-        process = start_build(folder, 0.005)
-        end = time.monotonic() + 60
-        count = rng.randrange(19)
-        while len(data_files(folder)) <= count and process.is_alive() and time.monotonic() < end:
+        count = rng.randrange(15)
+        process = start_build(folder, count + 3)
+        while len(data_files(folder)) <= count and process.is_alive():
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02))
         process.kill()
@@ -229,23 +229,22 @@ def test_a_killed_build_resumes(tmp_path, monkeypatch):
     for folder in built:
         opened, encoded = open_dataset(folder), []
         written = opened.dataset.count_rows() if opened else 0
-        seen.add(written)
+        assert 0 <= written < 95
 
         def counted(first, encoded=encoded):
             encoded.append(first)
             return batches(95, 5)(first)
 
         index = build(folder, encode=counted)
-        assert encoded == [written] if written < 95 else not encoded
+        assert encoded == [written]
         assert content(index) == whole
         assert len(index) == 95 and len(data_files(folder)) == 19, "no fragments are left over"
-    assert any(0 < rows < 95 for rows in seen), "no trial was killed in the middle"
 
 
 @needs_fork
 def test_a_second_writer_is_rejected_unless_the_first_was_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(ROWS_PER_FRAGMENT, 5)
-    process = start_build(tmp_path, 0.05)
+    process = start_build(tmp_path, 3)
     while not data_files(tmp_path):
         time.sleep(0.001)
     with expect_fault("test_a_second_writer_is_rejected_unless_the_first_was_killed"):
@@ -269,7 +268,7 @@ def test_using_lance_in_a_fork_of_a_process_that_used_it_is_an_error(tmp_path):
 
     process = FORK.Process(target=work)
     process.start()
-    assert "forked from one that has already used one" in receiver.recv()
+    assert "forked from one that has used one" in receiver.recv()
     process.join()
 
 
@@ -331,7 +330,7 @@ def test_a_missing_or_truncated_data_file(tmp_path, monkeypatch):
         os.truncate(path, kept)
         assert torch.equal(block.states["text"]["query"], whole), "memory-mapped states would be lost"
         with pytest.raises(
-            StoreError, match=f"{path.name} has {kept} bytes instead of the [0-9]+ that the entity index needs"
+            StoreError, match=f"{path.name} has {kept} bytes instead of [0-9]+: it was truncated or replaced"
         ):
             LanceIndex(tmp_path)
         path.write_bytes(before)
@@ -339,7 +338,7 @@ def test_a_missing_or_truncated_data_file(tmp_path, monkeypatch):
     with expect_fault("test_a_missing_or_truncated_data_file"):
         list(index.blocks(95))
     path.unlink()
-    with pytest.raises(StoreError, match=f"{path.name}, a part of the entity index, is missing"):
+    with pytest.raises(StoreError, match=f"{path.name} is missing"):
         LanceIndex(tmp_path)
 
 
