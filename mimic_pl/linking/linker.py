@@ -1,0 +1,500 @@
+"""The linker: links mentions to the entities of a knowledge base."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from tqdm.auto import tqdm
+
+from mimic_pl.calibration import Calibration
+from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.formats import read_mentions
+from mimic_pl.home import expanded
+from mimic_pl.knowledge_base import KnowledgeBase
+from mimic_pl.linking.candidates import CandidateSearch
+from mimic_pl.linking.entity_records import EntityRecords
+from mimic_pl.linking.explanation import LinkExplanation, explain_link
+from mimic_pl.linking.knowledge_base_changes import (
+    KnowledgeBaseWriter,
+    advice,
+    describe,
+    fitted,
+    require_same,
+    source_of,
+    weights_of,
+)
+from mimic_pl.linking.link_stream import LinkStream
+from mimic_pl.linking.mention_records import Restriction, mentions_of
+from mimic_pl.linking.pretrained import default_device, load_linking_model
+from mimic_pl.linking.unit_totals import centered_model
+from mimic_pl.linking.zero_shot import whiten, zero_shot_model
+from mimic_pl.links import Links
+from mimic_pl.model import MIMIC
+from mimic_pl.processor.images import ImageReport
+from mimic_pl.quoting import quoted
+from mimic_pl.ranges import COUNT, require_ranges
+from mimic_pl.ranking import IndexDtype, fingerprint
+from mimic_pl.records import Entity, Mention, as_sequence
+from mimic_pl.retrieval import Reranker, rerank
+
+_log = logging.getLogger(__name__)
+
+_WHITENED = 512
+"""Numbers that image features are whitened to, as in cli_configs/zero_shot.yaml."""
+
+MentionRecord = Mention | Mapping[str, Any]
+EntityRecord = Entity | Mapping[str, Any]
+
+
+class Linker:
+    """Links mentions, words in sentences with images, to the entities of a knowledge base.
+
+    A mention's record has these keys; every other text is a field for the text template:
+
+    ================================  ==============================================================================
+    ``mention``                       the word or words, or instead of it their place:
+    ``start``, ``end``                in characters of the sentence, the end exclusive
+    ``spans``                         ``[[start, end], ...]``: several mentions of one sentence
+    ``sentence``                      the text around it
+    ``image``                         a path, the bytes of a file, a PIL image, a uint8 array, or nothing
+    ``entity_type``                   only entities with this ``type``
+    ``candidates``                    only entities with these ids
+    ``filter``                        only entities that a condition selects, such as ``"born < '1900'"``
+    ================================  ==============================================================================
+
+    Links are exact: the candidates and scores are those that ``mimic-pl test`` finds for the same mentions and
+    entities, whatever the batch size; restricted to some entities, they are those of a knowledge base of only these.
+
+    Args:
+        model: The model; the linker has a copy that shares its weights.
+        knowledge_base: The entities, built by the same model; see :meth:`with_knowledge_base`.
+        calibration: Gives probabilities to candidates and to NIL; with a reranker, one that was fitted to its scores.
+        reranker: Scores the first candidates anew: all that are asked for, and as many as its ``top_k`` if it has one.
+
+    Attributes:
+        source: Where the model was loaded from, if :meth:`from_pretrained` did; a knowledge base remembers it.
+        unusable_images: Number of mentions' images so far that could not be used, by kind (``missing``,
+            ``unreadable``, ...). The first of a kind are logged.
+
+    Raises:
+        StoreError: The knowledge base was built by another model; the message says what differs.
+        ConfigError: The calibration was fitted to other weights.
+
+    Example:
+        >>> linker = Linker.from_pretrained("lightning_logs/version_0")  # doctest: +SKIP
+        >>> linker.index("my_kb.csv", "my_kb")  # doctest: +SKIP
+        >>> linker = linker.with_knowledge_base("my_kb")  # doctest: +SKIP
+        >>> for link in linker.link({"mention": "Jordan", "sentence": "Jordan scored 30."}):  # doctest: +SKIP
+        ...     print(link.entity.name, link.score, link.probability)
+    """
+
+    def __init__(
+        self,
+        model: MIMIC,
+        knowledge_base: KnowledgeBase | str | Path | None = None,
+        calibration: Calibration | None = None,
+        reranker: Reranker | None = None,
+    ) -> None:
+        self.model = copy.copy(model)
+        self.model.processor = copy.copy(model.processor)
+        self.model.processor.report = ImageReport()
+        self.calibration = calibration
+        self.reranker = reranker
+        self.source: str | None = None
+        self.unusable_images: Counter[str] = Counter()
+        self._search: CandidateSearch | None = None
+        self._drifted: Path | None = None
+        if calibration is not None:
+            calibration.require_weights(self.weights)
+        if knowledge_base is not None:
+            self._open(knowledge_base)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name_or_path: str | Path,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        reranker: Reranker | None = None,
+    ) -> Linker:
+        """Load a model, with its calibration if it has one.
+
+        Args:
+            name_or_path: Folder of a training run, a checkpoint, an exported folder, or a name on the hub.
+            device: Torch device; by default a GPU if there is one.
+            revision: Branch, tag or commit of a name on the hub.
+            reranker: Scores the first candidates anew. The model's calibration is of other scores and not used then.
+
+        Raises:
+            ConfigError: There is no such model.
+            CheckpointError: Its weights cannot be read.
+        """
+        model, calibration = load_linking_model(name_or_path, revision)
+        calibration = None if reranker is not None else calibration
+        linker = cls(model.to(device or default_device()), calibration=calibration, reranker=reranker)
+        path = expanded(name_or_path)
+        linker.source = str(path.resolve() if path.exists() else name_or_path)
+        return linker
+
+    @classmethod
+    def from_knowledge_base(
+        cls,
+        knowledge_base: KnowledgeBase | str | Path,
+        model: str | Path | None = None,
+        device: str | torch.device | None = None,
+        revision: str | None = None,
+        reranker: Reranker | None = None,
+    ) -> Linker:
+        """Open a knowledge base with the model that it was built with.
+
+        Args:
+            knowledge_base: The knowledge base, or its folder.
+            model: Where the model is now, as :meth:`from_pretrained` takes it; by default where it was at that time.
+            device: Torch device; by default a GPU if there is one.
+            revision: Branch, tag or commit of a model on the hub.
+            reranker: Scores the first candidates anew.
+
+        Raises:
+            ConfigError: There is no such model, or the knowledge base does not say where it is.
+            CheckpointError: Its weights cannot be read.
+            StoreError: There is no such knowledge base, or another model built it.
+        """
+        if not isinstance(knowledge_base, KnowledgeBase):
+            knowledge_base = KnowledgeBase(knowledge_base)
+        model = model or source_of(knowledge_base)
+        if model is None:
+            raise ConfigError(
+                f"{knowledge_base.folder} does not say where its model is. Name it: --model RUN, or "
+                "model=... in Python."
+            )
+        return cls.from_pretrained(model, device, revision, reranker).with_knowledge_base(knowledge_base)
+
+    @classmethod
+    def zero_shot(
+        cls,
+        text: str | None = None,
+        image: str | None = None,
+        device: str | torch.device | None = None,
+        entities: Iterable[EntityRecord] | str | Path | None = None,
+        mentions: Iterable[MentionRecord] = (),
+        **options: Any,
+    ) -> Linker:
+        """A linker that needs no training.
+
+        Args:
+            text: Checkpoint folder or hub name of a text model.
+            image: Name of a timm model.
+            device: Torch device; by default a GPU if there is one.
+            entities: Entities of the knowledge base, or a file of them, as for :meth:`index`. If given, image features
+                are whitened with the first of them (:func:`~mimic_pl.linking.zero_shot.whiten`), to 512 numbers if
+                ``image_projection`` does not say otherwise, and compare far better. Only a linker made from the same
+                ones, or from this one's saved model, opens the knowledge base again.
+            mentions: With ``entities``: a sample of mentions to whiten with, too; golds are not read.
+            options: Others of :func:`~mimic_pl.linking.zero_shot.zero_shot_model`.
+
+        Raises:
+            ConfigError: A checkpoint cannot be used, or there are too few images to whiten with.
+            DataError: A record is malformed.
+        """
+        if entities is not None:
+            options = {"image_projection": _WHITENED, **options}
+        model = zero_shot_model(text, image, **options).to(device or default_device())
+        if entities is not None:
+            whiten(model, EntityRecords(entities), mentions)
+        return cls(model)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model."""
+        return self.model.device
+
+    @cached_property
+    def weights(self) -> str:
+        """Fingerprint of the model's weights, computed once."""
+        return fingerprint(self.model.encoder, self.model.matcher)
+
+    @cached_property
+    def _entity_weights(self) -> str:
+        return weights_of(self.model)
+
+    @property
+    def knowledge_base(self) -> KnowledgeBase:
+        """The version of the knowledge base that mentions are linked to.
+
+        Raises:
+            ConfigError: The linker has none.
+        """
+        return self._candidates.knowledge_base
+
+    @property
+    def _candidates(self) -> CandidateSearch:
+        if self._search is None:
+            raise ConfigError(
+                "The linker has no knowledge base. Build one with linker.index(records_or_file, folder), and open it "
+                "with linker = linker.with_knowledge_base(folder)."
+            )
+        return self._search
+
+    # ---- knowledge base -----------------------------------------------------------------------------------------
+
+    def index(
+        self,
+        records: Iterable[EntityRecord] | str | Path,
+        folder: str | Path,
+        batch_size: int = 64,
+        show_progress_bar: bool = True,
+        dtype: IndexDtype = "float32",
+        format: str | None = None,
+        image_folder: str | Path | None = None,
+    ) -> KnowledgeBase:
+        """Encode entities into a folder. Killed, the same call goes on where it was.
+
+        In a folder with a knowledge base of the same model, entities that it lacks are added.
+
+        Args:
+            records: Entities, dictionaries with ``id``, ``name``, ``image`` or ``images`` and the fields of the text
+                template, or a file in any of the :mod:`~mimic_pl.formats`.
+            folder: Folder of the knowledge base.
+            batch_size: Entities that are encoded at once.
+            show_progress_bar: Show a progress bar with rate and time left.
+            dtype: Dtype of stored states; see :data:`~mimic_pl.ranking.quantization.IndexDtype`.
+            format: Layout of the file; recognised by default.
+            image_folder: Folder that relative paths of images begin in: by default the file's own, and the working
+                directory for records.
+
+        Raises:
+            DataError: A record is malformed, two entities share an id, or there are no entities.
+            StoreError: The folder has a knowledge base of another model, or the disk is full.
+        """
+        entities = EntityRecords(records, format, image_folder)
+        return self._writer(batch_size, show_progress_bar).index(entities, expanded(folder), dtype)
+
+    def with_knowledge_base(self, knowledge_base: KnowledgeBase | str | Path) -> Linker:
+        """A linker with the same model and this knowledge base, given as a folder or opened.
+
+        Raises:
+            StoreError: It is missing, unfinished or damaged, or was built by another model; the message says what
+                differs.
+        """
+        linker = copy.copy(self)
+        linker.model = copy.copy(self.model)
+        linker._open(knowledge_base)
+        return linker
+
+    def add_entities(
+        self,
+        records: Iterable[EntityRecord] | str | Path,
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+        format: str | None = None,
+        image_folder: str | Path | None = None,
+    ) -> KnowledgeBase:
+        """Add entities to the knowledge base; only these are encoded. The linker then uses the new version.
+
+        Args:
+            records: Entities with new ids, or a file; for all arguments see :meth:`index`.
+            batch_size: Entities that are encoded at once.
+            show_progress_bar: Show a progress bar.
+            format: Layout of the file.
+            image_folder: Folder of images.
+
+        Returns:
+            The new version.
+
+        Raises:
+            DataError: A record is malformed, or an id is known or given twice.
+        """
+        writer = self._writer(batch_size, show_progress_bar)
+        return self._moved(writer.add(self.knowledge_base, EntityRecords(records, format, image_folder)))
+
+    def update_entities(
+        self,
+        records: Iterable[EntityRecord] | str | Path,
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+        format: str | None = None,
+        image_folder: str | Path | None = None,
+    ) -> KnowledgeBase:
+        """Replace entities of the knowledge base by id; see :meth:`add_entities`.
+
+        Raises:
+            DataError: A record is malformed, or an id is unknown or given twice.
+        """
+        writer = self._writer(batch_size, show_progress_bar)
+        return self._moved(writer.update(self.knowledge_base, EntityRecords(records, format, image_folder)))
+
+    def delete_entities(self, ids: Sequence[str]) -> KnowledgeBase:
+        """Delete entities of the knowledge base; see :meth:`add_entities`.
+
+        Raises:
+            DataError: An id is unknown or given twice.
+        """
+        return self._moved(self._writer(1, False).delete(self.knowledge_base, as_sequence(ids)))
+
+    def _writer(self, batch_size: int, show_progress_bar: bool) -> KnowledgeBaseWriter:
+        require_ranges({"batch_size": COUNT}, {"batch_size": batch_size}, "")
+        return KnowledgeBaseWriter(self.model, self._entity_weights, batch_size, show_progress_bar, self.source)
+
+    def _moved(self, newest: KnowledgeBase) -> KnowledgeBase:
+        self._open(newest)
+        return newest
+
+    def _open(self, given: KnowledgeBase | str | Path) -> None:
+        kb = given if isinstance(given, KnowledgeBase) else KnowledgeBase(given)
+        if kb.device != self.device:
+            kb = KnowledgeBase(kb.folder, kb.version, self.device)
+        processor = fitted(self.model.processor, kb)
+        require_same(kb, describe(self.model, processor, self._entity_weights))
+        self.model = centered_model(self.model, kb)
+        self.model.processor = processor
+        self._search = CandidateSearch(self.model, kb)
+        if processor.drifted and self._drifted != kb.folder:  # once, and not with every change
+            self._drifted = kb.folder
+            _log.warning(advice(kb.folder, processor.drifted))
+
+    # ---- links --------------------------------------------------------------------------------------------------
+
+    @overload
+    def link(self, records: MentionRecord, *args: Any, **kwargs: Any) -> Links: ...
+
+    @overload
+    def link(self, records: Iterable[MentionRecord] | str | Path, *args: Any, **kwargs: Any) -> list[Links]: ...
+
+    def link(
+        self,
+        records: MentionRecord | Iterable[MentionRecord] | str | Path,
+        top_k: int | None = 10,
+        filter: str | None = None,
+        batch_size: int = 64,
+        show_progress_bar: bool = False,
+        image_folder: str | Path | None = None,
+    ) -> Links | list[Links]:
+        """Link mentions.
+
+        Args:
+            records: One mention or several, as records (see :class:`Linker`), or a file of them.
+            top_k: Candidates per mention; ``None`` for all entities.
+            filter: Condition over the columns of the knowledge base that entities must meet, in addition to those of
+                single mentions; see :meth:`KnowledgeBase.where`.
+            batch_size: Mentions that are encoded and ranked at once.
+            show_progress_bar: Show a progress bar with rate and time left.
+            image_folder: Folder that relative paths of images begin in; by default the file's own, and the working
+                directory for records.
+
+        Returns:
+            The links of a mention; a list for several mentions, and for one record with ``spans``.
+
+        Raises:
+            DataError: A single record cannot be linked, or the filter cannot be evaluated. A record of several has an
+                error in :attr:`Links.error` instead.
+        """
+        single = isinstance(records, (Mention, Mapping))
+        source: Any = records
+        given = [source] if single else source if isinstance(source, (str, Path)) else as_sequence(source)
+        stream = self.link_stream(given, top_k, filter, batch_size, image_folder)
+        total = len(given) if isinstance(given, Sequence) and not isinstance(given, str) else None
+        found = list(tqdm(stream, "Linking", total, unit=" mentions", disable=not show_progress_bar))
+        if not single:
+            return found
+        for links in found:
+            if links.error is not None:
+                raise links.error
+        return found if isinstance(records, Mapping) and records.get("spans") is not None else found[0]
+
+    def link_stream(
+        self,
+        records: Iterable[Any] | str | Path,
+        top_k: int | None = 10,
+        filter: str | None = None,
+        batch_size: int = 64,
+        image_folder: str | Path | None = None,
+        format: str | None = None,
+        skip: int = 0,
+    ) -> LinkStream:
+        """Link a stream of mentions of any length, in bounded memory; see :meth:`link` for the arguments.
+
+        Args:
+            records: Mentions, an iterator of them, or a file in any of the :mod:`~mimic_pl.formats`.
+            top_k: Candidates per mention.
+            filter: Condition that entities must meet.
+            batch_size: Mentions that are read, encoded and ranked at once.
+            image_folder: Folder that relative paths of images begin in.
+            format: Layout of the file; recognised by default.
+            skip: Number of records at the beginning to skip, which were linked before; numbers count them.
+
+        Returns:
+            An iterator over the links in the order of the mentions. A record that cannot be linked has an
+            :attr:`Links.error`, and costs the others nothing.
+
+        Raises:
+            DataError: The filter cannot be evaluated.
+        """
+        require_ranges({"top_k": COUNT, "batch_size": COUNT}, {"top_k": top_k, "batch_size": batch_size}, "")
+        search = self._candidates
+        if filter is not None:
+            search.knowledge_base.where(filter)  # raises here, and not once for each mention
+        folder = None if image_folder is None else expanded(image_folder)
+        if isinstance(records, (str, Path)):
+            records, folder = read_mentions(expanded(records), format, image_folder=folder), None
+        read = [getattr(reader, "top_k", 0) for reader in (self.calibration, self.reranker)]
+        depth = None if top_k is None else max(top_k, *read)
+        numbered = islice(enumerate(records), skip, None)
+        return LinkStream(
+            search, numbered, top_k, depth, filter, batch_size, folder, self._finished, self.unusable_images
+        )
+
+    def _finished(self, links: Links) -> Links:
+        """Rerank the candidates of a mention, and give them probabilities."""
+        links = links if self.reranker is None else rerank(self.reranker, links)
+        if self.calibration is None or not links.candidates:
+            return links
+        scores = torch.tensor([[link.score for link in links.candidates]], dtype=torch.float64)
+        probabilities, nil = self.calibration(scores)
+        candidates = zip(links.candidates, probabilities[0].tolist(), strict=True)
+        return replace(
+            links,
+            candidates=tuple(replace(link, probability=probability) for link, probability in candidates),
+            nil_probability=float(nil[0]),
+        )
+
+    def explain(
+        self, mention: MentionRecord, entity: str, top_k: int = 5, filter: str | None = None
+    ) -> LinkExplanation:
+        """Explain the rank of an entity for a mention: scores, shares of the units, attention and gates.
+
+        The rank is that of :meth:`link`: among the entities that the mention's own conditions and the filter allow.
+
+        Args:
+            mention: A mention.
+            entity: The entity's id.
+            top_k: Number of other entities on top to compare with.
+            filter: Condition that entities must meet; see :meth:`link`.
+
+        Raises:
+            DataError: The record is malformed, there is no such entity, or a condition excludes it.
+            ConfigError: The record has several mentions.
+        """
+        mentions = mentions_of(mention)
+        if len(mentions) > 1:
+            raise ConfigError(f"{quoted(mention)} has {len(mentions)} mentions. Explain one of them at a time.")
+        kb = self.knowledge_base
+        order = kb.order_of([entity])
+        (record,) = kb.entities(order)
+        index = self._candidates.part(Restriction.of(mentions[0], filter))
+        if index is None or not torch.isin(order, index.order.cpu()):
+            raise DataError(
+                f"The entity {quoted(entity)} has no rank: the filter, or the mention's entity_type, candidates or "
+                "filter, exclude it. Explain it without them."
+            )
+        return explain_link(
+            self.model, mentions[0], record, index, top_k, self.calibration, lambda id: kb.known([id])[id].name
+        )
