@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimic_pl.callbacks.diagnostics import (
     AgreementCount,
@@ -18,12 +19,14 @@ from mimic_pl.callbacks.diagnostics import (
     GradientWatch,
     LossWatch,
     StallWatch,
+    StartWatch,
     gradient_norms,
 )
 from mimic_pl.callbacks.diagnostics.loss import BatchPosition
 from mimic_pl.callbacks.results import metrics_by_score
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.distributed import ProcessGroup
+from mimic_pl.encoders import Encoder
 from mimic_pl.errors import NonFiniteLossError
 from mimic_pl.model import MIMIC
 from mimic_pl.ranges import COUNT, NOT_NEGATIVE, Range, in_range
@@ -46,13 +49,16 @@ class FailureMonitor(Callback):
     - gates near zero, in each unit with gates (``monitor/gates_near_zero/...``, on a part of one training batch at each
       validation);
     - H@1 that stalls while MRR rises (``monitor/hits@1_rise``, ``monitor/mrr_rise``);
+    - a unit that training has made worse than it was (``monitor/mrr_to_start/...``, after each validation), if the run
+      was validated before its first step: ``num_sanity_val_steps=-1`` of the Trainer. That costs one validation, and is
+      worth it for a run that starts from pretrained units;
     - a loss that rises above its initial value or explodes (``monitor/loss_to_start``, every ``log_every_n_steps``
       optimizer steps), and one that is not finite: the first such batch and loss terms are named;
     - a unit, or the encoder, with no gradient or a vanishing one (``monitor/gradient_share/...``, every
-      ``log_every_n_steps`` steps, before clipping).
+      ``log_every_n_steps`` steps, before clipping). A frozen encoder whose projections no unit reads is left out.
 
     With several processes, values are computed over all of them and the first one logs. Checkpoints store the initial
-    loss and the history of validations.
+    loss, the initial metrics and the history of validations.
 
     Args:
         enabled: Enable the monitor.
@@ -66,6 +72,8 @@ class FailureMonitor(Callback):
         stall_validations: Number of validations over which H@1 is compared with MRR.
         stall_mrr: Minimum rise of MRR over these validations.
         stall_share: H@1 stalls if it rises by less than this fraction of the rise of MRR.
+        start_margin: A unit has become worse than before training if its MRR is lower by more than this (and by more
+            than two standard deviations of it).
         divergence: Multiple of the initial loss (the mean of the first five batches) above which the loss has risen.
         divergence_batches: Number of consecutive batches for which it must stay above.
         explosion: Multiple of the initial loss that counts as an explosion at once.
@@ -91,6 +99,7 @@ class FailureMonitor(Callback):
         stall_validations=Range(2),
         stall_mrr=NOT_NEGATIVE,
         stall_share=NOT_NEGATIVE,
+        start_margin=NOT_NEGATIVE,
         divergence=NOT_NEGATIVE,
         divergence_batches=COUNT,
         explosion=NOT_NEGATIVE,
@@ -108,6 +117,7 @@ class FailureMonitor(Callback):
         stall_validations: int = 4,
         stall_mrr: float = 0.02,
         stall_share: float = 0.1,
+        start_margin: float = 0.02,
         divergence: float = 1.2,
         divergence_batches: int = 100,
         explosion: float = 5.0,
@@ -123,6 +133,7 @@ class FailureMonitor(Callback):
         self._gates = GateWatch(closed_share, near_zero)
         self._collapse = CollapseWatch(chance_margin, agreement, collapse_validations)
         self._stall = StallWatch(stall_validations, stall_mrr, stall_share)
+        self._start = StartWatch(start_margin)
         self._agreement = AgreementCount()
         self._sample: dict[str, dict[str, Tensor]] | None = None
         self._position = BatchPosition(0, 0, 0)
@@ -143,7 +154,9 @@ class FailureMonitor(Callback):
         """Check the accumulated gradients, before clipping."""
         if not self.enabled or not isinstance(pl_module, MIMIC) or trainer.global_step % _every(trainer):
             return
-        parts = {**pl_module.matcher.units, "encoder": pl_module.encoder}
+        parts: dict[str, nn.Module] = dict(pl_module.matcher.units.items())
+        if not _frozen(pl_module.encoder):
+            parts["encoder"] = pl_module.encoder
         shares, findings = self._gradients.check(gradient_norms(pl_module, parts))
         self._log(trainer, {f"gradient_share/{name}": share for name, share in shares.items()})
         self._warn(trainer, findings)
@@ -217,12 +230,16 @@ class FailureMonitor(Callback):
             self._agreement.add(outputs["ranking"].ranks)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Check ranks and metrics."""
-        if not self._watches(trainer):
+        """Check ranks and metrics; before the first step, keep them if all mentions were ranked."""
+        before_training = trainer.sanity_checking and math.isinf(trainer.num_sanity_val_steps)
+        if not self._watches(trainer) and not (self.enabled and before_training):
             return
         scores = metrics_by_score(trainer.callback_metrics, "val")
         mrr = {name: metrics["mrr"] for name, metrics in scores.items() if "mrr" in metrics}
         hits = {name: metrics["hits@1"] for name, metrics in scores.items() if "hits@1" in metrics}
+        if before_training:
+            self._start.keep(mrr, hits)
+            return
         if self._agreement.names:
             counts = trainer.strategy.reduce(self._agreement.summary().to(pl_module.device), reduce_op="sum").tolist()
             pairs = zip(self._agreement.names, zip(counts[1::2], counts[2::2], strict=True), strict=True)
@@ -231,6 +248,9 @@ class FailureMonitor(Callback):
                 figures, findings = self._collapse.check(mrr, hits, dict(pairs), entities, counts[0])
                 self._log(trainer, figures)
                 self._warn(trainer, findings)
+            figures, findings = self._start.check(mrr, hits, counts[0])
+            self._log(trainer, figures)
+            self._warn(trainer, findings)
         if "overall" in mrr and "overall" in hits:
             figures, findings = self._stall.check(hits["overall"], mrr["overall"])
             self._log(trainer, figures)
@@ -244,6 +264,7 @@ class FailureMonitor(Callback):
             "start": self._loss.start,
             "history": [list(pair) for pair in self._stall.history],
             "streaks": dict(self._collapse.streaks),
+            "before_training": {name: list(pair) for name, pair in self._start.metrics.items()},
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -251,6 +272,8 @@ class FailureMonitor(Callback):
         self._loss.start = state_dict["start"]
         self._stall.history = [(hits, mrr) for hits, mrr in state_dict["history"]]
         self._collapse.streaks = dict(state_dict["streaks"])
+        before_training = state_dict.get("before_training", {})  # not in checkpoints of older versions
+        self._start.metrics = {name: (mrr, hits) for name, (mrr, hits) in before_training.items()}
 
     def _watches(self, trainer: Trainer) -> bool:
         return self.enabled and trainer.state.fn == "fit" and not trainer.sanity_checking
@@ -265,6 +288,11 @@ class FailureMonitor(Callback):
             if once not in self._warned and trainer.is_global_zero:
                 _LOG.warning("Epoch %d: %s", trainer.current_epoch, finding.text)
             self._warned.add(once)
+
+
+def _frozen(encoder: Encoder) -> bool:
+    """Whether an encoder is not meant to learn: its towers are frozen, and no unit reads the projections on top."""
+    return encoder.frozen and all(parameter.grad is None for parameter in encoder.parameters())
 
 
 def _every(trainer: Trainer) -> int:

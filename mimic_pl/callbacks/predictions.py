@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import os
@@ -12,11 +11,14 @@ from typing import IO, Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from mimic_pl.calibration import Calibration
+from mimic_pl.callbacks.calibrated_results import CalibratedResults
 from mimic_pl.callbacks.results import EvaluatedMentions, metrics_by_group, metrics_by_score, missing_golds, title_of
 from mimic_pl.checkpoints.atomic_io import write_run_file
 from mimic_pl.data.protocol import Records, data_of
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError
+from mimic_pl.files import sha256_of
 from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking import Ranking
 from mimic_pl.records import Entity, Mention
@@ -32,6 +34,9 @@ class PredictionWriter(EvaluatedMentions):
       the knowledge base) and its top candidates, and ``metrics.json``, with results for golds seen and unseen in
       training in ``subsets`` if both occur;
     - ``predict`` writes ``links.jsonl``, one mention per line with its top candidates.
+
+    If the run is calibrated (see :class:`~mimic_pl.callbacks.CalibratedResults`), candidates have a ``probability``,
+    mentions a ``nil_probability``, and ``metrics.json`` the results of their ``calibration``.
 
     If only some of the mentions are evaluated (``limit_test_batches``), the files are ``predictions.partial.jsonl``,
     ``metrics.partial.json`` and ``links.partial.jsonl``, beside complete ones. ``metrics.json`` has the SHA-256 of
@@ -88,6 +93,7 @@ class PredictionWriter(EvaluatedMentions):
             return
         degradation = getattr(data, "degradation", None)  # custom data modules may lack it
         groups = metrics_by_group(trainer.callback_metrics, "test")
+        calibrated = CalibratedResults.of(trainer)
         summary = {
             "checkpoint": _relative(trainer.ckpt_path, predictions.parent),
             "data": title_of(trainer),
@@ -98,6 +104,7 @@ class PredictionWriter(EvaluatedMentions):
             "entities": len(data.entities),
             "metrics": metrics_by_score(trainer.callback_metrics, "test"),
             **({"subsets": groups} if groups else {}),
+            **({} if calibrated is None else calibrated.summary()),
         }
         write_metrics(predictions, summary)
 
@@ -138,11 +145,14 @@ class PredictionWriter(EvaluatedMentions):
         if self._entities is None:
             self._entities = as_table(data.entities)
         ranks = {name: column.tolist() for name, column in ranking.ranks.items()}
-        for row, line in enumerate(candidate_lists(ranking, self._entities, self.top_k)):
+        calibrated = CalibratedResults.of(trainer)
+        calibration = None if calibrated is None else calibrated.calibration
+        nil = None if calibration is None else calibration(ranking.top_scores["overall"])[1].tolist()
+        for row, line in enumerate(candidate_lists(ranking, self._entities, self.top_k, calibration)):
             index = int(outputs["index"][row])
             mention = mentions[index]
             known = {name: column[row] for name, column in ranks.items()} if labelled else None
-            record = prediction(mention, self._entities, line, known)
+            record = prediction(mention, self._entities, line, known, None if nil is None else nil[row])
             self._part.write(f"{index}\t{json.dumps(record, ensure_ascii=False)}\n")
 
     def _close(self, trainer: Trainer, name: str, part: bool) -> Path | None:
@@ -179,17 +189,12 @@ def write_metrics(predictions: Path, summary: dict[str, Any]) -> None:
     write_run_file(path, (content + "\n").encode())
 
 
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def prediction(
-    mention: Mention, entities: EntityTable, candidates: list[dict[str, Any]], ranks: dict[str, int] | None = None
+    mention: Mention,
+    entities: EntityTable,
+    candidates: list[dict[str, Any]],
+    ranks: dict[str, int] | None = None,
+    nil_probability: float | None = None,
 ) -> dict[str, Any]:
     """The output record of a mention.
 
@@ -198,25 +203,33 @@ def prediction(
         entities: The knowledge base.
         candidates: Candidates from :func:`candidate_lists`.
         ranks: Its rank by each score, 0 if no gold is in the knowledge base; without ranks, golds are omitted.
+        nil_probability: Probability that none of the scored entities is the answer, in a calibrated run.
     """
     record: dict[str, Any] = {"id": mention.id, "mention": mention.mention, "sentence": mention.sentence}
     if ranks is not None:
         record["golds"] = [{"qid": qid, "name": _name(qid, entities)} for qid in mention.golds]
         record["rank"] = {name: rank or None for name, rank in ranks.items()}
+    if nil_probability is not None:
+        record["nil_probability"] = round(nil_probability, 6)
     return {**record, "candidates": candidates}
 
 
-def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) -> list[list[dict[str, Any]]]:
+def candidate_lists(
+    ranking: Ranking, entities: Sequence[Entity], top_k: int, calibration: Calibration | None = None
+) -> list[list[dict[str, Any]]]:
     """The top candidates of each mention of a ranking, best first, as dictionaries.
 
     Args:
         ranking: Ranking of a batch of mentions.
         entities: The knowledge base.
         top_k: Candidates per mention.
+        calibration: Adds their probabilities.
 
     Returns:
-        For each mention its candidates: ``{"qid": ..., "name": ..., "scores": {"overall": ..., "text": ..., ...}}``.
+        For each mention its candidates: ``{"qid": ..., "name": ..., "scores": {"overall": ..., "text": ..., ...}}``,
+        with a calibration also ``"probability"``.
     """
+    probabilities = None if calibration is None else calibration(ranking.top_scores["overall"])[0].tolist()
     positions = ranking.top_entities[:, :top_k].tolist()
     scores = {name: block[:, :top_k].tolist() for name, block in ranking.top_scores.items()}
     return [
@@ -225,6 +238,7 @@ def candidate_lists(ranking: Ranking, entities: Sequence[Entity], top_k: int) ->
                 "qid": entity.id,
                 "name": entity.name,
                 "scores": {name: round(block[row][column], 6) for name, block in scores.items()},
+                **({} if probabilities is None else {"probability": round(probabilities[row][column], 6)}),
             }
             for column, entity in enumerate(entities[position] for position in line)
         ]

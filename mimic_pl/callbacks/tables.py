@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from mimic_pl.callbacks.calibrated_results import CalibratedResults, results_table
 from mimic_pl.callbacks.results import (
     PUBLISHED,
     RECALL,
@@ -57,6 +58,9 @@ class ResultTable(EvaluatedMentions):
         Console().print(result_table(title, scores, published, caption, groups))
         if any(name in scores["overall"] for name in RECALL):
             Console().print(result_table("recall over all golds of a mention", scores, columns=RECALL))
+        calibrated = CalibratedResults.of(trainer) if stage == "test" else None
+        if calibrated is not None and calibrated.results is not None:
+            Console().print(results_table(calibrated.results))
 
 
 def result_table(

@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mimic_pl import MELDataModule
-from mimic_pl.callbacks import FailureMonitor
+from mimic_pl.callbacks import FailureMonitor, Whitening
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import NonFiniteLossError
 from mimic_pl.losses import UnitConsistentLoss
@@ -88,10 +88,21 @@ def data(tmp_path_factory):
 def fit(make_trainer, data, tmp_path, caplog):
     """Train, and return the warnings and the logged curves."""
 
-    def run(units=None, monitor=None, model=MIMIC, change=None, lr=3e-3, loss=None, optimizer=None, **kwargs):
+    def run(
+        units=None,
+        monitor=None,
+        model=MIMIC,
+        change=None,
+        lr=3e-3,
+        loss=None,
+        optimizer=None,
+        callbacks=(),
+        freeze=False,
+        **kwargs,
+    ):
         torch.manual_seed(5)
         trained = model(
-            CLIPEncoder(**tiny.ENCODER),
+            CLIPEncoder(**tiny.ENCODER, freeze=freeze, frozen_features=None),
             units=units or PUBLISHED,
             losses={"contrastive": UnitConsistentLoss(mask_false_negatives=True, **(loss or {}))},
             optimizer=optimizer or (lambda parameters: torch.optim.AdamW(parameters, lr=lr)),
@@ -102,7 +113,7 @@ def fit(make_trainer, data, tmp_path, caplog):
         settings["logger"] = TensorBoardLogger(tmp_path, "runs")
         caplog.clear()
         with caplog.at_level(logging.WARNING, logger="mimic_pl"):
-            trainer = make_trainer(monitor or FailureMonitor(), **(settings | kwargs))
+            trainer = make_trainer(monitor or FailureMonitor(), *callbacks, **(settings | kwargs))
             trainer.fit(trained, data())
         warnings = [record.getMessage() for record in caplog.records if record.name.startswith("mimic_pl")]
         return warnings, curves(trainer.log_dir) if settings["logger"] else {}
@@ -249,15 +260,52 @@ def test_a_vanishing_gradient(fit):
     assert set(found) & {"gradient_share/faint", "gradient_share/encoder"} == set()
 
 
+def white(dims):
+    return GlobalCosine(dims, pretrained=True, centered=True, projection=8)
+
+
+def test_frozen_towers_are_not_reported_if_no_unit_reads_the_projections_on_top(fit):
+    warnings, found = fit({"white": white}, freeze=True, callbacks=[Whitening()])
+    assert warnings == [] and "gradient_share/encoder" not in found
+    assert "gradient_share/white" in found
+    _, found = fit({"vision": vision}, freeze=True)
+    assert min(found["gradient_share/encoder"]) > 0, "this unit does read them"
+
+
+@pytest.mark.parametrize(("lr", "worse"), [(1.0, True), (1e-3, False)])
+def test_a_unit_that_training_has_made_worse(fit, lr, worse):
+    """A projection that starts from a whitening, with a learning rate a thousand times too large."""
+    before = {"freeze": True, "callbacks": [Whitening()], "num_sanity_val_steps": -1}
+    warnings, found = fit({"white": white}, lr=lr, **before)
+    lines = [line for line in warnings if "Training has made white worse than it was before" in line]
+    assert [line.partition(":")[0] for line in lines] == (["Epoch 0", "Epoch 1", "Epoch 2"] if worse else [])
+    assert len(found["mrr_to_start/white"]) == 3
+    assert max(found["mrr_to_start/white"]) < 0.8 if worse else min(found["mrr_to_start/white"]) > 1
+    assert worse or warnings == []
+
+
+def test_the_start_is_that_of_no_training(fit):
+    monitor = FailureMonitor(start_margin=0)
+    before = {"freeze": True, "callbacks": [Whitening()], "num_sanity_val_steps": -1}
+    warnings, found = fit({"white": white, "text": GlobalCosine}, monitor, lr=0.0, **before)
+    assert {name for name in found if name.startswith("mrr_to_start")} == {"mrr_to_start/white", "mrr_to_start/text"}
+    assert set(found["mrr_to_start/white"]) == set(found["mrr_to_start/text"]) == {1.0}
+    assert not any("worse" in line for line in warnings)
+
+
 def test_the_state_survives_a_resume(fit, tmp_path):
     first = FailureMonitor()
-    fit(monitor=first, enable_checkpointing=True, max_epochs=2)
+    fit(monitor=first, enable_checkpointing=True, max_epochs=2, num_sanity_val_steps=-1)
     (checkpoint,) = tmp_path.rglob("*.ckpt")
     saved = torch.load(checkpoint, weights_only=True)["callbacks"]["FailureMonitor"]
     second = FailureMonitor()
     second.load_state_dict(saved)
     assert second.state_dict() == saved
     assert saved["start"] == first.state_dict()["start"] and len(saved["history"]) >= 1
+    assert set(saved["before_training"]) == set(PUBLISHED)
+    del saved["before_training"]  # as in checkpoints of older versions
+    second.load_state_dict(saved)
+    assert second.state_dict()["before_training"] == {}
 
 
 def test_other_models_and_a_disabled_monitor(make_trainer, given_scores, records, fit):

@@ -5,6 +5,7 @@ from mimic_pl.callbacks.diagnostics.gates import GateWatch
 from mimic_pl.callbacks.diagnostics.gradients import GradientWatch, gradient_norms
 from mimic_pl.callbacks.diagnostics.loss import LossWatch
 from mimic_pl.callbacks.diagnostics.scores import AgreementCount, CollapseWatch, StallWatch
+from mimic_pl.callbacks.diagnostics.start import StartWatch
 
 __all__ = [
     "AgreementCount",
@@ -14,5 +15,6 @@ __all__ = [
     "GradientWatch",
     "LossWatch",
     "StallWatch",
+    "StartWatch",
     "gradient_norms",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
@@ -11,9 +13,10 @@ from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError
 from mimic_pl.model import MIMIC
 from mimic_pl.ranges import COUNT, SEED, in_range
+from mimic_pl.ranking import EntityIndex
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.ranking.stored_states import gather_states, pick
-from mimic_pl.units import States, WeightedMatcher
+from mimic_pl.units import Matcher, States, WeightedMatcher
 
 _STAGES = ("fit", "validate")
 
@@ -27,7 +30,8 @@ class WeightCalibration(Callback):
         -log softmax_e(sum over units u of w_u S_u(m, e)), w_u >= 0,
 
     at the golds of validation mentions, among their golds and a sample of the knowledge base. Training continues
-    with them, and checkpoints contain them; ``validate`` fits them, too, and leaves them in the model. Note that
+    with them, and checkpoints contain them; ``validate`` fits them, too, and leaves them in the model. Units that are
+    centred on mentions are centred on the same mentions, without looking at their golds. Note that
     validation metrics are then measured on the split that the weights were fitted on, with one parameter per unit;
     the test split is not used.
 
@@ -77,16 +81,7 @@ class WeightCalibration(Callback):
         sides, golds = self._sample_mentions(trainer, pl_module, index.processes)
         if not golds:
             return torch.empty(0), torch.empty(0)
-        gold = torch.cat(golds)
-        generator = torch.Generator().manual_seed(self.seed)
-        sample = torch.randperm(len(index), generator=generator)[: self.entities].to(gold.device)
-        columns = torch.cat([sample, gold]).unique()  # type: ignore[no-untyped-call]
-        entities = index.gather(columns)
-        matcher, parts = in_float32(pl_module.matcher), []
-        for states in sides:
-            scores = matcher.score(states, entities)
-            parts.append(torch.stack([scores[name] for name in pl_module.matcher.units]))
-        return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
+        return sampled_scores(pl_module.matcher, sides, torch.cat(golds), index, self.entities, self.seed)
 
     def _sample_mentions(
         self, trainer: Trainer, model: MIMIC, processes: ProcessGroup
@@ -105,6 +100,39 @@ class WeightCalibration(Callback):
             if sum(map(len, golds)) >= self.mentions:
                 break
         return sides, golds
+
+
+@torch.no_grad()
+def sampled_scores(
+    matcher: Matcher, mentions: Sequence[States], gold: Tensor, index: EntityIndex, entities: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Score mentions against their golds and a sample of the knowledge base, for :func:`fit_weights`.
+
+    Units that are centred on mentions are centred on these from now on.
+
+    Args:
+        matcher: Scores the pairs.
+        mentions: States of the mentions in batches.
+        gold: Order number of each mention's gold, int64 ``[mentions]``.
+        index: The knowledge base.
+        entities: Number of sampled entities.
+        seed: Seed of the sample.
+
+    Returns:
+        Scores by unit ``[units, mentions, entities]``, and the column of each mention's gold, int64 ``[mentions]``.
+    """
+    totals = [matcher.totals(states) for states in mentions]
+    matcher.set_totals("mentions", {name: torch.stack([own[name] for own in totals]).sum(dim=0) for name in totals[0]})
+    generator = torch.Generator().manual_seed(seed)
+    order = index.order.sort().values if index.processes.world_size == 1 else torch.arange(len(index))
+    sample = order[torch.randperm(len(order), generator=generator)[:entities].to(order.device)].to(gold.device)
+    columns = torch.cat([sample, gold]).unique()  # type: ignore[no-untyped-call]
+    of_entities, in_full = index.gather(columns), in_float32(matcher)
+    parts = []
+    for states in mentions:
+        scores = in_full.score(states, of_entities)
+        parts.append(torch.stack([scores[name] for name in matcher.units]))
+    return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
 
 
 @torch.inference_mode(False)  # validate runs in inference mode, which has no gradients

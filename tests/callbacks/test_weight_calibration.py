@@ -6,7 +6,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.callbacks import WeightCalibration
-from mimic_pl.callbacks.calibration import fit_weights
+from mimic_pl.callbacks.weight_calibration import fit_weights
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor import BM25Lexicon, Processor
