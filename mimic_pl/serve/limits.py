@@ -1,0 +1,41 @@
+"""What a server accepts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mimic_pl.ranges import COUNT, POSITIVE, require_ranges
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Limits of a server; a request beyond them is refused before it costs anything.
+
+    Args:
+        body: Bytes of a request (413 beyond it).
+        pixels: Pixels of an image (422).
+        characters: Characters of a text (422).
+        mentions: Mentions of a request (422).
+        candidates: Candidates per mention (422).
+        queue: Mentions that wait at the same time (503).
+        batch_size: Mentions that are linked at once, those of several requests together.
+        seconds: Time for reading a request (408), and for waiting for its links (503).
+
+    Raises:
+        ConfigError: A limit is not positive.
+    """
+
+    body: int = 32 * 1024 * 1024
+    pixels: int = 25_000_000
+    characters: int = 20_000
+    mentions: int = 256
+    candidates: int = 100
+    queue: int = 1024
+    batch_size: int = 64
+    seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        counts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "seconds"}
+        require_ranges(dict.fromkeys(counts, COUNT), counts, "limits.")
+        require_ranges({"seconds": POSITIVE}, {"seconds": self.seconds}, "limits.")
