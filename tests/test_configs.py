@@ -1,6 +1,7 @@
 """Every shipped configuration builds its model and trains a step, on small stand-ins for its data and checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ import yaml
 from transformers import AutoTokenizer, BertConfig, BertModel, CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from mimic_pl.cli import main
+from mimic_pl.data import demo
 from mimic_pl.encoders.clip import PUBLISHED_LENGTH
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from tests import tiny
+from tests.encoders.checkpoints import save
 
 CONFIGS = Path(__file__).parents[1] / "cli_configs"
 FILE_STEMS = {"wikimel": "WIKIMEL", "richpedia": "RichpediaMEL", "wikidiverse": "wiki_diverse", "emojimel": "EmojiMEL"}
@@ -41,7 +44,7 @@ def clip_checkpoint(tmp_path_factory):
 
 
 def test_every_configuration_is_tested():
-    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILE_STEMS, "demo"}
+    assert {path.stem for path in CONFIGS.glob("*.yaml")} == {*FILE_STEMS, "demo", "zero_shot", "lexical"}
 
 
 @pytest.mark.parametrize("name", FILE_STEMS)
@@ -54,9 +57,46 @@ def test_a_step_of_training_and_validation(name, clip_checkpoint, tmp_path, monk
 
 
 def test_a_step_of_the_demo(tmp_path, monkeypatch):
+    """On an eighth of its mentions: they take seconds to draw."""
     monkeypatch.chdir(tmp_path)
+    design = demo.design_demo(0)
+    some = {split: mentions[::8] for split, mentions in design.mentions.items()}
+    monkeypatch.setattr(demo, "design_demo", lambda seed: replace(design, mentions=some))
     main(["fit", "--config", str(CONFIGS / "demo.yaml"), "--trainer.fast_dev_run", "true", "--data.num_workers", "0"])
     assert (tmp_path / "data" / "Demo" / "kb_entity.json").is_file()
+
+
+@pytest.mark.parametrize("trained", [False, True])
+def test_linking_without_training_and_training_from_there(trained, clip_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", FILE_STEMS["emojimel"])
+    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.text", small_bert(clip_checkpoint)]
+    options += ["--model.encoder.vision", "resnet10t", "--model.encoder.vision_pretrained", "false"]
+    options += ["--model.encoder.image_size", "32", "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+    options += ["--model.units.image.init_args.projection", "8"]  # not 512: there are some 40 images
+    configs = ["zero_shot.yaml", *(["recipes/best.yaml"] if trained else [])]
+    if trained:
+        options += ["--trainer.max_epochs", "2", "--model.lr_scheduler.init_args.T_max", "2"]
+    main(["fit", *(word for name in configs for word in ("--config", str(CONFIGS / name))), *options])
+    main(["test"])
+    run = tmp_path / "lightning_logs" / "version_0"
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    assert set(metrics) == {"overall", "lexical", "text", "image"}
+    weights = torch.load(next((run / "checkpoints").glob("*.ckpt")), weights_only=True)["state_dict"]
+    scales = {name: float(weights[f"matcher.units.{name}.log_scale"].exp()) for name in ("lexical", "text", "image")}
+    assert (scales == {"lexical": 1, "text": pytest.approx(2), "image": pytest.approx(20)}) is not trained
+    assert len(set(weights["matcher.raw_weights"].tolist())) == 3, "but the weights are fitted"
+
+
+def test_linking_by_words_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", FILE_STEMS["richpedia"])
+    options = ["--data.root", str(tmp_path / "set"), "--trainer.accelerator", "cpu", "--data.num_workers", "0"]
+    main(["fit", "--config", str(CONFIGS / "lexical.yaml"), *options])
+    checkpoint = next((tmp_path / "lightning_logs" / "version_0" / "checkpoints").glob("*.ckpt"))
+    weights = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert [float(weights[f"matcher.units.{name}.log_scale"]) for name in ("lexical", "names")] == [0, 0]
+    assert len(set(weights["matcher.raw_weights"].tolist())) == 2, "only the weights are fitted"
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -78,27 +118,48 @@ OVERLAYS = sorted(
     path
     for folder in ("experiments", "recipes")
     for path in (CONFIGS / folder).glob("*.yaml")
-    if not path.stem.startswith(("cross_to_", "low_resource_"))  # these have their own tests
+    if not path.stem.startswith(("cross_to_", "low_resource_", "cross_encoder", "best"))  # these have their own tests
 )
+
+
+ALIKE = {
+    *("lr_1e-5", "lr_2e-5", "small_lr_1e-3", "small_lr_2.5e-4", "small_lr_5e-4", "no_text_loss", "no_vision_loss"),
+    *("text_unit_only", "vision_unit_only", "cross_to_wikimel", "cross_to_wikidiverse"),
+    "from_scratch",  # tested with its run below
+}
+"""Overlays that others differ from in a number or a name only: training with them is a slow test."""
+
+
+def one_of_each(names):
+    """Parameters, some of which are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in names]
 
 
 def small_weights(overlay, clip_checkpoint):
     """Options that replace the pretrained weights of an overlay by small ones."""
+    if overlay.stem == "siglip2":
+        return ["--model.encoder.pretrained", str(save("siglip2", Path(clip_checkpoint).parent / "siglip2"))]
     if overlay.stem != "sentence_encoder":
         return ["--model.encoder.pretrained", clip_checkpoint]
-    # That encoder's text tower is a BERT: a random one with the tokenizer of the small CLIP.
+    # One layer in its image tower: bfloat16 is slow on most CPUs.
+    small_vision = ["--model.encoder.vision_args", '{"img_size": 112, "depth": 1}']
+    return ["--model.encoder.text", small_bert(clip_checkpoint), *small_vision]
+
+
+def small_bert(clip_checkpoint):
+    """A random BERT with the tokenizer of the small CLIP."""
     folder = Path(clip_checkpoint).parent / "bert"
     if not folder.is_dir():
         AutoTokenizer.from_pretrained(clip_checkpoint).save_pretrained(folder)
         sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
         BertModel(BertConfig(vocab_size=len(AutoTokenizer.from_pretrained(folder)), **sizes)).save_pretrained(folder)
-    # And one layer in its image tower: bfloat16 is slow on most CPUs.
-    return ["--model.encoder.text", str(folder), "--model.encoder.vision_args", '{"img_size": 112, "depth": 1}']
+    return str(folder)
 
 
-@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: f"{path.parent.name}-{path.stem}")
-def test_a_step_with_every_overlay(overlay, clip_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", one_of_each(path.stem for path in OVERLAYS))
+def test_a_step_with_every_overlay(name, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    (overlay,) = (path for path in OVERLAYS if path.stem == name)
     tiny.write_set(tmp_path / "set", "RichpediaMEL")
     options = ["--data.root", str(tmp_path / "set"), *small_weights(overlay, clip_checkpoint)]
     options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0"]
@@ -122,26 +183,27 @@ def test_every_overlay_starts_with_what_it_changes(overlay):
     assert set(yaml.safe_load("\n".join(rest))) <= {"trainer", "model", "data"}
 
 
-@pytest.mark.parametrize("target", PUBLISHED)
-def test_a_step_across_data_sets(target, clip_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("overlay", one_of_each(f"cross_to_{name}" for name in PUBLISHED))
+def test_a_step_across_data_sets(overlay, clip_checkpoint, tmp_path, monkeypatch):
     """Training on the other two sets, with the model of any published configuration."""
     monkeypatch.chdir(tmp_path)
     folders = {"wikimel": "WikiMEL", "richpedia": "RichpediaMEL", "wikidiverse": "WikiDiverse"}
     for name, folder in folders.items():
         tiny.write_set(tmp_path / "data" / folder, FILE_STEMS[name])
-    overlay = CONFIGS / "experiments" / f"cross_to_{target}.yaml"
-    data = yaml.safe_load(overlay.read_text())["data"]["init_args"]
+    text = (CONFIGS / "experiments" / f"{overlay}.yaml").read_text()
+    target = overlay.removeprefix("cross_to_")
+    data = yaml.safe_load(text)["data"]["init_args"]
     assert data["test"]["init_args"]["root"] == f"data/{folders[target]}"
     assert {part["init_args"]["root"] for part in data["train"]} == {
         f"data/{folder}" for name, folder in folders.items() if name != target
     }
-    (tmp_path / "alone.yaml").write_text(overlay.read_text().replace("num_workers: 8", "num_workers: 0"))
+    (tmp_path / "alone.yaml").write_text(text.replace("num_workers: 8", "num_workers: 0"))
     options = ["--model.encoder.pretrained", clip_checkpoint, "--trainer.accelerator", "cpu"]
     files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", "alone.yaml"]
     main(["fit", *files, *options, "--trainer.fast_dev_run", "true"])
 
 
-@pytest.mark.parametrize(("percent", "mentions"), [(10, 2), (20, 4)])
+@pytest.mark.parametrize(("percent", "mentions"), [(10, 2), pytest.param(20, 4, marks=pytest.mark.slow)])
 def test_a_low_resource_run(percent, mentions, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "set", FILE_STEMS["wikimel"])
@@ -154,12 +216,33 @@ def test_a_low_resource_run(percent, mentions, clip_checkpoint, tmp_path, monkey
     assert torch.load(last, weights_only=True)["global_step"] == mentions  # of 20 mentions, one per batch
 
 
-def test_a_run_of_the_best_recipe_is_tested_from_its_folder(clip_checkpoint, tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["clip", "siglip2"])
+def test_a_run_that_starts_from_zero_shot_scores(kind, tmp_path, monkeypatch, caplog):
+    """With the encoder of the configuration, and with SigLIP 2: small checkpoints in the formats of the hub's."""
+    monkeypatch.chdir(tmp_path)
+    tiny.write_set(tmp_path / "set", "RichpediaMEL")
+    names = ["richpedia", "recipes/zero_shot_units", *(["recipes/siglip2"] if kind == "siglip2" else [])]
+    files = [word for name in names for word in ("--config", str(CONFIGS / f"{name}.yaml"))]
+    options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", str(save(kind, tmp_path / kind))]
+    options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.max_epochs", "2"]
+    main(["fit", *files, *options])
+    main(["test"])
+    run = tmp_path / "lightning_logs" / "version_0"
+    metrics = json.loads((run / "metrics.json").read_text())["metrics"]
+    published = {"text", "vision", "cross_modal"}
+    assert set(metrics) == {"overall", "lexical", "text_cosine", "image_cosine", *published}
+    checkpoint = torch.load(next((run / "checkpoints").glob("*.ckpt")), weights_only=True)
+    assert set(checkpoint["callbacks"]["FailureMonitor"]["before_training"]) == set(metrics) - {"overall"}
+    config = yaml.safe_load((run / "config.yaml").read_text())["model"]["init_args"]
+    assert config["matcher"]["init_args"]["initial"] == dict.fromkeys(published, 0)
+
+
+def test_a_run_of_the_recipe_from_scratch_is_tested_from_its_folder(clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "set", "RichpediaMEL")
     options = ["--data.root", str(tmp_path / "set"), "--model.encoder.pretrained", clip_checkpoint]
     options += ["--trainer.accelerator", "cpu", "--data.num_workers", "0", "--trainer.max_epochs", "2"]
-    files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", str(CONFIGS / "recipes" / "best.yaml")]
+    files = ["--config", str(CONFIGS / "richpedia.yaml"), "--config", str(CONFIGS / "recipes" / "from_scratch.yaml")]
     main(["fit", *files, *options])
     main(["test"])
     metrics = json.loads((tmp_path / "lightning_logs" / "version_0" / "metrics.json").read_text())["metrics"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 
@@ -17,6 +16,7 @@ from mimic_pl.batch import Batch, Inputs
 from mimic_pl.data import MELDataModule
 from mimic_pl.encoders import INPUTS, Encoder, repeat_last
 from mimic_pl.encoding import BatchEncoder, Side
+from mimic_pl.features import IMAGE_PRETRAINED, TEXT_PRETRAINED
 
 _ENTITIES_AT_ONCE = 1 << 14
 """Entities whose vectors are converted to float64 at once."""
@@ -64,8 +64,8 @@ class Cosine:
 def embed(encoder: Encoder, data: MELDataModule, split: str, device: str) -> tuple[Embeddings, Embeddings]:
     """Encode the mentions of a split and the knowledge base.
 
-    The linear projections ``text_global`` and ``image_global`` on top of pretrained towers are randomly initialised and
-    would distort the features, so they are bypassed. Encoders without modules of these names are used as they are.
+    The features are those of the pretrained towers (``text_pretrained`` and ``image_pretrained``), since projections on
+    top are randomly initialised and would distort them; of an encoder without them, they are its global features.
 
     Args:
         encoder: The encoder; it is moved to the device.
@@ -79,11 +79,10 @@ def embed(encoder: Encoder, data: MELDataModule, split: str, device: str) -> tup
     encoder.to(device)
     run = BatchEncoder(encoder, data.processor)
     mentions = data.test_dataloader() if split == "test" else data.val_dataloader()
-    with _without_projections(encoder):
-        return (
-            _embed_side(encoder, run, "mentions", mentions),
-            _embed_side(encoder, run, "entities", data.entity_dataloader()),
-        )
+    return (
+        _embed_side(encoder, run, "mentions", mentions),
+        _embed_side(encoder, run, "entities", data.entity_dataloader()),
+    )
 
 
 def _embed_side(encoder: Encoder, run: BatchEncoder, side: Side, loader: DataLoader[Batch]) -> Embeddings:
@@ -93,27 +92,11 @@ def _embed_side(encoder: Encoder, run: BatchEncoder, side: Side, loader: DataLoa
     def encode(inputs: Inputs) -> tuple[Tensor, Tensor]:
         size = len(inputs["input_ids"])
         features = encoder(**repeat_last({name: inputs[name] for name in INPUTS}))
-        return features.text_global[:size], features.image_global[:size]
+        text = features.extra.get(TEXT_PRETRAINED, features.text_global)
+        return text[:size], features.extra.get(IMAGE_PRETRAINED, features.image_global)[:size]
 
     for batch, (text, image) in run(loader, side, encode, f"Encoding {side}"):
         with_image += int(batch[side]["has_image"].sum())
         texts.append(normalize(text.float(), dim=-1).cpu())
         images.append(normalize(image.float(), dim=-1).cpu())
     return Embeddings(torch.cat(texts), torch.cat(images), with_image)
-
-
-@contextmanager
-def _without_projections(encoder: Encoder) -> Iterator[None]:
-    """Replace the projections of global features by identities."""
-    projections = {
-        name: module
-        for name in ("text_global", "image_global")
-        if isinstance(module := getattr(encoder, name, None), nn.Linear)
-    }
-    try:
-        for name in projections:
-            setattr(encoder, name, nn.Identity())
-        yield
-    finally:
-        for name, module in projections.items():
-            setattr(encoder, name, module)

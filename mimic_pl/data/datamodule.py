@@ -82,6 +82,8 @@ class MELDataModule(MIMICFolder):
         augmentation: Random transform of the images of training batches, of both mentions and entities: a module from
             uint8 ``[3, S, S]`` to uint8 ``[3, S, S]``, such as a composition of :mod:`torchvision.transforms.v2`; none
             by default.
+        augmentation_versions: Number of different augmentations of a training image, one an epoch in turn. By default
+            those of every epoch are new; a few versions are enough for a frozen encoder, which then encodes each once.
         modality_dropout: Probability that a training mention loses its image or its text in an epoch.
         degradation: Degrades the mentions of validation, test and prediction (see
             :class:`~mimic_pl.data.degradation.Degradation`); training and the knowledge base are unchanged.
@@ -101,6 +103,7 @@ class MELDataModule(MIMICFolder):
         entity_batch_size=COUNT,
         num_workers=NATURAL,
         seed=SEED,
+        augmentation_versions=COUNT,
         modality_dropout=FRACTION,
         train_fraction=Range(0, 1, whole=False, above=True),
     )
@@ -121,6 +124,7 @@ class MELDataModule(MIMICFolder):
         train_fraction: float = 1.0,
         entity_image_folder: str | None = "auto",
         mention_image_folder: str | None = "auto",
+        augmentation_versions: int | None = None,
     ) -> None:
         super().__init__()
         self.root = root
@@ -138,6 +142,7 @@ class MELDataModule(MIMICFolder):
         self.train_fraction = train_fraction
         self.entity_image_folder = entity_image_folder
         self.mention_image_folder = mention_image_folder
+        self.augmentation_versions = augmentation_versions
         self.mentions = {}
         self.hard_negatives: Tensor | None = None
         self._datasets: dict[str, MentionDataset] = {}
@@ -279,7 +284,13 @@ class MELDataModule(MIMICFolder):
         if self.processor.image_policy == "drop":
             kept = self._with_images(mentions, kept)
         return TrainingDataset(
-            mentions, self.entity_dataset, kept, self.seed, self._training_transforms(), self.hard_negatives
+            mentions,
+            self.entity_dataset,
+            kept,
+            self.seed,
+            self._training_transforms(),
+            self.hard_negatives,
+            self.augmentation_versions,
         )
 
     def training_sample(self) -> Batch:

@@ -230,6 +230,8 @@ class TrainingDataset(BatchDataset):
         negatives: Positions of hard negatives for each mention of the split, int64 ``[mentions, negatives]`` padded
             with -1. In shared memory, so that loader processes see later updates. A batch then contains one of them per
             mention, after the golds.
+        versions: Number of different results of the transforms for a record, one an epoch in turn, so that features of
+            frozen towers can be cached; by default those of every epoch are new.
     """
 
     def __init__(
@@ -240,6 +242,7 @@ class TrainingDataset(BatchDataset):
         seed: int,
         transforms: Mapping[str, Sequence[InputTransform]] | None = None,
         negatives: Tensor | None = None,
+        versions: int | None = None,
     ) -> None:
         self.mentions = mentions
         self.entities = entities
@@ -247,6 +250,7 @@ class TrainingDataset(BatchDataset):
         self.seed = seed
         self.transforms = transforms or {}
         self.negatives = negatives
+        self.versions = versions
 
     def __len__(self) -> int:
         """Number of items."""
@@ -276,17 +280,25 @@ class TrainingDataset(BatchDataset):
             "index": batch["index"],
             "failures": batch["failures"] + failures,
         }
-        for side, inputs in (("mentions", made["mentions"]), ("entities", made["entities"])):
-            if self.transforms.get(side):
-                inputs.pop("image_key", None)  # augmented images differ in every epoch: do not cache their features
-        seeds = [draw(2**62, self.seed, address, 0) for address in addresses]
-        for transform in self.transforms.get("mentions", ()):
-            transform(made["mentions"], seeds)
-        seeds = [draw(2**62, self.seed, address, 1) for address in addresses]
-        seeds += [draw(2**62, self.seed, address, 2) for address in owners]
-        for transform in self.transforms.get("entities", ()):
-            transform(made["entities"], seeds)
+        of_mentions, of_entities = self._seeds(addresses, 0), self._seeds(addresses, 1) + self._seeds(owners, 2)
+        for side, inputs, seeds in (
+            ("mentions", made["mentions"], of_mentions),
+            ("entities", made["entities"], of_entities),
+        ):
+            if not self.transforms.get(side):
+                continue
+            for transform in self.transforms[side]:
+                transform(inputs, seeds)
+            inputs.pop("image_key", None)  # images that differ in every epoch: do not cache their features
+            if self.versions is not None:
+                inputs.update(self.mentions.side.image_inputs(inputs["pixels"], inputs["has_image"]))
         return made
+
+    def _seeds(self, addresses: Sequence[int], purpose: int) -> list[int]:
+        """Seeds of the transforms, by epoch and mention, or by version and mention."""
+        if self.versions is not None:
+            addresses = [address % (self.versions * len(self.kept)) for address in addresses]
+        return [draw(2**62, self.seed, address, purpose) for address in addresses]
 
     def _hard_negatives(self, addresses: Sequence[int], indices: Sequence[int]) -> tuple[list[int], list[int]]:
         """One hard negative for each mention that has any, and the addresses of these mentions."""

@@ -17,7 +17,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from mimic_pl.data import reader
 from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.image_scan import ScannedImage, failures, scan
@@ -25,6 +24,7 @@ from mimic_pl.data.malformed_records import MalformedRecordsError
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.escaping import printable
+from mimic_pl.formats import row_parser
 from mimic_pl.processor import TextTemplate
 from mimic_pl.processor.images import FAILURES
 from mimic_pl.records import Entity, Mention
@@ -171,7 +171,7 @@ def _read(report: Report, subject: str, read: Callable[[], Sequence[_T]]) -> Seq
     """Read a file; its problems and what is logged become findings, and the valid records are returned."""
     logged = BufferingHandler(_UNLIMITED)
     logged.setLevel(logging.WARNING)
-    logger = logging.getLogger(reader.__name__)
+    logger = logging.getLogger(row_parser.__name__)
     logger.addHandler(logged)
     try:
         records = read()

@@ -49,19 +49,6 @@ class MalformedRecordsError(DataError):
         self.records = records
 
 
-class FieldError(DataError):
-    """A field of a record that cannot be used.
-
-    Args:
-        message: What is wrong with it.
-        kind: Errors of one kind are reported once, with their number; by default those with the same message.
-    """
-
-    def __init__(self, message: str, kind: str | None = None) -> None:
-        super().__init__(message)
-        self.kind = kind or message
-
-
 class Problems:
     """Problems of a file's records: the first of each kind, and how often it occurs."""
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,22 +19,28 @@ from mimic_pl.processor import ImageProcessor, TextTokenizer
 INPUTS = ("input_ids", "attention_mask", "pixel_values")
 """Arguments of an encoder; one side of a batch may contain more tensors."""
 
-_MIN_BATCH = 32
+_ROWS_AT_ONCE = 4
+"""A number of rows of which matrix kernels round every row of a multiple alike, on the CPUs tried; a product of fewer
+rows, and the last rows of other numbers, are computed by other kernels."""
+
+_ENTITIES_AT_LEAST = 32
 
 
-def repeat_last(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Pad a batch to 32 records by repeating the last one; larger batches are unchanged.
+def repeat_last(inputs: Mapping[str, Tensor], at_least: int = _ENTITIES_AT_LEAST) -> dict[str, Tensor]:
+    """Pad a batch by repeating the last record, so that a record's features do not depend on the batch it is in.
 
     Kernels for small products round differently from row to row, but equal records must have equal features wherever
-    they are in a batch.
+    they are in a batch, and whatever its size.
 
     Args:
         inputs: Tensors ``[batch, ...]``, including ``input_ids``.
+        at_least: Number of records of a padded batch; larger batches are padded to a multiple of 4.
     """
     size = len(inputs["input_ids"])
-    if size >= _MIN_BATCH:
+    padded = max(at_least, -(-size // _ROWS_AT_ONCE) * _ROWS_AT_ONCE)
+    if size == padded:
         return dict(inputs)
-    rows = torch.arange(_MIN_BATCH, device=inputs["input_ids"].device).clamp_max(size - 1)
+    rows = torch.arange(padded, device=inputs["input_ids"].device).clamp_max(size - 1)
     return {name: tensor[rows] for name, tensor in inputs.items()}
 
 
@@ -41,7 +49,9 @@ class Encoder(Recorded, nn.Module, ABC):
 
     A subclass sets :attr:`dims` and :attr:`text_length` in its constructor, registers its pretrained towers with
     :meth:`add_towers`, and implements :meth:`forward`, :meth:`build_tokenizer` and :meth:`build_image_processor`.
-    Mentions and entities share the same weights.
+    Mentions and entities share the same weights. It may also return the towers' own global features,
+    ``text_pretrained`` and ``image_pretrained`` in :attr:`Features.extra`, with their widths in :attr:`dims`, for units
+    that need them without projections.
 
     Args:
         freeze: Freeze the towers.
@@ -51,6 +61,7 @@ class Encoder(Recorded, nn.Module, ABC):
     Attributes:
         dims: Widths of the features, to which the units are built.
         text_length: Number of tokens to which texts are padded or truncated.
+        started_from: Names or folders of the pretrained checkpoints that the weights started from, for model cards.
         reads_padding: The text tower reads padding, as SigLIP's does, so that texts must be padded to ``text_length``
             and may not be cut to the longest of a batch.
     """
@@ -58,6 +69,8 @@ class Encoder(Recorded, nn.Module, ABC):
     dims: FeatureDims
     text_length: int
     reads_padding: bool = False
+    steady_batch: int = _ROWS_AT_ONCE
+    started_from: tuple[str, ...] = ()
 
     def __init__(self, freeze: bool = False, frozen_features: str | None = None) -> None:
         super().__init__()
@@ -87,6 +100,12 @@ class Encoder(Recorded, nn.Module, ABC):
             for tower in self._towers:
                 tower.eval()
         return self
+
+    @property
+    def frozen(self) -> bool:
+        """Whether there are towers, and no weight of them is trained."""
+        weights = [weight for tower in self._towers for weight in tower.parameters()]
+        return bool(weights) and not any(weight.requires_grad for weight in weights)
 
     @property
     def keeps_features(self) -> bool:
@@ -127,3 +146,28 @@ class Encoder(Recorded, nn.Module, ABC):
     @abstractmethod
     def build_image_processor(self) -> ImageProcessor:
         """Build the image processor of the vision tower's checkpoint."""
+
+    # ---- configuration files ------------------------------------------------------------------------------------
+
+    def save_config(self, folder: Path) -> None:
+        """Write all but the weights: the files that :meth:`config_arguments` names.
+
+        By default nothing, for encoders that their own constructor arguments describe completely.
+
+        Args:
+            folder: An existing, empty folder.
+
+        Raises:
+            ConfigError: The checkpoint that the encoder was built from is needed for it and is no longer there.
+        """
+
+    @classmethod
+    def config_arguments(cls, folder: Path) -> dict[str, Any]:
+        """Arguments that build the encoder from the files of :meth:`save_config`, with random weights.
+
+        They replace the arguments of the same names that the encoder was built with; by default none.
+
+        Args:
+            folder: The folder with the files.
+        """
+        return {}

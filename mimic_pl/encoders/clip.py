@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerBase
 
 from mimic_pl.encoders.base import Encoder
+from mimic_pl.encoders.configuration_files import save_model_config, save_tokenizer
 from mimic_pl.encoders.dual_encoder import image_outputs, image_size, text_outputs
 from mimic_pl.encoders.image_preprocessing import ImageResize, transformers_preprocessing
 from mimic_pl.encoders.loading_errors import building, loading
@@ -22,7 +24,7 @@ from mimic_pl.encoders.pretrained import (
 from mimic_pl.encoders.text_probe import TextProbe
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from mimic_pl.errors import ConfigError
-from mimic_pl.features import FeatureDims, Features
+from mimic_pl.features import IMAGE_PRETRAINED, TEXT_PRETRAINED, FeatureDims, Features
 from mimic_pl.processor import ImageProcessor, TextTokenizer
 from mimic_pl.ranges import COUNT, in_range, one_of
 
@@ -59,6 +61,8 @@ class CLIPEncoder(Encoder):
         frozen_features: Folder that caches the outputs of frozen towers, so that each record is encoded once: ``auto``
             for the user's cache folder, ``None`` for no cache.
         gradient_checkpointing: Recompute the towers' activations in the backward pass to save memory.
+        load_weights: Load the weights of ``pretrained``. If not, they are random, and only its configuration, tokenizer
+            and image preprocessing are used: for weights that come from elsewhere, as those of an exported model.
 
     Raises:
         ConfigError: Both or neither of ``pretrained`` and ``config`` are given, ``text_length`` exceeds the model's
@@ -81,6 +85,7 @@ class CLIPEncoder(Encoder):
         gradient_checkpointing: bool = False,
         frozen_features: str | None = "auto",
         image_resize: ImageResize = "square",
+        load_weights: bool = True,
     ) -> None:
         super().__init__(freeze, frozen_features)
         require_one_start(pretrained, config, "CLIPEncoder")
@@ -88,9 +93,10 @@ class CLIPEncoder(Encoder):
         self.image_resize: ImageResize = image_resize
         self.tokenizer: PreTrainedTokenizerBase | None = None
         if pretrained is not None:
+            self.started_from = (pretrained,) if load_weights else ()
             if vocabulary is not None:
                 raise ConfigError("CLIPEncoder: 'vocabulary' needs 'config'; a checkpoint has its own tokenizer.")
-            self.clip = load_tower(pretrained, "dual encoder")
+            self.clip = load_tower(pretrained, "dual encoder", load_weights)
         else:
             self.tokenizer = build_tokenizer(vocabulary or [])
             with building("CLIPEncoder's config"):
@@ -107,7 +113,7 @@ class CLIPEncoder(Encoder):
         self.image_global = nn.Linear(image["pooled"].shape[-1], image_dim)
         self.image_local = nn.Linear(image["tokens"].shape[-1], image_dim)
 
-        self.dims = FeatureDims(text_dim, image_dim)
+        self.dims = FeatureDims(text_dim, image_dim, text_dim, image["pooled"].shape[-1])
         if gradient_checkpointing:
             self.clip.activation_checkpointing_enable()
         # MIMIC does not use the scale and bias of the contrastive logits; DDP would wait for their gradients.
@@ -119,18 +125,24 @@ class CLIPEncoder(Encoder):
     def build_tokenizer(self) -> TextTokenizer:
         """The checkpoint's tokenizer; see :meth:`Encoder.build_tokenizer`."""
         vocabulary_size = getattr(self.clip.config.text_config, "vocab_size", None)
-        tokenizer = self.tokenizer or load_tokenizer(str(self.pretrained))
-        return TextTokenizer(tokenizer, self.text_length, vocabulary_size)
+        return TextTokenizer(self._own_tokenizer(), self.text_length, vocabulary_size)
 
     def build_image_processor(self) -> ImageProcessor:
         """The checkpoint's image size and statistics; see :meth:`Encoder.build_image_processor`."""
-        size = image_size(self.clip)
-        if self.pretrained is None:
-            processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
-        else:
-            processor = load_image_processor(self.pretrained)
+        processor = self._own_image_processor()
         with loading(f"The image processor of {self.pretrained or 'CLIP'}"):
-            return transformers_preprocessing(processor, size, self.image_resize)
+            return transformers_preprocessing(processor, image_size(self.clip), self.image_resize)
+
+    def save_config(self, folder: Path) -> None:
+        """Write a checkpoint in transformers' format without weights; see :meth:`Encoder.save_config`."""
+        save_model_config(self.clip.config, folder)
+        save_tokenizer(self._own_tokenizer(), folder)
+        self._own_image_processor().save_pretrained(folder)
+
+    @classmethod
+    def config_arguments(cls, folder: Path) -> dict[str, Any]:
+        """The folder in place of a checkpoint or of sizes; see :meth:`Encoder.config_arguments`."""
+        return {"pretrained": str(folder), "load_weights": False, "config": None, "vocabulary": None}
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, pixel_values: Tensor, image_key: Tensor | None = None
@@ -145,13 +157,24 @@ class CLIPEncoder(Encoder):
         text_key = None if image_key is None else torch.cat(tokens, dim=1)
         text = self.run_tower("text", self._text_tower, tokens, text_key)
         image = self.run_tower("vision", self._vision_tower, (pixel_values,), image_key)
+        pooled_text, pooled_image = (nn.functional.normalize(side["pooled"], dim=-1) for side in (text, image))
         return Features(
-            text_global=nn.functional.normalize(text["pooled"], dim=-1),
+            text_global=pooled_text,
             text_local=self.text_local(text["tokens"]),
-            image_global=self.image_global(nn.functional.normalize(image["pooled"], dim=-1)),
+            image_global=self.image_global(pooled_image),
             image_local=self.image_local(image["tokens"]),
             text_mask=attention_mask,
+            extra={TEXT_PRETRAINED: pooled_text, IMAGE_PRETRAINED: pooled_image},
         )
+
+    def _own_tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.tokenizer or load_tokenizer(str(self.pretrained))
+
+    def _own_image_processor(self) -> Any:
+        if self.pretrained is not None:
+            return load_image_processor(self.pretrained)
+        size = image_size(self.clip)
+        return CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size=size)
 
     def _text_tower(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> dict[str, Tensor]:
         return text_outputs(self.clip, input_ids, attention_mask)

@@ -6,6 +6,7 @@ import difflib
 import inspect
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +17,13 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModel,
+    AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedTokenizerBase,
 )
 
 from mimic_pl.checkpoints.reader import require_no_nan
-from mimic_pl.encoders.loading_errors import loading, reason
+from mimic_pl.encoders.loading_errors import building, loading, reason
 from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.files import readable_bytes
 from mimic_pl.home import expanded
@@ -54,18 +56,50 @@ def require_one_start(pretrained: str | None, config: object | None, what: str) 
         )
 
 
-def load_tower(pretrained: str, kind: Kind) -> Any:
+def load_tower(pretrained: str, kind: Kind, weights: bool = True) -> Any:
     """Load a transformers model in float32 and, as transformers returns it, in evaluation mode.
 
     Args:
         pretrained: Checkpoint folder or hub name.
         kind: The kind of model that it must be.
+        weights: Load its weights; otherwise they are random.
 
     Raises:
         ConfigError: The folder does not exist, the hub has no such model or cannot be reached, or it is of another
             kind.
         CheckpointError: The weights cannot be read, or lack parameters.
     """
+    return _load(pretrained, kind, AutoModel, lambda name, _: _UNUSED.search(name) is not None, weights)
+
+
+def load_pair_scorer(pretrained: str) -> Any:
+    """Load a text model with a head that maps a pair of texts to one number, in float32 and in evaluation mode.
+
+    A checkpoint without such a head, as of a sentence encoder, gets a new one with random weights.
+
+    Args:
+        pretrained: Checkpoint folder or hub name.
+
+    Raises:
+        ConfigError: As for :func:`load_tower`.
+        CheckpointError: The weights cannot be read or lack parameters, or the checkpoint has a head for several labels.
+    """
+
+    def may_lack(name: str, model: Any) -> bool:
+        return not name.startswith(f"{model.base_model_prefix}.") or _UNUSED.search(name) is not None
+
+    return _load(pretrained, "text model", AutoModelForSequenceClassification, may_lack, num_labels=1)
+
+
+def _load(
+    pretrained: str,
+    kind: Kind,
+    factory: Any,
+    may_lack: Callable[[str, Any], bool],
+    weights: bool = True,
+    **settings: Any,
+) -> Any:
+    """Load a model, whose checkpoint may lack some weights by name, with some settings of its configuration changed."""
     name = _located(pretrained)
     folder = Path(name)
     if folder.is_dir() and not (folder / "config.json").exists():
@@ -81,15 +115,18 @@ def load_tower(pretrained: str, kind: Kind) -> Any:
             "'bert-base-uncased'."
         )
     with loading(f"The configuration of the checkpoint {pretrained!r}"):
-        config = AutoConfig.from_pretrained(name, **_NO_CODE)
+        config = AutoConfig.from_pretrained(name, **settings, **_NO_CODE)
         _require_few_layers(config)
     require_kind(config, kind, repr(pretrained))
+    if not weights:
+        with building(f"the config.json of the checkpoint {pretrained!r}"):
+            return factory.from_config(config, dtype=torch.float32).eval()
     with loading(f"The model of the checkpoint {pretrained!r}"):
         # Always float32: in half precision, updates at the published learning rate are rounded away.
-        model, found_keys = AutoModel.from_pretrained(
+        model, found_keys = factory.from_pretrained(
             name, config=config, dtype=torch.float32, output_loading_info=True, **_NO_CODE
         )
-    missing = sorted(weight for weight in found_keys["missing_keys"] if not _UNUSED.search(weight))
+    missing = sorted(weight for weight in found_keys["missing_keys"] if not may_lack(weight, model))
     if missing:
         raise CheckpointError(
             f"The checkpoint {pretrained!r} lacks {len(missing)} weights of its model, such as {missing[0]}, which "

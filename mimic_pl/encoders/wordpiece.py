@@ -15,7 +15,7 @@ def build_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
     """Build a lower-casing WordPiece tokenizer from a vocabulary.
 
     Every printable ASCII text can be tokenized: out-of-vocabulary words are split into the longest known pieces, down
-    to single characters. Each text becomes ``[CLS] tokens [EOS]``.
+    to single characters. Each text becomes ``[CLS] tokens [EOS]``, and a pair ``[CLS] tokens [EOS] tokens [EOS]``.
 
     Args:
         vocabulary: Words that become one token each, with ids in this order; duplicates are ignored.
@@ -31,7 +31,9 @@ def build_tokenizer(vocabulary: Iterable[str]) -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{START} $A {END}", special_tokens=[(START, ids[START]), (END, ids[END])]
+        single=f"{START} $A {END}",
+        pair=f"{START} $A {END} $B:1 {END}:1",
+        special_tokens=[(START, ids[START]), (END, ids[END])],
     )
     return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,

@@ -1,5 +1,6 @@
 """Records -> model inputs: text templates, tokenizer, images and image policy, additional record features."""
 
+from mimic_pl.processor.alias_table import AliasTable
 from mimic_pl.processor.image_processor import ImageProcessor
 from mimic_pl.processor.images import ImageFolder, ImagePolicy
 from mimic_pl.processor.lexicon import BM25Lexicon
@@ -9,6 +10,7 @@ from mimic_pl.processor.template import TextTemplate
 from mimic_pl.processor.tokenizer import TextTokenizer
 
 __all__ = [
+    "AliasTable",
     "BM25Lexicon",
     "ImageFolder",
     "ImagePolicy",

@@ -25,10 +25,10 @@ from mimic_pl.batch import ImageFailure
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import DataError
 from mimic_pl.files import readable_bytes
+from mimic_pl.formats.renamed_files import RenamedFiles
 from mimic_pl.processor.grey_levels import to_8_bits
 from mimic_pl.processor.jpeg_scans import has_too_many_scans
 from mimic_pl.processor.pixel_budget import PixelBudget
-from mimic_pl.processor.renamed_files import RenamedFiles
 from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.records import ImageSource
 
@@ -223,7 +223,7 @@ class ImageFolder:
         policy: The image policy; ``error`` is applied here, the others by the callers.
         max_pixels: Larger images count as oversized.
         names: Returns the names of all images of the data set, if its files may be stored under other names (see
-            :class:`~mimic_pl.processor.renamed_files.RenamedFiles`); called on first need.
+            :class:`~mimic_pl.formats.renamed_files.RenamedFiles`); called on first need.
     """
 
     @in_range(policy=one_of(ImagePolicy), max_pixels=COUNT)

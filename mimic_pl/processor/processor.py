@@ -5,16 +5,19 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 from torch import Tensor
 from typing_extensions import Self
 
-from mimic_pl.batch import Batch, Inputs
+from mimic_pl.batch import Batch, ImageFailure, Inputs
 from mimic_pl.construction import Recorded
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError
+from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.processor.decoding import decode
 from mimic_pl.processor.image_processor import ImageProcessor
 from mimic_pl.processor.images import (
@@ -23,8 +26,9 @@ from mimic_pl.processor.images import (
     ImageFolder,
     ImagePolicy,
     ImageReport,
+    Loaded,
 )
-from mimic_pl.processor.record_features import RecordFeatures
+from mimic_pl.processor.record_features import RecordFeatures, Statistics
 from mimic_pl.processor.template import TextTemplate
 from mimic_pl.processor.tokenizer import TextTokenizer
 from mimic_pl.ranges import COUNT, in_range, one_of
@@ -122,13 +126,88 @@ class Processor(Recorded):
         Returns:
             A fitted copy, which shares the report of failed images.
         """
-        fitted = copy.copy(self)
         # One pass for each feature, but an iterator can be consumed only once.
-        entities = entities if len(self.features) < 2 or isinstance(entities, Sequence) else list(entities)
-        fitted.features = {
-            name: features.fit(map(self.entity_text, entities)) for name, features in self.features.items()
+        entities = list(entities) if len(self.features) > 1 and isinstance(entities, Iterator) else entities
+        return self._with_features(
+            {name: features.fit(self._entity_texts(features, entities)) for name, features in self.features.items()}
+        )
+
+    def statistics(self) -> Statistics:
+        """What the features have learned from the knowledge base, as named arrays: ``lexical.terms``, ...
+
+        See :meth:`RecordFeatures.statistics`.
+        """
+        return {
+            f"{name}.{own}": array
+            for name, features in self.features.items()
+            for own, array in features.statistics().items()
         }
-        return fitted
+
+    def with_statistics(self, statistics: Statistics) -> Self:
+        """This processor, fitted to the knowledge base whose :meth:`statistics` these are.
+
+        Returns:
+            A fitted copy, which shares the report of failed images.
+
+        Raises:
+            DataError: They are incomplete or damaged, or of other features.
+        """
+        own: dict[str, dict[str, Any]] = {name: {} for name in self.features}
+        for name, array in statistics.items():
+            feature, _, rest = name.partition(".")
+            if feature not in own:
+                raise DataError(
+                    f"The knowledge base has statistics of the features {feature!r}, which the processor lacks (it has "
+                    f"{sorted(own) or 'none'}). Use the model that it was indexed with, or index it again."
+                )
+            own[feature][rest] = array
+        return self._with_features(
+            {name: features.with_statistics(own[name]) for name, features in self.features.items()}
+        )
+
+    def updated(self, added: Iterable[Entity] = (), removed: Iterable[Entity] = ()) -> Self:
+        """Follow a change of the knowledge base, without changing the inputs of the entities that stay.
+
+        Args:
+            added: Entities that were added, including the new state of changed ones.
+            removed: Entities that were removed, including the former state of changed ones.
+
+        Returns:
+            A fitted copy, which shares the report of failed images; see :meth:`RecordFeatures.updated`.
+        """
+        added, removed = list(added), list(removed)
+        return self._with_features(
+            {
+                name: features.updated(self._entity_texts(features, added), self._entity_texts(features, removed))
+                for name, features in self.features.items()
+            }
+        )
+
+    def recounted(self, entities: Iterable[Entity]) -> Self:
+        """What :meth:`updated` would have led to, given all entities that remain.
+
+        Args:
+            entities: The entities, read once for each feature that counts.
+
+        Returns:
+            A fitted copy, which shares the report of failed images; see :meth:`RecordFeatures.recounted`.
+        """
+        return self._with_features(
+            {name: own.recounted(self._entity_texts(own, entities)) for name, own in self.features.items()}
+        )
+
+    @property
+    def drifted(self) -> dict[str, float]:
+        """Features whose knowledge base has drifted so far that indexing it again is advised, and their drift.
+
+        See :attr:`RecordFeatures.drift` and :attr:`RecordFeatures.max_drift`.
+        """
+        return {name: own.drift for name, own in self.features.items() if own.drift > own.max_drift}
+
+    def _with_features(self, features: dict[str, RecordFeatures]) -> Self:
+        copied = copy.copy(self)
+        copied.features = features
+        return copied
 
     @property
     def tokenizer(self) -> TextTokenizer:
@@ -182,21 +261,29 @@ class Processor(Recorded):
 
     def mention_features(self, mentions: Sequence[Mention]) -> Inputs:
         """The named tensors of mentions, ``[mentions, ...]``: ``lexical.ids``, ..."""
-        texts = [self.mention_text(mention) for mention in mentions] if self.features else []
         return {
             f"{name}.{own}": tensor
             for name, features in self.features.items()
-            for own, tensor in features.mentions(mentions, texts).items()
+            for own, tensor in features.mentions(mentions, list(self._mention_texts(features, mentions))).items()
         }
 
     def entity_features(self, entities: Sequence[Entity]) -> Inputs:
         """The named tensors of entities, ``[entities, ...]``: ``lexical.ids``, ..."""
-        texts = [self.entity_text(entity) for entity in entities] if self.features else []
         return {
             f"{name}.{own}": tensor
             for name, features in self.features.items()
-            for own, tensor in features.entities(entities, texts).items()
+            for own, tensor in features.entities(entities, list(self._entity_texts(features, entities))).items()
         }
+
+    def _mention_texts(self, features: RecordFeatures, mentions: Iterable[Mention]) -> Iterator[str]:
+        """Texts of mentions as the features read them."""
+        template = features.mention_template or self.mention_template
+        return ("" if self.modalities == "images" else template(mention) for mention in mentions)
+
+    def _entity_texts(self, features: RecordFeatures, entities: Iterable[Entity]) -> Iterator[str]:
+        """Texts of entities as the features read them."""
+        template = features.entity_template or self.entity_template
+        return ("" if self.modalities == "images" else template(entity) for entity in entities)
 
     # ---- records with images ------------------------------------------------------------------------------------
 
@@ -232,27 +319,50 @@ class Processor(Recorded):
         size = self.image_processor.image_size
         pixels = torch.zeros(len(images), 3, size, size, dtype=torch.uint8)
         has_image = torch.zeros(len(images), dtype=torch.bool)
+        rows: dict[tuple[object, ...], list[int]] = {}  # several mentions of a sentence have the same image
         for row, own in enumerate(() if self.modalities == "text" else images):
-            for opened in self._opened(own, folder):
-                pixels[row], has_image[row] = opened, True
-                break
+            if own:
+                rows.setdefault(tuple(i if isinstance(i, str) else id(i) for i in own), []).append(row)
+        # Pillow decodes without the interpreter's lock, but two threads must not decode one of its images.
+        in_memory = any(isinstance(image, Image.Image) for own in images for image in own)
+        threads = 1 if in_memory or len(rows) < 2 else min(len(rows), os.cpu_count() or 1)
+        with ThreadPoolExecutor(threads) as pool:
+            load = partial(self.first_opened, folder=folder, load=self._decoded)
+            opened = (map if threads == 1 else pool.map)(load, [images[same[0]] for same in rows.values()])
+            for same, (found, failures) in zip(rows.values(), opened, strict=True):
+                self.report.add(failures)
+                if found is not None:
+                    pixels[same], has_image[same] = found, True
         return pixels, has_image
 
-    def _opened(self, images: Sequence[ImageSource], folder: ImageFolder | None) -> Iterator[Tensor]:
-        def load(source: ImageSource) -> Tensor:
-            return decode(source, self.image_processor, self.max_pixels, self.reduced_decoding)
+    def _decoded(self, image: ImageSource) -> Tensor:
+        return decode(image, self.image_processor, self.max_pixels, self.reduced_decoding)
 
+    def first_opened(
+        self, images: Sequence[Any], folder: ImageFolder | None, load: Callable[[Any], Loaded]
+    ) -> tuple[Loaded | None, list[ImageFailure]]:
+        """The first of a record's images that opens, if any, and the failures before it.
+
+        Args:
+            images: The images; see :data:`~mimic_pl.records.ImageSource`.
+            folder: :attr:`mention_images` or :attr:`entity_images`.
+            load: Opens an image, or raises an ImageError.
+
+        Raises:
+            DataError: An image fails, and the image policy is ``error``.
+        """
+        failures: list[ImageFailure] = []
         for image in images:
             try:
                 # os.path.isfile: unlike Path.is_file, it returns False for a name that is too long.
                 if folder is not None and isinstance(image, str) and not os.path.isfile(image):
-                    yield folder.load(image, load)
-                else:
-                    yield load(image)
+                    return folder.load(image, load), failures
+                return load(image), failures
             except ImageError as error:
                 if self.image_policy == "error":
                     raise error.as_data_error() from error
-                self.report.add([(str(error.path), error.kind)])
+                failures.append((str(error.path), error.kind))
+        return None, failures
 
     # ---- on the device ------------------------------------------------------------------------------------------
 

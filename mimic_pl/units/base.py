@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +15,8 @@ from mimic_pl.loss_inputs import LossInputs
 
 State = Mapping[str, Tensor]
 """A unit's state of one side: named tensors whose first dimension is mentions or entities."""
+
+Side = Literal["mentions", "entities"]
 
 _DIAGONAL = 32
 """Aligned pairs that the default :meth:`Unit.pairs` scores at once, as the diagonal of a square."""
@@ -44,7 +46,8 @@ class Unit(Recorded, nn.Module, ABC):
 
     The other methods are optional. :meth:`bounds` (with :meth:`prepare`) and :meth:`pairs` make ranking faster without
     changing any rank; a unit whose :meth:`score` is a few products needs neither. :meth:`loss` adds a term to the
-    training loss, and :meth:`gates` exposes gates to monitors and plots.
+    training loss, and :meth:`gates` exposes gates to monitors and plots. What scores need to know about the knowledge
+    base as a whole goes through :meth:`totals` and :meth:`set_totals`.
 
     :func:`~mimic_pl.units.check_unit` checks whether a unit meets these requirements.
 
@@ -71,6 +74,15 @@ class Unit(Recorded, nn.Module, ABC):
 
     expensive: bool = False
     """Whether a score costs far more than its bounds, so that ranking by this unit alone may be skipped."""
+
+    scoring_only: tuple[str, ...] = ()
+    """Own parameters and buffers on which no entity's state depends: an index stays valid when they change."""
+
+    of_knowledge_base: tuple[str, ...] = ()
+    """Own buffers that :meth:`set_totals` sets for a knowledge base: they are no weights."""
+
+    has_totals: bool = False
+    """Whether scores depend on :meth:`totals`."""
 
     def __init__(self, dims: FeatureDims) -> None:
         super().__init__()
@@ -112,6 +124,27 @@ class Unit(Recorded, nn.Module, ABC):
             sides = ({name: tensor[rows] for name, tensor in side.items()} for side in (mentions, entities))
             scores.append(self.score(*sides).diagonal())
         return torch.cat(scores)
+
+    def totals(self, state: State) -> dict[str, Tensor]:
+        """Sums over mentions or entities that scores depend on, such as those of a mean; none by default.
+
+        They are whole numbers (int64), so that totals of parts can be added, and those of removed entities subtracted,
+        in any order with the same result.
+
+        Args:
+            state: State of some mentions or entities, as stored in an index.
+        """
+        return {}
+
+    def set_totals(self, side: Side, totals: Mapping[str, Tensor]) -> None:
+        """Use the totals of all entities of a knowledge base, or of a sample of mentions, for scores.
+
+        A state must not depend on them, so that a knowledge base can change without being encoded again.
+
+        Args:
+            side: ``mentions`` or ``entities``.
+            totals: Sums of :meth:`totals`.
+        """
 
     def loss(self, inputs: LossInputs) -> Tensor | None:
         """An extra loss term of the unit, a scalar, such as a regulariser or an auxiliary task; none by default.

@@ -119,7 +119,10 @@ def random_features(count: int, dims: FeatureDims, extra: Mapping[str, Callable[
         image_global=torch.randn(count, dims.image),
         image_local=torch.randn(count, _PATCHES, dims.image),
         text_mask=(torch.arange(_TOKENS) < lengths).long(),
-        extra={name: make(count) for name, make in extra.items()},
+        extra={
+            **{name: torch.randn(count, width) for name, width in dims.pretrained.items()},
+            **{name: make(count) for name, make in extra.items()},
+        },
     )
 
 

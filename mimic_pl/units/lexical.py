@@ -10,17 +10,15 @@ from mimic_pl.features import FeatureDims, Features
 from mimic_pl.ranges import POSITIVE, in_range
 from mimic_pl.units.base import State, Unit
 
-_PAIRS = 4096
-"""Aligned pairs compared at once."""
-
 
 class Lexical(Unit):
     """Weighted term overlap of both texts, times a learned factor.
 
         S = exp(tau) sum over terms t of w_m(t) w_e(t),  tau learned
 
-    Terms and weights are features from the processor. With :class:`~mimic_pl.processor.BM25Lexicon` the sum is BM25
-    with the mention's text as the query. Only tau is trained.
+    Terms and weights are features from the processor; no term of a text is there twice, but for padding of weight 0.
+    With :class:`~mimic_pl.processor.BM25Lexicon` the sum is BM25 with the mention's text as the query. Only tau is
+    trained.
 
     Args:
         dims: Widths of the features.
@@ -29,6 +27,7 @@ class Lexical(Unit):
     """
 
     reads_padding = False
+    scoring_only = ("log_scale",)
 
     @in_range(scale=POSITIVE)
     def __init__(self, dims: FeatureDims, scale: float = 1.0, feature: str = "lexical") -> None:
@@ -60,13 +59,10 @@ class Lexical(Unit):
 
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S of aligned pairs, ``[pairs]``."""
-        parts = []
-        for start in range(0, len(mentions["ids"]), _PAIRS):
-            rows = slice(start, start + _PAIRS)
-            same = mentions["ids"][rows, :, None] == entities["ids"][rows, None, :]
-            products = mentions["weights"][rows, :, None] * entities["weights"][rows, None, :]
-            parts.append((same * products).sum(dim=(1, 2)))
-        return self.log_scale.exp() * torch.cat(parts)
+        ids, columns = mentions["ids"].sort(dim=1)
+        rows = torch.searchsorted(ids, entities["ids"].contiguous()).clamp_max(ids.shape[1] - 1)
+        weights = mentions["weights"].gather(1, columns).gather(1, rows) * entities["weights"]
+        return self.log_scale.exp() * weights.where(ids.gather(1, rows) == entities["ids"], 0).sum(dim=1)
 
     def _state(self, features: Features) -> State:
         try:
@@ -76,4 +72,4 @@ class Lexical(Unit):
                 f"The Lexical unit needs the features {self.feature!r}, which the processor does not have. "
                 f"Add them: --model.processor.features.{self.feature} mimic_pl.processor.BM25Lexicon."
             ) from error
-        return {"ids": ids.to(torch.int32), "weights": weights}
+        return {"ids": ids, "weights": weights}

@@ -12,7 +12,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import Bounds, Unit, UnitFactory
+from mimic_pl.units.base import Bounds, Side, Unit, UnitFactory
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.states import States
 from mimic_pl.units.tglu import TGLU
@@ -42,6 +42,9 @@ class Matcher(Recorded, nn.Module):
     Raises:
         ConfigError: There is no unit, something is not a unit, or a unit's name is ``overall`` or reserved by torch.
     """
+
+    scoring_only: tuple[str, ...] = ()
+    """Own parameters and buffers on which no entity's state depends: an index stays valid when they change."""
 
     def __init__(self, dims: FeatureDims, units: Mapping[str, UnitFactory]) -> None:
         super().__init__()
@@ -138,6 +141,34 @@ class Matcher(Recorded, nn.Module):
         """
         wanted = set(self.units if names is None else names)
         return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
+
+    @property
+    def has_totals(self) -> bool:
+        """Whether any unit's score depends on totals of the knowledge base."""
+        return any(unit.has_totals for _, unit in self.named_units())
+
+    def totals(self, states: States) -> dict[str, Tensor]:
+        """The units' totals over mentions or entities, int64, by unit and name, such as ``image.sum``.
+
+        See :meth:`Unit.totals`.
+        """
+        return {
+            f"{name}.{own}": total
+            for name, unit in self.named_units()
+            for own, total in unit.totals(states[name]).items()
+        }
+
+    def set_totals(self, side: Side, totals: Mapping[str, Tensor]) -> None:
+        """Use the totals of all entities, or of a sample of mentions, for scores (see :meth:`Unit.set_totals`).
+
+        Args:
+            side: ``mentions`` or ``entities``.
+            totals: Sums of :meth:`totals`; units that have none are left as they are.
+        """
+        for name, unit in self.named_units():
+            own = {key.removeprefix(f"{name}."): total for key, total in totals.items() if key.startswith(f"{name}.")}
+            if own:
+                unit.set_totals(side, own)
 
     def rerank(self, mentions: States, entities: States, scores: Mapping[str, Tensor]) -> Tensor:
         """New overall scores of each mention's top entities, ``[mentions, k]``: a list-wise second ranking stage.

@@ -24,6 +24,7 @@ from mimic_pl.data.degradation import (
     NoImage,
     Occlusion,
     OtherImage,
+    Redrawn,
     Truncation,
     Typos,
 )
@@ -89,7 +90,7 @@ def test_images_get_worse_with_strength(kind):
     assert np.array_equal(array(image), before)
 
 
-@pytest.mark.parametrize("kind", [Blur, Downscaling, NoiseKind, Occlusion])
+@pytest.mark.parametrize("kind", [Blur, Downscaling, NoiseKind, Occlusion, Redrawn])
 def test_strengths_mean_the_same_for_images_of_any_size(kind):
     """An image of 72 pixels and the same at 1,440 look alike at the input size of the model, degraded or not."""
     small = textured(72, 72)
@@ -154,6 +155,30 @@ def test_occlusion_covers_its_share_and_nothing_else():
         before = hidden
     starts = {tuple(np.argwhere(array(Occlusion(0.1).image(image, Random(i))) == 128)[0]) for i in range(5)}
     assert len(starts) > 1
+
+
+def test_redrawing_changes_color_outline_size_and_turn():
+    """A red bar on white: what is left of it is still reddish, smaller, turned, and has a dark outline."""
+    white = Image.new("RGB", (200, 100), "white")
+    bar = white.copy()
+    bar.paste((220, 40, 40), (20, 30, 180, 70))
+    assert np.array_equal(array(Redrawn(1).image(white, Random(3))), array(white))
+    tops = set()
+    for seed in range(8):
+        redrawn = Redrawn(1).image(bar, Random(seed))
+        assert redrawn.size == bar.size
+        pixels = array(redrawn)
+        drawn = pixels.min(axis=2) < 200
+        assert 0.3 < drawn.sum() / (160 * 40) < 0.95
+        assert pixels[drawn].sum(axis=1).min() < 150, "dark outline"
+        hues = array(redrawn.convert("HSV"))[drawn & (pixels.max(axis=2) > 150), 0]
+        turned = np.median((hues + 128) % 256) - 128
+        assert 3 <= abs(turned) <= 16, "at least half of 20 degrees, and red still"
+        edge = drawn.argmax(axis=0)[drawn.any(axis=0)]
+        slope = np.polyfit(np.arange(len(edge)), edge, 1)[0]
+        assert 0.05 < abs(slope) < 0.4
+        tops.add(int(edge.min()))
+    assert len(tops) > 2, "somewhere in the frame"
 
 
 @pytest.mark.parametrize("kind", [OtherImage, NoImage, MissingSentence])

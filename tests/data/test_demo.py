@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections import Counter
+from dataclasses import replace
 from io import BytesIO
 from itertools import combinations
 from pathlib import Path
@@ -72,9 +73,19 @@ def strong_hues(content: bytes) -> np.ndarray:
 # ---- the files --------------------------------------------------------------------------------------------------
 
 
-def test_generation_is_deterministic_and_depends_on_the_seed(root: Path, tmp_path: Path) -> None:
+def test_generation_is_deterministic_and_depends_on_the_seed(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    design = design_demo(0)
+    some = {split: mentions[::20] for split, mentions in design.mentions.items()}
+    monkeypatch.setattr(demo, "design_demo", lambda seed: replace(design, mentions=some))
     draw_demo(tmp_path / "again", seed=0)
-    assert contents(tmp_path / "again") == contents(root)
+    first, again = contents(root), contents(tmp_path / "again")
+    assert len(again) > 400
+    for split in SPLITS:
+        rows = [json.loads(one.pop(f"Demo_{split}.json")) for one in (first, again)]
+        assert rows[1] == rows[0][::20]
+    assert again.items() <= first.items()
     assert design_demo(0) == design_demo(0) != design_demo(1)
 
 

@@ -52,6 +52,13 @@ def test_images_are_drawn_by_seed_epoch_and_item(folder):
     )
 
 
+def test_a_number_of_versions_recurs(folder):
+    module = loaded(folder, augmentation=JITTER, augmentation_versions=2)
+    first, second, third = (epoch(module, number)["mentions"]["pixels"] for number in range(3))
+    assert torch.equal(first, third) and not torch.equal(first, second)
+    assert torch.equal(first, epoch(loaded(folder, augmentation=JITTER))["mentions"]["pixels"])
+
+
 def test_evaluation_images_are_not_augmented(folder):
     changed, plain = loaded(folder, augmentation=JITTER, modality_dropout=1.0), loaded(folder)
     for one, other in zip(changed.val_dataloader(), plain.val_dataloader(), strict=True):

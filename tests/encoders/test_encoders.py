@@ -14,6 +14,8 @@ from mimic_pl.errors import CheckpointError, ConfigError
 
 WORDS = ["jaguar", "car", "cat", "sep", "fast"]
 TEXT = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+THIRDS_OF_8 = ((0, 3), (2, 6), (5, 8))
+"""Overlapping thirds, as torch's adaptive pooling divides."""
 VISION = {**TEXT, "hidden_size": 24, "image_size": 32, "patch_size": 8}
 CLIP_SIZES = {"projection_dim": 16, "text_config": TEXT, "vision_config": VISION}
 BERT = {"model_type": "bert", **TEXT, "max_position_embeddings": 40}
@@ -63,7 +65,9 @@ def test_clip_features_are_those_of_the_checkpoint(clip_checkpoint):
     image_tokens = output.vision_model_output.last_hidden_state
     assert image_tokens.shape[1] == 17, "CLS and 4 x 4 patches"
     torch.testing.assert_close(features.image_local, encoder.image_local(image_tokens))
-    assert features.dims == encoder.dims == (16, 10)
+    assert features.dims == encoder.dims == (16, 10, 16, 16)
+    torch.testing.assert_close(features.extra["text_pretrained"], output.text_embeds)
+    torch.testing.assert_close(features.extra["image_pretrained"], output.image_embeds)
     assert {p.dtype for p in encoder.parameters()} == {torch.float32}
 
 
@@ -121,6 +125,35 @@ def test_text_vision_features_are_those_of_the_towers(bert_checkpoint):
     torch.testing.assert_close(features.image_global, encoder.image_global(feature_map.mean(dim=(2, 3))))
 
 
+def test_stages_are_the_maps_of_the_vision_model_averaged_over_a_grid():
+    encoder = TextVisionEncoder(
+        text_config=BERT, vocabulary=WORDS, vision="resnet10t", vision_pretrained=False, image_size=64,
+        image_stages=[2, 4], image_grid=3,
+    ).eval()  # fmt: skip
+    pixels, maps = torch.randn(2, 3, 64, 64), []
+    for layer in (encoder.vision.layer2, encoder.vision.layer4):
+        layer.register_forward_hook(lambda _, __, output: maps.append(output))
+    ids = torch.ones(2, 12, dtype=torch.int64)
+    features = encoder(ids, ids, pixels)
+    early, last = maps  # 8 x 8 and 2 x 2
+    cells = [early[:, :, a:b, c:d].mean(dim=(2, 3)) for a, b in THIRDS_OF_8 for c, d in THIRDS_OF_8]
+    parts = [last.mean(dim=(2, 3)), torch.stack(cells, dim=2).flatten(1), last.flatten(1)]
+    expected = torch.cat([part / part.norm(dim=1, keepdim=True) for part in parts], dim=1)
+    torch.testing.assert_close(features.extra["image_pretrained"], expected)
+    assert features.dims == encoder.dims
+
+    plain = TextVisionEncoder(text_config=BERT, vocabulary=WORDS, vision="resnet10t", vision_pretrained=False).eval()
+    plain.load_state_dict(encoder.state_dict())
+    torch.testing.assert_close(plain(ids, ids, pixels).image_local, features.image_local)
+
+
+def test_a_stage_that_the_vision_model_does_not_have_is_an_error():
+    with pytest.raises(ConfigError, match=r"image_stages \[7\]"):
+        TextVisionEncoder(
+            text_config=BERT, vocabulary=WORDS, vision="resnet10t", vision_pretrained=False, image_stages=[7]
+        )
+
+
 def test_mean_pooling_ignores_padding(bert_checkpoint):
     arguments = {"text": bert_checkpoint, "vision": "resnet10t", "vision_pretrained": False, "text_pooling": "mean"}
     short, long = (TextVisionEncoder(**arguments, text_length=n).eval() for n in (10, 30))
@@ -141,7 +174,8 @@ def test_any_timm_layout_yields_tokens(vision, vision_args, tokens):
     features, _, _ = encode(encoder)
     assert encoder.build_image_processor().image_size == 64
     assert features.image_local.shape == (2, tokens, 96)
-    assert features.dims == encoder.dims == (20, 96)
+    assert features.dims[:2] == encoder.dims[:2] == (20, 96)
+    assert features.dims == encoder.dims
 
 
 def make(kind, **options):

@@ -9,9 +9,11 @@ from collections import Counter
 import pytest
 import torch
 from lightning.pytorch import seed_everything
+from torchvision.transforms import v2
 
 from mimic_pl import MIMIC, MELDataModule
 from mimic_pl.encoders import CLIPEncoder, TextVisionEncoder
+from mimic_pl.units import GlobalCosine
 from tests import tiny
 from tests.training import UNITS, make_trainer
 
@@ -97,6 +99,7 @@ def mentions_of_images(data):
 
 RECORDS = [{"mention": "jaguar", "sentence": "the jaguar runs"}, {"mention": "amazon", "sentence": "today"}]
 RECORDS.append(RECORDS[0])
+IMAGE = torch.arange(32 * 32 * 3).reshape(32, 32, 3).to(torch.uint8).numpy()
 
 
 def test_a_missing_image_differs_from_a_black_one(tmp_path):
@@ -163,6 +166,36 @@ def test_images_that_change_every_epoch_are_not_cached(root, tmp_path):
     mentions = 20  # of the training split, in each of three epochs
     assert images >= 3 * mentions
     assert images < 3 * (mentions + 20), "entity images are cached"
+
+
+def test_versions_of_images_that_recur_are_cached(root, tmp_path):
+    model = make_model("clip", str(tmp_path / "kept"))
+    rows = RowCounter(model.encoder)
+    options = {"augmentation": v2.RandomInvert(), "augmentation_versions": 1}
+    fit(model, root, tmp_path, **options)
+    assert 20 < rows.counts["_vision_tower"] < 3 * 20, "each of three epochs has 20 mentions"
+    rows.counts.clear()
+    fit(model, root, tmp_path, **options)
+    assert not rows.counts
+    plain = make_model("clip", None)
+    for _ in range(2):
+        fit(plain, root, tmp_path, **options)
+    for (name, own), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5, msg=name)
+
+
+def test_stages_of_other_numbers_are_cached_apart(tmp_path):
+    def encoded(stages, kept):
+        seed_everything(0)
+        encoder = TextVisionEncoder(
+            text_config=TEXT, vocabulary=tiny.WORDS, text_length=14, vision="resnet10t", vision_pretrained=False,
+            freeze=True, frozen_features=kept, image_size=32, image_stages=stages,
+        )  # fmt: skip
+        units = {"image": lambda dims: GlobalCosine(dims, modality="image", pretrained=True)}
+        return MIMIC(encoder, units=units).encode_mentions([{**RECORDS[0], "image": IMAGE}])["image"]["direction"]
+
+    for stages in (None, [1], [2], [1, 2], [2]):
+        torch.testing.assert_close(encoded(stages, str(tmp_path)), encoded(stages, None))
 
 
 def test_features_are_computed_if_they_cannot_be_cached(tmp_path, caplog):

@@ -16,7 +16,8 @@ DIMS = FeatureDims(text=12, image=10)
 
 def features(count, seed, terms=7, vocabulary=20):
     generator = torch.Generator().manual_seed(seed)
-    ids = torch.stack([torch.randperm(vocabulary, generator=generator)[:terms] for _ in range(count)])
+    hashes = torch.randint(2**63 - 1, (vocabulary,), generator=torch.Generator().manual_seed(0))  # as a lexicon's
+    ids = torch.stack([hashes[torch.randperm(vocabulary, generator=generator)[:terms]] for _ in range(count)])
     weights = torch.rand(count, terms, generator=generator) * (torch.rand(count, terms, generator=generator) > 0.4)
     torch.manual_seed(seed)
     return reference.random_features(count, DIMS)._replace(extra={"lexical.ids": ids, "lexical.weights": weights})
@@ -98,3 +99,9 @@ def test_ranking_equals_sorting_the_score_matrix(dtype):
             assert torch.equal(ranking.ranks[name], (order == gold).int().argmax(dim=1) + 1), name
         order = scores["overall"].float().argsort(dim=1, descending=True, stable=True)
         assert torch.equal(ranking.top_entities, order)
+
+
+def test_no_pairs_have_no_scores():
+    unit = Lexical(DIMS)
+    none = {name: tensor[:0] for name, tensor in unit.mention(features(1, 0)).items()}
+    assert unit.pairs(none, none).shape == (0,)

@@ -4,9 +4,10 @@ from mimic_pl.data.degradation.base import Degradation, ImageDegradation, ShareD
 from mimic_pl.data.degradation.images import Blur, Downscaling, Jpeg, Noise, Occlusion
 from mimic_pl.data.degradation.mentions import MissingSentence, NoImage, OtherImage, Truncation, Typos
 from mimic_pl.data.degradation.pixels import DegradedPixels
+from mimic_pl.data.degradation.redrawn import Redrawn
 
 KINDS: tuple[type[Degradation], ...] = (
-    *(Blur, Jpeg, Downscaling, Noise, Occlusion, OtherImage, NoImage),
+    *(Blur, Jpeg, Downscaling, Noise, Occlusion, Redrawn, OtherImage, NoImage),
     *(Truncation, Typos, MissingSentence),
 )
 """All built-in degradations: of images, then of texts."""
@@ -24,6 +25,7 @@ __all__ = [
     "Noise",
     "Occlusion",
     "OtherImage",
+    "Redrawn",
     "ShareDegradation",
     "Truncation",
     "Typos",
