@@ -19,6 +19,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from mimic_pl import __version__
 from mimic_pl.callbacks import (
+    CalibratedResults,
     ExactResume,
     FailureMonitor,
     Interruption,
@@ -101,8 +102,8 @@ class MimicCLI(LightningCLI):
         for name, command in COMMANDS.items():
             if name not in STAGES:
                 own = LightningArgumentParser(description=command.about, exit_on_error=False)
-                command.load().add_arguments(own, complete=False)
                 action.add_subcommand(name, own, help=command.summary)
+                command.load().add_arguments(own, complete=False)
 
     def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
         given = self.choice.args[0] if self.choice.args else None
@@ -269,7 +270,7 @@ class MimicCLI(LightningCLI):
             callbacks = [callback for callback in callbacks if not isinstance(callback, ModelCheckpoint)]
         else:
             callbacks = [*callbacks, *self._last_checkpoint(callbacks)]
-        callbacks = [*callbacks, ExactResume(), Interruption()]
+        callbacks = [*callbacks, CalibratedResults(), ExactResume(), Interruption()]
         given = config.get("plugins") or []
         plugins = given if isinstance(given, list) else [given]
         if not any(isinstance(plugin, CheckpointIO) for plugin in plugins):
@@ -302,7 +303,7 @@ def run(given: list[str]) -> None:
     set_parsing_settings(add_print_completion_argument=True)
     try:
         if given[0] in COMMANDS and given[0] not in STAGES:
-            if status := COMMANDS[given[0]].load().run(given[1:]):
+            if status := _run_own(given[0], given[1:]):
                 sys.exit(status)
             return  # without SystemExit, for notebooks
         choice = choose_run(given)
@@ -323,6 +324,15 @@ def run(given: list[str]) -> None:
         problem = as_mimic_error(error, given)
         print(f"error: {paragraph(problem)}", file=sys.stderr)
         sys.exit(problem.exit_code)
+
+
+def _run_own(name: str, args: list[str]) -> int:
+    """Run a command that is not a stage of the Trainer; its exit status."""
+    module = COMMANDS[name].load()
+    parser = LightningArgumentParser(prog=f"mimic-pl {name}", description=COMMANDS[name].about, exit_on_error=False)
+    module.add_arguments(parser, complete=True)
+    status: int = module.run(parser, args)
+    return status
 
 
 def _savers(trainer: Trainer) -> list[ModelCheckpoint]:

@@ -8,17 +8,11 @@ from typing import Any, Literal
 import yaml
 from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.program import COMMANDS
 from mimic_pl.errors import ConfigError
 
 
 def add_arguments(parser: ArgumentParser, complete: bool) -> None:
-    """Add the options.
-
-    Args:
-        parser: The parser; a LightningArgumentParser if complete.
-        complete: Add every option of the configurable classes; if false, none of them is loaded (for help).
-    """
+    """Add the options."""
     from mimic_pl.cli.sections import (
         add_config_argument,
         add_data_argument,
@@ -43,18 +37,10 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     parser.add_argument("--device", type=str | None, default=None, help=text)
 
 
-def run(args: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        args: The command line after ``baselines``.
-
-    Returns:
-        The exit status.
-    """
+def run(parser: ArgumentParser, args: list[str]) -> int:
+    """Run the command."""
     import torch
     from lightning.pytorch import seed_everything
-    from lightning.pytorch.cli import LightningArgumentParser
 
     from mimic_pl.baselines import BASELINES, run_baselines
     from mimic_pl.baselines.run import COSINES
@@ -64,9 +50,6 @@ def run(args: list[str]) -> int:
     from mimic_pl.processor import Processor
     from mimic_pl.ranges import COUNT, require_ranges
 
-    about = COMMANDS["baselines"].about
-    parser = LightningArgumentParser(prog="mimic-pl baselines", description=about, exit_on_error=False)
-    add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("model", "data", "processor"))))
     require_ranges({"top_k": COUNT}, {"top_k": config.top_k}, "--")
     check_config(config)

@@ -18,6 +18,9 @@ from mimic_pl.run_settings import training_differences
 from mimic_pl.runs import NAMED_CHECKPOINTS, RUNS, Run, find_runs, newest_run, open_run, run_of_checkpoint
 from mimic_pl.yaml_file import read_yaml
 
+_ON_RUNS = ("fit", "validate", "test", "predict", "robustness", "calibrate")
+"""Commands that may use the configuration of a run."""
+
 
 class Choice(NamedTuple):
     """The run whose configuration a command uses.
@@ -59,7 +62,7 @@ def choose_run(args: list[str]) -> Choice:
     """
     if args == ["fit"]:
         raise ConfigError("fit needs a model and data. For example: mimic-pl fit --config cli_configs/demo.yaml")
-    if not args or args[0] not in ("fit", "validate", "test", "predict", "robustness") or _requests_help(args):
+    if not args or args[0] not in _ON_RUNS or _requests_help(args):
         return Choice(args)
     command, rest = args[0], args[1:]
     given = _peek(rest)

@@ -4,16 +4,9 @@ from __future__ import annotations
 
 from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.program import COMMANDS
-
 
 def add_arguments(parser: ArgumentParser, complete: bool) -> None:
-    """Add the options.
-
-    Args:
-        parser: The parser; a LightningArgumentParser if complete.
-        complete: Add every option of the configurable classes; if false, none of them is loaded (for help).
-    """
+    """Add the options."""
     from mimic_pl.cli.sections import add_config_argument, add_data_argument, add_processor_argument
 
     add_config_argument(parser, "Configuration from which data and processor are used; the rest is ignored.")
@@ -26,24 +19,13 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     parser.add_argument("--json", action="store_true", help=text)
 
 
-def run(args: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        args: The command line after ``doctor``.
-
-    Returns:
-        The exit status: 0 unless there are errors.
-    """
-    from lightning.pytorch.cli import LightningArgumentParser
-
+def run(parser: ArgumentParser, args: list[str]) -> int:
+    """Run the command; the exit status is 0 unless there are errors."""
     from mimic_pl.cli.config_checks import check_config
     from mimic_pl.cli.sections import with_sections
     from mimic_pl.data.doctor import run_doctor
     from mimic_pl.processor import Processor
 
-    parser = LightningArgumentParser(prog="mimic-pl doctor", description=COMMANDS["doctor"].about, exit_on_error=False)
-    add_arguments(parser, complete=True)
     config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
     check_config(config)
     built = parser.instantiate_classes(config)

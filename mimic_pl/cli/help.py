@@ -7,6 +7,7 @@ import os
 import shutil
 import textwrap
 from collections.abc import Sequence
+from typing import Any
 
 from mimic_pl import __version__
 from mimic_pl.cli.program import ABOUT, COMMANDS, MAIN_OPTIONS, STAGES
@@ -26,7 +27,7 @@ def quick_answer(args: Sequence[str]) -> str | None:
     if not args or args[0] in ("-h", "--help"):
         return _commands()
     if args[0] in COMMANDS and {"-h", "--help"} & set(args[1:]) and ALL not in args:
-        return _stage(args[0]) if args[0] in STAGES else _own_command(args[0])
+        return _stage(args[0]) if args[0] in STAGES else _own_command(args)
     return None
 
 
@@ -96,11 +97,15 @@ def _stage(name: str) -> str:
     )
 
 
-def _own_command(name: str) -> str:
+def _own_command(args: Sequence[str]) -> str:
     from jsonargparse import ArgumentParser
 
+    name = args[0]
     parser = ArgumentParser(prog=f"mimic-pl {name}", description=COMMANDS[name].about)
     COMMANDS[name].load().add_arguments(parser, complete=False)
+    actions: Any = getattr(parser, "_subcommands_action", None)  # of a command such as kb
+    if actions is not None and args[1] in actions.choices:
+        parser = actions.choices[args[1]]
     return str(parser.format_help()).rstrip()
 
 

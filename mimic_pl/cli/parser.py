@@ -1,10 +1,10 @@
-"""LightningCLI's parser, which names the class whose constructor raises an exception."""
+"""LightningCLI's parser, which names the class whose constructor raises an exception and reads 1 as an integer."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Union, get_args
 
 from lightning.pytorch.cli import LightningArgumentParser
 
@@ -16,6 +16,23 @@ class Parser(LightningArgumentParser):
 
     jsonargparse wraps them for each level of the configuration, in a list of types and values.
     """
+
+    def add_lightning_class_args(self, *args: Any, **kwargs: Any) -> list[str]:
+        """Add the arguments of a class; where it takes integers and floats, ``1`` is the integer.
+
+        It is not always so: to typing, ``Union[int, float]`` and ``Union[float, int]`` are equal, and Lightning's
+        ``Optional[Union[int, float]]`` is the other one if a package such as spaCy was imported before Lightning. Then
+        ``--trainer.limit_test_batches 1`` would be all batches, not one.
+        """
+        added = super().add_lightning_class_args(*args, **kwargs)
+        for action in self._actions:
+            if hasattr(action, "_typehint"):
+                action._typehint = _integers_first(action._typehint)
+        return added
+
+    def dump(self, *args: Any, **kwargs: Any) -> str:
+        """Write a configuration without validating it again, which takes three times as long as writing it."""
+        return super().dump(*args, **{**kwargs, "skip_validation": True})
 
     def add_instantiator(self, instantiator: Callable[..., Any], class_type: type, **kwargs: Any) -> None:
         """Add a function that builds objects of a class."""
@@ -32,3 +49,10 @@ class Parser(LightningArgumentParser):
         # After Lightning's own instantiators, of the model and the data, since the first that fits is used.
         self.add_instantiator(lambda built, *args, **kwargs: built(*args, **kwargs), object)
         return super().instantiate_classes(cfg, **kwargs)
+
+
+def _integers_first(type_: Any) -> Any:
+    members = get_args(type_)
+    if int not in members or float not in members[: members.index(int)]:
+        return type_
+    return Union[tuple(sorted(members, key=lambda member: member is not int))]  # noqa: UP007

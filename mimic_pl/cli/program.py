@@ -15,8 +15,10 @@ class Command(NamedTuple):
     Attributes:
         summary: One sentence for the list of commands.
         about: Introduction of its own help.
-        module: Module of a command that is not a stage of the Trainer, with ``add_arguments(parser, complete)`` and
-            ``run(args)``, which returns the exit status.
+        module: Module of a command that is not a stage of the Trainer. Its ``add_arguments(parser, complete)`` adds the
+            options, if complete to a LightningArgumentParser and with every option of the configurable classes;
+            otherwise none of them is loaded (for help). ``run(parser, args)`` gets the complete parser and the command
+            line after the command, and returns the exit status.
     """
 
     summary: str
@@ -57,11 +59,69 @@ COMMANDS = {
         "into its folder. Without options: the newest run's best checkpoint, all kinds of degradation, the test split.",
         "mimic_pl.cli.robustness",
     ),
+    "convert": Command(
+        "Write a knowledge base, mentions, links or weights in another format.",
+        "Write a knowledge base, mentions or links in another format, or a published checkpoint as a folder that "
+        "from_pretrained loads: mimic-pl convert kb dump.json.bz2 kb.jsonl --languages de,en. The formats are those of "
+        'help("mimic_pl.formats"). Records that cannot be used are counted and left out.',
+        "mimic_pl.cli.convert",
+    ),
+    "calibrate": Command(
+        "Fit probabilities and NIL of a run on its validation split.",
+        "Fit a temperature and a score of NIL to the validation split, with NIL cases from golds taken out of the "
+        "knowledge base, and write calibration.json into the run's folder. On one device. Without options: the newest "
+        "run's best checkpoint.",
+        "mimic_pl.cli.calibrate",
+    ),
+    "train-reranker": Command(
+        "Train a cross-encoder on a run's candidates.",
+        "Train a cross-encoder, which reads a mention and an entity side by side, to rerank the first candidates of a "
+        "trained run. Without --run: the newest run's best checkpoint.",
+        "mimic_pl.cli.train_reranker",
+    ),
+    "index": Command(
+        "Build a knowledge base of your entities.",
+        "Encode the entities of a file into the folder of a knowledge base. Killed, the same command goes on where it "
+        "was.",
+        "mimic_pl.cli.index",
+    ),
+    "link": Command(
+        "Link your mentions to a knowledge base.",
+        "Link the mentions of a file to the entities of a knowledge base. Killed, the same command goes on where it "
+        "was. The exit code is 0 if every mention was linked or is NIL; records that fail are errors in the output, "
+        "and the exit code is 4 if all fail, or with --strict any.",
+        "mimic_pl.cli.link",
+    ),
+    "serve": Command(
+        "Answer requests for links over HTTP.",
+        "Answer requests for links over HTTP: POST /link, with interactive documentation at /docs. It needs the "
+        'packages of pip install "mimic-pl[serve]".',
+        "mimic_pl.cli.serve",
+    ),
+    "app": Command(
+        "Try a knowledge base in a browser.",
+        "Serve a page on which to link mentions, with images, scores of the units, attention and probabilities; to "
+        "compare two models, browse the errors of a test run and add entities. It loads nothing from other hosts. It "
+        'needs the packages of pip install "mimic-pl[app]".',
+        "mimic_pl.cli.app_command",
+    ),
+    "kb": Command(
+        "Show, check and change a knowledge base.",
+        "Show, check and change a knowledge base: mimic-pl kb info FOLDER. Its first entities are written by mimic-pl "
+        "index.",
+        "mimic_pl.cli.kb",
+    ),
     "report": Command(
         "Collect tested runs in a table with plots.",
         "Collect tested runs in one table (Markdown and CSV) with plots and significance, or show the worst mentions "
         "of a run.",
         "mimic_pl.cli.report",
+    ),
+    "export": Command(
+        "Write a run's model into a folder to share.",
+        "Write a run's model into a folder that loads on any machine without the run, its data and the encoder's "
+        "checkpoint: MIMIC.from_pretrained(FOLDER). Its README.md is a model card with the run's test results.",
+        "mimic_pl.cli.export",
     ),
 }
 """Commands by name, in the order of the help."""

@@ -7,17 +7,11 @@ from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.program import COMMANDS
 from mimic_pl.errors import ConfigError
 
 
 def add_arguments(parser: ArgumentParser, complete: bool) -> None:
-    """Add the options.
-
-    Args:
-        parser: The parser.
-        complete: Ignored.
-    """
+    """Add the options."""
     parser.add_argument(
         "runs", nargs="*", type=str, help="Folders of tested runs; seeds of one experiment share a row."
     )
@@ -30,20 +24,11 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     parser.add_argument("--worst", type=int, default=50, help="Number of worst mentions.")
 
 
-def run(args: list[str]) -> int:
-    """Run the command.
-
-    Args:
-        args: The command line after ``report``.
-
-    Returns:
-        The exit status.
-    """
+def run(parser: ArgumentParser, args: list[str]) -> int:
+    """Run the command."""
     from mimic_pl.files import acquire_lock
     from mimic_pl.report import open_finished, write_errors_page, write_report
 
-    parser = ArgumentParser(prog="mimic-pl report", description=COMMANDS["report"].about, exit_on_error=False)
-    add_arguments(parser, complete=True)
     given = parser.parse_args(args)
     if not given.runs and given.errors is None:
         raise ConfigError(

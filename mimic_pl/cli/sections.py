@@ -39,6 +39,26 @@ def add_model_argument(parser: ArgumentParser, complete: bool, required: bool = 
         parser.add_argument("--model", metavar="CLASS", help="Model; --model.encoder CLASS and so on are its options.")
 
 
+def add_trainer_argument(parser: ArgumentParser, complete: bool) -> None:
+    """Add ``--trainer``, with every option of Lightning's Trainer if complete."""
+    if complete:
+        from lightning.pytorch import Trainer
+
+        parser.add_lightning_class_args(Trainer, "trainer")  # type: ignore[attr-defined]
+    else:
+        parser.add_argument(
+            "--trainer", metavar="CONFIG", help="Trainer; --trainer.devices N and so on are its options."
+        )
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Add ``--config``, ``--run`` and ``--ckpt_path``, for commands that evaluate a training run."""
+    add_config_argument(parser, "Configuration whose 'trainer', 'model' and 'data' sections override those of the run.")
+    text = "Folder of the training run (default: the newest in lightning_logs)."
+    parser.add_argument("--run", type=str | None, help=text)
+    parser.add_argument("--ckpt_path", type=str | None, help="Checkpoint: a file, 'best' (the default) or 'last'.")
+
+
 def add_processor_argument(parser: ArgumentParser, complete: bool) -> None:
     """Add ``--processor``, for commands that read records but do not build a model."""
     text = "Text templates, image policy and so on (default: those of the configuration's model)."

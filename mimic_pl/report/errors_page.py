@@ -6,20 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-from PIL import Image
-
 from mimic_pl.checkpoints.atomic_io import write_run_file
+from mimic_pl.evaluated_run import EvaluatedRun
+from mimic_pl.linking.thumbnails import data_uri, heat_map
 from mimic_pl.ranges import COUNT, require_ranges
-from mimic_pl.records import Mention
-from mimic_pl.report.attention import Token
-from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.report.loaded import LoadedRun
-from mimic_pl.report.thumbnails import data_uri, heat_map
+from mimic_pl.report.page_parts import environment, excerpt, image_uri, marked, shaded
 from mimic_pl.report.worst import Case, RankedEntity, worst_cases
-
-_TEXT = 220
-"""Maximum number of characters shown of an entity's text."""
 
 
 def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> Path:
@@ -48,41 +41,28 @@ def write_errors_page(run: EvaluatedRun, path: str | Path, worst: int = 50) -> P
 
 def render(loaded: LoadedRun, cases: Sequence[Case]) -> str:
     """Render the page of these cases."""
-    environment = Environment(
-        loader=PackageLoader("mimic_pl.report", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     run = loaded.run
-    shown = [_case(loaded, case) for case in cases]
-    return environment.get_template("errors.html.jinja").render(
-        run=str(run.folder),
-        data=run.summary.get("data", ""),
-        mentions=run.summary["mentions"],
-        entities=run.summary["entities"],
-        without_gold=run.summary.get("mentions_without_gold_in_kb", 0),
-        mention_template=loaded.model.processor.mention_template.template,
-        entity_template=loaded.model.processor.entity_template.template,
-        hits={score: metrics["hits@1"] for score, metrics in run.metrics.items() if "hits@1" in metrics},
-        wrong=int((run.predictions.ranks["overall"] > 1).sum()),
-        right_alone=_right_alone(run),
-        cases=shown,
-        names=list(shown[0]["gold"]["scores"]) if shown else [],
-        has_words=any(case["gold"]["words"] for case in shown),
-        has_heat=any(case["heat"] for case in shown),
+    shown = [case_values(loaded, case) for case in cases]
+    return (
+        environment()
+        .get_template("errors.html.jinja")
+        .render(
+            run=str(run.folder),
+            data=run.summary.get("data", ""),
+            mentions=run.summary["mentions"],
+            entities=run.summary["entities"],
+            without_gold=run.summary.get("mentions_without_gold_in_kb", 0),
+            mention_template=loaded.model.processor.mention_template.template,
+            entity_template=loaded.model.processor.entity_template.template,
+            hits={score: metrics["hits@1"] for score, metrics in run.metrics.items() if "hits@1" in metrics},
+            wrong=int((run.predictions.ranks["overall"] > 1).sum()),
+            right_alone=_right_alone(run),
+            cases=shown,
+            names=list(shown[0]["gold"]["scores"]) if shown else [],
+            has_words=any(case["gold"]["words"] for case in shown),
+            has_heat=any(case["heat"] for case in shown),
+        )
     )
-
-
-def marked(mention: Mention) -> tuple[str, str, str]:
-    """Split the sentence into the parts before, at and after the mention; if it is not found, all of it is before."""
-    start = mention.sentence.lower().find(mention.mention.lower()) if mention.mention else -1
-    # Lower-casing may change the length, which would mark the wrong letters: mark nothing then.
-    if start < 0 or len(mention.sentence.lower()) != len(mention.sentence):
-        return mention.sentence, "", ""
-    stop = start + len(mention.mention)
-    return mention.sentence[:start], mention.sentence[start:stop], mention.sentence[stop:]
 
 
 def _right_alone(run: EvaluatedRun) -> dict[str, float]:
@@ -94,7 +74,8 @@ def _right_alone(run: EvaluatedRun) -> dict[str, float]:
     return {name: float((own[wrong] == 1).mean()) for name, own in ranks.items() if name != "overall"}
 
 
-def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
+def case_values(loaded: LoadedRun, case: Case) -> dict[str, Any]:
+    """Values of a case for the template."""
     image = loaded.data.mention_image(case.mention)
     before, word, after = marked(case.mention)
     heat = None
@@ -106,7 +87,7 @@ def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
         "before": before,
         "word": word,
         "after": after,
-        "image": _uri(image),
+        "image": image_uri(image),
         "heat": heat,
         "rest": case.patches.rest if case.patches is not None else 0.0,
         "rank": case.rank,
@@ -117,25 +98,13 @@ def _case(loaded: LoadedRun, case: Case) -> dict[str, Any]:
 
 
 def _entity(loaded: LoadedRun, shown: RankedEntity) -> dict[str, Any]:
-    text = loaded.data.processor.entity_text(shown.entity)
-    heaviest = max((token.weight for token in shown.words if token.kind != "padding"), default=1.0)
     return {
         "qid": shown.entity.id,
         "name": shown.entity.name,
-        "text": text if len(text) <= _TEXT else f"{text[:_TEXT]}...",
-        "image": _uri(loaded.data.entity_image(shown.entity)),
+        "text": excerpt(loaded.data.processor.entity_text(shown.entity)),
+        "image": image_uri(loaded.data.entity_image(shown.entity)),
         "rank": shown.rank,
         "gold": shown.gold,
         "scores": shown.scores,
-        "words": [_shaded(token, heaviest) for token in shown.words],
+        "words": shaded(shown.words),
     }
-
-
-def _shaded(token: Token, heaviest: float) -> dict[str, Any]:
-    """A token with the opacity of its background: the heaviest is darkest, and padding, which is merged, has none."""
-    depth = 0.85 * token.weight / heaviest if heaviest > 0 and token.kind != "padding" else 0.0
-    return {"text": token.text, "kind": token.kind, "percent": 100 * token.weight, "depth": depth}
-
-
-def _uri(image: Image.Image | None) -> str | None:
-    return None if image is None else data_uri(image)

@@ -14,8 +14,8 @@ import numpy as np
 from mimic_pl.construction import class_of
 from mimic_pl.data.statistics import PublishedStatistics
 from mimic_pl.errors import ConfigError
+from mimic_pl.evaluated_run import EvaluatedRun
 from mimic_pl.processor import Processor
-from mimic_pl.report.evaluated_run import EvaluatedRun
 from mimic_pl.run_settings import last_component, settings_of
 from mimic_pl.runs import RUNS
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import random
 
 import numpy as np
-import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from mimic_pl.report.drawing import legend_below, line_style, panels
+from mimic_pl.figures import legend_below, line_style, panels
+from mimic_pl.linking.attention_and_gates import pair_gates
 from mimic_pl.report.experiments import Experiment
 from mimic_pl.report.loaded import LoadedRun
 
@@ -25,7 +25,6 @@ Gates = dict[str, dict[str, NDArray[np.float32]]]
 """Values of each gate (``vision, entity to mention``) by the entities they were computed for (``gold entities``)."""
 
 
-@torch.no_grad()
 def gates_of(loaded: LoadedRun) -> Gates:
     """Gate values of test mentions, paired with their golds and with random entities.
 
@@ -41,12 +40,9 @@ def gates_of(loaded: LoadedRun) -> Gates:
     golds = loaded.entities([loaded.golds(index)[0] for index in indices]).features
     others = loaded.entities(generator.choices(range(len(loaded.data.entities)), k=len(indices))).features
     found: Gates = {}
-    for name, unit in loaded.model.matcher.named_units():
-        for title, entities in (("gold entities", golds), ("random entities", others)):
-            for gate, values in unit.gates(mentions, entities).items():
-                # Aligned pairs are on the diagonal; a one-sided gate is a vector already.
-                own = values.diagonal() if values.ndim == 2 else values
-                found.setdefault(f"{name}, {gate.replace('_', ' ')}", {})[title] = own.float().cpu().numpy()
+    for title, entities in (("gold entities", golds), ("random entities", others)):
+        for name, values in pair_gates(loaded.model.matcher, mentions, entities).items():
+            found.setdefault(name, {})[title] = values.numpy()
     return found
 
 

@@ -3,34 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mimic_pl.data.dataset import BatchDataset
+from mimic_pl.data.training_split import NO_GOLD, SEEN, UNSEEN
 from mimic_pl.encoding import Side
 from mimic_pl.errors import DataError
+from mimic_pl.evaluated_run import EvaluatedRun
 from mimic_pl.features import Features
-from mimic_pl.report.evaluated_run import EvaluatedRun
+from mimic_pl.linking.encoded import Encoded, encoded
 from mimic_pl.runs import load_run
 
 _AT_ONCE = 64
 """Mentions or entities to encode at once."""
-
-
-class Encoded(NamedTuple):
-    """Encoded records of one side.
-
-    Attributes:
-        features: Features after the shared norms.
-        input_ids: Token ids, int64 ``[n, text_tokens]``.
-        attention_mask: 1 for a token, 0 for padding, int64 ``[n, text_tokens]``.
-    """
-
-    features: Features
-    input_ids: Tensor
-    attention_mask: Tensor
 
 
 class LoadedRun:
@@ -68,6 +55,11 @@ class LoadedRun:
         known = self.data.entities.positions
         return [known[gold] for gold in self.data.mentions["test"][index].golds if gold in known]
 
+    def seen(self, index: int) -> bool | None:
+        """Whether a gold of a test mention was a gold in training; None if that is not known, or without a gold."""
+        group = None if self._mentions.seen is None else int(self._mentions.seen[index])
+        return {SEEN: True, UNSEEN: False}.get(NO_GOLD if group is None else group)
+
     @torch.no_grad()
     def score(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
         """Scores of aligned pairs from normed features: ``overall`` and each unit by name, ``[pairs]``."""
@@ -81,13 +73,7 @@ class LoadedRun:
 
     def _encode(self, dataset: BatchDataset, side: Side, indices: Sequence[int]) -> Encoded:
         chunks = [list(indices[start : start + _AT_ONCE]) for start in range(0, len(indices), _AT_ONCE)]
-        parts: list[Features] = []
-        ids, masks = [], []
-        for batch, features in self.model.batch_encoder()(map(dataset.__getitems__, chunks), side, self.model.encode):
-            parts.append(self.model.matcher.norm(features))
-            ids.append(batch[side]["input_ids"].cpu())
-            masks.append(batch[side]["attention_mask"].cpu())
-        return Encoded(Features.joined(parts), torch.cat(ids), torch.cat(masks))
+        return encoded(self.model, side, map(dataset.__getitems__, chunks))
 
     def _mention_indices(self, ids: Sequence[str]) -> list[int]:
         """Index of each prediction's mention in the test split."""

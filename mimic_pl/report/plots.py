@@ -9,8 +9,10 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from mimic_pl.report.calibration import calibration
-from mimic_pl.report.drawing import legend_below, line_style, panels
+from mimic_pl.calibration import answer_curves
+from mimic_pl.calibration.reliability import BINS
+from mimic_pl.figures import legend_below, line_style, panels
+from mimic_pl.report.confidence import softmax_answers
 from mimic_pl.report.experiments import Experiment
 from mimic_pl.report.table import units_of
 
@@ -109,33 +111,78 @@ def robustness_figure(experiment: Experiment) -> Figure | None:
     return figure
 
 
-def calibration_figure(experiments: Sequence[Experiment]) -> Figure | None:
-    """Reliability diagrams of the overall score: a panel for the first run of each experiment.
+def reliability_figure(experiments: Sequence[Experiment]) -> Figure | None:
+    """Reliability diagrams of the first run of each experiment.
 
-    Blue bars are accuracy, the diagonal is perfect calibration, grey steps are the fraction of mentions in each bin.
-    None if no run has two candidates, since the confidence in a single one is always 1.
+    A panel for the softmax over the stored candidates; for a calibrated run two more, by softmax and by calibration, of
+    test mentions with and without their golds in the knowledge base. Blue bars are accuracy, the diagonal is perfect
+    calibration, grey steps are the fraction of mentions in each bin. None if no run has two candidates, since the
+    confidence in a single one is always 1.
     """
-    runs = [(e, e.runs[0].predictions) for e in experiments if e.runs[0].predictions.top.shape[1] > 1]
-    if not runs:
+    shown = []
+    for experiment in _with_candidates(experiments):
+        run = experiment.runs[0]
+        curves = answer_curves(softmax_answers(run.predictions))
+        title = f"{experiment.name}, softmax of {run.predictions.top.shape[1]}"
+        shown.append((title, np.array(curves["reliability"])))
+        shown += [
+            (f"{experiment.name}, held out, {kind}", own["reliability"]) for kind, own in run.held_out_curves.items()
+        ]
+    if not shown:
         return None
-    figure, axes = panels(len(runs), width=3.6, height=3.6)
-    for (experiment, predictions), axis in zip(runs, axes, strict=True):
-        found = calibration(predictions)
-        edges = np.linspace(0, 1, len(found.share) + 1)
-        filled = found.share > 0
+    figure, axes = panels(len(shown), width=3.6, height=3.6)
+    for (title, rows), axis in zip(shown, axes, strict=True):
+        confidence, accuracy, share = rows.T
+        place = np.minimum((confidence * BINS).astype(int), BINS - 1)
         axis.bar(
-            edges[:-1][filled], found.accuracy[filled], np.diff(edges)[filled], align="edge", color=line_style(0)[0],
-            edgecolor="white", label="accuracy",
-        )  # fmt: skip
-        axis.stairs(found.share, edges, color="#444444", linewidth=1.2, label="fraction of all mentions")
-        axis.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
-        kept = predictions.top.shape[1]
-        axis.set_title(
-            f"{experiment.name}\nexpected calibration error {100 * found.error:.1f} %, {kept} candidates", fontsize=9
+            place / BINS, accuracy, 1 / BINS, align="edge", color=line_style(0)[0], edgecolor="white", label="accuracy"
         )
-        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence in the first candidate")
+        shares = np.zeros(BINS)
+        shares[place] = share
+        edges = np.linspace(0, 1, BINS + 1)
+        axis.stairs(shares, edges, color="#444444", linewidth=1.2, label="fraction of all mentions")
+        axis.plot([0, 1], [0, 1], "--", color="black", linewidth=1, label="perfect calibration")
+        error = float(np.abs(accuracy - confidence) @ share)
+        axis.set_title(f"{title}\nexpected calibration error {100 * error:.1f} %", fontsize=9)
+        axis.set(xlim=(0, 1), ylim=(0, 1), xlabel="confidence in the answer")
     legend_below(figure, axes)
     return figure
+
+
+def risk_coverage_figure(experiments: Sequence[Experiment]) -> Figure | None:
+    """Errors against the fraction of mentions that are answered, the most confident first: a panel per data set.
+
+    Of the first run of each experiment: a line for the softmax over the stored candidates; for a calibrated run also
+    lines by softmax (dashed) and by calibration (dotted) of test mentions with and without their golds. None if no run
+    has two candidates.
+    """
+    with_candidates = _with_candidates(experiments)
+    if not with_candidates:
+        return None
+    sets = list(dict.fromkeys(experiment.dataset for experiment in with_candidates))
+    figure, axes = panels(len(sets), width=6.4, height=4.2, columns=2)
+    for number, experiment in enumerate(with_candidates):
+        axis, run = axes[sets.index(experiment.dataset)], experiment.runs[0]
+        given = answer_curves(softmax_answers(run.predictions))["risk_coverage"]
+        lines = [("softmax", "-", np.array(given))]
+        styles = {"softmax": "--", "calibrated": ":"}
+        held_out = run.held_out_curves.items()
+        lines += [(f"held out, {kind}", styles[kind], own["risk_coverage"]) for kind, own in held_out]
+        for name, style, rows in lines:
+            coverage, risk = 100 * rows.T
+            axis.plot(
+                coverage, risk, style, linewidth=1.4, color=line_style(number)[0], label=f"{experiment.name}, {name}"
+            )
+    for name, axis in zip(sets, axes, strict=True):
+        axis.set(title=name, xlabel="mentions answered in %", ylabel="wrong of these in %", xlim=(0, 100))
+        axis.set_ylim(0, None)
+    legend_below(figure, axes)
+    return figure
+
+
+def _with_candidates(experiments: Sequence[Experiment]) -> list[Experiment]:
+    """Those whose first run has stored at least two candidates per mention."""
+    return [experiment for experiment in experiments if experiment.runs[0].predictions.top.shape[1] > 1]
 
 
 def _by_strength(records: Sequence[dict[str, Any]], score: str) -> tuple[list[float], list[float]]:

@@ -8,14 +8,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from mimic_pl.bootstrap import RESAMPLES, SEED, interval, resampled_means
 from mimic_pl.errors import DataError
-from mimic_pl.report.evaluated_run import Predictions
-
-RESAMPLES = 10_000
-SEED = 0
-
-_SAMPLES_AT_ONCE = 1 << 22
-"""Mentions sampled at once: 32 MB."""
+from mimic_pl.evaluated_run import Predictions
 
 
 class Comparison(NamedTuple):
@@ -62,22 +57,14 @@ def paired_bootstrap(
     """
     names = list(differences)
     values = np.stack([differences[name] for name in names])  # [metrics, mentions]
-    count = values.shape[1]
-    generator = np.random.default_rng(seed)
-    drawn = np.empty((len(names), resamples))
-    at_once = max(1, _SAMPLES_AT_ONCE // count)
-    for start in range(0, resamples, at_once):
-        rows = min(at_once, resamples - start)
-        mentions = generator.integers(0, count, (rows, count), dtype=np.int32)
-        for metric, own in enumerate(values):
-            drawn[metric, start : start + rows] = own[mentions].mean(axis=1)
+    drawn = resampled_means(values, resamples, seed)
     found = {}
     for name, own, draws in zip(names, values, drawn, strict=True):
         difference = float(own.mean())
-        low, high = np.percentile(draws, [2.5, 97.5])
+        low, high = interval(draws)
         # Sums of thirds and fifths round differently depending on their order.
         beyond = np.abs(draws - difference) >= abs(difference) - 1e-12
-        found[name] = Comparison(difference, float(low), float(high), float((beyond.sum() + 1) / (resamples + 1)))
+        found[name] = Comparison(difference, low, high, float((beyond.sum() + 1) / (resamples + 1)))
     return found
 
 

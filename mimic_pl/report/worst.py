@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 
 import torch
 
+from mimic_pl.evaluated_run import Record, read_records
+from mimic_pl.linking.attention_and_gates import Patches, Token, over_patches, over_words
+from mimic_pl.linking.encoded import Encoded
 from mimic_pl.ranges import COUNT, require_ranges
 from mimic_pl.records import Entity, Mention
-from mimic_pl.report.attention import Patches, Token, over_patches, over_words, tokens_of
-from mimic_pl.report.evaluated_run import Record, read_records
-from mimic_pl.report.loaded import Encoded, LoadedRun
+from mimic_pl.report.loaded import LoadedRun
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,42 @@ def worst_cases(loaded: LoadedRun, worst: int, candidates: int = 5) -> list[Case
         ConfigError: ``worst`` or ``candidates`` is below 1.
     """
     require_ranges({"worst": COUNT, "candidates": COUNT}, {"worst": worst, "candidates": candidates}, "")
-    records = read_records(loaded.run.folder)
-    indexed = zip(loaded.mention_indices, records, strict=True)
+    return cases_of(loaded, wrongly_linked(loaded), 0, worst, candidates)
+
+
+def wrongly_linked(loaded: LoadedRun) -> list[tuple[int, Record]]:
+    """Index in the test split and prediction of each wrongly linked mention, by descending rank of its gold."""
+    indexed = zip(loaded.mention_indices, read_records(loaded.run.folder), strict=True)
     wrong = [(index, record) for index, record in indexed if (record["rank"]["overall"] or 0) > 1]
-    wrong.sort(key=lambda pair: -pair[1]["rank"]["overall"])
-    if len(wrong) > worst:
-        last = wrong[worst - 1][1]["rank"]["overall"]
-        wrong = [pair for pair in wrong if pair[1]["rank"]["overall"] >= last]  # margins will break ties for the last
-    if not wrong:
+    return sorted(wrong, key=lambda pair: -pair[1]["rank"]["overall"])
+
+
+def cases_of(
+    loaded: LoadedRun, wrong: Sequence[tuple[int, Record]], start: int, count: int, candidates: int = 5
+) -> list[Case]:
+    """A part of the wrongly linked mentions, in the order of :func:`worst_cases`; only these are encoded, and ties.
+
+    Args:
+        loaded: The run.
+        wrong: All of :func:`wrongly_linked`, or some of them.
+        start: Number of mentions to skip.
+        count: Maximum number of mentions.
+        candidates: Number of candidates per mention.
+    """
+    ranks = [record["rank"]["overall"] for _, record in wrong]
+    shown = ranks[start : start + count]
+    if not shown:
         return []
+    start -= sum(rank > shown[0] for rank in ranks)
+    wrong = [pair for pair, rank in zip(wrong, ranks, strict=True) if shown[0] >= rank >= shown[-1]]
     mentions = loaded.mentions([index for index, _ in wrong])
     golds, scores = _best_golds(loaded, mentions, [index for index, _ in wrong])
     margins = [
         record["candidates"][0]["scores"]["overall"] - own["overall"]
         for (_, record), own in zip(wrong, scores, strict=True)
     ]
-    order = sorted(range(len(wrong)), key=lambda row: (-wrong[row][1]["rank"]["overall"], -margins[row]))[:worst]
+    order = sorted(range(len(wrong)), key=lambda row: (-wrong[row][1]["rank"]["overall"], -margins[row]))
+    order = order[start : start + count]
     return _cases(
         loaded,
         [wrong[row] for row in order],
@@ -122,8 +143,9 @@ def _cases(
     known, entities = loaded.data.entities.positions, loaded.data.entities
     firsts = [known[record["candidates"][0]["qid"]] for _, record in wrong]
     patches = over_patches(loaded.model.matcher, mentions.features)
-    words_of_gold = _words(loaded, mentions, golds)
-    words_of_first = _words(loaded, mentions, firsts)
+    words_of_gold, words_of_first = (
+        over_words(loaded.model, mentions, loaded.entities(positions)) for positions in (golds, firsts)
+    )
     cases = []
     for row, (index, record) in enumerate(wrong):
         mention = loaded.data.mentions["test"][index]
@@ -141,15 +163,3 @@ def _cases(
         ranks = {name: rank for name, rank in record["rank"].items() if rank}
         cases.append(Case(mention, ranks, margins[row], gold, shown, patches[row] if patches else None))
     return cases
-
-
-def _words(loaded: LoadedRun, mentions: Encoded, positions: Sequence[int]) -> list[list[Token]]:
-    """Attention of entities to the tokens of aligned mentions; empty if the model has no TGLU."""
-    tokenizer = loaded.model.processor.tokenizer.tokenizer
-    weights = over_words(loaded.model.matcher, mentions.features, loaded.entities(positions).features)
-    if weights is None:
-        return [[] for _ in positions]
-    return [
-        tokens_of(tokenizer, ids.tolist(), mask.tolist(), own.tolist())
-        for ids, mask, own in zip(mentions.input_ids, mentions.attention_mask, weights, strict=True)
-    ]

@@ -8,15 +8,22 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from mimic_pl.bootstrap import RESAMPLES
 from mimic_pl.checkpoints.atomic_io import write_run_file
 from mimic_pl.errors import DataError
 from mimic_pl.escaping import markdown_text as cell
-from mimic_pl.report.drawing import save
-from mimic_pl.report.evaluated_run import EvaluatedRun
+from mimic_pl.evaluated_run import EvaluatedRun
+from mimic_pl.figures import save
 from mimic_pl.report.experiments import Experiment, differences, group_runs
 from mimic_pl.report.gates import gates_figure
-from mimic_pl.report.plots import calibration_figure, curves_figure, hits_figure, robustness_figure
-from mimic_pl.report.significance import RESAMPLES, Comparison, compare
+from mimic_pl.report.plots import (
+    curves_figure,
+    hits_figure,
+    reliability_figure,
+    risk_coverage_figure,
+    robustness_figure,
+)
+from mimic_pl.report.significance import Comparison, compare
 from mimic_pl.report.table import as_csv, markdown, percent, rows_of, unlike_inputs
 
 _SETTINGS = 20
@@ -59,6 +66,7 @@ def write_report(
         *(f"**{sentence}**" for sentence in (*unlike_inputs(rows), *_repeated_seeds(experiments))),
         markdown(rows),
         *_settings(experiments),
+        *_calibrated(experiments),
         *significance,
         *(f"## {title}\n\n{note}\n\n![{cell(title)}]({file.name})" for title, note, file in plots),
         _runs(experiments),
@@ -79,11 +87,18 @@ def _figures(experiments: Sequence[Experiment], gates: bool) -> Iterator[tuple[s
         file = f"robustness_{_file_name(experiment.name)}"
         yield f"Robustness of {experiment.name}", note, file, robustness_figure(experiment)
     note = (
-        "First run of each experiment. The confidence is the probability of the first candidate in the softmax of the "
-        "overall scores over the stored candidates, not over the whole knowledge base; the expected calibration error "
-        "is the mean difference of confidence and accuracy over ten bins."
+        "First run of each experiment. Softmax: the answer is the first candidate, its confidence the probability in "
+        "the softmax of the overall scores over the stored candidates, not over the whole knowledge base. Held out, "
+        "after mimic-pl calibrate: each mention as it is, and once more without its golds in the knowledge base; the "
+        "calibrated answer is the first candidate or NIL. The expected calibration error is the mean difference of "
+        "confidence and accuracy over ten bins."
     )
-    yield "Calibration of the overall score", note, "calibration", calibration_figure(experiments)
+    yield "Calibration", note, "calibration", reliability_figure(experiments)
+    note = (
+        "First run of each experiment. Only the most confident answers are given, so many that the fraction on the "
+        "horizontal axis is answered. A small area under the curve means that errors are the least confident answers."
+    )
+    yield "Risk and coverage", note, "risk_coverage", risk_coverage_figure(experiments)
     if not gates:
         return
     note = "Gates of the first run on test mentions. A gate is closed at 0 and fully open at -1 or 1."
@@ -122,6 +137,33 @@ def _settings(experiments: Sequence[Experiment]) -> Iterator[str]:
     if lines:
         head = ["| experiment | setting | value | instead of |", "|---|---|---|---|"]
         yield "## Differences in settings\n\n" + "\n".join((*head, *lines))
+
+
+def _calibrated(experiments: Sequence[Experiment]) -> Iterator[str]:
+    """Section of the answers of calibrated runs, with golds in and out of the knowledge base."""
+    columns = {"accuracy": "right", "ece": "ECE", "aurc": "AURC", "nil_f1": "NIL F1"}
+    columns |= {"nil_precision": "NIL precision", "nil_recall": "NIL recall"}
+    lines = []
+    for experiment in experiments:
+        for run in experiment.runs:
+            for cases in ("given", "held_out"):
+                for kind, own in run.summary.get("calibration", {}).get(cases, {}).items():
+                    texts = [cell(experiment.name), cell(run.seed), cases.replace("_", " "), kind]
+                    figures = [f"{own['nil_mentions']:,}", *(percent(own.get(name)) for name in columns)]
+                    lines.append(f"| {' | '.join([*texts, *figures])} |")
+    if lines:
+        yield (
+            "## Answers with NIL\n\nTest mentions as given, and held out: each mention once more, after its golds were "
+            "taken out of the knowledge base. Softmax never answers NIL. ECE: expected calibration error. AURC: area "
+            "under the risk-coverage curve. In percent.\n\n"
+            + "\n".join(
+                (
+                    f"| experiment | seed | mentions | confidence | NIL mentions | {' | '.join(columns.values())} |",
+                    "|---" * 4 + "|---:" * (1 + len(columns)) + "|",
+                    *lines,
+                )
+            )
+        )
 
 
 def _significance(experiments: Sequence[Experiment], baseline: EvaluatedRun | None) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.report.evaluated_run import read_curve
+from mimic_pl.evaluated_run import read_curve
 from mimic_pl.runs import open_run
 from tests.launch import environment
 
@@ -36,7 +36,7 @@ WANDB = logger("WandbLogger", offline=True)
 MLFLOW = logger("MLFlowLogger", tracking_uri="file:mlruns")
 
 CASES = [
-    case("none", False, "lightning_logs/version_0", slow=False),
+    case("none", False, "lightning_logs/version_0"),
     case("two", [CSV, TENSORBOARD], "logs/lightning_logs/version_0", slow=False),
     case("named", logger("CSVLogger", save_dir="logs", name="tiny", version="a"), "logs/tiny/a"),
     case("without a name", logger("TensorBoardLogger", save_dir="logs", name=""), "logs/version_0"),

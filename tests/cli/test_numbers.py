@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import re
+from typing import Union
 
 import pytest
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 
 from mimic_pl import MIMIC
 from mimic_pl.cli.config_checks import check_config
+from mimic_pl.cli.parser import Parser
 from mimic_pl.data.base import BaseDataModule
+from mimic_pl.errors import ConfigError
 
 ABSENT = ["--model.encoder.pretrained", "nowhere/at/all"]
 """An encoder whose loading fails: what is refused with another message is refused before it."""
@@ -38,10 +46,31 @@ WRONG = {
 }
 
 
+DEFAULTS = {"ranker": "mimic_pl.ranking.Ranker", "processor": "mimic_pl.processor.Processor"}
+
+
+@pytest.fixture(scope="module")
+def written(trained):
+    """The configuration of a run, with all defaults."""
+    return yaml.safe_load((trained.run / "config.yaml").read_text())
+
+
 @pytest.mark.parametrize(("key", "value"), WRONG.items(), ids=WRONG.keys())
-def test_the_command_line_refuses_a_number_before_the_encoder_loads(command, trained, tmp_path, key, value):
-    code, _, err = command("fit", "--config", str(trained.config), *ABSENT, f"--{key}={value}", folder=tmp_path)
-    assert code == 3 and f"{key} is {value.strip('.')}; it must be" in err, err
+def test_a_number_out_of_its_range(written, key, value):
+    changed = copy.deepcopy(written)
+    place, (*names, last) = changed, key.split(".")
+    for name in names:
+        if place[name] is None:
+            place[name] = {"class_path": DEFAULTS[name], "init_args": {}}
+        place = place[name].get("init_args", place[name])
+    place[last] = yaml.safe_load(value)
+    with pytest.raises(ConfigError, match=rf"{re.escape(key)} is {value.strip('.')}; it must be"):
+        check_config(Namespace(changed))
+
+
+def test_the_command_line_refuses_a_number_before_the_encoder_loads(command, trained, tmp_path):
+    code, _, err = command("fit", "--config", str(trained.config), *ABSENT, "--data.batch_size=0", folder=tmp_path)
+    assert code == 3 and "data.batch_size is 0; it must be" in err, err
     assert not (tmp_path / "lightning_logs").exists()
 
 
@@ -72,3 +101,17 @@ def test_a_configuration_in_range_passes(trained):
     parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
     options = ["--data", "MELDataModule", "--data.root", str(trained.root), "--model", "MIMIC"]
     check_config(parser.parse_args([*options, "--model.encoder", "CLIPEncoder"]))
+
+
+def test_one_is_an_integer_whatever_the_order_of_a_union():
+    """To typing, both orders are equal: which one Lightning has depends on what was imported before it."""
+
+    class Limits(Callback):
+        def __init__(self, most: Union[float, int, None] = None, least: float | int = 0.5) -> None: ...  # noqa: UP007
+
+    parser = Parser(exit_on_error=False)
+    parser.add_lightning_class_args(Limits, "limits")
+    for text, number in (("1", 1), ("1.0", 1.0), ("0.5", 0.5), ("2", 2)):
+        found = parser.parse_args([f"--limits.most={text}", f"--limits.least={text}"]).limits
+        assert (found.most, type(found.most)) == (found.least, type(found.least)) == (number, type(number))
+    assert parser.parse_args(["--limits.most=null"]).limits.most is None

@@ -12,6 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
+from mimic_pl.cli import main
 from mimic_pl.errors import CheckpointError, ConfigError
 from mimic_pl.runs import find_runs, head_of_config, load_run, newest_run, open_run, run_of_checkpoint
 from tests.readme import readme_block
@@ -177,6 +178,33 @@ def test_the_readme_links_a_mention(trained, tmp_path, monkeypatch, capsys):
     best = scores["overall"][0].argsort(descending=True, stable=True)[:3]
     assert names["links"] == [names["data"].entities[int(n)].id for n in best]
     assert capsys.readouterr().out.startswith(f"{names['links'][1]}: rank 2 of {len(names['data'].entities)}")
+
+
+@pytest.mark.own_process
+def test_the_readme_links_to_a_knowledge_base_of_a_file(trained, home, monkeypatch, capsys):
+    images = home / "data" / "Demo" / "mention_images"
+    images.mkdir(parents=True)
+    Image.new("RGB", (9, 9), "red").save(images / "test-0.jpg")
+    monkeypatch.chdir(home)
+    main(
+        [
+            "convert",
+            "kb",
+            str(trained.root / "kb_entity.json"),
+            "my_kb.csv",
+            "--image_folder",
+            f"{trained.root}/kb_image",
+        ]
+    )
+    capsys.readouterr()
+    names: dict[str, Any] = {}
+    exec(readme_block("from mimic_pl import Linker"), names)
+    model, data = load_run("lightning_logs/version_0")
+    scores = model.score(model.encode_mentions([names["mention"]]), model.encode_entities(data.entities))["overall"][0]
+    best = scores.argsort(descending=True, stable=True)[:5].tolist()
+    assert [link.entity.id for link in names["links"]] == [data.entities[position].id for position in best]
+    assert capsys.readouterr().out.startswith(f"{data.entities[best[0]].id} {data.entities[best[0]].name} ")
+    assert Image.open("why.png").format == "PNG"
 
 
 def test_the_best_checkpoint_has_the_best_logged_metric(trained):

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import shutil
-from html.parser import HTMLParser
 
 import pytest
 import torch
@@ -14,14 +13,15 @@ from PIL import Image
 
 from mimic_pl.cli import main
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.linking.attention_and_gates import split_patches, tokens_of
+from mimic_pl.linking.thumbnails import heat_map
 from mimic_pl.records import Mention
 from mimic_pl.report import open_finished, write_errors_page
-from mimic_pl.report.attention import split_patches, tokens_of
-from mimic_pl.report.errors_page import marked
 from mimic_pl.report.gates import gates_of
 from mimic_pl.report.loaded import LoadedRun
-from mimic_pl.report.thumbnails import heat_map
+from mimic_pl.report.page_parts import marked
 from mimic_pl.report.worst import worst_cases
+from tests.html_page import Page
 from tests.report.conftest import IMAGE_INJECTION, SCRIPT_INJECTION
 from tests.results import read_jsonl
 
@@ -29,27 +29,6 @@ ALLOWED_TAGS = {
     "html", "head", "meta", "title", "style", "body", "h1", "h2", "p", "code", "div", "table", "tr", "th", "td",
     "section", "mark", "figure", "img", "b", "small", "figcaption", "span", "br",
 }  # fmt: skip
-
-
-class Page(HTMLParser):
-    """The elements with their attributes, and all text."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag, attrs):
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data):
-        self.text += data
-
-    def all(self, tag: str, css: str | None = None) -> list[dict[str, str | None]]:
-        return [
-            a for name, a in self.elements if name == tag and (css is None or css in (a.get("class") or "").split())
-        ]
 
 
 @pytest.fixture(scope="module")

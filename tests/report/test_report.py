@@ -14,13 +14,20 @@ from matplotlib.colors import to_rgb
 from PIL import Image
 
 from mimic_pl import MIMIC, CLIPEncoder
+from mimic_pl.calibration import reliability
 from mimic_pl.construction import describe
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.figures import COLOURS, panels, save
 from mimic_pl.report import group_runs, open_finished, write_report
-from mimic_pl.report.calibration import calibration
-from mimic_pl.report.drawing import COLOURS, panels, save
+from mimic_pl.report.confidence import softmax_answers
 from mimic_pl.report.experiments import differences
-from mimic_pl.report.plots import curves_figure, hits_figure, robustness_figure
+from mimic_pl.report.plots import (
+    curves_figure,
+    hits_figure,
+    reliability_figure,
+    risk_coverage_figure,
+    robustness_figure,
+)
 from mimic_pl.run_settings import settings_of
 from tests import tiny
 from tests.report.conftest import write_curve, write_run
@@ -213,6 +220,7 @@ def test_a_complete_report(tmp_path):
     text = (tmp_path / "out" / "report.md").read_text()
     assert {path.name for path in written} == {
         "report.md", "report.csv", "mrr_by_epoch.png", "hits.png", "robustness_worse.png", "calibration.png",
+        "risk_coverage.png",
     }  # fmt: skip
     for path in written:
         if path.suffix == ".png":
@@ -273,15 +281,53 @@ def test_calibration_equals_counting_one_by_one(tmp_path):
     generator = np.random.default_rng(0)
     scores = [sorted(generator.normal(0, 2, generator.integers(2, 5)), reverse=True) for _ in range(200)]
     ranks = [int(rank) for rank in generator.integers(1, 3, 200)]
-    found = calibration(open_finished(write_run(tmp_path / "a", ranks, scores=scores)).predictions, bins=4)
+    answers = softmax_answers(open_finished(write_run(tmp_path / "a", ranks, scores=scores)).predictions)
+    found = reliability(answers.confidence, answers.correct, bins=4)
     bins = [[], [], [], []]
     for own, rank in zip(scores, ranks, strict=True):
         confidence = np.exp(own[0]) / sum(np.exp(score) for score in own)
-        bins[next(b for b in range(4) if confidence <= (b + 1) / 4)].append((confidence, rank == 1))
+        bins[next(b for b in range(4) if confidence < (b + 1) / 4)].append((confidence, rank == 1))
     filled = [bin_ for bin_ in bins if bin_]
     error = sum(len(b) / 200 * abs(np.mean([r for _, r in b]) - np.mean([c for c, _ in b])) for b in filled)
     assert found.error == pytest.approx(error)
     np.testing.assert_allclose(found.share, [len(bin_) / 200 for bin_ in bins])
+
+
+def test_a_calibrated_run_is_shown_with_golds_in_and_out(tmp_path):
+    run = write_run(tmp_path / "base" / "version_0", [1, None, 2], scores=[[2.0, 1.0], [2.0, 2.0], [2.0, -3.0]])
+    metrics = {"mentions": 3, "nil_mentions": 1, "accuracy": 2 / 3, "ece": 0.125, "aurc": 0.25, "nil_f1": 0.6667}
+    curves = {"reliability": [[0.25, 0.5, 0.75], [0.85, 1.0, 0.25]], "risk_coverage": [[0.25, 0.0], [1.0, 0.375]]}
+    summary = json.loads((run / "metrics.json").read_text())
+    summary["calibration"] = {
+        "temperature": 2.0,
+        "given": {"softmax": {**metrics, "ece": 0.5}, "calibrated": metrics},
+        "curves": {"softmax": {**curves, "risk_coverage": [[1.0, 0.5]]}, "calibrated": curves},
+    }
+    (run / "metrics.json").write_text(json.dumps(summary))
+
+    given, _, calibrated = reliability_figure(experiments_of(run)).axes
+    assert "base, softmax of 2\n" in given.get_title() and "base, held out, calibrated\n" in calibrated.get_title()
+    assert bars(calibrated) == {0.2: 0.5, 0.8: 1.0}
+    assert "expected calibration error 22.5 %" in calibrated.get_title()  # 0.75 * 0.25 + 0.25 * 0.15
+    assert bars(given) == {0.5: 0.0, 0.7: 1.0, 0.9: 0.0}  # sigmoid of 0, 1 and 5
+    (axis,) = risk_coverage_figure(experiments_of(run)).axes
+    lines = [line.get_xydata().tolist() for line in axis.get_lines()]
+    np.testing.assert_allclose(lines[0], [(100 / 3, 100), (200 / 3, 50), (100, 200 / 3)], atol=1e-2)
+    assert lines[1:] == [[[100, 50]], [[25, 0], [100, 37.5]]]
+
+    write_report([open_finished(run)], tmp_path / "out")
+    text = (tmp_path / "out" / "report.md").read_text()
+    assert "| base | 43 | given | softmax | 1 | 66.67 | 50.00 | 25.00 | 66.67 |  |  |" in text
+    assert "| base | 43 | given | calibrated | 1 | 66.67 | 12.50 | 25.00 | 66.67 |  |  |" in text
+    for damage in ({"given": {"calibrated": {**metrics, "ece": "low"}}}, {"curves": {"softmax": {"reliability": []}}}):
+        (run / "metrics.json").write_text(json.dumps({**summary, "calibration": damage}))
+        with pytest.raises(DataError, match="metrics.json cannot be read"):
+            open_finished(run)
+
+
+def bars(axis):
+    """Heights of the bars of an axis by where they begin."""
+    return {round(bar.get_x(), 1): round(bar.get_height(), 6) for bar in axis.patches if hasattr(bar, "get_x")}
 
 
 @pytest.mark.parametrize(

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mimic_pl.callbacks.predictions import partial_path, sha256_of
+from mimic_pl.callbacks.predictions import partial_path
 from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.files import sha256_of
 from mimic_pl.home import expanded
 from mimic_pl.yaml_file import read_yaml
 
@@ -109,6 +110,16 @@ class EvaluatedRun:
         at_best = {name: dict(curve).get(self.best_epoch or 0) for name, curve in self._validation.items()}
         dev = {name: value for name, value in at_best.items() if value is not None}
         return {**subsets, "dev": dev, **self.metrics}
+
+    @property
+    def held_out_curves(self) -> dict[str, dict[str, NDArray[np.float64]]]:
+        """Curves of a calibrated run by kind of confidence, of mentions with and without their golds; else empty.
+
+        ``reliability`` has rows of mean confidence, accuracy and share of the answers in a bin, ``risk_coverage`` rows
+        of coverage and risk.
+        """
+        stored = self.summary.get("calibration", {}).get("curves", {})
+        return {kind: {name: np.array(rows) for name, rows in own.items()} for kind, own in stored.items()}
 
     @cached_property
     def _validation(self) -> dict[str, list[tuple[int, float]]]:
@@ -232,6 +243,20 @@ def _require_summary(summary: Any) -> None:
     for metrics in summary["metrics"].values():
         for value in metrics.values():
             _require_number(value)
+    calibration = summary.get("calibration", {})
+    for cases in ("given", "held_out"):
+        for kind, metrics in calibration.get(cases, {}).items():
+            for name in ("nil_mentions", *metrics):
+                _require_number(metrics[name])
+            if kind not in ("softmax", "calibrated"):
+                raise ValueError(f"an unknown kind of confidence {kind!r:.40}")
+    for curves in calibration.get("curves", {}).values():
+        for name, width in (("reliability", 3), ("risk_coverage", 2)):
+            for row in curves[name]:
+                if len(row) != width:
+                    raise ValueError(f"a point of {name} is {row!r:.40}")
+                for value in row:
+                    _require_number(value)
     for name in ("mentions", "entities"):
         if type(summary[name]) is not int:
             raise ValueError(f"{name} is {summary[name]!r:.40}")
