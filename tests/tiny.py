@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 from itertools import cycle, islice, product
@@ -103,7 +104,7 @@ def config(root: Path, runs: Path) -> dict[str, Any]:
         "model": {
             "class_path": "mimic_pl.MIMIC",
             "init_args": {
-                "encoder": {"class_path": "mimic_pl.encoders.CLIPEncoder", "init_args": ENCODER},
+                "encoder": {"class_path": "mimic_pl.encoders.CLIPEncoder", "init_args": copy.deepcopy(ENCODER)},
                 "units": {
                     name: {"class_path": f"mimic_pl.units.{unit}", "init_args": {"hidden_dim": 8}}
                     for name, unit in {"text": "TGLU", "vision": "VDLU", "cross_modal": "CMFU"}.items()
