@@ -26,7 +26,7 @@ def main(folder: str) -> None:
         folder: Where they go.
     """
     warnings.simplefilter("error")
-    warnings.filterwarnings("ignore", message="Error parsing type annotation (ForwardRef|ImageSource)")
+    warnings.filterwarnings("ignore", message=r"Error parsing type annotation (ForwardRef|(tuple\[)?ImageSource)")
     # A package without __all__ has brought its modules along.
     warnings.filterwarnings("ignore", message="The module specification")
     warnings.filterwarnings("ignore", category=DeprecationWarning)  # of libraries, as their modules load

@@ -3,6 +3,7 @@
 A mention is a word in a sentence with an image; mimic-pl ranks a whole knowledge base, whose entities have text and
 images, too, for it. Start with these names:
 
+- ``Linker.from_pretrained(folder)``: links your mentions to your entities.
 - ``load_run(folder)``: the model and the data of a training run. ``MIMIC.load_from_checkpoint(path)``: a model alone.
 - ``model.encode_mentions(records)``, ``model.encode_entities(records)``, ``model.score(mentions, entities)``: without a
   Trainer.
@@ -29,6 +30,9 @@ if TYPE_CHECKING:
     from mimic_pl.data import CrossDataModule, DemoMEL, MELDataModule, RichpediaMEL, WikiDiverse, WikiMEL
     from mimic_pl.encoders import CLIPEncoder, Encoder, TextVisionEncoder
     from mimic_pl.features import FeatureDims, Features
+    from mimic_pl.knowledge_base import KnowledgeBase
+    from mimic_pl.linking import Linker
+    from mimic_pl.links import Link, Links
     from mimic_pl.loss_inputs import LossInputs
     from mimic_pl.losses import AssignmentLoss, IntraModalLoss, Loss, SymmetricLoss, UnitConsistentLoss
     from mimic_pl.model import MIMIC
@@ -55,6 +59,9 @@ _MODULES = {
     "data": ("CrossDataModule", "DemoMEL", "MELDataModule", "RichpediaMEL", "WikiDiverse", "WikiMEL"),
     "encoders": ("CLIPEncoder", "Encoder", "TextVisionEncoder"),
     "features": ("FeatureDims", "Features"),
+    "knowledge_base": ("KnowledgeBase",),
+    "linking": ("Linker",),
+    "links": ("Link", "Links"),
     "loss_inputs": ("LossInputs",),
     "losses": ("AssignmentLoss", "IntraModalLoss", "Loss", "SymmetricLoss", "UnitConsistentLoss"),
     "model": ("MIMIC",),

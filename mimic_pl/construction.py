@@ -6,6 +6,7 @@ import functools
 import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from mimic_pl.errors import ConfigError
@@ -126,6 +127,18 @@ def without(description: Description, *names: str) -> Description:
     """A description without some of its arguments, which the caller supplies."""
     arguments = {name: value for name, value in description["init_args"].items() if name not in names}
     return {**description, "init_args": arguments}
+
+
+def with_files(description: Description, folder: Path, trust_remote_code: bool = False) -> Description:
+    """A description of an object that is built from the files that its ``save_config`` wrote.
+
+    Args:
+        description: Of a class with ``config_arguments``.
+        folder: The folder with the files.
+        trust_remote_code: Import classes of any package.
+    """
+    named = class_of(description, trust_remote_code).config_arguments(folder)  # type: ignore[attr-defined]
+    return {**description, "init_args": {**description["init_args"], **named}}
 
 
 def build(description: Any, trust_remote_code: bool = False) -> Any:

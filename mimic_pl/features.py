@@ -8,12 +8,27 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+TEXT_PRETRAINED, IMAGE_PRETRAINED = "text_pretrained", "image_pretrained"
+"""Names in :attr:`Features.extra` of the pretrained towers' own global features, without any projection or norm."""
+
 
 class FeatureDims(NamedTuple):
-    """Widths of the features: ``text`` (the paper's d_T, 512) and ``image`` (d_V, 96)."""
+    """Widths of the features: ``text`` (the paper's d_T, 512) and ``image`` (d_V, 96).
+
+    ``text_pretrained`` and ``image_pretrained`` are the widths of the extra features of the same names, 0 for an
+    encoder that does not return them.
+    """
 
     text: int
     image: int
+    text_pretrained: int = 0
+    image_pretrained: int = 0
+
+    @property
+    def pretrained(self) -> dict[str, int]:
+        """Widths of the extra features, without those that the encoder does not return."""
+        widths = {TEXT_PRETRAINED: self.text_pretrained, IMAGE_PRETRAINED: self.image_pretrained}
+        return {name: width for name, width in widths.items() if width}
 
 
 class Features(NamedTuple):
@@ -27,7 +42,9 @@ class Features(NamedTuple):
         text_mask: 1 for a text token, 0 for padding, ``[batch, text_tokens]``. The published model ignores it; units
             that mask padding use it.
         extra: Additional tensors by name, each ``[batch, ...]``: those of the processor's
-            :class:`~mimic_pl.processor.RecordFeatures`, and any that a custom encoder adds.
+            :class:`~mimic_pl.processor.RecordFeatures`; ``text_pretrained`` and ``image_pretrained``, the global
+            features of pretrained towers without the projections and norms of this library, with zeros for a missing
+            image; and any that a custom encoder adds.
     """
 
     text_global: Tensor
@@ -79,7 +96,8 @@ class Features(NamedTuple):
     @property
     def dims(self) -> FeatureDims:
         """Widths of these features."""
-        return FeatureDims(self.text_global.shape[-1], self.image_global.shape[-1])
+        pretrained = (self.extra[name].shape[-1] if name in self.extra else 0 for name in _PRETRAINED)
+        return FeatureDims(self.text_global.shape[-1], self.image_global.shape[-1], *pretrained)
 
 
 def convert_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -87,4 +105,5 @@ def convert_floats(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
+_PRETRAINED = (TEXT_PRETRAINED, IMAGE_PRETRAINED)
 _FIELDS = ("text_global", "text_local", "image_global", "image_local", "text_mask")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import logging
 import os
 import shutil
@@ -103,6 +104,15 @@ def require_space(folder: Path, needed: int, what: str) -> None:
 def checksum_of(content: bytes) -> str:
     """CRC-32 of bytes."""
     return f"{zlib.crc32(content):08x}"
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def lock_folder(folder: Path, wait: float, name: str = LOCK) -> FileLock:

@@ -3,45 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from functools import partial
-from pathlib import Path
 from typing import Any, cast
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
-from torchmetrics import MetricCollection
-from typing_extensions import Self
 
 from mimic_pl.batch import Batch, Inputs
-from mimic_pl.checkpoints.published import load_weights, published_sizes, read_published
 from mimic_pl.construction import Recorded
-from mimic_pl.data.protocol import Records, TrainingData, data_of
+from mimic_pl.data.protocol import TrainingData
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.encoders import INPUTS, CLIPEncoder, Encoder, content_keys, repeat_last
+from mimic_pl.encoders import INPUTS, Encoder, content_keys, repeat_last
 from mimic_pl.encoding import BatchEncoder, RecordBatches, Side
-from mimic_pl.errors import CheckpointError, ConfigError, DataError, NonFiniteScoreError
-from mimic_pl.evaluation import evaluation_index
-from mimic_pl.features import Features, convert_floats
+from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.evaluation import RankingEvaluation
+from mimic_pl.features import IMAGE_PRETRAINED, Features, convert_floats
 from mimic_pl.gathered_batch import GatheredBatch
 from mimic_pl.loss_inputs import LossInputs
 from mimic_pl.losses import UnitConsistentLoss, same_gold
-from mimic_pl.metrics import GoldMetrics, rank_metrics
-from mimic_pl.model_description import KEY, describe_model, load_model
+from mimic_pl.metrics import GoldMetrics
+from mimic_pl.model_folder.mixin import ModelFiles
 from mimic_pl.processor import Processor
-from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, Ranking, explain
-from mimic_pl.ranking.engine import in_float32
+from mimic_pl.ranking import EntityIndex, Explanation, IndexBuilder, MemoryIndex, Ranker, explain, index_totals
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity, Mention, as_sequence
 from mimic_pl.schedulers import Interval, scheduler_config
 from mimic_pl.units import (
-    CMFU,
-    TGLU,
-    VDLU,
     Matcher,
     MatcherFactory,
     States,
@@ -50,7 +39,6 @@ from mimic_pl.units import (
     nested,
     published_units,
 )
-from mimic_pl.units.check import require_independent_pairs
 from mimic_pl.unused import unused_parameters
 
 
@@ -59,11 +47,7 @@ def published_optimizer(params: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(params, lr=1e-5, betas=(0.9, 0.999), eps=1e-4, weight_decay=1e-4)
 
 
-_CHECKED = 16
-"""Number of entities on which scores are checked before all are ranked."""
-
-
-class MIMIC(Recorded, LightningModule):
+class MIMIC(Recorded, ModelFiles, RankingEvaluation):  # type: ignore[misc]  # own load_from_checkpoint
     """Multi-grained multimodal interaction network for entity linking.
 
     Mentions and entities are encoded by the same encoder, every unit scores every pair, and the overall score is the
@@ -76,7 +60,7 @@ class MIMIC(Recorded, LightningModule):
     - :meth:`compute_loss`: from the scores and features of a training batch to the loss;
     - :meth:`parameter_groups`: weight decay and learning rates;
     - :meth:`configure_metrics`: metrics computed from the ranks;
-    - :meth:`rank`: from a batch of mentions to ranks and top entities.
+    - :meth:`rank`: from a batch of mentions to ranks and top entities (see :mod:`mimic_pl.evaluation`).
 
     Args:
         encoder: Encodes tokens and images to features.
@@ -140,9 +124,6 @@ class MIMIC(Recorded, LightningModule):
             self.encoder.compile()  # in place, which keeps the names of the weights
         self.metrics = self.configure_metrics()
         self.gold_metrics = nn.ModuleDict({s: GoldMetrics(s, self.ranker.ranked(self.matcher)) for s in self.metrics})
-        self.index: EntityIndex | None = None
-        self._keep_index = False
-        self._pairs_checked = False
         self._unused: dict[str, nn.Parameter] = {}
 
     # ---- scores -----------------------------------------------------------------------------------------------
@@ -170,6 +151,10 @@ class MIMIC(Recorded, LightningModule):
         names = (*INPUTS, "image_key") if self.encoder.keeps_features and "image_key" in inputs else INPUTS
         features: Features = self.encoder(**{name: inputs[name] for name in names})
         extra = {name: tensor for name, tensor in inputs.items() if name not in (*INPUTS, "has_image", "image_key")}
+        if "has_image" in inputs and IMAGE_PRETRAINED in features.extra:
+            # A missing image resembles no other image, unlike the blank one of the published model.
+            pretrained = features.extra[IMAGE_PRETRAINED]
+            extra[IMAGE_PRETRAINED] = pretrained.masked_fill(~inputs["has_image"][:, None], 0.0)
         return features._replace(extra={**features.extra, **extra}) if extra else features
 
     @torch.no_grad()
@@ -248,6 +233,8 @@ class MIMIC(Recorded, LightningModule):
     ) -> EntityIndex:
         """Encode entities into an index in memory, for ranking with a :class:`~mimic_pl.Ranker`.
 
+        Units that are centred on the knowledge base are centred on these entities from now on.
+
         Args:
             records: Entities, or dictionaries with ``id``, ``name``, ``images`` and the fields of the template.
             batch_size: Number of entities to encode at once.
@@ -260,6 +247,7 @@ class MIMIC(Recorded, LightningModule):
             size = len(batch["entities"]["input_ids"])
             index.add([Entity.of(record).id for record in records[done : done + size]], states)
             done += size
+        self.matcher.set_totals("entities", index_totals(self.matcher, index))
         return index
 
     def explain(
@@ -301,9 +289,13 @@ class MIMIC(Recorded, LightningModule):
         return {unit: {key: tensor[:size] for key, tensor in state.items()} for unit, state in states.items()}
 
     def mention_states(self, inputs: Inputs) -> States:
-        """Encode mentions for ranking, with float32 states whatever the precision of the features."""
-        states = flat(self.matcher.mention(self.encode(inputs)))
-        return nested({key: convert_floats(tensor, torch.float32) for key, tensor in states.items()})
+        """Encode mentions for ranking, with float32 states whatever the precision of the features.
+
+        A mention has the same state alone and in a batch of any size.
+        """
+        size = len(inputs["input_ids"])
+        states = flat(self.matcher.mention(self.encode(repeat_last(inputs, self.encoder.steady_batch))))
+        return nested({key: convert_floats(tensor[:size], torch.float32) for key, tensor in states.items()})
 
     # ---- training ---------------------------------------------------------------------------------------------
 
@@ -449,224 +441,6 @@ class MIMIC(Recorded, LightningModule):
         decayed = [p for name, p in named if not ("bias" in name or "LayerNorm.weight" in name)]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": exempt, "weight_decay": 0.0}]
         return [group for group in groups if group["params"]]
-
-    # ---- evaluation -------------------------------------------------------------------------------------------
-
-    def configure_metrics(self) -> nn.ModuleDict:
-        """Create the metrics: a collection over ranks for each score, for ``val`` and ``test``."""
-        return nn.ModuleDict(
-            {
-                stage: nn.ModuleDict(
-                    {
-                        name: rank_metrics(f"{stage}/" if name == "overall" else f"{stage}/{name}/")
-                        for name in self.ranker.ranked(self.matcher)
-                    }
-                )
-                for stage in ("val", "test")
-            }
-        )
-
-    def on_validation_epoch_start(self) -> None:
-        """Encode the knowledge base with the current weights."""
-        self._start_ranking()
-
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Rank the whole knowledge base for a batch of mentions."""
-        return self._evaluation_step(batch, "val")
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the metrics of all mentions."""
-        self._log_metrics("val")
-
-    def on_test_epoch_start(self) -> None:
-        """Encode the knowledge base with the current weights."""
-        self._start_ranking()
-
-    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Rank the whole knowledge base for a batch of mentions."""
-        return self._evaluation_step(batch, "test")
-
-    def on_test_epoch_end(self) -> None:
-        """Log the metrics of all mentions."""
-        self._log_metrics("test")
-
-    def on_predict_epoch_start(self) -> None:
-        """Encode the knowledge base with the current weights."""
-        self._start_ranking()
-
-    def predict_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Rank the whole knowledge base for a batch of mentions, with or without golds."""
-        ranking = self.rank(batch, "predict")
-        counted = batch["index"].ge(0).nonzero()[:, 0]
-        return {"ranking": ranking.at(counted), "index": batch["index"][counted]}
-
-    def on_predict_epoch_end(self) -> None:
-        """Release the index."""
-        self._end_ranking()
-
-    @contextmanager
-    def one_index(self) -> Iterator[None]:
-        """Build the index only once, in the first evaluation within this context.
-
-        For evaluations between which neither the weights nor the knowledge base change.
-        """
-        self._keep_index = True
-        try:
-            yield
-        finally:
-            self._keep_index = False
-            self.index = None
-
-    def _start_ranking(self) -> None:
-        if self.index is None or not self._keep_index:
-            with torch.no_grad():
-                self.index = evaluation_index(self, self.trainer, self.index_builder)
-                self._pairs_checked = False
-
-    def _end_ranking(self) -> None:
-        if not self._keep_index:
-            self.index = None
-
-    def rank(self, batch: Batch, split: str) -> Ranking:
-        """Rank the whole knowledge base for a batch of mentions; with several processes, each passes its own batch.
-
-        Args:
-            batch: Mentions, their golds and their positions in the split.
-            split: ``val``, ``test`` or ``predict``.
-
-        Raises:
-            NonFiniteScoreError: A score is NaN or infinite; the message names the mention.
-        """
-        assert self.index is not None, "the index is filled at the start of the epoch"
-        states = self.mention_states(batch["mentions"])
-        if not self._pairs_checked:
-            self.index.processes.run_together(lambda: self._check_pairs(states), self.device)
-            self._pairs_checked = True
-        try:
-            return self.ranker(self.matcher, states, self.index, batch["gold"])
-        except NonFiniteScoreError as error:
-            mentions = [
-                index for local in self.index.processes.gather_objects(batch["index"].tolist()) for index in local
-            ]
-            raise NonFiniteScoreError(self._explain(error, mentions, split)) from error
-
-    @torch.no_grad()
-    def _check_pairs(self, mentions: States) -> None:
-        """Check on a few pairs of this process that scores can be ranked."""
-        assert self.index is not None
-        few = self.index.order[:_CHECKED]
-        if len(few):
-            require_independent_pairs(in_float32(self.matcher), mentions, self.index.select(few).states)
-
-    def _evaluation_step(self, batch: Batch, stage: str) -> dict[str, Any]:
-        assert self.index is not None, "the index is filled at the start of the epoch"
-        counted = batch["index"].ge(0).nonzero()[:, 0]  # without padding that evens out the batches of processes
-        ranking = self.rank(batch, stage).at(counted)
-        for name, metrics in self._metrics(stage):
-            metrics.update(ranking.ranks[name], num_entities=len(self.index))
-        count = batch["gold_count"][counted] if "gold_count" in batch else None
-        seen = batch["seen"][counted] if "seen" in batch else None
-        gold_metrics = self._gold_metrics(stage)
-        gold_metrics.update(ranking.ranks, ranking.gold_ranks, count, seen, num_entities=len(self.index))
-        return {"ranking": ranking, "index": batch["index"][counted]}
-
-    def _explain(self, error: NonFiniteScoreError, ranked: list[int], split: str) -> str:
-        """Message that names the mention and entity with the non-finite score."""
-        data = data_of(self.trainer, Records)
-        mention = data.mentions[split][ranked[error.mention]]
-        entity = data.entities[error.entity]
-        return (
-            f"The {error.score!r} score of mention {mention.id!r} ({mention.mention!r}) with entity {entity.id} "
-            f"({entity.name!r}) is {error.value}. The weights have diverged, or features overflow in this precision. "
-            "Lower the learning rate, clip gradients (--trainer.gradient_clip_val 1.0), or evaluate with "
-            "--trainer.precision 32-true."
-        )
-
-    def _log_metrics(self, stage: str) -> None:
-        for _, metrics in self._metrics(stage):
-            self.log_dict(metrics.compute())
-            metrics.reset()
-        on_any_process = partial(self.trainer.strategy.reduce_boolean_decision, all=False)
-        self.log_dict(self._gold_metrics(stage).compute(on_any_process))
-        self._gold_metrics(stage).reset()
-        self._end_ranking()
-
-    def _metrics(self, stage: str) -> Iterator[tuple[str, MetricCollection]]:
-        for name, metrics in cast(nn.ModuleDict, self.metrics[stage]).items():
-            yield name, cast(MetricCollection, metrics)
-
-    def _gold_metrics(self, stage: str) -> GoldMetrics:
-        return cast(GoldMetrics, self.gold_metrics[stage])
-
-    # ---- checkpoints --------------------------------------------------------------------------------------------
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the description of the model to the checkpoint."""
-        checkpoint[KEY] = describe_model(self)
-
-    @classmethod
-    def load_from_checkpoint(  # type: ignore[override]  # without Lightning's arguments for hyperparameters
-        cls,
-        checkpoint_path: str | Path,
-        map_location: torch.device | str | None = None,
-        trust_remote_code: bool = False,
-        **kwargs: Any,
-    ) -> Self:
-        """Build the model that a checkpoint describes, and load its weights.
-
-        The checkpoint contains class paths and plain arguments of all parts of the model; no code in it is executed.
-
-        Args:
-            checkpoint_path: Path of the checkpoint.
-            map_location: Device of the model; the CPU by default.
-            trust_remote_code: Also build classes of packages other than mimic_pl; importing them executes their code.
-            **kwargs: Arguments of the model that override stored ones, such as ``ranker`` or ``optimizer``.
-
-        Returns:
-            The model in evaluation mode.
-
-        Raises:
-            CheckpointError: The file is damaged, does not describe a model, or its weights do not match it.
-            ConfigError: It names a class of another package, or one that does not exist.
-
-        Example:
-            >>> model = MIMIC.load_from_checkpoint("lightning_logs/version_0/checkpoints/last.ckpt")  # doctest: +SKIP
-        """
-        model = load_model(checkpoint_path, trust_remote_code, **kwargs)
-        if not isinstance(model, cls):
-            raise CheckpointError(f"{checkpoint_path} contains a {type(model).__name__}, not a {cls.__name__}.")
-        return model.to(map_location or "cpu")
-
-    # ---- published weights ------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_published(cls, checkpoint: str | Path, pretrained: str, **kwargs: Any) -> MIMIC:
-        """Load a checkpoint of the published implementation.
-
-        All sizes are read from its tensors.
-
-        Args:
-            checkpoint: Its Lightning ``.ckpt``, or a state dict or safetensors file with the same names.
-            pretrained: The CLIP checkpoint that it was trained from, for architecture, tokenizer and image
-                preprocessing; the weights are those of ``checkpoint``.
-            **kwargs: Additional arguments of the model.
-
-        Raises:
-            CheckpointError: Names are unknown or missing, or shapes do not match; the message lists all of them.
-        """
-        state = read_published(checkpoint)
-        sizes = published_sizes(state)
-        positions = state.get("encoder.clip.text_model.embeddings.position_embedding.weight")
-        text_length = min(40, len(positions)) if positions is not None else 40
-        encoder = CLIPEncoder(pretrained, text_length=text_length, image_dim=sizes["image_dim"])
-        units: dict[str, UnitFactory] = {
-            "text": lambda dims: TGLU(dims, sizes["text"]),
-            "vision": lambda dims: VDLU(dims, sizes["vision"]),
-            "cross_modal": lambda dims: CMFU(dims, sizes["cross_modal"]),
-        }
-        model = cls(encoder, units=units, **kwargs)
-        load_weights(model, state, str(checkpoint))
-        return model
 
 
 def _joined(batches: Iterable[tuple[Batch, States]]) -> States:

@@ -123,15 +123,15 @@ class Run:
         """
         checkpoints = self.checkpoints
         by_name = {path.name: path for path in checkpoints}
-        for path in sorted(checkpoints, key=_steps, reverse=True):
-            stored = _stored_best(path)
+        read = {path: _steps_and_best(path) for path in checkpoints}
+        for _, stored in sorted(read.values(), key=lambda found: found[0], reverse=True):
             # By name only: the run's folder may have been moved.
             if stored in by_name:
                 return by_name[stored]
         candidates = [path for path in checkpoints if not _is_last(path)]
         by_metric = [(metric, path) for path in candidates if (metric := _metric_in_name(path)) is not None]
         if by_metric:
-            return max(by_metric, key=lambda pair: (pair[0], -_steps(pair[1])))[1]
+            return max(by_metric, key=lambda pair: (pair[0], -read[pair[1]][0]))[1]
         if len(candidates) == 1:
             return candidates[0]
         if checkpoints and not candidates:
@@ -288,13 +288,18 @@ def _metric_in_name(path: Path) -> float | None:
     return float(found.group(1)) if found else None
 
 
-def _stored_best(path: Path) -> str | None:
-    """File name of the best checkpoint as stored by ModelCheckpoint in this one; None if it cannot be read."""
+def _steps_and_best(path: Path) -> tuple[float, str | None]:
+    """Optimizer steps of a checkpoint, and the file name of the best one as stored by ModelCheckpoint in it.
+
+    They are -1 and None if it cannot be read: older checkpoints or the file names decide then.
+    """
     try:
-        callbacks = read_checkpoint(path, check=False).get("callbacks", {})
+        checkpoint = read_checkpoint(path, check=False)
     except CheckpointError:
-        return None  # fall back to older checkpoints and the file names
-    for name, state in callbacks.items():
-        if name.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path"):
-            return Path(state["best_model_path"]).name
-    return None
+        return -1, None
+    stored = [
+        Path(state["best_model_path"]).name
+        for name, state in checkpoint.get("callbacks", {}).items()
+        if name.startswith("ModelCheckpoint") and state.get("monitor") and state.get("best_model_path")
+    ]
+    return float(checkpoint.get("global_step", 0)), stored[0] if stored else None

@@ -43,19 +43,23 @@ def pytest_pyfunc_call(pyfuncitem):
         torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
         try:
             pyfuncitem.obj(**arguments)
-            sender.send(None)
+            sender.send((None, None))
+        except pytest.skip.Exception as skipped:
+            sender.send((None, skipped.msg))
         except BaseException:
-            sender.send(traceback.format_exc())
+            sender.send((traceback.format_exc(), None))
 
     process = FORK.Process(target=work)
     process.start()
     sender.close()
     try:
-        failure = receiver.recv()
+        failure, skip_reason = receiver.recv()
     except EOFError:
-        failure = "the process exited without a result"
+        failure, skip_reason = "the process exited without a result", None
     process.join()
     assert failure is None, failure
+    if skip_reason is not None:
+        pytest.skip(skip_reason)
     return True
 
 

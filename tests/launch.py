@@ -51,7 +51,7 @@ class RunningCommand:
         folder.mkdir(exist_ok=True)
         self.folder, self.started_at = folder, time.time_ns()
         self.logs = [folder / f"{name}{rank}" for rank in range(processes)]
-        port = _free_port()
+        port = free_port()
 
         def set_up(rank: int) -> None:
             if processes > 1:
@@ -136,7 +136,7 @@ def _fork(arguments: Sequence[str], folder: Path, log: Path, before: Callable[[i
     return process
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A free port below those that systems give to outgoing connections, which could take it before it is used."""
     while True:
         port = random.SystemRandom().randrange(10_000, 30_000)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,6 +72,24 @@ def test_records_and_dictionaries_are_equivalent():
         flat(model.encode_mentions(SENTENCES)).values(), flat(model.encode_mentions(mentions)).values(), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("threads", [1, 5])
+def test_a_batch_has_the_images_of_its_records_whatever_the_number_of_threads(tmp_path, monkeypatch, threads):
+    monkeypatch.setattr(os, "cpu_count", lambda: threads)
+    processor = make_model().processor
+    names = [f"{number % 9}.png" for number in range(24)]
+    for number in range(7):  # of nine
+        Image.new("RGB", (30, 20), (30 * number, 90, 200 - 20 * number)).save(tmp_path / f"{number}.png")
+    records = [{"id": "Q", "name": "n", "attr": "", "images": [str(tmp_path / name)]} for name in names]
+    records += [{"id": "Q", "name": "n", "attr": "", "images": [str(tmp_path / own) for own in ("8.png", "2.png")]}]
+    batch = processor.entities(records)
+    assert [Path(name).name for name in processor.report.failures] == ["7.png", "8.png"]
+    for row, record in enumerate(records):
+        alone = processor.entities([record])
+        assert torch.equal(batch["pixels"][row], alone["pixels"][0])
+        assert batch["has_image"][row] == alone["has_image"][0] == (row == 24 or row % 9 < 7)
+    assert len({tuple(own.flatten().tolist()) for own in batch["pixels"]}) == 8
 
 
 def test_an_image_may_be_a_path_bytes_an_image_or_an_array(tmp_path):
@@ -220,7 +240,7 @@ def test_a_custom_encoder_may_add_extra_features():
             return -(mentions["length"][:, None] - entities["length"][None]).abs()
 
     model = MIMIC(Wider(**tiny.ENCODER), units={"length": Length})
-    assert model.encoder.dims == FeatureDims(16, 8)
+    assert model.encoder.dims == FeatureDims(16, 8, 16, 16)
     assert model.score(model.encode_mentions(SENTENCES), model.encode_entities(ENTITIES))["length"].shape == (2, 3)
 
 

@@ -33,6 +33,7 @@ def test_recall_is_the_mean_share_of_the_golds_however_batched(batches, k):
     assert split.compute().item() == whole.compute().item()
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, ENTITIES), min_size=1, max_size=30))
 def test_recall_over_single_golds_is_hits(ranks):
     ranks = torch.tensor(ranks)

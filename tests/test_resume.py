@@ -157,18 +157,20 @@ def uninterrupted(tiny_set, tmp_path_factory):
     return run
 
 
+@pytest.mark.parametrize("number", [1, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_a_signal_at_any_point(tiny_set, tmp_path, uninterrupted, name):
+def test_a_signal_at_any_point(tiny_set, tmp_path, uninterrupted, name, number):
     expected, count = uninterrupted(name)
-    rng = random.Random(name)
-    points = range(1, count + 1) if os.environ.get("RESUME_POINTS") == "all" else rng.sample(range(1, count + 1), 3)
+    rng = random.Random(f"{name} {number}")
+    everywhere = range(1, count + 1)
+    points = everywhere if os.environ.get("RESUME_POINTS") == "all" else rng.sample(everywhere, number)
     for at in points:
-        folder, number = tmp_path / str(at), rng.choice([signal.SIGTERM, signal.SIGINT])
+        folder, sent = tmp_path / str(at), rng.choice([signal.SIGTERM, signal.SIGINT])
         before = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGINT)]
         try:
-            state, _ = fit(folder, tiny_set, SCENARIOS[name], points=InterruptionPoints(at, number))
+            state, _ = fit(folder, tiny_set, SCENARIOS[name], points=InterruptionPoints(at, sent))
         except Interrupted as end:
-            assert end.code == 128 + number
+            assert end.code == 128 + sent
             last = folder / "checkpoints" / "last.ckpt"
             compare_counts = counters_match(last, SCENARIOS[name])
             state, _ = fit(folder, tiny_set, SCENARIOS[name], resume=last)

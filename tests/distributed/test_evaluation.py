@@ -49,6 +49,9 @@ class Evaluated:
         (root / "qid2id.json").unlink()
         config = tiny.config(root, folder)
         config["trainer"] |= {"max_epochs": 1}
+        # A unit that depends on totals of the whole knowledge base.
+        image = {"class_path": "mimic_pl.units.GlobalCosine", "init_args": {"modality": "image", "centered": True}}
+        config["model"]["init_args"]["units"]["image"] = image
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         run(["fit", "--config", "config.yaml"], folder)
         self.folder = folder

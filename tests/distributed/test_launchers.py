@@ -55,9 +55,7 @@ def test_the_first_process_is_killed(folder):
     fit = RunningCommand(ENDLESS, folder, 2)
     fit.wait_for((folder / LAST).exists)
     fit.send(signal.SIGKILL, [0])
-    start = time.monotonic()
     codes = fit.exit_codes()
-    assert time.monotonic() - start < 60
     assert codes[0] == -signal.SIGKILL
     check_command_error("test_the_first_process_is_killed", codes[1], fit.logs[1].read_text())
 

@@ -56,6 +56,7 @@ KIND = "test_checkpoint_kind.py::"
 AROUND = "faults/test_surroundings.py::"
 
 DAMAGED = "encoders/test_damaged_checkpoints.py::"
+KB, LINKING, SHARED = "knowledge_base/", "linking/", "hub/test_damaged_folders.py::"
 WRONG, CONSTRUCTORS = "encoders/test_wrong_models.py::", "cli/test_constructors.py::"
 
 FAULTS: dict[str, tuple[Fault, ...]] = {
@@ -153,6 +154,58 @@ FAULTS: dict[str, tuple[Fault, ...]] = {
         Fault("weights saved before torch 1.6, with prefixes of DistributedDataParallel or compiled modules, or in a dictionary", "the weights are read", None, KIND + "test_weights_are_read_from_every_wrapping", 13),
         Fault("encoder weights truncated or empty", "damaged", CheckpointError, "encoders/test_encoders.py::test_damaged_weights_are_a_checkpoint_error", 2),
         Fault("weights of another model", "The checkpoint does not fit the configured model", CheckpointError, "cli/test_errors.py::test_weights_that_do_not_fit"),
+    ),
+    "Knowledge bases": (
+        Fault("SIGKILL while entities are indexed, added, updated, deleted, compacted: nothing acknowledged is lost, links are exact", "goes on", None, KB + "test_kills.py::test_killed_at_random_two_hundred_times", 210),
+        Fault("two writers and five readers at once, with compactions", "no torn read", None, KB + "test_concurrency.py::test_two_writers_and_five_readers"),
+        Fault("another process is writing for longer than `wait`", "Another process is writing to", StoreError, KB + "test_knowledge_base.py::test_a_second_writer_waits_or_is_refused"),
+        Fault("a flipped bit in a row", "the entity 'Q3' with the order number 3 fails its checksum", StoreError, KB + "test_damage.py::test_damaged_rows_are_named"),
+        Fault("a flipped byte anywhere, missing and truncated files", "`mimic-pl kb verify` names them", None, KB + "test_damage.py::test_missing_and_truncated_files"),
+        Fault("a version that a compaction removed is read", "removed", StoreError, KB + "test_knowledge_base.py::test_compaction_merges_files_and_removes_old_versions"),
+        Fault("another model, template or dtype", "built for another model and another text template", StoreError, KB + "test_knowledge_base.py::test_another_model_is_refused_and_told"),
+        Fault("an indexing that ends in the middle", "goes on", None, KB + "test_knowledge_base.py::test_an_interrupted_indexing_goes_on"),
+        Fault("SIGKILL while a knowledge base is created: an empty folder of versions is left", "it can be created", None, KB + "test_killed_creation.py::test_a_knowledge_base_can_be_created", 4),
+        Fault("SIGKILL while an index is deleted", "the next writer finishes it", None, KB + "test_killed_creation.py::test_deleting_that_was_killed_goes_on"),
+        Fault("data without a manifest", "is damaged", StoreError, KB + "test_killed_creation.py::test_data_without_a_manifest_is_damage"),
+        Fault("a damaged record", "can be updated or deleted", None, KB + "test_damage.py::test_a_damaged_record_can_be_updated_or_deleted", 6),
+        Fault("entities are added to a knowledge base, and that is interrupted: BM25's document frequencies", "those of the entities that are there", None, LINKING + "test_linker.py::test_statistics_follow_an_indexing_into_a_knowledge_base_that_was_interrupted"),
+    ),
+    "Linking": (
+        Fault("bad records among good ones: no mention, wrong spans, unknown candidates, wrong filters, images that are no images", "an error of their own; the others are linked", None, LINKING + "test_linker.py::test_a_bad_record_costs_the_others_nothing", 10),
+        Fault("SIGKILL of `mimic-pl index` and `mimic-pl link`", "the same command goes on, with the same output", None, LINKING + "test_interruption.py::test_indexing_and_linking_killed_at_random_moments"),
+        Fault("SIGKILL of a writer of links, in each format", "goes on", None, "formats/test_link_writer.py::test_killed_writers_go_on", 20),
+        Fault("two commands write links to one file", "Another process is writing …links.jsonl", StoreError, "formats/test_link_writer.py::test_two_writers_of_one_file"),
+        Fault("a full disk while links are written", "disk is full", MachineError, "formats/test_link_writer.py::test_a_full_disk"),
+        Fault("a damaged alias table", "'prior' is '-1'", DataError, LINKING + "test_alias_table.py::test_damaged_tables", 3),
+        Fault("a damaged `calibration.json`", "is not a calibration", DataError, "calibration/test_file.py::test_damage_is_named"),
+        Fault("a `calibration.json` of another version", "of its format; this is version 1", DataError, "calibration/test_file.py::test_a_file_of_another_version_is_refused"),
+        Fault("a calibration of other weights: `test`", "Probabilities are left out", None, "cli/test_calibrate_command.py::test_a_calibration_of_other_weights_is_not_used"),
+        Fault("a reranker that raises", "failed for the mention 'Jordan'", ConfigError, "retrieval/test_reranker.py::test_an_exception_of_the_reranker_names_it_and_the_mention"),
+        Fault("a reranker that returns too few numbers, or none", "Return a list of numbers", ConfigError, "retrieval/test_reranker.py::test_other_results_are_refused", 4),
+        Fault("a damaged cross-encoder", "is damaged: its checksum is", CheckpointError, "retrieval/test_cross_encoder.py::test_damaged_files_are_refused", 5),
+        Fault("a damaged line of JSON Lines or of a Wikidata dump", "an error of its own; the others are read", None, "formats/test_wikidata.py::test_a_damaged_line_leaves_the_others_readable", 4),
+        Fault("a file of entities in no known layout", ", which no format has", DataError, "formats/test_layouts.py::test_an_unknown_layout_lists_what_is_there_and_what_is_known"),
+        Fault("a file of entities in a layout that could be two", "fit several formats. Name the one that is meant", DataError, "formats/test_layouts.py::test_an_ambiguous_layout_has_to_be_named"),
+    ),
+    "Servers": (
+        Fault("requests that are too large, images that are no images or bombs, paths and addresses instead of images, a full queue", "413, 422 or 503 with the reason; the server goes on", None, "serve/test_rest.py::test_what_is_refused", 11),
+        Fault("malformed queries of the reconciliation API", "422 with the place", None, "serve/test_reconciliation.py::test_wrong_queries_are_named", 6),
+        Fault("SIGTERM while requests are in flight", "they are answered", None, "serve/test_serve_command.py::test_requests_in_flight_are_answered_at_the_end"),
+        Fault("`mimic-pl serve --writable` without a token", "set the environment variable MIMIC_TOKEN to a secret", ConfigError, "serve/test_serve_command.py::test_without_a_token_nothing_is_writable"),
+        Fault("`mimic-pl app --writable` on a host that others reach", "change the knowledge base", ConfigError, "app/test_app_command.py::test_adding_needs_a_host_that_nobody_else_reaches"),
+        Fault("`mimic-pl app` on a port that is taken", "cannot listen on port", ConfigError, "app/test_app_command.py::test_a_port_that_is_taken"),
+        Fault("a page: paths and addresses instead of images, bombs, texts that are too long", "the page says what is wrong", None, "app/test_actions.py::test_what_is_refused"),
+        Fault("a page: files among the values, bodies that are too large, other hosts, other routes", "422, 413, 400 or 404", None, "app/test_page_guard.py::test_values_are_texts_and_numbers_within_limits"),
+        Fault("Ctrl-C while a page is open", "the command ends", None, "app/test_app_command.py::test_it_ends_while_a_page_is_open"),
+        Fault("spaCy: one document of several has a mention that cannot be linked", "goes to the pipeline's error handler; the others are linked", None, "serve/test_spacy_component.py::test_a_mention_that_cannot_be_linked_costs_its_document_alone"),
+    ),
+    "Shared models": (
+        Fault("a description that was changed, leads out of the folder, or is of another program or format", "leads out of the folder", CheckpointError, SHARED + "test_a_config_that_is_not_what_was_written", 8),
+        Fault("weights of another model", "do not fit the model", CheckpointError, SHARED + "test_weights_of_another_model_are_refused"),
+        Fault("weights with NaN are saved", "contain NaN: ", CheckpointError, SHARED + "test_weights_that_are_nan_are_not_saved"),
+        Fault("the folder to save to has other files", "contains other files", ConfigError, SHARED + "test_nothing_else_is_overwritten", 3),
+        Fault("SIGKILL while a model is saved", "a whole model, or none", None, SHARED + "test_a_killed_save_leaves_a_whole_model_or_none", 60),
+        Fault("the hub cannot be reached", "is not in the cache, and the hub cannot", ConfigError, "hub/test_hub_transfer.py::test_a_hub_that_cannot_be_reached", 2),
     ),
     "Runs and results": (
         Fault("a flipped byte in a checkpoint, given by its name, its path, `~` or a `file://` URL, on the command line or in a file", "was changed after it was written", CheckpointError, RUNS + "test_a_damaged_checkpoint_however_it_is_given", 16),

@@ -30,9 +30,9 @@ from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.data import Entity, Mention
 from mimic_pl.data.reader import read_entities, read_mentions
 from mimic_pl.errors import CheckpointError, ConfigError, DataError, MimicError
+from mimic_pl.evaluated_run import open_finished
 from mimic_pl.processor.images import ImageError, open_image
 from mimic_pl.processor.template import TextTemplate, available
-from mimic_pl.report.evaluated_run import open_finished
 from mimic_pl.runs import open_run
 from tests.faults.mutation import Mutator
 from tests.report.conftest import write_run

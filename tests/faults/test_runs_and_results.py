@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+from itertools import cycle, product
 
 import pytest
 import torch
@@ -49,8 +50,17 @@ COMMANDS = {
 }
 
 
-@pytest.mark.parametrize("way", COMMANDS)
-@pytest.mark.parametrize("stage", ["test", "fit"])
+STAGES_QUICK = dict(zip(COMMANDS, cycle(["test", "fit"]), strict=False)) | {"last in a file": "fit"}
+"""Each way with one command; the other pairs of ways and commands are slow tests."""
+
+
+@pytest.mark.parametrize(
+    ("way", "stage"),
+    [
+        pytest.param(way, stage, marks=[] if STAGES_QUICK[way] == stage else [pytest.mark.slow])
+        for way, stage in product(COMMANDS, ("test", "fit"))
+    ],
+)
 def test_a_damaged_checkpoint_however_it_is_given(command, run, tmp_path, monkeypatch, way, stage):
     monkeypatch.setenv("HOME", str(tmp_path))
     last = run.folder / "checkpoints" / "last.ckpt"
