@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 
 from mimic_pl.features import FeatureDims, Features
@@ -136,13 +137,13 @@ class DualGate(nn.Module):
             query=query,
             gated=centred_gated,
             target=target,
-            query_square=query.square().sum(-1),
+            query_square=_square(query),
             gate=gated @ self.gate.weight[0],
-            gated_square=centred_gated.square().sum(-1),
-            gated_bias=(centred_gated * bias).sum(-1),
+            gated_square=_square(centred_gated),
+            gated_bias=centred_gated @ bias,
             target_gated=(target * centred_gated).sum(-1),
-            target_bias=(target * bias).sum(-1),
-            offset=(normed * self.norm.bias).sum(-1),
+            target_bias=target @ bias,
+            offset=normed @ self.norm.bias,
         )
 
     def _key_side(self, state: State) -> KeySide:
@@ -154,11 +155,16 @@ class DualGate(nn.Module):
             pooled=pooled,
             gated=centred_gated,
             key=key,
-            pooled_square=pooled.square().sum(-1),
+            pooled_square=_square(pooled),
             gate=gated @ self.gate.weight[0],
-            gated_square=centred_gated.square().sum(-1),
+            gated_square=_square(centred_gated),
             gated_bias=centred_gated @ bias,
             gated_key=(centred_gated * key).sum(-1),
-            key_square=key.square().sum(-1),
+            key_square=_square(key),
             key_bias=key @ bias,
         )
+
+
+def _square(vectors: Tensor) -> Tensor:
+    """|x|^2, ``[*]`` of ``[*, d]``."""
+    return torch.linalg.vector_norm(vectors, dim=-1).square()
