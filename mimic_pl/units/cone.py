@@ -75,7 +75,9 @@ class Cone(NamedTuple):
         rays = torch.where(wide[:, None, None], 0.0, centred / along.unsqueeze(-1))
         shortest = along.amin(dim=1).clamp_min(torch.finfo(value.dtype).tiny)
         shrinking = (1 + value.shape[-1] * eps / shortest.square()).rsqrt()
-        return cls(axis, rays, torch.where(wide, -1.0, (cosine - _ROUNDING).clamp_max(1)), torch.where(wide, 1.0, shrinking))
+        return cls(
+            axis, rays, torch.where(wide, -1.0, (cosine - _ROUNDING).clamp_max(1)), torch.where(wide, 1.0, shrinking)
+        )
 
     def bound(self, direction: Tensor) -> tuple[Tensor, Tensor]:
         """Bound g . LayerNorm(sum w_j v_j) over all weights w, by the angle of g and the axis.

@@ -12,9 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
-_PAIRS = 1 << 15
-"""Pairs per tile on a CPU: each of the dozens of values per pair takes 128 kB."""
-
 
 class QuerySide(NamedTuple):
     """Query side of a direction: vectors ``[queries, d]`` and scalars ``[queries]``; ~ means centred over d."""
@@ -79,7 +76,7 @@ def dual_gate(
     if uses_triton(kernel, query_side.query):
         scores: Tensor = _FusedDualGate.apply(norm_sum_eps, norm_eps, *sides)
         return scores
-    return _dual_gate_in_tiles(norm_sum_eps, norm_eps, *sides)
+    return _dual_gate(_all_products, norm_sum_eps, norm_eps, *sides)
 
 
 def dual_gate_pairs(
@@ -130,21 +127,6 @@ def _sum_product(
     of_left, of_right = of_left.view(-1, 1), of_right.view(-1, 1)
     one = torch.ones_like(of_left), torch.ones_like(of_right)
     return product(torch.cat((2 * left, of_left, one[0]), dim=1), torch.cat((right, one[1], of_right), dim=1))
-
-
-def _dual_gate_in_tiles(norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
-    """The dual gate of all pairs; without gradients in tiles, whose dozens of values per pair stay in the cache."""
-    query, key, scalars = sides[:10], sides[10:20], sides[20:]
-    if torch.is_grad_enabled() or query[0].device.type != "cpu":
-        return _dual_gate(_all_products, norm_sum_eps, norm_eps, *sides)
-    of_queries = len(query[0]) > len(key[0])
-    longer, shorter = (query, key) if of_queries else (key, query)
-    size = max(1, _PAIRS // max(1, len(shorter[0])))
-    tiles = zip(*(torch.split(tensor, size) for tensor in longer), strict=True)
-    if of_queries:
-        return torch.cat([_dual_gate(_all_products, norm_sum_eps, norm_eps, *tile, *key, *scalars) for tile in tiles])
-    scores = [_dual_gate(_all_products, norm_sum_eps, norm_eps, *query, *tile, *scalars) for tile in tiles]
-    return torch.cat(scores, dim=1)
 
 
 def _dual_gate(
