@@ -37,6 +37,10 @@ _SELECTED_ON_DEVICE = 1 << 14
 """Selected pairs scored at once on other devices: enough for full utilization, below a gigabyte."""
 
 
+_OF_ONE_MENTION = 48
+"""Selected pairs of a mention above which they are scored as a block, whose products are larger."""
+
+
 class Query(NamedTuple):
     """The query of a scan. Each row is a mention with one of its golds, if any.
 
@@ -94,14 +98,14 @@ class Scan:
             order: Their order numbers, int64 ``[entities]``.
         """
         require_finite_states(block, order)
-        bounds = self._bounds(block)
-        margins = self._margins(bounds, order)
+        bounds = block_bounds(self.query.matcher, self.query.mentions, block.states, self.query.prune)
+        margins = margins_of(bounds, order, self.query.rows)
         state_hashes = with_overall(block.state_hashes)
 
         undecided: dict[str, Tensor] = {}
         for name in self.counted:
             score = self.golds[name].score[:, None]
-            lower, upper = bounds[name]
+            lower, upper = bounds[name].lower, bounds[name].upper
             ahead = lower > score + margins[name]
             self.ahead[name] += ahead.sum(dim=1)
             undecided[name] = (upper >= score - margins[name]).logical_and_(ahead.logical_not_())
@@ -134,7 +138,7 @@ class Scan:
                 ahead = of_name[name] & (found[name].lower > gold + margins[name])
                 self.ahead[name].index_add_(0, pairs.rows, ahead.long())
                 of_name[name] = of_name[name] & ~ahead & (found[name].upper >= gold - margins[name])
-            lower, upper = found[OVERALL]
+            lower, upper = found[OVERALL].lower, found[OVERALL].upper
             threshold = torch.maximum(threshold, kth_largest(pairs.rows[top], lower[top], self.top.k, len(threshold)))
             top = top & (upper >= (threshold - margins[OVERALL])[pairs.rows])
 
@@ -146,27 +150,6 @@ class Scan:
     def counted(self) -> tuple[str, ...]:
         """Names of the scores whose golds have ranks; none if there are no golds."""
         return self.query.ranked if self._any_gold else ()
-
-    def _bounds(self, block: Block) -> dict[str, Bounds]:
-        if self.query.prune:
-            return self.query.matcher.bounds(self.query.mentions, block.states)
-        scores = self.query.matcher.score(self.query.mentions, block.states)
-        return {name: Bounds(score, score) for name, score in scores.items()}
-
-    def _margins(self, bounds: dict[str, Bounds], order: Tensor) -> dict[str, Tensor]:
-        """Margins within which float32 scores do not decide an order, scalars by name.
-
-        Raises:
-            NonFiniteScoreError: A bound is NaN or infinite.
-        """
-        largest = {
-            name: torch.stack([extreme for bound in _distinct(both) for extreme in bound.aminmax()]).abs().amax()
-            for name, both in bounds.items()
-        }
-        if not torch.stack(list(largest.values())).isfinite().all():
-            _raise_non_finite(bounds, order, self.query.rows)
-        margins = {name: value * TOLERANCE for name, value in largest.items()}
-        return {**margins, OVERALL: torch.stack(list(margins.values())).amax()}
 
     def _top_candidates(self, overall: Bounds, margin: Tensor) -> tuple[Tensor, Tensor]:
         """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
@@ -212,15 +195,17 @@ class Scan:
             scored = self.query.matcher.score(self.query.mentions, block.states)
             return {name: score[rows, columns] for name, score in scored.items()}
         if expensive:
-            at_once = _SELECTED_ON_CPU if rows.device.type == "cpu" else _SELECTED_ON_DEVICE
-            parts = [
-                self.query.matcher.pairs(
-                    pick(self.query.mentions, rows[part]), pick(block.states, columns[part]), expensive
-                )
-                for part in torch.split(torch.arange(len(rows), device=rows.device), at_once)
-            ]
+            parts = [self._expensive(expensive, rows[part], columns[part], block) for part in _parts(rows)]
             scores |= {name: torch.cat([part[name] for part in parts]) for name in expensive}
         return {OVERALL: self.query.matcher.combine(scores), **scores}
+
+    def _expensive(self, names: tuple[str, ...], rows: Tensor, columns: Tensor, block: Block) -> dict[str, Tensor]:
+        """Float32 scores of pairs by these units, ``[pairs]``: of one mention at once if they have the same."""
+        matcher, mentions = self.query.matcher, self.query.mentions
+        entities = pick(block.states, columns)
+        if len(rows) < _OF_ONE_MENTION or rows[0] != rows[-1]:
+            return matcher.pairs(pick(mentions, rows), entities, names)
+        return matcher.row(pick(mentions, rows[:1]), entities, names)
 
     def _count_exactly(
         self, name: str, pairs: _Pairs, block: Block, state_hashes: dict[str, Tensor], order: Tensor
@@ -239,6 +224,26 @@ class Scan:
         score, gold_score = self.query.exact(rows, pick(block.states, columns), names)[name], gold.score[rows]
         ahead = (score > gold_score) | ((score == gold_score) & earlier)
         self.ahead[name].index_add_(0, rows, ahead.long())
+
+
+def _parts(rows: Tensor) -> list[slice]:
+    """Parts of pairs to score at once: all of a mention that has many, otherwise pairs of several mentions."""
+    at_once = _SELECTED_ON_CPU if rows.device.type == "cpu" else _SELECTED_ON_DEVICE
+    ends, start, parts = torch.bincount(rows).cumsum(0).tolist() if len(rows) else [], 0, []
+    if rows.device.type != "cpu":
+        ends = ends[-1:]  # launches cost more than products
+    begin = 0
+    for end in ends:
+        if end - begin >= _OF_ONE_MENTION:
+            if begin > start:
+                parts.append(slice(start, begin))
+            parts += [slice(first, min(first + at_once, end)) for first in range(begin, end, at_once)]
+            start = end
+        elif end - start >= at_once:
+            parts.append(slice(start, end))
+            start = end
+        begin = end
+    return parts if parts and start == begin else [*parts, slice(start, begin)]
 
 
 class _Pairs(NamedTuple):
@@ -261,8 +266,43 @@ def with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:
     return {OVERALL: overall, **state_hashes}
 
 
+def block_bounds(matcher: Matcher, mentions: States, states: States, prune: bool) -> dict[str, Bounds]:
+    """Bounds of the scores of a block by name, ``[mentions, entities]``; the scores themselves unless ``prune``.
+
+    Args:
+        matcher: Scores mentions against entities.
+        mentions: States of mentions, prepared for bounds if ``prune``.
+        states: States of entities.
+        prune: Bound instead of scoring.
+    """
+    if prune:
+        return matcher.bounds(mentions, states)
+    return {name: Bounds(score, score) for name, score in matcher.score(mentions, states).items()}
+
+
+def margins_of(bounds: dict[str, Bounds], order: Tensor, mentions: Tensor) -> dict[str, Tensor]:
+    """Margins within which float32 scores do not decide an order, scalars by name.
+
+    Args:
+        bounds: Bounds of a block.
+        order: Order numbers of its entities, int64 ``[entities]``, for the error.
+        mentions: The mention of each row, int64 ``[rows]``, for the error.
+
+    Raises:
+        NonFiniteScoreError: A bound is NaN or infinite.
+    """
+    largest = {
+        name: torch.stack([extreme for bound in _distinct(both) for extreme in bound.aminmax()]).abs().amax()
+        for name, both in bounds.items()
+    }
+    if not torch.stack(list(largest.values())).isfinite().all():
+        _raise_non_finite(bounds, order, mentions)
+    margins = {name: value * TOLERANCE for name, value in largest.items()}
+    return {**margins, OVERALL: torch.stack(list(margins.values())).amax()}
+
+
 def _distinct(bounds: Bounds) -> tuple[Tensor, ...]:
-    return (bounds.lower,) if bounds.exact else tuple(bounds)
+    return (bounds.lower,) if bounds.exact else (bounds.lower, bounds.upper)
 
 
 def require_finite_states(block: Block, order: Tensor, mentions: Tensor | None = None) -> None:

@@ -30,6 +30,8 @@ class Bounds(NamedTuple):
 
     lower: Tensor
     upper: Tensor
+    known: Tensor | None = None
+    """The part of the score that is computed exactly, if a unit needs it for tighter bounds."""
 
     @property
     def exact(self) -> bool:
@@ -112,7 +114,7 @@ class Unit(Recorded, nn.Module, ABC):
         score = self.score(mentions, entities)
         return Bounds(score, score)
 
-    def tighten(self, mentions: State, entities: State, rows: Tensor, columns: Tensor) -> Bounds | None:
+    def tighten(self, mentions: State, entities: State, bounds: Bounds, rows: Tensor, columns: Tensor) -> Bounds | None:
         """Tighter bounds of selected pairs, ``[pairs]``, for those that :meth:`bounds` leave undecided.
 
         Worth it where they cost less than :meth:`pairs`. The default has none.
@@ -120,6 +122,7 @@ class Unit(Recorded, nn.Module, ABC):
         Args:
             mentions: Prepared state of mentions.
             entities: State of entities.
+            bounds: What :meth:`bounds` returned for these states.
             rows: Mentions of the pairs, ascending, int64 ``[pairs]``.
             columns: Entities of the pairs, int64 ``[pairs]``.
         """

@@ -85,13 +85,13 @@ class TGLU(Unit):
         """Bounds of S_T by the axis of the mention's cone, without the attention, ``[mentions, entities]``."""
         lower, upper = self._cone(mentions).bound(self._directions(entities))
         known = torch.addmm(self._offsets(entities), mentions["global"], entities["global"].T, alpha=0.5)
-        return Bounds(lower.add_(known), upper.add_(known))
+        return Bounds(lower.add_(known), upper.add_(known), known)
 
-    def tighten(self, mentions: State, entities: State, rows: Tensor, columns: Tensor) -> Bounds:
+    def tighten(self, mentions: State, entities: State, bounds: Bounds, rows: Tensor, columns: Tensor) -> Bounds:
         """Bounds of S_T by all rays of the mentions' cones, ``[pairs]``."""
+        assert bounds.known is not None
         lower, upper = self._cone(mentions).tighten(self._directions(entities), rows, columns)
-        global_to_global = torch.linalg.vecdot(mentions["global"][rows], entities["global"][columns])
-        known = self._offsets(entities)[columns] + global_to_global / 2
+        known = bounds.known[rows, columns]
         return Bounds(lower.add_(known), upper.add_(known))
 
     @staticmethod

@@ -224,7 +224,7 @@ def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
         centred.square().sum(),
     ]
     sides = [side.detach().to(dtype).requires_grad_() for side in sides]
-    return gate(queries, keys), sides
+    return gate(gate.query_side(queries), gate.key_side(keys)), sides
 
 
 def dual_gate_with(kernel, sides):
