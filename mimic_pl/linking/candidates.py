@@ -119,7 +119,7 @@ class CandidateSearch:
         for restriction, rows in groups.items():
             own = _rows(states, torch.tensor(rows, device=self.knowledge_base.device))
             mentions = [queries[row].mention for row in rows]
-            for place, links in enumerate(self._linked(mentions, own, restriction, top_k)):
+            for place, links in enumerate(self.ranked(mentions, own, restriction, top_k)):
                 found[rows[place]] = links
         return found
 
@@ -133,20 +133,33 @@ class CandidateSearch:
         states = self._states(self.inputs(queries))
         return Queries.of(self.model, [query.mention for query in queries], states)
 
-    def _linked(
+    def ranked(
         self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int | None
     ) -> Iterator[tuple[Link, ...]]:
-        """The candidates of mentions with the same restriction."""
+        """The candidates of encoded mentions with the same restriction.
+
+        Args:
+            mentions: The mentions.
+            states: Their states.
+            restriction: The entities that they may mean.
+            top_k: Candidates per mention; all entities if None.
+        """
         if self.retriever is None or top_k is None:
             part = self.part(restriction)
             yield from self._ranked(states, part, top_k) if part is not None else [()] * len(mentions)
             return
-        queries = Queries.of(self.model, mentions, states)
-        k = max(self.retriever.k, top_k)
         # One by one: a mention's links do not depend on the others of its batch.
-        for row, order in enumerate(self.retriever.retrieve(queries, k, self.allowed(restriction))):
+        for row, order in enumerate(self.candidates(mentions, states, restriction, top_k)):
             own = _rows(states, torch.tensor([row], device=self.knowledge_base.device))
             yield from self._ranked(own, PartialIndex(self.index, order), top_k) if len(order) else [()]
+
+    def candidates(
+        self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int
+    ) -> list[Tensor]:
+        """Order numbers of what the retriever finds for each mention; see :meth:`ranked`."""
+        assert self.retriever is not None, "without a retriever everything is ranked"
+        queries = Queries.of(self.model, mentions, states)
+        return self.retriever.retrieve(queries, max(self.retriever.k, top_k), self.allowed(restriction))
 
     def _ranked(self, states: States, part: EntityIndex, top_k: int | None) -> Iterator[tuple[Link, ...]]:
         """The first entities of an index for mentions."""

@@ -38,6 +38,22 @@ def test_the_product_is_the_score(name):
     torch.testing.assert_close(product(unit, mentions, entities), unit(mentions, entities), rtol=1e-5, atol=1e-5)
 
 
+def without_gates(dims):
+    unit = VDLU(dims, hidden_dim=8)
+    for gate in (unit.entity_to_mention.gate, unit.mention_to_entity.gate):
+        torch.nn.init.zeros_(gate.weight)
+        torch.nn.init.zeros_(gate.bias)
+    return unit
+
+
+def test_the_product_of_vdlu_is_its_score_with_gates_of_0():
+    torch.manual_seed(6)
+    mentions, entities = drawn(5), drawn(9)
+    gated, unit = VDLU(DIMS, hidden_dim=8), without_gates(DIMS)
+    assert not torch.allclose(product(gated, mentions, entities), gated(mentions, entities), atol=1e-3)
+    torch.testing.assert_close(product(unit, mentions, entities), unit(mentions, entities), rtol=1e-5, atol=1e-5)
+
+
 def test_the_product_follows_the_means_of_a_centred_cosine():
     torch.manual_seed(1)
     unit, mentions, entities = GlobalCosine(DIMS, centered=True), drawn(5), drawn(9)
@@ -73,19 +89,23 @@ def test_tglu_without_its_local_part_is_half_of_the_global_product():
 
 def test_the_product_of_the_matcher_is_the_sum_that_the_units_contribute():
     torch.manual_seed(4)
-    units = {"cross": CMFU, "picture": GlobalCosine, "vision": VDLU}
+    units = {"cross": CMFU, "picture": GlobalCosine, "vision": without_gates}
     mentions, entities = drawn(5), drawn(9)
     matchers = {
         Matcher(DIMS, units): dict.fromkeys(units, 1 / 3),
-        WeightedMatcher(DIMS, units, {"cross": 0.7, "picture": 0.0, "vision": 2.0}): {"cross": 0.7, "picture": 0.0},
+        WeightedMatcher(DIMS, units, {"cross": 0.7, "picture": 0.0, "vision": 2.0}): {
+            "cross": 0.7,
+            "picture": 0.0,
+            "vision": 2.0,
+        },
     }
     for matcher, weights in matchers.items():
         of_mentions, of_entities = matcher.mention(mentions), matcher.entity(entities)
         scores = matcher.score(of_mentions, of_entities)
         found = matcher.query_vectors(of_mentions) @ matcher.key_vectors(of_entities).T
-        expected = sum(weights[name] * scores[name] for name in ("cross", "picture"))
+        expected = sum(weights[name] * scores[name] for name in units)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
-        assert matcher.key_vectors(of_entities).shape == (9, 96 + 36)
+        assert matcher.key_vectors(of_entities).shape == (9, 96 + 36 + 16)
 
 
 def test_a_negative_contribution_turns_the_product_around():
@@ -102,6 +122,6 @@ def test_a_negative_contribution_turns_the_product_around():
 
 def test_without_vectors_the_width_is_zero():
     terms = {"lexical.ids": torch.ones(4, 3, dtype=torch.int64), "lexical.weights": torch.ones(4, 3)}
-    matcher, features = Matcher(DIMS, {"words": Lexical, "vision": VDLU}), drawn(4)._replace(extra=terms)
+    matcher, features = Matcher(DIMS, {"words": Lexical, "others": Lexical}), drawn(4)._replace(extra=terms)
     assert matcher.query_vectors(matcher.mention(features)).shape == (4, 0)
     assert matcher.key_vectors(matcher.entity(features)).shape == (4, 0)
