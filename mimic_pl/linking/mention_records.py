@@ -99,7 +99,8 @@ class Restriction:
         """
         condition = self._condition(knowledge_base)
         if self.candidates is None:
-            return Allowed(knowledge_base.where(condition), condition)
+            of_type = None if self.filters else self.entity_type
+            return Allowed(knowledge_base.where(condition), condition, of_type)
         order = knowledge_base.order_of(list(dict.fromkeys(self.candidates))).sort().values
         return Allowed(order[torch.isin(order, knowledge_base.where(condition))] if condition else order)
 

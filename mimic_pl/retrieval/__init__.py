@@ -12,6 +12,8 @@ folder ``candidates``, follows every change by comparing checksums, and may be d
 :class:`ExactRetriever` ``exact``    everything is ranked: the default
 :class:`LanceRetriever` ``lance``    Lance's vector and full-text indexes; nothing else to install
 :class:`FaissRetriever` ``faiss``    vectors in memory by FAISS (``pip install "mimic-pl[faiss]"``), words by Lance
+:class:`MilvusRetriever` ``milvus``  vectors in a Milvus server or cluster (``pip install "mimic-pl[milvus]"``), words
+                                     by Lance
 ===================================  =================================================================================
 
 ``mimic-pl recall`` measures how often the first entity of the exact ranking is found, and chooses k.
@@ -43,6 +45,7 @@ from mimic_pl.retrieval.exact import ExactRetriever
 from mimic_pl.retrieval.faiss import FaissRetriever
 from mimic_pl.retrieval.lance import LanceRetriever
 from mimic_pl.retrieval.list_data import CandidateListData
+from mimic_pl.retrieval.milvus import MilvusRetriever
 from mimic_pl.retrieval.reranker import Reranker, rerank
 from mimic_pl.retrieval.retriever import Allowed, Queries, Retriever
 from mimic_pl.retrieval.two_channels import TwoChannelRetriever
@@ -58,6 +61,7 @@ __all__ = [
     "ExactRetriever",
     "FaissRetriever",
     "LanceRetriever",
+    "MilvusRetriever",
     "Queries",
     "Reranker",
     "Retriever",

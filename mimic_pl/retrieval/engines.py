@@ -12,6 +12,7 @@ from mimic_pl.quoting import listed, quoted
 from mimic_pl.retrieval.exact import ExactRetriever
 from mimic_pl.retrieval.faiss import FaissRetriever
 from mimic_pl.retrieval.lance import LanceRetriever
+from mimic_pl.retrieval.milvus import MilvusRetriever
 from mimic_pl.retrieval.retriever import Retriever
 from mimic_pl.yaml_file import read_yaml
 
@@ -19,6 +20,7 @@ ENGINES: dict[str, type[Retriever]] = {
     "exact": ExactRetriever,
     "lance": LanceRetriever,
     "faiss": FaissRetriever,
+    "milvus": MilvusRetriever,
 }
 """Retrievers by name."""
 

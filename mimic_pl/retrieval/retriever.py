@@ -53,10 +53,12 @@ class Allowed(NamedTuple):
         order: Their order numbers, int64 ``[n]``.
         condition: The same as a condition over the columns of the knowledge base, for engines that filter by
             themselves; None if there is none.
+        type: The entities' type, if that is the only condition.
     """
 
     order: Tensor
     condition: str | None = None
+    type: str | None = None
 
 
 class Retriever(Recorded, ABC):

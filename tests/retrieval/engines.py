@@ -12,7 +12,7 @@ import torch
 from mimic_pl import MIMIC, Linker
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.processor import Processor
-from mimic_pl.retrieval import ExactRetriever, FaissRetriever, LanceRetriever, Queries, Retriever
+from mimic_pl.retrieval import ExactRetriever, FaissRetriever, LanceRetriever, MilvusRetriever, Queries, Retriever
 from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine
 from tests import tiny
 
@@ -26,6 +26,21 @@ def faiss(**options) -> Retriever:
     return FaissRetriever(**options)
 
 
+def milvus_lite(**options) -> Retriever:
+    """Milvus in this process, with a file of each test's own."""
+    pytest.importorskip("pymilvus")
+    pytest.importorskip("milvus_lite")
+    return LocalMilvus(**options)
+
+
+class LocalMilvus(MilvusRetriever):
+    """Milvus Lite with a file beside the knowledge base."""
+
+    def _vector_store(self, width):
+        self.uri = str(self.knowledge_base.folder.parent / "milvus.db")
+        return super()._vector_store(width)
+
+
 ENGINES = {
     "exact": ExactRetriever,
     "lance": LanceRetriever,
@@ -33,6 +48,7 @@ ENGINES = {
     "lance, lists": lambda **options: LanceRetriever(index="IVF_RQ", index_from=1, **options),
     "faiss": faiss,
     "faiss, indexed": lambda **options: faiss(index_from=1, **options),
+    "milvus lite": milvus_lite,
 }
 """A retriever of every engine, with and without the index that large knowledge bases get."""
 

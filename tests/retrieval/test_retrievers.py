@@ -1,5 +1,6 @@
 """What every retriever must do, whatever its engine."""
 
+import random
 import shutil
 import sys
 import time
@@ -216,7 +217,11 @@ def test_vectors_whose_mean_has_moved_are_computed_again(tmp_path, whole, engine
     linker = indexed(tmp_path, count=40)
     retriever = DERIVED[engine]()
     opened = retriever.at(linker.knowledge_base, linker.model)
-    far = [{"id": f"F{n}", "name": "river sea", "attr": "sells sells sells sells", "type": "far"} for n in range(400)]
+    words = ["river", "sea", "sells", "flows", "shares"]
+    far = [
+        {"id": f"F{n}", "name": "river sea", "attr": " ".join(random.Random(n).choices(words, k=7)), "type": "far"}
+        for n in range(400)
+    ]
     linker.add_entities(far)
     kb = linker.knowledge_base
     before = key_vectors(opened.model, kb, kb.index.order[:40])
