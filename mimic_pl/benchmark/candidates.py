@@ -128,7 +128,7 @@ def _of_run(folder: str, mentions: int, seed: int) -> tuple[MIMIC, list[Mention]
     model, data = load_run(folder)
     data.setup("test")
     generator = torch.Generator().manual_seed(seed)
-    table, own = data.ranked.entities, data.mentions["test"]
+    table, own = data.ranked.entities, data.ranked.mentions["test"]
     chosen = torch.randperm(len(own), generator=generator)[:mentions].tolist()
     return model.eval(), [own[row] for row in chosen], [table[row] for row in range(min(_SOURCES, len(table)))]
 

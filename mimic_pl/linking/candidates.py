@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,7 +14,7 @@ from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.links import Link
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, ResidentIndex
+from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, Ranking, ResidentIndex
 from mimic_pl.records import Entity, Mention
 from mimic_pl.retrieval import Allowed, Queries, Retriever
 from mimic_pl.units import States
@@ -117,7 +117,7 @@ class CandidateSearch:
         states = self._states(inputs)
         found: list[tuple[Link, ...]] = [()] * len(queries)
         for restriction, rows in groups.items():
-            own = _rows(states, torch.tensor(rows, device=self.knowledge_base.device))
+            own = _rows(states, torch.tensor(rows))
             mentions = [queries[row].mention for row in rows]
             for place, links in enumerate(self.ranked(mentions, own, restriction, top_k)):
                 found[rows[place]] = links
@@ -135,7 +135,7 @@ class CandidateSearch:
 
     def ranked(
         self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int | None
-    ) -> Iterator[tuple[Link, ...]]:
+    ) -> list[tuple[Link, ...]]:
         """The candidates of encoded mentions with the same restriction.
 
         Args:
@@ -146,12 +146,18 @@ class CandidateSearch:
         """
         if self.retriever is None or top_k is None:
             part = self.part(restriction)
-            yield from self._ranked(states, part, top_k) if part is not None else [()] * len(mentions)
-            return
+            if part is None:
+                return [()] * len(mentions)
+            return self._links([self._ranking(states, part, top_k)])
+        found = self.candidates(mentions, states, restriction, top_k)
         # One by one: a mention's links do not depend on the others of its batch.
-        for row, order in enumerate(self.candidates(mentions, states, restriction, top_k)):
-            own = _rows(states, torch.tensor([row], device=self.knowledge_base.device))
-            yield from self._ranked(own, PartialIndex(self.index, order), top_k) if len(order) else [()]
+        rankings = {
+            row: self._ranking(_rows(states, torch.tensor([row])), PartialIndex(self.index, order), top_k)
+            for row, order in enumerate(found)
+            if len(order)
+        }
+        links = dict(zip(rankings, self._links(list(rankings.values())), strict=True))
+        return [links.get(row, ()) for row in range(len(mentions))]
 
     def candidates(
         self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int
@@ -161,21 +167,15 @@ class CandidateSearch:
         queries = Queries.of(self.model, mentions, states)
         return self.retriever.retrieve(queries, max(self.retriever.k, top_k), self.allowed(restriction))
 
-    def _ranked(self, states: States, part: EntityIndex, top_k: int | None) -> Iterator[tuple[Link, ...]]:
-        """The first entities of an index for mentions."""
-        ranking = Ranker(top_k or len(part), unit_ranks="cheap")(self.model.matcher, states, part)
-        entities = self._entities(ranking.top_entities)
-        scores = {name: block.tolist() for name, block in ranking.top_scores.items()}
-        for place, order in enumerate(ranking.top_entities.tolist()):
-            yield tuple(
-                Link(
-                    entities[number],
-                    scores["overall"][place][column],
-                    None,
-                    {name: block[place][column] for name, block in scores.items() if name != "overall"},
-                )
-                for column, number in enumerate(order)
-            )
+    def _ranking(self, states: States, part: EntityIndex, top_k: int | None) -> Ranking:
+        return Ranker(top_k or len(part), unit_ranks="cheap")(self.model.matcher, states, part)
+
+    def _links(self, rankings: Sequence[Ranking]) -> list[tuple[Link, ...]]:
+        """The links of the mentions of rankings, whose records are read at once."""
+        if not rankings:
+            return []
+        entities = self._entities(torch.cat([ranking.top_entities.flatten() for ranking in rankings]))
+        return [links for ranking in rankings for links in _links_of(ranking, entities)]
 
     def _states(self, inputs: Inputs) -> States:
         model = self.model
@@ -194,8 +194,24 @@ class CandidateSearch:
         return dict(zip(numbers.tolist(), self.knowledge_base.entities(numbers), strict=True))
 
 
+def _links_of(ranking: Ranking, entities: Mapping[int, Entity]) -> Iterator[tuple[Link, ...]]:
+    scores = {name: block.tolist() for name, block in ranking.top_scores.items()}
+    for place, order in enumerate(ranking.top_entities.tolist()):
+        yield tuple(
+            Link(
+                entities[number],
+                scores["overall"][place][column],
+                None,
+                {name: block[place][column] for name, block in scores.items() if name != "overall"},
+            )
+            for column, number in enumerate(order)
+        )
+
+
 def _rows(states: States, rows: Tensor) -> States:
-    return {unit: {name: tensor[rows] for name, tensor in state.items()} for unit, state in states.items()}
+    return {
+        unit: {name: tensor[rows.to(tensor.device)] for name, tensor in state.items()} for unit, state in states.items()
+    }
 
 
 def _resident(device: torch.device) -> int:

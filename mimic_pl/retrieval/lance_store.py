@@ -60,9 +60,9 @@ class LanceStore(VectorStore):
         self,
         folder: Path,
         width: int,
-        index: VectorIndex = "IVF_HNSW_SQ",
+        index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
-        probes: int = 32,
+        probes: int = 64,
         effort: int = 200,
     ) -> None:
         super().__init__(width)
@@ -228,7 +228,7 @@ class LanceStore(VectorStore):
     def _index(self) -> None:
         """Create the indexes that are missing, and update those that lack many rows."""
         rows = len(self)
-        known = {index["name"] for index in self._dataset.list_indices()}
+        known = {index.name for index in self._dataset.describe_indices()}
         texts: dict[str, dict[str, Any]] = {
             "name": {"remove_stop_words": False},  # names such as The Who consist of them
             TEXT: {"custom_stop_words": sorted(STOPWORDS_EN)},

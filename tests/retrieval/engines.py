@@ -45,7 +45,7 @@ ENGINES = {
     "exact": ExactRetriever,
     "lance": LanceRetriever,
     "lance, indexed": lambda **options: LanceRetriever(index_from=1, **options),
-    "lance, lists": lambda **options: LanceRetriever(index="IVF_RQ", index_from=1, **options),
+    "lance, graph": lambda **options: LanceRetriever(index="IVF_HNSW_SQ", index_from=1, **options),
     "faiss": faiss,
     "faiss, indexed": lambda **options: faiss(index_from=1, **options),
     "milvus lite": milvus_lite,

@@ -4,12 +4,14 @@ import random
 import shutil
 import sys
 import time
+from argparse import Namespace
 
 import numpy as np
 import pytest
 import torch
 
 from mimic_pl import KnowledgeBase
+from mimic_pl.cli.link import _job
 from mimic_pl.errors import ConfigError
 from mimic_pl.retrieval import Allowed, ExactRetriever, FaissRetriever, LanceRetriever, retriever_of
 from mimic_pl.retrieval.catch_up import FOLDER, catch_up, key_vectors
@@ -365,9 +367,9 @@ def test_missing_packages_and_wrong_settings_are_named(tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match="k"):
         retriever_of("lance", k=0)
     settings = tmp_path / "retriever.yaml"
-    settings.write_text("engine: lance\nk: 7\nindex: IVF_RQ\n")
+    settings.write_text("engine: lance\nk: 7\nindex: IVF_HNSW_SQ\n")
     made = retriever_of(settings)
-    assert isinstance(made, LanceRetriever) and (made.k, made.index) == (7, "IVF_RQ")
+    assert isinstance(made, LanceRetriever) and (made.k, made.index) == (7, "IVF_HNSW_SQ")
     assert retriever_of(settings, k=9).k == 9
     settings.write_text("engine: lance\nkk: 7\n")
     with pytest.raises(ConfigError, match="'kk'"):
@@ -388,3 +390,13 @@ def test_an_empty_knowledge_base_has_no_links(tmp_path):
 def test_names_of_engines():
     assert isinstance(retriever_of("exact"), ExactRetriever) and isinstance(retriever_of("faiss"), FaissRetriever)
     assert issubclass(LanceRetriever, TwoChannelRetriever) and catch_up.__doc__
+
+
+def test_an_interrupted_command_does_not_go_on_with_another_retriever(tmp_path, whole):
+    linker = copied(whole, tmp_path)
+    config = Namespace(top_k=3, filter=None, format=None, image_folder=None)
+    jobs = [
+        _job(config, tmp_path / "m.jsonl", linker.with_retriever(retriever))
+        for retriever in (None, "exact", LanceRetriever(k=5), LanceRetriever(k=5), LanceRetriever(k=6), "lance")
+    ]
+    assert jobs[0] == jobs[1] and jobs[2] == jobs[3] and len({*jobs}) == 4
