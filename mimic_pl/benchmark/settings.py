@@ -7,8 +7,23 @@ from typing import Literal
 
 from mimic_pl.errors import ConfigError
 
-ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "scaling", "images", "index")
+ROWS = (
+    "ranking",
+    "trained",
+    "bytes",
+    "overhead",
+    "memory",
+    "training",
+    "encoding",
+    "scaling",
+    "images",
+    "index",
+    "candidates",
+)
 """Names of the groups of measurements."""
+
+OF_RUN = ("trained", "candidates")
+"""Those that need a run, and are left out without one."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +32,7 @@ class Settings:
 
     Args:
         rows: Comma-separated groups of measurements: ranking (random states), trained (model and data of ``run``),
-            bytes, overhead, memory, training, encoding, scaling, images, index.
+            bytes, overhead, memory, training, encoding, scaling, images, index, candidates (model and data of ``run``).
         quick: Use small sizes, which only show that everything runs.
         run: Folder of a training run whose model ranks its own data in the row ``trained``.
         mentions: Number of mentions to rank.
@@ -25,7 +40,9 @@ class Settings:
             all of them; in the row ``ranking`` random ones, by default 8,192.
         inflate: Grow the run's knowledge base to this number of entities with noisy copies of its entities' states.
         memory_entities: Number of entities in the row ``memory``; by default that of RichpediaMEL.
-        growth: Numbers of entities in the row ``index``; by default 10,000, 100,000 and 1,000,000.
+        growth: Numbers of entities in the rows ``index`` and ``candidates``; by default 10,000, 100,000 and 1,000,000.
+        retrievers: Comma-separated retrievers in the row ``candidates``: names, or files of settings.
+        candidates: Candidates per channel in that row; by default the retriever's own number.
         batches: Training batch sizes: the first is also measured in the published order of operations.
         encoder: Encoder of the rows ``overhead``, ``training``, ``encoding`` and ``scaling``, with random weights: a
             small one, or one of published size (CLIP ViT-B/32; minutes on a CPU).
@@ -44,6 +61,8 @@ class Settings:
     inflate: int | None = None
     memory_entities: int | None = None
     growth: list[int] | None = None
+    retrievers: str = "lance"
+    candidates: int | None = None
     batches: list[int] = field(default_factory=lambda: [128])
     encoder: Literal["small", "published"] = "small"
     rounds: int | None = None
@@ -62,7 +81,7 @@ class Settings:
         unknown = sorted(set(names) - set(ROWS))
         if unknown or not names:
             raise ConfigError(f"--rows: unknown rows {unknown}. Choose from: {', '.join(ROWS)}.")
-        for name in ("mentions", "entities", "inflate", "memory_entities", "rounds", "threads"):
+        for name in ("mentions", "entities", "inflate", "memory_entities", "rounds", "threads", "candidates"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name} is {value}; it must be positive.")
@@ -74,7 +93,7 @@ class Settings:
 
         if torch.device(self.device).type == "cuda" and not torch.cuda.is_available():
             raise ConfigError(f"--device is {self.device}, but torch finds no CUDA device. Use --device cpu.")
-        return [row for row in ROWS if row in names and (row != "trained" or self.run is not None)]
+        return [row for row in ROWS if row in names and (row not in OF_RUN or self.run is not None)]
 
     def size(self, full: int, quick: int) -> int:
         """Choose between the full and the quick size."""

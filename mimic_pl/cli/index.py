@@ -6,7 +6,12 @@ from typing import Literal
 
 from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.linking_options import add_file_arguments, add_model_arguments
+from mimic_pl.cli.linking_options import (
+    add_file_arguments,
+    add_model_arguments,
+    add_retriever_arguments,
+    with_retriever,
+)
 
 
 def add_arguments(parser: ArgumentParser, complete: bool) -> None:
@@ -17,6 +22,7 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     parser.add_argument("--out", type=str, required=True, help="Folder of the knowledge base.")
     text = "Dtype of stored states."
     parser.add_argument("--dtype", type=Literal["float32", "bfloat16", "int8"], default="float32", help=text)
+    add_retriever_arguments(parser, "Also build what a retriever of candidates searches in")
     add_file_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="Entities that are encoded at once.")
 
@@ -37,6 +43,8 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
         format=config.format,
         image_folder=config.image_folder,
     )
+    if config.retriever is not None:
+        with_retriever(linker.with_knowledge_base(kb), config)
     folder = short_path(kb.folder)
     size = readable_bytes(len(kb) * kb.bytes_per_entity)
     print(f"{folder}: {len(kb):,} entities, {size}. To link mentions: mimic-pl link MENTIONS --kb {folder} --out FILE")

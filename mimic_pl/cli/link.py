@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser
 
-from mimic_pl.cli.linking_options import add_file_arguments, add_model_arguments, linker_for
+from mimic_pl.cli.linking_options import (
+    add_file_arguments,
+    add_model_arguments,
+    add_retriever_arguments,
+    linker_for,
+)
 from mimic_pl.errors import DataError
 
 if TYPE_CHECKING:
@@ -30,6 +35,7 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     add_model_arguments(parser)
     text = "Folder of a cross-encoder (see mimic-pl train-reranker) that scores the first candidates anew."
     parser.add_argument("--reranker", type=str | None, default=None, help=text)
+    add_retriever_arguments(parser, "Score only candidates, found by")
     parser.add_argument("--top_k", type=int, default=10, help="Candidates per mention.")
     text = "Condition that entities must meet, such as \"type = 'person'\"."
     parser.add_argument("--filter", type=str | None, default=None, help=text)
@@ -100,7 +106,8 @@ def _job(config: Any, mentions: Path, linker: Any) -> str:
     calibration = linker.calibration and repr(linker.calibration)
     own = linker.reranker
     reranker = own and [fingerprint(own.model), own.first_stage_weight, own.top_k, own.largest_margin]
-    settings = [config.top_k, config.filter, config.format, config.image_folder, reranker, calibration]
+    retriever = linker.retriever and linker.retriever.description
+    settings = [retriever, config.top_k, config.filter, config.format, config.image_folder, reranker, calibration]
     return json.dumps([content, str(kb.folder.resolve()), kb.version, linker.weights, settings])
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
 
+from mimic_pl.errors import UsageError
+
 if TYPE_CHECKING:
     from mimic_pl.knowledge_base import KnowledgeBase
     from mimic_pl.linking import Linker
@@ -29,6 +31,19 @@ def add_model_arguments(parser: ArgumentParser, of_knowledge_base: bool = True) 
     parser.add_argument("--revision", type=str | None, default=None, help="Branch, tag or commit of a hub name.")
 
 
+def add_retriever_arguments(parser: ArgumentParser, what: str) -> None:
+    """Add ``--retriever`` and ``--candidates``.
+
+    Args:
+        parser: The parser.
+        what: What the retriever is for.
+    """
+    text = f"{what}: lance, faiss, milvus, or a YAML file of settings (default: all entities are scored)."
+    parser.add_argument("--retriever", type=str | None, default=None, help=text)
+    text = "Candidates that it finds per channel; mimic-pl recall finds a number for you."
+    parser.add_argument("--candidates", type=int | None, default=None, help=text)
+
+
 def add_file_arguments(parser: ArgumentParser) -> None:
     """Add ``--format`` and ``--image_folder``, which say how a file of records is read."""
     text = "Layout: plain, mimic, blink, kilt, zeshel, wikidata or glinker (default: recognised by the file's keys)."
@@ -43,6 +58,7 @@ def linker_for(knowledge_base: KnowledgeBase, given: Namespace, reranker: Rerank
     Args:
         knowledge_base: The knowledge base.
         given: Values of the options of :func:`add_model_arguments`.
+            The retriever is that of :func:`add_retriever_arguments`, if the command has these.
         reranker: Scores the first candidates anew.
 
     Raises:
@@ -50,4 +66,18 @@ def linker_for(knowledge_base: KnowledgeBase, given: Namespace, reranker: Rerank
     """
     from mimic_pl.linking import Linker
 
-    return Linker.from_knowledge_base(knowledge_base, given.model, given.device, given.revision, reranker)
+    linker = Linker.from_knowledge_base(knowledge_base, given.model, given.device, given.revision, reranker)
+    return with_retriever(linker, given)
+
+
+def with_retriever(linker: Linker, given: Namespace) -> Linker:
+    """The linker with the retriever of the options of :func:`add_retriever_arguments`, if it is given.
+
+    Raises:
+        UsageError: There are candidates without a retriever.
+    """
+    if given.get("retriever") is None:
+        if given.get("candidates") is not None:
+            raise UsageError("--candidates is the number that a retriever finds: name one with --retriever lance.")
+        return linker
+    return linker.with_retriever(given.retriever, given.candidates)

@@ -92,6 +92,12 @@ COMMANDS = {
         "and the exit code is 4 if all fail, or with --strict any.",
         "mimic_pl.cli.link",
     ),
+    "recall": Command(
+        "Measure what a retriever of candidates finds.",
+        "Measure how often a retriever finds the first entity of the exact ranking, and the first ten, by the number "
+        "of candidates; plot it; and choose the number for a wanted recall. The exit code is 1 if none is enough.",
+        "mimic_pl.cli.recall",
+    ),
     "serve": Command(
         "Answer requests for links over HTTP.",
         "Answer requests for links over HTTP: POST /link, with interactive documentation at /docs. It needs the "

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
-from mimic_pl.cli.linking_options import add_model_arguments, linker_for
+from mimic_pl.cli.linking_options import add_model_arguments, add_retriever_arguments, linker_for
 from mimic_pl.errors import ConfigError
 from mimic_pl.formats.optional_package import optional_package
 
@@ -32,6 +32,7 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
 
     parser.add_argument("--kb", type=str, required=True, help="Folder of the knowledge base (see mimic-pl index).")
     add_model_arguments(parser)
+    add_retriever_arguments(parser, "Score only candidates, found by")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
     parser.add_argument("--port", type=int, default=8000, help="Port to listen on.")
     parser.add_argument("--workers", type=int, default=1, help="Processes; each has a copy of the model.")

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from mimic_pl.ranking.lance_dataset import (
     versions_of,
 )
 from mimic_pl.ranking.lance_index import LanceIndex
-from mimic_pl.ranking.lance_rows import RowFormat, differences
+from mimic_pl.ranking.lance_rows import ORDER, RECORD_CHECKSUM, STATE_CHECKSUM, RowFormat, differences
 from mimic_pl.ranking.quantization import IndexDtype
 from mimic_pl.records import Entity, as_sequence
 from mimic_pl.units import States
@@ -231,6 +232,21 @@ class KnowledgeBase:
             StoreError: The knowledge base is damaged.
         """
         return matching(self.folder, self._opened, expression).to(self.device)
+
+    def checksums(self) -> tuple[Tensor, Tensor]:
+        """Order numbers of all entities, ascending, and a checksum of each one's record and states, int64 ``[n]`` each.
+
+        What is derived from entities follows a knowledge base by them: an entity with the same number and checksum has
+        not changed.
+
+        Raises:
+            StoreError: The knowledge base is damaged.
+        """
+        with reading(self.folder, self.version):
+            table = self._opened.dataset.to_table(columns=[ORDER, RECORD_CHECKSUM, STATE_CHECKSUM])
+            order, record, state = (torch.from_numpy(table.column(i).to_numpy().astype(np.int64)) for i in range(3))
+        order, rows = order.sort()
+        return order, (record << 32 | state)[rows]
 
     def values(self, column: str) -> list[str]:
         """The distinct texts of one of the :attr:`columns`, sorted; empty ones are left out.

@@ -1,9 +1,9 @@
-"""From mentions to their candidates: encoding, exact ranking within each mention's restriction, records."""
+"""From mentions to their candidates: encoding, ranking within each mention's restriction, records."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple, cast
 
 import torch
@@ -14,8 +14,9 @@ from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.links import Link
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, ResidentIndex
+from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, Ranking, ResidentIndex
 from mimic_pl.records import Entity, Mention
+from mimic_pl.retrieval import Allowed, Queries, Retriever
 from mimic_pl.units import States
 
 _KEPT = 16
@@ -33,7 +34,7 @@ class Query(NamedTuple):
 
 
 class CandidateSearch:
-    """Ranks the entities of one version of a knowledge base for mentions.
+    """Ranks the entities of one version of a knowledge base for mentions: all, or those that a retriever finds.
 
     States of up to half a gigabyte, on a GPU of up to a quarter of its free memory, are kept there from the first
     search on; others are read from the folder in blocks, for each batch.
@@ -41,13 +42,15 @@ class CandidateSearch:
     Args:
         model: Encodes the mentions; its processor is fitted to the knowledge base.
         knowledge_base: The entities.
+        retriever: Opened for this version and model; by default all entities are ranked.
     """
 
-    def __init__(self, model: MIMIC, knowledge_base: KnowledgeBase) -> None:
+    def __init__(self, model: MIMIC, knowledge_base: KnowledgeBase, retriever: Retriever | None = None) -> None:
         self.model = model
         self.knowledge_base = knowledge_base
+        self.retriever = retriever
         self._index: EntityIndex | None = None
-        self._parts: OrderedDict[Restriction, EntityIndex | None] = OrderedDict()
+        self._allowed: OrderedDict[Restriction, Allowed] = OrderedDict()
 
     @property
     def index(self) -> EntityIndex:
@@ -64,15 +67,25 @@ class CandidateSearch:
         Raises:
             DataError: The restriction cannot be evaluated.
         """
-        if not restriction:
+        allowed = self.allowed(restriction)
+        if allowed is None:
             return self.index if len(self.index) else None
-        if restriction not in self._parts:
-            order = restriction.order(self.knowledge_base)
-            self._parts[restriction] = PartialIndex(self.index, order) if len(order) else None
-            if len(self._parts) > _KEPT:
-                self._parts.popitem(last=False)
-        self._parts.move_to_end(restriction)
-        return self._parts[restriction]
+        return PartialIndex(self.index, allowed.order) if len(allowed.order) else None
+
+    def allowed(self, restriction: Restriction) -> Allowed | None:
+        """The entities that a restriction allows; ``None`` if it restricts nothing.
+
+        Raises:
+            DataError: The restriction cannot be evaluated.
+        """
+        if not restriction:
+            return None
+        if restriction not in self._allowed:
+            self._allowed[restriction] = restriction.allowed(self.knowledge_base)
+            if len(self._allowed) > _KEPT:
+                self._allowed.popitem(last=False)
+        self._allowed.move_to_end(restriction)
+        return self._allowed[restriction]
 
     def inputs(self, queries: Sequence[Query]) -> Inputs:
         """Inputs of the mentions.
@@ -99,28 +112,70 @@ class CandidateSearch:
         groups: dict[Restriction, list[int]] = {}
         for row, query in enumerate(queries):
             groups.setdefault(query.restriction, []).append(row)
-        parts = {restriction: self.part(restriction) for restriction in groups}
+        for restriction in groups:
+            self.allowed(restriction)  # raises before anything is encoded
         states = self._states(inputs)
         found: list[tuple[Link, ...]] = [()] * len(queries)
         for restriction, rows in groups.items():
-            part = parts[restriction]
-            if part is None:
-                continue
-            own = _rows(states, torch.tensor(rows, device=part.device))
-            ranking = Ranker(top_k or len(part), unit_ranks="cheap")(self.model.matcher, own, part)
-            entities = self._entities(ranking.top_entities)
-            scores = {name: block.tolist() for name, block in ranking.top_scores.items()}
-            for place, (row, order) in enumerate(zip(rows, ranking.top_entities.tolist(), strict=True)):
-                found[row] = tuple(
-                    Link(
-                        entities[number],
-                        scores["overall"][place][column],
-                        None,
-                        {name: block[place][column] for name, block in scores.items() if name != "overall"},
-                    )
-                    for column, number in enumerate(order)
-                )
+            own = _rows(states, torch.tensor(rows))
+            mentions = [queries[row].mention for row in rows]
+            for place, links in enumerate(self.ranked(mentions, own, restriction, top_k)):
+                found[rows[place]] = links
         return found
+
+    @torch.no_grad()
+    def queries(self, queries: Sequence[Query]) -> Queries:
+        """Encode mentions as retrievers see them.
+
+        Raises:
+            DataError: A record is malformed, or an image cannot be used and the image policy is ``error``.
+        """
+        states = self._states(self.inputs(queries))
+        return Queries.of(self.model, [query.mention for query in queries], states)
+
+    def ranked(
+        self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int | None
+    ) -> list[tuple[Link, ...]]:
+        """The candidates of encoded mentions with the same restriction.
+
+        Args:
+            mentions: The mentions.
+            states: Their states.
+            restriction: The entities that they may mean.
+            top_k: Candidates per mention; all entities if None.
+        """
+        if self.retriever is None or top_k is None:
+            part = self.part(restriction)
+            if part is None:
+                return [()] * len(mentions)
+            return self._links([self._ranking(states, part, top_k)])
+        found = self.candidates(mentions, states, restriction, top_k)
+        # One by one: a mention's links do not depend on the others of its batch.
+        rankings = {
+            row: self._ranking(_rows(states, torch.tensor([row])), PartialIndex(self.index, order), top_k)
+            for row, order in enumerate(found)
+            if len(order)
+        }
+        links = dict(zip(rankings, self._links(list(rankings.values())), strict=True))
+        return [links.get(row, ()) for row in range(len(mentions))]
+
+    def candidates(
+        self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int
+    ) -> list[Tensor]:
+        """Order numbers of what the retriever finds for each mention; see :meth:`ranked`."""
+        assert self.retriever is not None, "without a retriever everything is ranked"
+        queries = Queries.of(self.model, mentions, states)
+        return self.retriever.retrieve(queries, max(self.retriever.k, top_k), self.allowed(restriction))
+
+    def _ranking(self, states: States, part: EntityIndex, top_k: int | None) -> Ranking:
+        return Ranker(top_k or len(part), unit_ranks="cheap")(self.model.matcher, states, part)
+
+    def _links(self, rankings: Sequence[Ranking]) -> list[tuple[Link, ...]]:
+        """The links of the mentions of rankings, whose records are read at once."""
+        if not rankings:
+            return []
+        entities = self._entities(torch.cat([ranking.top_entities.flatten() for ranking in rankings]))
+        return [links for ranking in rankings for links in _links_of(ranking, entities)]
 
     def _states(self, inputs: Inputs) -> States:
         model = self.model
@@ -139,8 +194,24 @@ class CandidateSearch:
         return dict(zip(numbers.tolist(), self.knowledge_base.entities(numbers), strict=True))
 
 
+def _links_of(ranking: Ranking, entities: Mapping[int, Entity]) -> Iterator[tuple[Link, ...]]:
+    scores = {name: block.tolist() for name, block in ranking.top_scores.items()}
+    for place, order in enumerate(ranking.top_entities.tolist()):
+        yield tuple(
+            Link(
+                entities[number],
+                scores["overall"][place][column],
+                None,
+                {name: block[place][column] for name, block in scores.items() if name != "overall"},
+            )
+            for column, number in enumerate(order)
+        )
+
+
 def _rows(states: States, rows: Tensor) -> States:
-    return {unit: {name: tensor[rows] for name, tensor in state.items()} for unit, state in states.items()}
+    return {
+        unit: {name: tensor[rows.to(tensor.device)] for name, tensor in state.items()} for unit, state in states.items()
+    }
 
 
 def _resident(device: torch.device) -> int:

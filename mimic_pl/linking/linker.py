@@ -44,7 +44,7 @@ from mimic_pl.quoting import quoted
 from mimic_pl.ranges import COUNT, require_ranges
 from mimic_pl.ranking import IndexDtype, fingerprint
 from mimic_pl.records import Entity, Mention, as_sequence
-from mimic_pl.retrieval import Reranker, rerank
+from mimic_pl.retrieval import ExactRetriever, Reranker, Retriever, rerank, retriever_of
 
 _log = logging.getLogger(__name__)
 
@@ -75,12 +75,14 @@ class Linker:
     entities, whatever the batch size; restricted to some entities, they are those of a knowledge base of only these.
     (On a CPU with AVX-512, MKL may round the encoder's products differently in batches of another size, in the last
     bits; the environment variable ``MKL_CBWR=AVX2,STRICT`` prevents it.)
+    With a retriever, scores are still exact, but an entity that it does not find is missed.
 
     Args:
         model: The model; the linker has a copy that shares its weights.
         knowledge_base: The entities, built by the same model; see :meth:`with_knowledge_base`.
         calibration: Gives probabilities to candidates and to NIL; with a reranker, one that was fitted to its scores.
         reranker: Scores the first candidates anew: all that are asked for, and as many as its ``top_k`` if it has one.
+        retriever: Finds the entities that are ranked (see :meth:`with_retriever`); all are by default.
 
     Attributes:
         source: Where the model was loaded from, if :meth:`from_pretrained` did; a knowledge base remembers it.
@@ -105,12 +107,14 @@ class Linker:
         knowledge_base: KnowledgeBase | str | Path | None = None,
         calibration: Calibration | None = None,
         reranker: Reranker | None = None,
+        retriever: Retriever | str | None = None,
     ) -> None:
         self.model = copy.copy(model)
         self.model.processor = copy.copy(model.processor)
         self.model.processor.report = ImageReport()
         self.calibration = calibration
         self.reranker = reranker
+        self.retriever = _retriever_of(retriever)
         self.source: str | None = None
         self.unusable_images: Counter[str] = Counter()
         self._search: CandidateSearch | None = None
@@ -292,6 +296,31 @@ class Linker:
         linker._open(knowledge_base)
         return linker
 
+    def with_retriever(self, retriever: Retriever | str | Path | None, k: int | None = None) -> Linker:
+        """A linker that ranks only the entities that a retriever finds, for large knowledge bases.
+
+        What it searches in is derived from the knowledge base: it is built if it is missing, and follows every change.
+        ``mimic-pl recall`` measures how often the first entity is found.
+
+        Args:
+            retriever: A retriever, its name, or a file of settings (see :func:`~mimic_pl.retrieval.retriever_of`);
+                none, or ``exact``, to rank all entities.
+            k: Candidates per channel, in place of the retriever's own number; with a name or a file.
+
+        Raises:
+            ConfigError: There is no such retriever, or its engine is not installed or cannot be reached.
+            StoreError: What it searches in cannot be written.
+
+        Example:
+            >>> linker = linker.with_knowledge_base("my_kb").with_retriever("lance", k=200)  # doctest: +SKIP
+        """
+        linker = copy.copy(self)
+        linker.retriever = _retriever_of(retriever, k)
+        if self._search is not None:
+            linker.model = copy.copy(self.model)
+            linker._open(self.knowledge_base)
+        return linker
+
     def add_entities(
         self,
         records: Iterable[EntityRecord] | str | Path,
@@ -358,7 +387,7 @@ class Linker:
         require_same(kb, describe(self.model, processor, self._entity_weights))
         self.model = centered_model(self.model, kb)
         self.model.processor = processor
-        self._search = CandidateSearch(self.model, kb)
+        self._search = CandidateSearch(self.model, kb, self.retriever and self.retriever.at(kb, self.model))
         if processor.drifted and self._drifted != kb.folder:  # once, and not with every change
             self._drifted = kb.folder
             _log.warning(advice(kb.folder, processor.drifted))
@@ -500,3 +529,9 @@ class Linker:
         return explain_link(
             self.model, mentions[0], record, index, top_k, self.calibration, lambda id: kb.known([id])[id].name
         )
+
+
+def _retriever_of(given: Retriever | str | Path | None, k: int | None = None) -> Retriever | None:
+    """The retriever; none if it ranks everything, which is done without one."""
+    found = retriever_of(given, k) if isinstance(given, (str, Path)) else given
+    return None if isinstance(found, ExactRetriever) else found

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from mimic_pl.errors import DataError
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.quoting import quoted
 from mimic_pl.ranking.lance_dataset import sql_text
 from mimic_pl.records import Mention
+from mimic_pl.retrieval import Allowed
 
 TYPE = "type"
 """Field of an entity that a mention's ``entity_type`` is compared with."""
@@ -91,12 +91,21 @@ class Restriction:
         """Whether anything is restricted."""
         return self != Restriction()
 
-    def order(self, knowledge_base: KnowledgeBase) -> Tensor:
-        """Order numbers of the entities that are allowed, ascending, int64 ``[n]``.
+    def allowed(self, knowledge_base: KnowledgeBase) -> Allowed:
+        """The entities that are allowed, in ascending order.
 
         Raises:
             DataError: A candidate is unknown, a condition cannot be evaluated, or the entities have no types.
         """
+        condition = self._condition(knowledge_base)
+        if self.candidates is None:
+            of_type = None if self.filters else self.entity_type
+            return Allowed(knowledge_base.where(condition), condition, of_type)
+        order = knowledge_base.order_of(list(dict.fromkeys(self.candidates))).sort().values
+        return Allowed(order[torch.isin(order, knowledge_base.where(condition))] if condition else order)
+
+    def _condition(self, knowledge_base: KnowledgeBase) -> str:
+        """The type and the filters as a condition over the columns of a knowledge base."""
         expressions = list(self.filters)
         if self.entity_type is not None:
             if TYPE not in knowledge_base.columns:
@@ -105,14 +114,7 @@ class Restriction:
                     f"of {knowledge_base.folder} have no field {TYPE!r}. Index them with one, or use 'filter'."
                 )
             expressions.append(f"{TYPE} = {sql_text(self.entity_type)}")
-        condition = " and ".join(f"({expression})" for expression in expressions)
-        if self.candidates is None:
-            return knowledge_base.where(condition)
-        order = knowledge_base.order_of(list(dict.fromkeys(self.candidates))).sort().values
-        if not condition:
-            return order
-        allowed = knowledge_base.where(condition)
-        return order[torch.isin(order, allowed)]
+        return " and ".join(f"({expression})" for expression in expressions)
 
 
 def _ids(text: str) -> tuple[str, ...]:

@@ -48,8 +48,9 @@ class Unit(Recorded, nn.Module, ABC):
 
     The other methods are optional. :meth:`bounds` (with :meth:`prepare`), :meth:`tighten` and :meth:`pairs` make
     ranking faster without changing any rank; a unit whose :meth:`score` is a few products needs none of them.
-    :meth:`loss` adds a term to the training loss, and :meth:`gates` exposes gates to monitors and plots. What scores
-    need to know about the knowledge base as a whole goes through :meth:`totals` and :meth:`set_totals`.
+    :meth:`query_vector` and :meth:`key_vector` let an index of nearest neighbours find candidates. :meth:`loss` adds a
+    term to the training loss, and :meth:`gates` exposes gates to monitors and plots. What scores need to know about the
+    knowledge base as a whole goes through :meth:`totals` and :meth:`set_totals`.
 
     :func:`~mimic_pl.units.check_unit` checks whether a unit meets these requirements.
 
@@ -140,6 +141,18 @@ class Unit(Recorded, nn.Module, ABC):
             sides = ({name: tensor[rows] for name, tensor in side.items()} for side in (mentions, entities))
             scores.append(self.score(*sides).diagonal())
         return torch.cat(scores)
+
+    def query_vector(self, mentions: State) -> Tensor | None:
+        """Vectors whose products with :meth:`key_vector` stand for the scores, ``[mentions, width]``.
+
+        Candidates are found by nearest neighbours of these vectors, and then scored by :meth:`score`: products need not
+        be the scores, but should order entities like them. None, the default, if the unit has no such vectors.
+        """
+        return None
+
+    def key_vector(self, entities: State) -> Tensor | None:
+        """Vectors of entities for :meth:`query_vector`, ``[entities, width]``."""
+        return None
 
     def totals(self, state: State) -> dict[str, Tensor]:
         """Sums over mentions or entities that scores depend on, such as those of a mean; none by default.

@@ -47,6 +47,14 @@ class CMFU(Unit):
         """S_C of aligned pairs, ``[pairs]``."""
         return (mentions["fused"] * entities["fused"]).sum(dim=-1)
 
+    def query_vector(self, mentions: State) -> Tensor:
+        """The fused vector: its product is S_C, ``[mentions, hidden_dim]``."""
+        return mentions["fused"]
+
+    def key_vector(self, entities: State) -> Tensor:
+        """The fused vector, ``[entities, hidden_dim]``."""
+        return entities["fused"]
+
     def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
         """The gate of each side: ``mention`` ``[mentions]`` and ``entity`` ``[entities]``."""
         sides = {"mention": mentions, "entity": entities}

@@ -111,6 +111,14 @@ class GlobalCosine(Unit):
         of_mentions, of_entities = self._compared(mentions, entities)
         return self.log_scale.exp() * (of_mentions * of_entities).sum(dim=-1)
 
+    def query_vector(self, mentions: State) -> Tensor:
+        """The compared vector times exp(tau): its product is S, ``[mentions, width]``."""
+        return self.log_scale.exp() * self._mention_vector(mentions)
+
+    def key_vector(self, entities: State) -> Tensor:
+        """The compared vector, ``[entities, width]``."""
+        return self._entity_vector(entities)
+
     def totals(self, state: State) -> dict[str, Tensor]:
         """``count`` of the vectors and their ``sum`` in steps of 2^-30, ``[width]``, if ``centered``."""
         if not self.centered:
@@ -132,11 +140,19 @@ class GlobalCosine(Unit):
 
     def _compared(self, mentions: State, entities: State) -> tuple[Tensor, Tensor]:
         """The vectors whose products are cosines, ``[mentions, width]`` and ``[entities, width]``."""
-        of_mentions, of_entities = mentions["direction"], entities["direction"]
+        return self._mention_vector(mentions), self._entity_vector(entities)
+
+    def _mention_vector(self, mentions: State) -> Tensor:
         if not self.centered:
-            return (of_mentions, of_entities) if self.projection is None else (_unit(of_mentions), _unit(of_entities))
+            return self._uncentered(mentions)
         center = torch.where(self.mention_count > 0, self.mention_center, self.entity_center)
-        return _shifted(of_mentions, center), _shifted(of_entities, self.entity_center)
+        return _shifted(mentions["direction"], center)
+
+    def _entity_vector(self, entities: State) -> Tensor:
+        return _shifted(entities["direction"], self.entity_center) if self.centered else self._uncentered(entities)
+
+    def _uncentered(self, state: State) -> Tensor:
+        return state["direction"] if self.projection is None else _unit(state["direction"])
 
     @torch.no_grad()
     def whiten(self, *sides: Tensor) -> None:

@@ -184,6 +184,33 @@ class Matcher(Recorded, nn.Module):
             name: unit.score(mention[name], entities[name])[0] for name, unit in self.named_units() if name in wanted
         }
 
+    def query_vectors(self, mentions: States) -> Tensor:
+        """Vectors whose products with :meth:`key_vectors` stand for overall scores, ``[mentions, width]``.
+
+        They are the units' vectors (:meth:`Unit.query_vector`) side by side, each with the square root of what a score
+        of 1 of the unit contributes to the overall score. The width is 0 if no unit has vectors.
+        """
+        scales = {name: share.sign() * share.abs().sqrt() for name, share in self._contributions().items()}
+        return _side_by_side(
+            {name: unit.query_vector(mentions[name]) for name, unit in self.named_units()}, scales, mentions
+        )
+
+    def key_vectors(self, entities: States) -> Tensor:
+        """Vectors of entities for :meth:`query_vectors`, ``[entities, width]``."""
+        scales = {name: share.abs().sqrt() for name, share in self._contributions().items()}
+        return _side_by_side(
+            {name: unit.key_vector(entities[name]) for name, unit in self.named_units()}, scales, entities
+        )
+
+    @torch.no_grad()
+    def _contributions(self) -> dict[str, Tensor]:
+        """What a score of 1 of each unit adds to the overall score, scalars."""
+        ones = torch.eye(len(self.units), device=self.text_global_norm.weight.device)
+        combined = self.combine(
+            {name: torch.cat([row, row.new_zeros(1)]) for name, row in zip(self.units, ones, strict=True)}
+        )
+        return dict(zip(self.units, combined[:-1] - combined[-1], strict=True))
+
     @property
     def has_totals(self) -> bool:
         """Whether any unit's score depends on totals of the knowledge base."""
@@ -272,3 +299,12 @@ class Matcher(Recorded, nn.Module):
             image_global=self.image_global_norm(features.image_global),
             image_local=self.image_local_norm(features.image_local),
         )
+
+
+def _side_by_side(vectors: Mapping[str, Tensor | None], scales: Mapping[str, Tensor], states: States) -> Tensor:
+    """The vectors of the units that have any, each times its scale, ``[rows, width]``."""
+    parts = [scales[name] * vector for name, vector in vectors.items() if vector is not None]
+    if parts:
+        return torch.cat(parts, dim=-1)
+    rows = len(next(iter(next(iter(states.values())).values())))
+    return next(iter(scales.values())).new_zeros(rows, 0)

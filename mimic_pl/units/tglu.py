@@ -110,6 +110,20 @@ class TGLU(Unit):
         global_to_global = (mentions["global"] * entities["global"]).sum(dim=-1)
         return (global_to_global + global_to_local_pairs(**self._local(mentions, entities))) / 2
 
+    def query_vector(self, mentions: State) -> Tensor:
+        """Half of t_m^G and of LayerNorm(mean of the values), ``[mentions, dims.text + d]``.
+
+        The product is S_T with equal attention to all of the mention's tokens; in particular, g2g is exact.
+        """
+        value, mask = mentions["value"], mentions.get("mask")
+        weights = value.new_ones(value.shape[:2]) if mask is None else mask.to(value.dtype)
+        mean = torch.einsum("mt,mtd->md", weights, value) / weights.sum(dim=1, keepdim=True).clamp_min(1)
+        return torch.cat([mentions["global"], self.norm(mean)], dim=-1) / 2
+
+    def key_vector(self, entities: State) -> Tensor:
+        """t_e^G and W_c t_e^G, ``[entities, dims.text + d]``."""
+        return torch.cat([entities["global"], entities["context"]], dim=-1)
+
     def attention(self, mentions: State, entities: State) -> Tensor:
         """A of aligned pairs, averaged over the entity's tokens, ``[pairs, mention tokens]``; rows sum to 1."""
         local = self._local(mentions, entities)

@@ -64,6 +64,19 @@ class VDLU(Unit):
         """S_V of aligned pairs, ``[pairs]``."""
         return (self.entity_to_mention.pairs(entities, mentions) + self.mention_to_entity.pairs(mentions, entities)) / 2
 
+    def query_vector(self, mentions: State) -> Tensor:
+        """LN2 of query and key, halved, ``[mentions, 2 d]``.
+
+        The product is S_V with gates of 0, where each direction is LN2(k) . LN2(q).
+        """
+        query, key = self.mention_to_entity.norm(mentions["query"]), self.entity_to_mention.norm(mentions["key"])
+        return torch.cat([query, key], dim=-1) / 2
+
+    def key_vector(self, entities: State) -> Tensor:
+        """LN2 of key and query, ``[entities, 2 d]``."""
+        key, query = self.mention_to_entity.norm(entities["key"]), self.entity_to_mention.norm(entities["query"])
+        return torch.cat([key, query], dim=-1)
+
     def gates(self, mentions: Features, entities: Features) -> dict[str, Tensor]:
         """The gate of each direction, ``entity_to_mention`` and ``mention_to_entity``, ``[mentions, entities]``."""
         if not self.gated:
