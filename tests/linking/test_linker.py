@@ -287,7 +287,7 @@ def test_probabilities_of_the_first_stage_are_not_given_to_reranked_scores(tmp_p
 
 def test_an_interrupted_command_does_not_go_on_with_a_retrained_reranker(tmp_path):
     linker = opened(tmp_path)
-    config = Namespace(top_k=3, filter=None, format=None, image_folder=None)
+    config = Namespace(top_k=3, filter=None, format=None, image_folder=None, certify=False)
 
     def job(reranker):
         return _job(config, tmp_path / "m.jsonl", Linker(linker.model, linker.knowledge_base, reranker=reranker))
