@@ -109,7 +109,7 @@ REFUSED = [
         "is oversized: 10 x 10 pixels",
     ),
     ({}, {"mentions": [{**MENTION, "image": in_base64(b"no image")}]}, 422, "of 8 bytes> is unreadable"),
-    ({}, {"mentions": [{**MENTION, "image": "/etc/passwd"}]}, 422, "base64"),
+    ({}, {"mentions": [{**MENTION, "image": "/etc/passwd"}]}, 422, "Base64"),
     ({}, {"mentions": [{**MENTION, "image": "http://localhost/a.png"}]}, 422, "of 15 bytes> is unreadable"),
     ({}, {"mentions": [{**MENTION, "images": ["a.png"]}]}, 422, "images"),
     ({}, {"mentions": []}, 422, "at least 1"),
@@ -137,9 +137,9 @@ def test_entities_are_read_changed_and_linked_at_once(tmp_path):
             "id": "Q1", "name": reader.knowledge_base.known(["Q1"])["Q1"].name, "images": 0,
             "fields": {"attr": f"a {KINDS[1]}", "type": KINDS[1]},
         }  # fmt: skip
-        small = Image.open(io.BytesIO(client.get("/entities/Q0/thumbnail").content))
+        small = Image.open(io.BytesIO(client.get("/thumbnails/Q0").content))
         assert small.size == (256, 34) and small.getpixel((99, 9)) == (10, 90, 200)
-        for path in ("/entities/Q77", "/entities/Q77/thumbnail", "/entities/Q1/thumbnail"):
+        for path in ("/entities/Q77", "/thumbnails/Q77", "/thumbnails/Q1"):
             assert client.get(path).status_code == 404
         new = {"name": "jaguar", "fields": {"attr": "a car", "type": "car"}, "images": [in_base64(png())]}
         path = "/entities/http%3A%2F%2Fexample.org%2Fentity%2F1"
@@ -148,7 +148,7 @@ def test_entities_are_read_changed_and_linked_at_once(tmp_path):
         assert client.put(path, json=new, headers=TOKEN).status_code == 201
         id = "http://example.org/entity/1"
         assert client.get(path).json()["id"] == id
-        assert client.get(f"{path}/thumbnail").status_code == 200
+        assert client.get(path.replace("entities", "thumbnails")).status_code == 200
         same = opened(tmp_path)
         assert same.knowledge_base.known([id])[id].fields == new["fields"]
 
