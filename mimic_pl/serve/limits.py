@@ -19,7 +19,8 @@ class Limits:
         candidates: Candidates per mention (422).
         queue: Mentions that wait at the same time (503).
         batch_size: Mentions that are linked at once, those of several requests together.
-        seconds: Time for reading a request (408), and for waiting for its links (503).
+        seconds: Time for the header of a request, for its body (408), for waiting for its links (503), and for a client
+            to read the answer; connections end that are idle for so long.
 
     Raises:
         ConfigError: A limit is not positive.

@@ -152,7 +152,7 @@ def reconciliation_routes(service: Service) -> APIRouter:
         limits = [min(query.limit or 10, service.limits.candidates) for query in asked.values()]
         records = [query.record(TYPE in columns) for query in asked.values()]
         service.require_mentions(len(records))
-        service.require_short([text for record in records for text in record.values() if text])
+        service.require_texts([text for record in records for text in record.values() if text])
         found = await service.batcher(records, max(limits), service.limits.seconds) if records else []
         answers = zip(asked.items(), found, limits, strict=True)
         return {
@@ -195,7 +195,7 @@ def reconciliation_routes(service: Service) -> APIRouter:
     @router.get("/suggest/entity", response_model_exclude_none=True)
     async def suggest_entity(prefix: str, cursor: _CURSOR = 0) -> Suggestions:
         """Entities whose name begins with a prefix, or whose id it is."""
-        service.require_short([prefix])
+        service.require_texts([prefix])
         entities = await service.work(service.linker.named, prefix, cursor, SUGGESTIONS)
         result = [
             Suggestion(id=e.id, name=e.name, description=_described(e) or None, notable=_types(e) or None)

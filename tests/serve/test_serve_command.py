@@ -93,7 +93,13 @@ def test_several_workers_share_a_knowledge_base(tmp_path):
         assert all({"N0", "N3"} <= {each["id"] for each in found} for found in after)
         metrics = httpx.get(f"{server.url}/metrics").text
         assert re.search(r'mimic_links_total\{outcome="linked"\} 80.0', metrics), metrics
-        assert "mimic_entities 13.0" in metrics
+        assert "mimic_entities 13.0" in metrics and "mimic_waiting_mentions 0.0" in metrics
+        many = {"mentions": MENTIONS["mentions"] * 100}
+        answers = [pool.submit(httpx.post, f"{server.url}/link", json=many, timeout=60) for _ in range(8)]
+        seen = set()
+        while not all(answer.done() for answer in answers):
+            seen.add(re.search(r"mimic_waiting_mentions (\d+)", httpx.get(f"{server.url}/metrics").text)[1])
+        assert seen - {"0"} and {int(each) % 100 for each in seen} == {0}, seen
 
 
 def test_without_a_token_nothing_is_writable(tmp_path):
