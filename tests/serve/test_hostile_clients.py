@@ -67,8 +67,9 @@ def read(connection):
     head, _, body = received.partition(b"\r\n\r\n")
     headers = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
     length = int(headers.get(b"content-length", 1 << 20))  # without one, until the connection ends
-    while len(body) < length and (part := connection.recv(1 << 16)):
-        body += part
+    with suppress(ConnectionResetError):  # the rest of a request is not read
+        while len(body) < length and (part := connection.recv(1 << 16)):
+            body += part
     return int(head.split()[1]), body
 
 
