@@ -29,6 +29,7 @@ _FUNCTIONS = {
     "scaling": ("scaling", "scaling"),
     "images": ("images", "images"),
     "index": ("index", "index"),
+    "serving": ("serving", "serving"),
 }
 """Module and function of each row."""
 

@@ -7,8 +7,23 @@ from typing import Literal
 
 from mimic_pl.errors import ConfigError
 
-ROWS = ("ranking", "trained", "bytes", "overhead", "memory", "training", "encoding", "scaling", "images", "index")
+ROWS = (
+    "ranking",
+    "trained",
+    "bytes",
+    "overhead",
+    "memory",
+    "training",
+    "encoding",
+    "scaling",
+    "images",
+    "index",
+    "serving",
+)
 """Names of the groups of measurements."""
+
+DEFAULT_ROWS = tuple(row for row in ROWS if row != "serving")
+"""All but those that need optional packages."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +32,8 @@ class Settings:
 
     Args:
         rows: Comma-separated groups of measurements: ranking (random states), trained (model and data of ``run``),
-            bytes, overhead, memory, training, encoding, scaling, images, index.
+            bytes, overhead, memory, training, encoding, scaling, images, index; and serving, if it is named (requests
+            to ``mimic-pl serve``, as many as ``mentions``).
         quick: Use small sizes, which only show that everything runs.
         run: Folder of a training run whose model ranks its own data in the row ``trained``.
         mentions: Number of mentions to rank.
@@ -36,7 +52,7 @@ class Settings:
         output: JSON file for the results.
     """
 
-    rows: str = ",".join(ROWS)
+    rows: str = ",".join(DEFAULT_ROWS)
     quick: bool = False
     run: str | None = None
     mentions: int | None = None
