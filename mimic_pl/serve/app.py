@@ -121,7 +121,7 @@ def _linking(service: Service) -> APIRouter:
 
     async def explained(request: ExplainRequest) -> LinkExplanation:
         service.require_candidates(request.top_k)
-        service.require_texts([request.entity])
+        service.limits.require_texts([request.entity])
         (record,) = await service.records([request.mention])
         return await service.work(service.linker.explain, record, request.entity, request.top_k)
 
@@ -199,7 +199,7 @@ def _changes(service: Service, token: str) -> APIRouter:
     @router.put("/entities/{id:path}", responses={201: {"model": EntityResponse, "description": "It is new."}})
     async def put_entity(id: _ID, request: EntityRequest, response: Response) -> EntityResponse:
         """Add an entity, or replace the one with this id; only this one is encoded. Committed when it answers."""
-        service.require_texts([id, *request.texts()])
+        service.limits.require_texts([id, *request.texts()])
         await service.require_images(request.images)
         record = {**request.fields, "id": id, "name": request.name}
         if await service.work(service.linker.put, record, request.images):

@@ -83,16 +83,26 @@ class ReconciliationQuery(BaseModel):
         """What is looked for: the query and the values of the properties, without empty ones."""
         return [text for text in (self.query, *(text for each in self.properties for text in each.texts)) if text]
 
-    def record(self, has_types: bool) -> dict[str, Any]:
-        """The mention: an entity has one type, so that several types mean any of them."""
+    @property
+    def types(self) -> list[str]:
+        """The types that are asked for."""
+        return [type for type in ([self.type] if isinstance(self.type, str) else self.type) if type]
+
+    def record(self, known: Sequence[str]) -> dict[str, Any]:
+        """The mention.
+
+        An entity has one type, so that several types mean any of them. A type that entities only ``should`` have, as
+        OpenRefine always asks for, restricts if there are such entities.
+
+        Args:
+            known: All types of entities.
+        """
         words = self.words
-        types = [self.type] if isinstance(self.type, str) else self.type
-        types = [type for type in types if type]
-        restricted = has_types and types and self.type_strict != "should"
+        types = [type for type in self.types if type in known or self.type_strict != "should"]
         return {
             "mention": words[0],
             "sentence": ", ".join(words),
-            "filter": f"{TYPE} IN ({', '.join(map(sql_text, types))})" if restricted else None,
+            "filter": f"{TYPE} IN ({', '.join(map(sql_text, types))})" if known and types else None,
         }
 
 
@@ -147,12 +157,13 @@ def reconciliation_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/reconcile", tags=["reconciliation"])
 
     async def answered(given: Mapping[str, ReconciliationQuery]) -> dict[str, Any]:
-        columns = (await service.knowledge_base()).columns
         asked = {key: query for key, query in given.items() if query.words}  # an empty cell finds nothing
         limits = [min(query.limit or 10, service.limits.candidates) for query in asked.values()]
-        records = [query.record(TYPE in columns) for query in asked.values()]
+        typed = any(query.types for query in asked.values())
+        known = await service.work(service.linker.values, TYPE) if typed else []
+        records = [query.record(known) for query in asked.values()]
         service.require_mentions(len(records))
-        service.require_texts([text for record in records for text in record.values() if text])
+        service.limits.require_texts([text for record in records for text in record.values() if text])
         found = await service.batcher(records, max(limits), service.limits.seconds) if records else []
         answers = zip(asked.items(), found, limits, strict=True)
         return {
@@ -195,7 +206,7 @@ def reconciliation_routes(service: Service) -> APIRouter:
     @router.get("/suggest/entity", response_model_exclude_none=True)
     async def suggest_entity(prefix: str, cursor: _CURSOR = 0) -> Suggestions:
         """Entities whose name begins with a prefix, or whose id it is."""
-        service.require_texts([prefix])
+        service.limits.require_texts([prefix])
         entities = await service.work(service.linker.named, prefix, cursor, SUGGESTIONS)
         result = [
             Suggestion(id=e.id, name=e.name, description=_described(e) or None, notable=_types(e) or None)

@@ -13,7 +13,6 @@ from fastapi import HTTPException
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking import Linker
 from mimic_pl.processor.images import ImageError, opened_image
-from mimic_pl.ranking.lance_dataset import storable
 from mimic_pl.serve.batching import MicroBatcher
 from mimic_pl.serve.limits import Limits
 from mimic_pl.serve.messages import LinkResponse, MentionRequest
@@ -47,16 +46,6 @@ class Service:
         """Call a function in the thread of the linker."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *arguments))
 
-    def require_texts(self, texts: Sequence[str]) -> None:
-        """Refuse texts that are too long, or contain half of a character, which JSON can express."""
-        longest = max(map(len, texts), default=0)
-        if longest > self.limits.characters:
-            raise HTTPException(422, f"A text has {longest:,} characters; at most {self.limits.characters:,} are read.")
-        if not all(map(storable, texts)):
-            raise HTTPException(
-                422, "A text contains half of a character: one of a pair of surrogates without the other."
-            )
-
     def require_mentions(self, count: int) -> None:
         """Refuse too many mentions or entities."""
         if count > self.limits.mentions:
@@ -87,7 +76,7 @@ class Service:
 
     async def records(self, mentions: Sequence[MentionRequest]) -> list[dict[str, Any]]:
         """The records of mentions that can be used."""
-        self.require_texts([text for mention in mentions for text in mention.texts()])
+        self.limits.require_texts([text for mention in mentions for text in mention.texts()])
         await self.require_images([mention.image for mention in mentions if mention.image is not None])
         return [mention.record() for mention in mentions]
 
