@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.benchmark.settings import ROWS
+from mimic_pl.benchmark.settings import DEFAULT_ROWS
 from mimic_pl.cli import main
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
@@ -58,7 +58,7 @@ def test_only_the_requested_rows_are_measured(tmp_path):
 @pytest.mark.slow
 def test_every_row_has_finite_positive_ratios(measured):
     written, printed = measured
-    assert list(written["rows"]) == list(ROWS)
+    assert list(written["rows"]) == list(DEFAULT_ROWS)
     for name, row in written["rows"].items():
         ratios = [line["ratio"] for line in row["lines"] if "ratio" in line]
         assert ratios and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios), name

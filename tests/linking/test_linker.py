@@ -86,6 +86,7 @@ BAD = [
     ({"mention": "jaguar", "filter": "size > 3"}, "size > 3"),
     ({"mention": "jaguar", "image": 3}, "type int"),
     ({"mention": "jaguar", "spans": [[0, 1]]}, "both 'spans' and 'mention'"),
+    ({"mention": "jaguar", "sentence": "half of one: \ud83d"}, "half of a character"),
     ("jaguar", "not a dictionary"),
     (7, "not a dictionary"),
 ]
