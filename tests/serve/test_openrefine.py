@@ -153,7 +153,7 @@ def test_openrefine_reconciles_a_column(tmp_path):
         refine.change("recon-judge-one-cell", project, **judged, **match)
         wanted = {"properties": [{"id": "attr", "name": "attr"}, {"id": "type", "name": "type"}]}
         refine.change(
-            "extend-data", project, columnName="cell", endpoint=service, **spaces, columnInsertIndex="1",
+            "extend-data", project, baseColumnName="cell", endpoint=service, **spaces, columnInsertIndex="1",
             extension=json.dumps(wanted), engine="{}",
         )  # fmt: skip
         entity = linker.knowledge_base.known([best["id"]])[best["id"]]
