@@ -43,6 +43,12 @@ class _Counting(Matcher):
                 self.count.pairs += len(score)
         return scores
 
+    def row(self, mention: States, entities: States, names: Iterable[str]) -> dict[str, Tensor]:
+        """See :meth:`Matcher.row`."""
+        scores = super().row(mention, entities, names)
+        self.count.pairs += sum(len(score) for name, score in scores.items() if self._unit(name).expensive)
+        return scores
+
     def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
         """See :meth:`Matcher.score`."""
         scores = super().score(mentions, entities)

@@ -2,8 +2,9 @@
 
 Every evaluation ranks all entities, exactly; no candidates are sampled. The rank of a gold is its place among all
 entities, score descending and then order number; a mention whose gold is not in the knowledge base counts as a miss.
-A pair is first bounded (no attention needed), and scored only where the bounds leave its place open; near ties are
-settled in float64. Neither pruning, nor the size of blocks or batches, nor the number of processes changes a rank.
+A pair is first bounded by a few products, more tightly if that leaves its place open, and scored (with attention)
+only if that does, too; near ties are settled in float64. Neither pruning, nor the
+size of blocks or batches, nor the number of processes changes a rank.
 
 - :class:`EntityIndex`: the states of all entities, with a string id and an order number each. :class:`MemoryIndex`
   keeps them on a device and grows with ``add``; :class:`LanceIndex` is a folder on disk.
@@ -38,6 +39,8 @@ EmojiMEL      38.7 us          3.15 us (12 x)     0.52 us (75 x)       0.40 us (
 RichpediaMEL  39.7 us          3.97 us (10 x)     0.44 us (90 x)       0.43 us (93 x)
 ============  ===============  =================  ===================  =======================
 
+Where only some entities are scored, :func:`challengers` proves by bounds that no other one can be the first.
+
 Example:
     >>> index = model.build_index(entities)  # doctest: +SKIP
     >>> ranking = Ranker(top_k=5)(model.matcher, model.encode_mentions(mentions), index)  # doctest: +SKIP
@@ -45,6 +48,7 @@ Example:
 """
 
 from mimic_pl.ranking.builder import IndexBuilder, fingerprint
+from mimic_pl.ranking.challengers import Challengers, challengers
 from mimic_pl.ranking.engine import Ranker, Ranking
 from mimic_pl.ranking.explain import ExplainedScore, Explanation, explain
 from mimic_pl.ranking.index import EntityIndex, Shard
@@ -55,6 +59,7 @@ from mimic_pl.ranking.quantization import IndexDtype
 from mimic_pl.ranking.totals import index_totals
 
 __all__ = [
+    "Challengers",
     "EntityIndex",
     "ExplainedScore",
     "Explanation",
@@ -67,6 +72,7 @@ __all__ = [
     "Ranking",
     "ResidentIndex",
     "Shard",
+    "challengers",
     "explain",
     "fingerprint",
     "index_totals",

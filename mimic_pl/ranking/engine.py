@@ -149,7 +149,7 @@ class Ranker(Recorded):
         ranking = self._rank(matcher, mentions, index, _checked_gold(gold, mentions, index.device))
         if not matcher.reranks:
             return ranking
-        with _full_precision(index.device):
+        with full_precision(index.device):
             matcher = in_float32(matcher)
             return ranking.reranked(rerank(matcher, mentions, ranking.top_entities, ranking.top_scores, index))
 
@@ -160,7 +160,7 @@ class Ranker(Recorded):
         mentions, gold = joined([states for states, _ in parts]), torch.cat([golds for _, golds in parts])
         matcher = in_float32(matcher)
         prune = self.prune and matcher.monotone
-        with _full_precision(index.device):
+        with full_precision(index.device):
             search = Search(matcher, mentions, gold, index, self.ranked(matcher), self.top_k, prune)
             golds = search.share_golds(processes.run_together(search.score_golds, index.device))
             scan = processes.run_together(lambda: self._scan(search, golds), index.device)
@@ -175,7 +175,7 @@ class Ranker(Recorded):
     def _scan(self, search: Search, golds: dict[str, Golds]) -> Scan:
         """Scan in blocks that fit in the device's memory; retry once with smaller ones if it runs out."""
         device = search.index.device
-        pairs = self.pairs_per_block or _pairs_that_fit(device)
+        pairs = self.pairs_per_block or pairs_that_fit(device)
         try:
             return search.scan(golds, pairs)
         except torch.OutOfMemoryError:
@@ -213,7 +213,7 @@ def in_float32(matcher: Matcher) -> Matcher:
 
 
 @contextmanager
-def _full_precision(device: torch.device) -> Iterator[None]:
+def full_precision(device: torch.device) -> Iterator[None]:
     """Use full float32 precision regardless of training settings: errors must stay below the search's tolerance."""
     precision, dtype = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     torch.set_float32_matmul_precision("highest")
@@ -226,7 +226,8 @@ def _full_precision(device: torch.device) -> Iterator[None]:
         torch.set_default_dtype(dtype)
 
 
-def _pairs_that_fit(device: torch.device) -> int:
+def pairs_that_fit(device: torch.device) -> int:
+    """Pairs of a block that fit in the device's memory."""
     if device.type != "cuda":
         return _PAIRS_ON_CPU
     free, _ = torch.cuda.mem_get_info(device)

@@ -95,7 +95,8 @@ def explain(matcher: Matcher, mention: States, entity: str, index: EntityIndex, 
 
     own = scores_of(order)
     others = scores_of(top) if len(top) else {}  # a unit need not score no pairs
-    bounds = matcher.bounds(matcher.prepare(mention), index.select(order).states)
+    prepared, entities, first = matcher.prepare(mention), index.select(order).states, torch.zeros_like(order)
+    bounds = matcher.tighten(matcher.bounds(prepared, entities), prepared, entities, first, first)
     explained = {
         name: ExplainedScore(
             own[name][0], float(bounds[name].lower), float(bounds[name].upper), int(ranking.ranks[name])

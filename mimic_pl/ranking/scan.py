@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -10,6 +10,7 @@ from torch import Tensor
 from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import Block
+from mimic_pl.ranking.selection import kth_largest, true_pairs
 from mimic_pl.ranking.stored_states import pick
 from mimic_pl.ranking.top import TopEntities, first_of_each_hash
 from mimic_pl.units import Bounds, Matcher, States
@@ -23,6 +24,9 @@ dozens of times smaller."""
 _SCORE_ALL = 0.3
 """Fraction of selected pairs above which scoring the whole block, in large products, is faster."""
 
+_MANY = 4
+"""Candidates per slot of the top lists above which the bounds of a block are sorted for a better threshold."""
+
 _TIES = 4
 """Candidates per slot of the top lists above which entities with equal states are dropped before scoring."""
 
@@ -31,6 +35,10 @@ _SELECTED_ON_CPU = 128
 
 _SELECTED_ON_DEVICE = 1 << 14
 """Selected pairs scored at once on other devices: enough for full utilization, below a gigabyte."""
+
+
+_OF_ONE_MENTION = 48
+"""Selected pairs of a mention above which they are scored as a block, whose products are larger."""
 
 
 class Query(NamedTuple):
@@ -78,6 +86,7 @@ class Scan:
     def __init__(self, query: Query, golds: dict[str, Golds]) -> None:
         self.query = query
         self.golds = golds
+        self._any_gold = bool(golds[OVERALL].order.ge(0).any())
         self.ahead = {name: torch.zeros_like(query.rows) for name in golds}
         self.top = TopEntities(len(query.rows), query.top_k, query.matcher.score_names, query.rows.device)
 
@@ -89,102 +98,120 @@ class Scan:
             order: Their order numbers, int64 ``[entities]``.
         """
         require_finite_states(block, order)
-        bounds = self._bounds(block)
-        _require_finite(bounds, order, self.query.rows)
-        margins = _margins(bounds)
-        expensive = tuple(name for name in self.query.matcher.units if not bounds[name].exact)
+        bounds = block_bounds(self.query.matcher, self.query.mentions, block.states, self.query.prune)
+        margins = margins_of(bounds, order, self.query.rows)
         state_hashes = with_overall(block.state_hashes)
 
         undecided: dict[str, Tensor] = {}
-        for name in self.query.ranked:
+        for name in self.counted:
             score = self.golds[name].score[:, None]
-            lower, upper = bounds[name]
+            lower, upper = bounds[name].lower, bounds[name].upper
             ahead = lower > score + margins[name]
             self.ahead[name] += ahead.sum(dim=1)
-            undecided[name] = (upper >= score - margins[name]) & ~ahead
+            undecided[name] = (upper >= score - margins[name]).logical_and_(ahead.logical_not_())
+        for name in self.counted:
+            if bounds[name].exact:
+                pairs = _Pairs(*true_pairs(undecided[name]))
+                self._count_exactly(name, pairs, block, state_hashes, order)
 
-        maybe_top, threshold = self._top_candidates(bounds[OVERALL], margins[OVERALL], state_hashes[OVERALL], order)
+        maybe_top, threshold = self._top_candidates(bounds[OVERALL], margins[OVERALL])
+        inexact = tuple(name for name in self.counted if not bounds[name].exact)
         selected = maybe_top
-        for name in self.query.ranked:
-            if bounds[name].exact:
-                rows, columns = undecided[name].nonzero(as_tuple=True)
-                self._count_exactly(name, rows, columns, block, state_hashes, order)
-            else:
-                selected = selected | undecided[name]
-        rows, columns = selected.nonzero(as_tuple=True)
-        scores = self._scores(rows, columns, bounds, expensive, block)
-        for name in self.query.ranked:
-            if bounds[name].exact:
-                continue
-            gold_score = self.golds[name].score[rows]
-            of_name = undecided[name][rows, columns]
-            ahead = of_name & (scores[name] > gold_score + margins[name])
-            self.ahead[name].index_add_(0, rows, ahead.long())
-            near = of_name & ~ahead & (scores[name] >= gold_score - margins[name])
-            self._count_exactly(name, rows[near], columns[near], block, state_hashes, order)
+        for name in inexact:
+            selected = selected | undecided[name]
+        pairs = _Pairs(*true_pairs(selected))
+        top = maybe_top[pairs] & ~self._after_last(pairs, state_hashes[OVERALL], order)
+        of_name = {name: undecided[name][pairs] for name in inexact}
 
-        top = maybe_top[rows, columns]
-        rows, columns = rows[top], columns[top]
-        candidates = _Candidates(rows, columns, order[columns], state_hashes[OVERALL][columns], scores[OVERALL][top])
-        self._merge(candidates, threshold, margins[OVERALL], block)
+        # From bounds to tighter bounds to scores, each of the pairs that are left.
+        steps = [self._tightened, self._scored] if self.query.prune else [self._scored]
+        for step in steps:
+            left = top.clone()
+            for name in inexact:
+                left |= of_name[name]
+            if left.logical_not().any():
+                pairs, top = pairs.at(left), top[left]
+                of_name = {name: chosen[left] for name, chosen in of_name.items()}
+            found = step(pairs, bounds, block)
+            for name in inexact:
+                gold = self.golds[name].score[pairs.rows]
+                ahead = of_name[name] & (found[name].lower > gold + margins[name])
+                self.ahead[name].index_add_(0, pairs.rows, ahead.long())
+                of_name[name] = of_name[name] & ~ahead & (found[name].upper >= gold - margins[name])
+            lower, upper = found[OVERALL].lower, found[OVERALL].upper
+            threshold = torch.maximum(threshold, kth_largest(pairs.rows[top], lower[top], self.top.k, len(threshold)))
+            top = top & (upper >= (threshold - margins[OVERALL])[pairs.rows])
 
-    def _bounds(self, block: Block) -> dict[str, Bounds]:
-        if self.query.prune:
-            return self.query.matcher.bounds(self.query.mentions, block.states)
-        scores = self.query.matcher.score(self.query.mentions, block.states)
+        for name in inexact:
+            self._count_exactly(name, pairs.at(of_name[name]), block, state_hashes, order)
+        self._merge(pairs.at(top), block, state_hashes[OVERALL], order)
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Names of the scores whose golds have ranks; none if there are no golds."""
+        return self.query.ranked if self._any_gold else ()
+
+    def _top_candidates(self, overall: Bounds, margin: Tensor) -> tuple[Tensor, Tensor]:
+        """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
+        threshold = self.top.last
+        reaches = overall.upper >= (threshold - margin)[:, None]
+        if overall.lower.shape[1] >= self.top.k and reaches.count_nonzero() > _MANY * self.top.order.numel():
+            # The k-th largest lower bound excludes every entity below it.
+            threshold = torch.maximum(threshold, overall.lower.topk(self.top.k, dim=1).values[:, -1])
+            reaches = overall.upper >= (threshold - margin)[:, None]
+        return reaches, threshold
+
+    def _after_last(self, pairs: _Pairs, state_hashes: Tensor, order: Tensor) -> Tensor:
+        """Whether an entity comes after the last of a list that has the same state, and so the same score."""
+        last_hash, last_order = self.top.state_hashes[:, -1], self.top.order[:, -1]
+        rows, columns = pairs
+        last = last_order[rows]
+        return (state_hashes[columns] == last_hash[rows]) & (order[columns] > last) & last.ge(0)
+
+    def _tightened(self, pairs: _Pairs, bounds: dict[str, Bounds], block: Block) -> dict[str, Bounds]:
+        return self.query.matcher.tighten(bounds, self.query.mentions, block.states, *pairs)
+
+    def _scored(self, pairs: _Pairs, bounds: dict[str, Bounds], block: Block) -> dict[str, Bounds]:
+        """Float32 scores of selected pairs, as bounds."""
+        scores = self._scores(pairs, bounds, block)
         return {name: Bounds(score, score) for name, score in scores.items()}
 
-    def _top_candidates(
-        self, overall: Bounds, margin: Tensor, state_hashes: Tensor, order: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
-        k = self.top.k
-        threshold = self.top.last
-        if overall.lower.shape[1] >= k:
-            # The k-th largest lower bound excludes every entity below it.
-            threshold = torch.maximum(threshold, overall.lower.topk(k, dim=1).values[:, -1])
-        reaches = overall.upper >= (threshold - margin)[:, None]
-        # An entity with the same state as the last in a list has the same score, so the order number decides.
-        last_hash, last_order = self.top.state_hashes[:, -1:], self.top.order[:, -1:]
-        after_last = (state_hashes == last_hash) & (order > last_order) & last_order.ge(0)
-        return reaches & ~after_last, threshold
-
-    def _merge(self, candidates: _Candidates, threshold: Tensor, margin: Tensor, block: Block) -> None:
+    def _merge(self, pairs: _Pairs, block: Block, state_hashes: Tensor, order: Tensor) -> None:
         """Merge the candidates that may still belong to the top lists."""
-        rows, columns, overall = candidates.rows, candidates.columns, candidates.overall
-        table = overall.new_full((len(threshold), len(block.finite)), -torch.inf).index_put((rows, columns), overall)
-        if table.shape[1] >= self.top.k:
-            threshold = torch.maximum(threshold, table.topk(self.top.k, dim=1).values[:, -1])
-        rows, columns, order, state_hashes, _ = candidates.at(overall >= (threshold - margin)[rows])
-        if len(rows) > _TIES * self.top.order.numel():
+        if len(pairs.rows) > _TIES * self.top.order.numel():
             # Many ties: of entities with equal states, only the first k can be in a list.
-            first = first_of_each_hash(rows, state_hashes, order, self.top.k)
-            rows, columns, order, state_hashes = rows[first], columns[first], order[first], state_hashes[first]
-        self.top.merge(rows, order, state_hashes, self.query.exact(rows, pick(block.states, columns)))
+            columns = pairs.columns
+            pairs = pairs.at(first_of_each_hash(pairs.rows, state_hashes[columns], order[columns], self.top.k))
+        rows, columns = pairs
+        exact = self.query.exact(rows, pick(block.states, columns))
+        self.top.merge(rows, order[columns], state_hashes[columns], exact)
 
-    def _scores(
-        self, rows: Tensor, columns: Tensor, bounds: dict[str, Bounds], expensive: tuple[str, ...], block: Block
-    ) -> dict[str, Tensor]:
+    def _scores(self, pairs: _Pairs, bounds: dict[str, Bounds], block: Block) -> dict[str, Tensor]:
         """Float32 scores of selected pairs by name, ``[pairs]``."""
+        rows, columns = pairs
         scores = {name: bounds[name].lower[rows, columns] for name in self.query.matcher.units}
-        if len(rows) > _SCORE_ALL * bounds[OVERALL].lower.numel():
+        expensive = tuple(name for name in scores if not bounds[name].exact)
+        if expensive and len(rows) > _SCORE_ALL * bounds[OVERALL].lower.numel():
             scored = self.query.matcher.score(self.query.mentions, block.states)
             return {name: score[rows, columns] for name, score in scored.items()}
         if expensive:
-            at_once = _SELECTED_ON_CPU if rows.device.type == "cpu" else _SELECTED_ON_DEVICE
-            parts = [
-                self.query.matcher.pairs(
-                    pick(self.query.mentions, rows[part]), pick(block.states, columns[part]), expensive
-                )
-                for part in torch.split(torch.arange(len(rows), device=rows.device), at_once)
-            ]
+            parts = [self._expensive(expensive, rows[part], columns[part], block) for part in _parts(rows)]
             scores |= {name: torch.cat([part[name] for part in parts]) for name in expensive}
         return {OVERALL: self.query.matcher.combine(scores), **scores}
 
+    def _expensive(self, names: tuple[str, ...], rows: Tensor, columns: Tensor, block: Block) -> dict[str, Tensor]:
+        """Float32 scores of pairs by these units, ``[pairs]``: of one mention at once if they have the same."""
+        matcher, mentions = self.query.matcher, self.query.mentions
+        entities = pick(block.states, columns)
+        if len(rows) < _OF_ONE_MENTION or rows[0] != rows[-1]:
+            return matcher.pairs(pick(mentions, rows), entities, names)
+        return matcher.row(pick(mentions, rows[:1]), entities, names)
+
     def _count_exactly(
-        self, name: str, rows: Tensor, columns: Tensor, block: Block, state_hashes: dict[str, Tensor], order: Tensor
+        self, name: str, pairs: _Pairs, block: Block, state_hashes: dict[str, Tensor], order: Tensor
     ) -> None:
         """Count the pairs that rank ahead of the gold by float64 scores, which define the order."""
+        rows, columns = pairs
         gold = self.golds[name]
         earlier = order[columns] < gold.order[rows]
         # The same state as the gold is a tie.
@@ -199,18 +226,35 @@ class Scan:
         self.ahead[name].index_add_(0, rows, ahead.long())
 
 
-class _Candidates(NamedTuple):
-    """Candidate pairs for the top lists, all ``[pairs]``; ``columns`` are those of the block."""
+def _parts(rows: Tensor) -> list[slice]:
+    """Parts of pairs to score at once: all of a mention that has many, otherwise pairs of several mentions."""
+    at_once = _SELECTED_ON_CPU if rows.device.type == "cpu" else _SELECTED_ON_DEVICE
+    ends, start, parts = torch.bincount(rows).cumsum(0).tolist() if len(rows) else [], 0, []
+    if rows.device.type != "cpu":
+        ends = ends[-1:]  # launches cost more than products
+    begin = 0
+    for end in ends:
+        if end - begin >= _OF_ONE_MENTION:
+            if begin > start:
+                parts.append(slice(start, begin))
+            parts += [slice(first, min(first + at_once, end)) for first in range(begin, end, at_once)]
+            start = end
+        elif end - start >= at_once:
+            parts.append(slice(start, end))
+            start = end
+        begin = end
+    return parts if parts and start == begin else [*parts, slice(start, begin)]
+
+
+class _Pairs(NamedTuple):
+    """Pairs of a row and an entity of the block, both int64 ``[pairs]``; rows are ascending."""
 
     rows: Tensor
     columns: Tensor
-    order: Tensor
-    state_hashes: Tensor
-    overall: Tensor
 
-    def at(self, chosen: Tensor) -> _Candidates:
-        """Select candidates, bool ``[pairs]``."""
-        return _Candidates(*(tensor[chosen] for tensor in self))
+    def at(self, chosen: Tensor) -> _Pairs:
+        """Some of the pairs, bool ``[pairs]``."""
+        return _Pairs(self.rows[chosen], self.columns[chosen])
 
 
 def with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,13 +266,43 @@ def with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:
     return {OVERALL: overall, **state_hashes}
 
 
-def _margins(bounds: dict[str, Bounds]) -> dict[str, Tensor]:
-    """Margins within which float32 scores do not decide an order, scalars by name."""
-    scale = {
-        name: torch.maximum(bound.lower.abs().amax(), bound.upper.abs().amax()) * TOLERANCE
-        for name, bound in bounds.items()
+def block_bounds(matcher: Matcher, mentions: States, states: States, prune: bool) -> dict[str, Bounds]:
+    """Bounds of the scores of a block by name, ``[mentions, entities]``; the scores themselves unless ``prune``.
+
+    Args:
+        matcher: Scores mentions against entities.
+        mentions: States of mentions, prepared for bounds if ``prune``.
+        states: States of entities.
+        prune: Bound instead of scoring.
+    """
+    if prune:
+        return matcher.bounds(mentions, states)
+    return {name: Bounds(score, score) for name, score in matcher.score(mentions, states).items()}
+
+
+def margins_of(bounds: dict[str, Bounds], order: Tensor, mentions: Tensor) -> dict[str, Tensor]:
+    """Margins within which float32 scores do not decide an order, scalars by name.
+
+    Args:
+        bounds: Bounds of a block.
+        order: Order numbers of its entities, int64 ``[entities]``, for the error.
+        mentions: The mention of each row, int64 ``[rows]``, for the error.
+
+    Raises:
+        NonFiniteScoreError: A bound is NaN or infinite.
+    """
+    largest = {
+        name: torch.stack([extreme for bound in _distinct(both) for extreme in bound.aminmax()]).abs().amax()
+        for name, both in bounds.items()
     }
-    return {**scale, OVERALL: torch.stack(list(scale.values())).amax()}
+    if not torch.stack(list(largest.values())).isfinite().all():
+        _raise_non_finite(bounds, order, mentions)
+    margins = {name: value * TOLERANCE for name, value in largest.items()}
+    return {**margins, OVERALL: torch.stack(list(margins.values())).amax()}
+
+
+def _distinct(bounds: Bounds) -> tuple[Tensor, ...]:
+    return (bounds.lower,) if bounds.exact else (bounds.lower, bounds.upper)
 
 
 def require_finite_states(block: Block, order: Tensor, mentions: Tensor | None = None) -> None:
@@ -250,14 +324,13 @@ def require_finite_states(block: Block, order: Tensor, mentions: Tensor | None =
     raise NonFiniteScoreError(f"The states of entity {entity} are not finite.", OVERALL, mention, entity, float("nan"))
 
 
-def _require_finite(bounds: dict[str, Bounds], order: Tensor, mentions: Tensor) -> None:
-    for name, bound in bounds.items():
-        for block in {id(tensor): tensor for tensor in bound}.values():
-            # A single pass: the sum is finite unless a term is not (or terms are near the largest float).
-            if torch.isfinite(block.sum()) or torch.isfinite(block).all():
+def _raise_non_finite(bounds: dict[str, Bounds], order: Tensor, mentions: Tensor) -> NoReturn:
+    for name, both in bounds.items():
+        for bound in _distinct(both):
+            if torch.isfinite(bound).all():
                 continue
-            row, column = (~torch.isfinite(block)).nonzero()[0].tolist()
-            value, mention, entity = block[row, column].item(), int(mentions[row]), int(order[column])
+            row, column = (~torch.isfinite(bound)).nonzero()[0].tolist()
+            value, mention, entity = bound[row, column].item(), int(mentions[row]), int(order[column])
             raise NonFiniteScoreError(
                 f"The {name!r} score of mention {mention} of this block with entity {entity} is {value}.",
                 score=name,
@@ -265,3 +338,4 @@ def _require_finite(bounds: dict[str, Bounds], order: Tensor, mentions: Tensor) 
                 entity=entity,
                 value=value,
             )
+    raise AssertionError("some bound is not finite")

@@ -111,10 +111,7 @@ class Search:
     def scan(self, golds: dict[str, Golds], pairs: int) -> Scan:
         """Go through the entities that this process holds, so many pairs at a time."""
         scan = Scan(self._query, golds)
-        size = max(1, pairs // len(self._query.rows))
-        if self.index.device.type == "cpu":
-            size = min(size, _ENTITIES_AT_MOST)
-        for order, block in self.index.blocks(size):
+        for order, block in self.index.blocks(block_size(self.index, pairs, len(self._query.rows))):
             scan.add(block, order)
         return scan
 
@@ -133,3 +130,9 @@ class Search:
         }
         first = torch.searchsorted(rows, torch.arange(len(self.gold), device=rows.device))
         return gold_ranks, scan.top.rows(first).joined(self.index.processes)
+
+
+def block_size(index: EntityIndex, pairs: int, rows: int) -> int:
+    """Entities in a block of so many pairs with a number of rows."""
+    size = max(1, pairs // max(1, rows))
+    return min(size, _ENTITIES_AT_MOST) if index.device.type == "cpu" else size

@@ -23,13 +23,15 @@ _DIAGONAL = 32
 
 
 class Bounds(NamedTuple):
-    """Lower and upper bounds of the scores of a block, both ``[mentions, entities]``.
+    """Lower and upper bounds of scores, both ``[mentions, entities]`` for a block and ``[pairs]`` for selected pairs.
 
     Where a score costs no more than a bound, both are the score itself, the same tensor.
     """
 
     lower: Tensor
     upper: Tensor
+    known: Tensor | None = None
+    """The part of the score that is computed exactly, if a unit needs it for tighter bounds."""
 
     @property
     def exact(self) -> bool:
@@ -44,11 +46,11 @@ class Unit(Recorded, nn.Module, ABC):
     only, and :meth:`score` what depends on the pair. Training, ranking and linking all use these three, and the entity
     index stores what :meth:`entity` returns: keep it small.
 
-    The other methods are optional. :meth:`bounds` (with :meth:`prepare`) and :meth:`pairs` make ranking faster without
-    changing any rank; a unit whose :meth:`score` is a few products needs neither. :meth:`query_vector` and
-    :meth:`key_vector` let an index of nearest neighbours find candidates. :meth:`loss` adds a term to the
-    training loss, and :meth:`gates` exposes gates to monitors and plots. What scores need to know about the knowledge
-    base as a whole goes through :meth:`totals` and :meth:`set_totals`.
+    The other methods are optional. :meth:`bounds` (with :meth:`prepare`), :meth:`tighten` and :meth:`pairs` make
+    ranking faster without changing any rank; a unit whose :meth:`score` is a few products needs none of them.
+    :meth:`query_vector` and :meth:`key_vector` let an index of nearest neighbours find candidates. :meth:`loss` adds a
+    term to the training loss, and :meth:`gates` exposes gates to monitors and plots. What scores need to know about the
+    knowledge base as a whole goes through :meth:`totals` and :meth:`set_totals`.
 
     :func:`~mimic_pl.units.check_unit` checks whether a unit meets these requirements.
 
@@ -112,6 +114,20 @@ class Unit(Recorded, nn.Module, ABC):
         """
         score = self.score(mentions, entities)
         return Bounds(score, score)
+
+    def tighten(self, mentions: State, entities: State, bounds: Bounds, rows: Tensor, columns: Tensor) -> Bounds | None:
+        """Tighter bounds of selected pairs, ``[pairs]``, for those that :meth:`bounds` leave undecided.
+
+        Worth it where they cost less than :meth:`pairs`. The default has none.
+
+        Args:
+            mentions: Prepared state of mentions.
+            entities: State of entities.
+            bounds: What :meth:`bounds` returned for these states.
+            rows: Mentions of the pairs, ascending, int64 ``[pairs]``.
+            columns: Entities of the pairs, int64 ``[pairs]``.
+        """
+        return None
 
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """Score aligned pairs, ``[pairs]``: mention i with entity i.

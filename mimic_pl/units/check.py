@@ -10,7 +10,7 @@ from torch import Tensor
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import State, Unit
+from mimic_pl.units.base import Bounds, State, Unit
 from mimic_pl.units.matcher import OVERALL, Matcher
 from mimic_pl.units.states import States
 
@@ -27,7 +27,7 @@ def check_unit(unit: Unit, extra: Mapping[str, Callable[[int], Tensor]] | None =
 
     - States have one row per mention or entity, and scores are finite, ``[mentions, entities]``.
     - A batch of one works; batching, blocking and order do not change scores.
-    - ``prepare`` keeps the mentions' state and only adds tensors to it; ``bounds`` hold.
+    - ``prepare`` keeps the mentions' state and only adds tensors to it; bounds of ``bounds`` and ``tighten`` hold.
     - ``pairs`` equals the diagonal of ``score`` for any number of pairs.
     - ``score`` and ``pairs`` work in float64 and agree with float32.
     - Unless ``reads_padding``, padding tokens change nothing.
@@ -171,12 +171,23 @@ def _check_pairs(name: str, unit: Unit, mentions: State, entities: State, scores
 
 def _check_bounds(name: str, unit: Unit, mentions: State, entities: State, scores: Tensor) -> None:
     bounds = unit.bounds(mentions, entities)
-    for side, bound in bounds._asdict().items():
+    _require_bounds(name, "bounds", bounds, scores)
+    rows, columns = torch.ones_like(scores).nonzero(as_tuple=True)
+    if bounds.exact:
+        return
+    for part in (slice(None), slice(2, None, 3)):
+        tighter = unit.tighten(mentions, entities, bounds, rows[part], columns[part])
+        if tighter is not None:
+            _require_bounds(name, "bounds of tighten", tighter, scores[rows[part], columns[part]])
+
+
+def _require_bounds(name: str, what: str, bounds: Bounds, scores: Tensor) -> None:
+    for side, bound in {"lower": bounds.lower, "upper": bounds.upper}.items():
         _require(bound.shape == scores.shape, name, f"the {side} bound has shape {list(bound.shape)}")
         _require(not bool(bound.isnan().any()), name, f"the {side} bound contains NaN")
     excess = torch.maximum(bounds.lower - scores, scores - bounds.upper).max()
     margin = _margin(scores)
-    _require(bool(excess <= margin), name, f"a score is outside its bounds by {excess:.3g} (tolerance: {margin:.1g})")
+    _require(bool(excess <= margin), name, f"a score is outside its {what} by {excess:.3g} (tolerance: {margin:.1g})")
 
 
 def _check_float64(name: str, unit: Unit, mentions: Features, entities: Features, scores: Tensor) -> None:

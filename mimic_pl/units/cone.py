@@ -14,8 +14,11 @@ _MIN_COSINE = 0.05
 _SLACK = 1e-5
 """Fraction of the largest possible product by which bounds are widened to cover float32 rounding."""
 
-_ROWS, _COLUMNS = 32, 256
-"""Mentions and directions per tile on a CPU, whose products with all rays stay in the cache."""
+_ROUNDING = 1e-6
+"""Error of a cosine in float32, by which cones are wider: a narrow one must not become a ray by it."""
+
+_PAIRS = 1 << 15
+"""Pairs per tile on a CPU: each of the few values per pair takes 128 kB and stays in the cache."""
 
 
 class Cone(NamedTuple):
@@ -26,26 +29,28 @@ class Cone(NamedTuple):
 
         g . LayerNorm(sum w_j v_j) = sqrt(d) g.u / |u| (1 + d eps / |u|^2)^-1/2   with   u = sum w_j v_j
 
-    (LayerNorm without its affine part). Let m be a unit vector, the axis, with m.v_j > 0 for all j. Then
+    (LayerNorm without its affine part). Let m be a unit vector, the axis, with m.v_j > 0 for all j, and r the largest
+    angle between m and a v_j. Vectors within an angle of the axis form a convex cone, so u is in it, too:
 
+    - The angle of g and u is that of g and m, give or take r (:meth:`bound`). A pair costs one product.
     - g.u / m.u is a mean of the g.v_j / m.v_j with positive weights w_j m.v_j, so it is between the smallest and the
-      largest of these: the products of g with the *rays* v_j / m.v_j;
-    - m.u / |u| is a cosine, at most 1 and at least the smallest m.v_j / |v_j|, since the vectors within an angle of the
-      axis form a convex cone;
+      largest of these, the products of g with the *rays* v_j / m.v_j; and m.u / |u| is between cos r and 1
+      (:meth:`tighten`). A pair costs one product per token of the mention.
     - eps only shrinks the value, by the factor above, and |u| >= m.u >= the smallest m.v_j.
 
-    Their product bounds g.u / |u|; where a mention's values point in all directions, |g| does. A pair costs one product
-    per token of the mention instead of one per pair of tokens, and no exponential.
+    Where a mention's values point in all directions, |g| is the only bound of g.u / |u|. No bound needs an exponential.
 
     Attributes:
+        axis: m, ``[mentions, d]``.
         rays: v_j / m.v_j, ``[mentions, tokens, d]``; zeros where the cone is too wide.
-        factor: The smallest m.u / |u| times the smallest eps factor, ``[mentions]``.
-        wide: Whether |g| is the only bound, bool ``[mentions]``.
+        cosine: cos r, ``[mentions]``; -1 where the cone is too wide.
+        shrinking: The smallest eps factor, ``[mentions]``; 1 where the cone is too wide.
     """
 
+    axis: Tensor
     rays: Tensor
-    factor: Tensor
-    wide: Tensor
+    cosine: Tensor
+    shrinking: Tensor
 
     @classmethod
     def of(cls, value: Tensor, mask: Tensor | None, eps: float) -> Cone:
@@ -69,11 +74,13 @@ class Cone(NamedTuple):
         wide = cosine < _MIN_COSINE
         rays = torch.where(wide[:, None, None], 0.0, centred / along.unsqueeze(-1))
         shortest = along.amin(dim=1).clamp_min(torch.finfo(value.dtype).tiny)
-        factor = cosine * (1 + value.shape[-1] * eps / shortest.square()).rsqrt()
-        return cls(rays, factor, wide)
+        shrinking = (1 + value.shape[-1] * eps / shortest.square()).rsqrt()
+        return cls(
+            axis, rays, torch.where(wide, -1.0, (cosine - _ROUNDING).clamp_max(1)), torch.where(wide, 1.0, shrinking)
+        )
 
     def bound(self, direction: Tensor) -> tuple[Tensor, Tensor]:
-        """Bound g . LayerNorm(sum w_j v_j) over all weights w.
+        """Bound g . LayerNorm(sum w_j v_j) over all weights w, by the angle of g and the axis.
 
         Args:
             direction: Centred directions g, ``[entities, d]``.
@@ -81,23 +88,59 @@ class Cone(NamedTuple):
         Returns:
             Lower and upper bounds, both ``[mentions, entities]``.
         """
-        mentions, tokens, width = self.rays.shape
-        lower = direction.new_empty(mentions, len(direction))
+        direction = direction * math.sqrt(direction.shape[-1])
+        cosine, slack = self.cosine[:, None], self._slack[:, None]
+        sine = (1 - cosine.square()).sqrt()
+        lower = direction.new_empty(len(self.axis), len(direction))
         upper = torch.empty_like(lower)
-        columns, rows = (_COLUMNS, _ROWS) if direction.device.type == "cpu" else (len(direction), mentions)
-        for row in range(0, mentions, rows):
-            rays = self.rays[row : row + rows].flatten(0, 1)
-            for column in range(0, len(direction), columns):
-                product = rays @ direction[column : column + columns].T
-                product = product.view(-1, tokens, product.shape[-1])
-                part = slice(row, row + rows), slice(column, column + columns)
-                # Two passes in the cache are faster than one torch.aminmax.
-                lower[part], upper[part] = product.amin(dim=1), product.amax(dim=1)
-        longest = direction.norm(dim=-1)
-        factor, wide, slack = self.factor[:, None], self.wide[:, None], _SLACK * longest
-        upper = torch.where(wide, longest, torch.maximum(upper, upper * factor).add_(slack)).minimum(longest)
-        lower = torch.where(wide, -longest, torch.minimum(lower, lower * factor).sub_(slack)).maximum(-longest)
-        return lower.mul_(math.sqrt(width)), upper.mul_(math.sqrt(width))
+        size = max(1, _PAIRS // max(1, len(lower))) if direction.device.type == "cpu" else len(direction)
+        for start in range(0, len(direction), size):
+            part = slice(start, start + size)
+            length = direction[part].norm(dim=-1)
+            along = self.axis @ direction[part].T
+            # Where g is on the axis, rounding would turn a small angle into 0: the lower bound needs it.
+            across = torch.addcmul((1 + _SLACK) * length.square(), along, along, value=-1).clamp_min_(0).sqrt_()
+            within = along >= length * cosine
+            opposite = along <= -length * cosine
+            along.mul_(cosine)
+            higher, less = torch.addcmul(along, across, sine), torch.addcmul(along, across, sine, value=-1)
+            upper[:, part] = torch.where(within, length, higher).addcmul_(slack, length)
+            lower[:, part] = torch.where(opposite, -length, less).addcmul_(slack, length, value=-1)
+        return lower, upper
+
+    def tighten(self, direction: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
+        """Bound the same of selected pairs, by the products of g with all rays.
+
+        Args:
+            direction: Centred directions g, ``[entities, d]``.
+            rows: Mentions of the pairs, ascending, int64 ``[pairs]``.
+            columns: Entities of the pairs, int64 ``[pairs]``.
+
+        Returns:
+            Lower and upper bounds, both ``[pairs]``.
+        """
+        direction = direction * math.sqrt(direction.shape[-1])
+        lower = direction.new_empty(len(rows))
+        upper = torch.empty_like(lower)
+        counts = torch.bincount(rows, minlength=len(self.rays)).tolist()
+        start = 0
+        for rays, count in zip(self.rays, counts, strict=True):
+            part = slice(start, start + count)
+            if count:
+                products = rays @ direction.index_select(0, columns[part]).T
+                lower[part], upper[part] = products.amin(dim=0), products.amax(dim=0)
+            start += count
+        length = direction.norm(dim=-1)[columns]
+        cosine, slack = self.cosine[rows], self._slack[rows] * length
+        wide = cosine < 0
+        upper = torch.where(wide, length, torch.maximum(upper, upper * cosine).add_(slack)).minimum(length)
+        lower = torch.where(wide, -length, torch.minimum(lower, lower * cosine).sub_(slack)).maximum(-length)
+        return lower, upper
+
+    @property
+    def _slack(self) -> Tensor:
+        """Widening of bounds relative to |g|, for rounding and eps, ``[mentions]``."""
+        return torch.where(self.cosine < 0, 0.0, _SLACK + 1 - self.shrinking)
 
 
 def centre(vectors: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,8 +94,8 @@ def dual_gate_pairs(
 def gate_values(query_side: QuerySide, key_side: KeySide, gate_bias: Tensor, norm_sum_eps: float) -> Tensor:
     """tanh(w . c + b_g) of one direction for every pair, ``[queries, keys]``."""
     query_square, gate = query_side.query_square[:, None], query_side.gate[:, None]
-    spread = _spread(_all_products, query_side.query, query_square, key_side.pooled, key_side.pooled_square)
-    return torch.tanh((gate + key_side.gate) * (spread + norm_sum_eps).rsqrt() + gate_bias)
+    sides = query_side.query, query_square, key_side.pooled, key_side.pooled_square
+    return torch.tanh((gate + key_side.gate) * _inverse_deviation(_all_products, *sides, norm_sum_eps) + gate_bias)
 
 
 def _all_products(left: Tensor, right: Tensor) -> Tensor:
@@ -105,15 +106,27 @@ def _aligned_products(left: Tensor, right: Tensor) -> Tensor:
     return (left * right).sum(dim=-1)
 
 
-def _spread(
+def _inverse_deviation(
     product: Callable[[Tensor, Tensor], Tensor],
     query: Tensor,
     query_square: Tensor,
     pooled: Tensor,
     pooled_square: Tensor,
+    eps: float,
 ) -> Tensor:
-    """Variance of p + q over the width."""
-    return (query_square + pooled_square + 2 * product(query, pooled)).clamp_min(0) / query.shape[-1]
+    """1 / s of p + q over the width."""
+    width = query.shape[-1]
+    variance = _sum_product(product, query / width, query_square / width + eps, pooled, pooled_square / width)
+    return variance.clamp_min(eps).rsqrt()
+
+
+def _sum_product(
+    product: Callable[[Tensor, Tensor], Tensor], left: Tensor, of_left: Tensor, right: Tensor, of_right: Tensor
+) -> Tensor:
+    """2 left.right + of_left + of_right, as one product: sums over all pairs cost as much as products."""
+    of_left, of_right = of_left.view(-1, 1), of_right.view(-1, 1)
+    one = torch.ones_like(of_left), torch.ones_like(of_right)
+    return product(torch.cat((2 * left, of_left, one[0]), dim=1), torch.cat((right, one[1], of_right), dim=1))
 
 
 def _dual_gate(
@@ -125,20 +138,24 @@ def _dual_gate(
     )
     pooled, gated, key, pooled_square, gate, gated_square, gated_bias, gated_key, key_square, key_bias = sides[10:20]
     gate_bias, bias_square = sides[20:]
-    width = query.shape[-1]
 
-    r = (_spread(product, query, query_square, pooled, pooled_square) + norm_sum_eps).rsqrt()  # 1 / s
-    gate_value = torch.tanh((q_gate + gate) * r + gate_bias)
+    width, least = query.shape[-1], query.shape[-1] * norm_eps
+    r = _inverse_deviation(product, query, query_square, pooled, pooled_square, norm_sum_eps)
+    gate_value = torch.tanh(torch.addcmul(gate_bias, q_gate + gate, r))
+    share = gate_value * r
 
-    # Products of the centred c with itself, with k~ and with y~.
-    square = q_gated_square + gated_square + 2 * product(q_gated, gated)
-    c_square = r * (r * square + 2 * (q_gated_bias + gated_bias)) + bias_square
-    c_key = r * (product(q_gated, key) + gated_key) + key_bias
-    c_target = r * (product(target, gated) + target_gated) + target_bias
-
-    norm = gate_value * (gate_value * c_square + 2 * c_key) + key_square
-    numerator = gate_value * c_target + product(target, key)
-    return numerator * (norm.clamp_min(0) / width + norm_eps).rsqrt() + offset
+    # |gate c + k|^2 and its product with y, for the centred c = (a_p + a_q) / s + b.
+    square = _sum_product(product, q_gated, q_gated_square, gated, gated_square)
+    with_key = product(2 * q_gated, key) + 2 * gated_key
+    inner = torch.addcmul(torch.addcmul(with_key, share, square), gate_value, 2 * (q_gated_bias + gated_bias))
+    of_bias = torch.addcmul(2 * key_bias, gate_value, bias_square)
+    norm = torch.addcmul(torch.addcmul(key_square + least, gate_value, of_bias), share, inner).clamp_min(least)
+    target, target_gated, target_bias = (
+        math.sqrt(width) * of_target for of_target in (target, target_gated, target_bias)
+    )
+    with_target = product(target, gated) + target_gated
+    numerator = torch.addcmul(torch.addcmul(product(target, key), gate_value, target_bias), share, with_target)
+    return torch.addcmul(offset, numerator, norm.rsqrt())
 
 
 class _FusedDualGate(torch.autograd.Function):

@@ -82,12 +82,28 @@ class TGLU(Unit):
         return {**mentions, **Cone.of(mentions["value"], mentions.get("mask"), self.norm.eps)._asdict()}
 
     def bounds(self, mentions: State, entities: State) -> Bounds:
-        """Bounds of S_T without the attention, ``[mentions, entities]``."""
-        cone = Cone(*(mentions[field] for field in Cone._fields))
-        context = entities["context"]
-        lower, upper = cone.bound(centre(context * self.norm.weight))
-        known = mentions["global"] @ entities["global"].T + context @ self.norm.bias
-        return Bounds((known + lower) / 2, (known + upper) / 2)
+        """Bounds of S_T by the axis of the mention's cone, without the attention, ``[mentions, entities]``."""
+        lower, upper = self._cone(mentions).bound(self._directions(entities))
+        known = torch.addmm(self._offsets(entities), mentions["global"], entities["global"].T, alpha=0.5)
+        return Bounds(lower.add_(known), upper.add_(known), known)
+
+    def tighten(self, mentions: State, entities: State, bounds: Bounds, rows: Tensor, columns: Tensor) -> Bounds:
+        """Bounds of S_T by all rays of the mentions' cones, ``[pairs]``."""
+        assert bounds.known is not None
+        lower, upper = self._cone(mentions).tighten(self._directions(entities), rows, columns)
+        known = bounds.known[rows, columns]
+        return Bounds(lower.add_(known), upper.add_(known))
+
+    @staticmethod
+    def _cone(mentions: State) -> Cone:
+        return Cone(*(mentions[field] for field in Cone._fields))
+
+    def _directions(self, entities: State) -> Tensor:
+        """Directions whose products with the normed mean are half of g2l, without offsets, ``[entities, d]``."""
+        return centre(entities["context"] * (self.norm.weight / 2))
+
+    def _offsets(self, entities: State) -> Tensor:
+        return entities["context"] @ (self.norm.bias / 2)
 
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_T of aligned pairs, ``[pairs]``."""

@@ -12,6 +12,9 @@ from mimic_pl.units.cone import centre
 from mimic_pl.units.gates import KeySide, QuerySide, dual_gate, dual_gate_pairs, gate_values
 from mimic_pl.units.kernel_choice import Kernel
 
+_PAIRS_IN_CACHE = 1 << 16
+"""Pairs of a tile: each of the dozens of values per pair takes 256 kB."""
+
 
 class VDLU(Unit):
     """Image against image, in two directions with separate parameters.
@@ -44,7 +47,18 @@ class VDLU(Unit):
 
     def score(self, mentions: State, entities: State) -> Tensor:
         """S_V, ``[mentions, entities]``."""
-        return (self.entity_to_mention(entities, mentions).T + self.mention_to_entity(mentions, entities)) / 2
+        own = self.mention_to_entity.query_side(mentions), self.entity_to_mention.key_side(mentions)
+        size = _tile(entities["query"], len(mentions["query"]))
+        parts = [
+            self._score(*own, {name: entities[name][start : start + size] for name in ("query", "key", "pooled")})
+            for start in range(0, max(1, len(entities["query"])), size)
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+    def _score(self, query_side: QuerySide, key_side: KeySide, entities: State) -> Tensor:
+        """S_V from the sides of the mentions in either direction, ``[mentions, entities]``."""
+        to_mention = self.entity_to_mention(self.entity_to_mention.query_side(entities), key_side)
+        return (to_mention.T + self.mention_to_entity(query_side, self.mention_to_entity.key_side(entities))) / 2
 
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_V of aligned pairs, ``[pairs]``."""
@@ -110,20 +124,20 @@ class DualGate(nn.Module):
             nn.init.constant_(self.gate.bias, 20.0)
             self.gate.requires_grad_(False)
 
-    def forward(self, queries: State, keys: State) -> Tensor:
+    def forward(self, queries: QuerySide, keys: KeySide) -> Tensor:
         """f for every pair, ``[queries, keys]``."""
         eps = self.norm_sum.eps, self.norm.eps
-        return dual_gate(self._query_side(queries), self._key_side(keys), *self._scalars(), *eps, kernel=self.kernel)
+        return dual_gate(queries, keys, *self._scalars(), *eps, kernel=self.kernel)
 
     def pairs(self, queries: State, keys: State) -> Tensor:
         """f for aligned pairs, ``[pairs]``."""
         eps = self.norm_sum.eps, self.norm.eps
-        return dual_gate_pairs(self._query_side(queries), self._key_side(keys), *self._scalars(), *eps)
+        return dual_gate_pairs(self.query_side(queries), self.key_side(keys), *self._scalars(), *eps)
 
     def gates(self, queries: State, keys: State) -> Tensor:
         """The gate of every pair, ``[queries, keys]``."""
         gate_bias, _ = self._scalars()
-        return gate_values(self._query_side(queries), self._key_side(keys), gate_bias, self.norm_sum.eps)
+        return gate_values(self.query_side(queries), self.key_side(keys), gate_bias, self.norm_sum.eps)
 
     def _scalars(self) -> tuple[Tensor, Tensor]:
         """w . b + b_g and |b~|^2."""
@@ -139,7 +153,8 @@ class DualGate(nn.Module):
         """a = W_f G1 x~ for centred x, ``[*, d]``."""
         return nn.functional.linear(centred * self.norm_sum.weight, self.mix.weight)
 
-    def _query_side(self, state: State) -> QuerySide:
+    def query_side(self, state: State) -> QuerySide:
+        """What f needs of the query side."""
         query = centre(state["query"])
         gated = self._gated(query)
         centred_gated = centre(gated)
@@ -150,16 +165,17 @@ class DualGate(nn.Module):
             query=query,
             gated=centred_gated,
             target=target,
-            query_square=query.square().sum(-1),
+            query_square=_square(query),
             gate=gated @ self.gate.weight[0],
-            gated_square=centred_gated.square().sum(-1),
-            gated_bias=(centred_gated * bias).sum(-1),
+            gated_square=_square(centred_gated),
+            gated_bias=centred_gated @ bias,
             target_gated=(target * centred_gated).sum(-1),
-            target_bias=(target * bias).sum(-1),
-            offset=(normed * self.norm.bias).sum(-1),
+            target_bias=target @ bias,
+            offset=normed @ self.norm.bias,
         )
 
-    def _key_side(self, state: State) -> KeySide:
+    def key_side(self, state: State) -> KeySide:
+        """What f needs of the key side."""
         pooled, key = centre(state["pooled"]), centre(state["key"])
         gated = self._gated(pooled)
         centred_gated = centre(gated)
@@ -168,11 +184,23 @@ class DualGate(nn.Module):
             pooled=pooled,
             gated=centred_gated,
             key=key,
-            pooled_square=pooled.square().sum(-1),
+            pooled_square=_square(pooled),
             gate=gated @ self.gate.weight[0],
-            gated_square=centred_gated.square().sum(-1),
+            gated_square=_square(centred_gated),
             gated_bias=centred_gated @ bias,
             gated_key=(centred_gated * key).sum(-1),
-            key_square=key.square().sum(-1),
+            key_square=_square(key),
             key_bias=key @ bias,
         )
+
+
+def _tile(entities: Tensor, mentions: int) -> int:
+    """Entities to score at once: on a CPU so few that the dozens of values per pair stay in the cache."""
+    if torch.is_grad_enabled() or entities.device.type != "cpu":
+        return max(1, len(entities))
+    return max(1, _PAIRS_IN_CACHE // max(1, mentions))
+
+
+def _square(vectors: Tensor) -> Tensor:
+    """|x|^2, ``[*]`` of ``[*, d]``."""
+    return torch.linalg.vector_norm(vectors, dim=-1).square()

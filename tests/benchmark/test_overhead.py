@@ -19,8 +19,9 @@ DIMS = FeatureDims(text=T, image=V)
 BY_HAND = {
     # Key and value of each word; query of each word and the context; Q K^T, w V and the product of the global features.
     "TGLU": (2 * WORDS * 2 * T * D, WORDS * 2 * T * D + 2 * T * D, WORDS * WORDS * 2 * D + WORDS * 2 * D + 2 * T),
-    # On both sides query, key, each patch, and W_f of a query and of a pooled vector; five products per direction.
-    "VDLU": (*[(2 + PATCHES) * 2 * V * D + 2 * 2 * D * D] * 2, 2 * 5 * 2 * D),
+    # On both sides query, key, each patch, and W_f of a query and of a pooled vector; five products per direction, two
+    # of them with two more columns for sums.
+    "VDLU": (*[(2 + PATCHES) * 2 * V * D + 2 * 2 * D * D] * 2, 2 * 2 * (5 * D + 2 * 2)),
     # On both sides text, each patch, the gate, two products of the attention; one product.
     "CMFU": (*[2 * T * D + PATCHES * 2 * V * D + 2 * D + 2 * PATCHES * 2 * D] * 2, 2 * D),
     "GlobalCosine": (0, 0, 2 * (T + V)),

@@ -218,13 +218,13 @@ def dual_gate_tensors(num_queries, num_keys, width, dtype=torch.float32):
     bias = gate._bias()
     centred = bias - bias.mean()
     sides = [
-        *gate._query_side(queries),
-        *gate._key_side(keys),
+        *gate.query_side(queries),
+        *gate.key_side(keys),
         bias @ gate.gate.weight[0] + gate.gate.bias,
         centred.square().sum(),
     ]
     sides = [side.detach().to(dtype).requires_grad_() for side in sides]
-    return gate(queries, keys), sides
+    return gate(gate.query_side(queries), gate.key_side(keys)), sides
 
 
 def dual_gate_with(kernel, sides):
@@ -287,7 +287,7 @@ def test_a_unit_computed_by_both_kernels_equals_the_literal_formula():
     def direction(gate, queries, keys):
         bias = gate._bias()
         scalars = bias @ gate.gate.weight[0] + gate.gate.bias, (bias - bias.mean()).square().sum()
-        return dual_gate(gate._query_side(queries), gate._key_side(keys), *scalars, EPS, EPS, kernel="triton")
+        return dual_gate(gate.query_side(queries), gate.key_side(keys), *scalars, EPS, EPS, kernel="triton")
 
     score = (direction(unit.entity_to_mention, e, m).T + direction(unit.mention_to_entity, m, e)) / 2
     torch.testing.assert_close(score.cpu(), expected, rtol=1e-4, atol=1e-4)
