@@ -75,6 +75,7 @@ class Linker:
     entities, whatever the batch size; restricted to some entities, they are those of a knowledge base of only these.
     (On a CPU with AVX-512, MKL may round the encoder's products differently in batches of another size, in the last
     bits; the environment variable ``MKL_CBWR=AVX2,STRICT`` prevents it.)
+
     With a retriever, scores are still exact, but an entity that it does not find is missed.
 
     Args:

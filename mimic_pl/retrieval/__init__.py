@@ -40,7 +40,7 @@ from mimic_pl.retrieval.candidate_store import CandidateStore, VectorStore
 from mimic_pl.retrieval.candidates import CandidateLists, first_stage_lists
 from mimic_pl.retrieval.cross_encoder import CrossEncoder
 from mimic_pl.retrieval.cross_encoder_module import CrossEncoderModule
-from mimic_pl.retrieval.engines import ENGINES, retriever_of
+from mimic_pl.retrieval.engines import retriever_of
 from mimic_pl.retrieval.exact import ExactRetriever
 from mimic_pl.retrieval.faiss import FaissRetriever
 from mimic_pl.retrieval.lance import LanceRetriever
@@ -51,7 +51,6 @@ from mimic_pl.retrieval.retriever import Allowed, Queries, Retriever
 from mimic_pl.retrieval.two_channels import TwoChannelRetriever
 
 __all__ = [
-    "ENGINES",
     "Allowed",
     "CandidateListData",
     "CandidateLists",

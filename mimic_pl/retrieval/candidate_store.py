@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from mimic_pl.ranges import NATURAL, in_range
 from mimic_pl.records import Entity
 from mimic_pl.retrieval.retriever import Allowed
 
@@ -48,6 +49,7 @@ class CandidateStore(ABC):
     has_vectors: bool = True
     """Whether vectors are stored; if not, states need not be read."""
 
+    @in_range(width=NATURAL)
     def __init__(self, width: int) -> None:
         self.width = width
 

@@ -171,19 +171,6 @@ class Matcher(Recorded, nn.Module):
         wanted = set(self.units if names is None else names)
         return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
 
-    def row(self, mention: States, entities: States, names: Iterable[str]) -> dict[str, Tensor]:
-        """Scores of one mention by these units, each ``[entities]``: for many pairs faster than :meth:`pairs`.
-
-        Args:
-            mention: State of the mention, tensors ``[1, ...]``.
-            entities: States of entities.
-            names: Units to score with.
-        """
-        wanted = set(names)
-        return {
-            name: unit.score(mention[name], entities[name])[0] for name, unit in self.named_units() if name in wanted
-        }
-
     def query_vectors(self, mentions: States) -> Tensor:
         """Vectors whose products with :meth:`key_vectors` stand for overall scores, ``[mentions, width]``.
 
@@ -210,6 +197,19 @@ class Matcher(Recorded, nn.Module):
             {name: torch.cat([row, row.new_zeros(1)]) for name, row in zip(self.units, ones, strict=True)}
         )
         return dict(zip(self.units, combined[:-1] - combined[-1], strict=True))
+
+    def row(self, mention: States, entities: States, names: Iterable[str]) -> dict[str, Tensor]:
+        """Scores of one mention by these units, each ``[entities]``: for many pairs faster than :meth:`pairs`.
+
+        Args:
+            mention: State of the mention, tensors ``[1, ...]``.
+            entities: States of entities.
+            names: Units to score with.
+        """
+        wanted = set(names)
+        return {
+            name: unit.score(mention[name], entities[name])[0] for name, unit in self.named_units() if name in wanted
+        }
 
     @property
     def has_totals(self) -> bool:

@@ -56,6 +56,14 @@ def test_only_the_requested_rows_are_measured(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_retriever_that_may_find_everything_finds_the_exact_first(measured):
+    lines = {line["what"]: line["value"] for line in measured[0]["rows"]["candidates"]["lines"]}
+    # 100 candidates per channel of 500 and 1,000 entities, of which the copies are close to their sources.
+    assert [lines[f"{count} entities, lance: exact first found"] > 80 for count in ("500", "1,000")] == [True, True]
+    assert lines["500 entities, lance: candidates scored"] >= 100
+
+
+@pytest.mark.slow
 def test_every_row_has_finite_positive_ratios(measured):
     written, printed = measured
     assert list(written["rows"]) == list(DEFAULT_ROWS)

@@ -17,6 +17,7 @@ from mimic_pl.retrieval import Allowed, ExactRetriever, FaissRetriever, LanceRet
 from mimic_pl.retrieval.catch_up import FOLDER, catch_up, key_vectors
 from mimic_pl.retrieval.lance_store import LanceStore
 from mimic_pl.retrieval.two_channels import TwoChannelRetriever
+from mimic_pl.serve.served_linker import ServedLinker
 from tests.launch import FORK, needs_fork
 from tests.retrieval.engines import (
     DERIVED,
@@ -400,3 +401,13 @@ def test_an_interrupted_command_does_not_go_on_with_another_retriever(tmp_path, 
         for retriever in (None, "exact", LanceRetriever(k=5), LanceRetriever(k=5), LanceRetriever(k=6), "lance")
     ]
     assert jobs[0] == jobs[1] and jobs[2] == jobs[3] and len({*jobs}) == 4
+
+
+def test_a_served_linker_follows_changes_of_others(tmp_path, whole):
+    linker = copied(whole, tmp_path)
+    served = ServedLinker(linker.with_retriever("lance", k=3), refresh=0.0)
+    record = {"mention": "zebra quagga", "sentence": "a zebra", "entity_type": "striped"}
+    assert len(served.link([record], 5)[0]) == 0
+    linker.add_entities([{"id": f"S{n}", "name": "zebra quagga", "attr": "a", "type": "striped"} for n in range(9)])
+    (links,) = served.link([record], 5)
+    assert len(links) == 5 and {*ids(links)} < {f"S{n}" for n in range(9)}
