@@ -37,6 +37,8 @@ class Links(Sequence[Link]):
         nil_probability: Probability that no entity of the knowledge base is meant; ``None`` without a calibration.
         error: Why the mention could not be linked, or ``None``.
         number: Number of the record in the input, from 0.
+        certified: Whether it is proven that no entity that the mention may mean has a higher score than the first
+            candidate; ``None`` unless asked for (see :meth:`Linker.link`).
     """
 
     mention: Mention | None
@@ -44,6 +46,7 @@ class Links(Sequence[Link]):
     nil_probability: float | None = None
     error: DataError | None = None
     number: int = 0
+    certified: bool | None = None
 
     @property
     def is_nil(self) -> bool:

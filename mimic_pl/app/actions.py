@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from mimic_pl.app.error_browser import AT_ONCE, ErrorBrowser, ErrorFilter
-from mimic_pl.app.mention_form import image_content, mention_record, require_short
+from mimic_pl.app.mention_form import image_content, mention_record
 from mimic_pl.app.rendering import (
     comparison_html,
     errors_html,
@@ -122,7 +122,7 @@ class Actions:
         return _answered(partial(self._added, id.strip(), name.strip(), texts, image, form))
 
     def _added(self, id: str, name: str, texts: Sequence[str], image: str | None, form: Form) -> str:
-        require_short((id, name, *texts), self.limits)
+        self.limits.require_texts((id, name, *texts))
         if not id or not name:
             raise DataError("An entity needs an id and a name.")
         if self.linker.entity(id) is not None:

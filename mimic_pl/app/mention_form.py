@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from collections.abc import Iterable
 from typing import Any
 
 from mimic_pl.errors import DataError
@@ -26,9 +25,9 @@ def mention_record(
         limits: What is accepted.
 
     Raises:
-        DataError: Nothing is marked, a text is too long, or the image cannot be used.
+        DataError: Nothing is marked, a text is too long or no text, or the image cannot be used.
     """
-    require_short((sentence, mention), limits)
+    limits.require_texts((sentence, mention))
     if not mention.strip():
         raise DataError("Nothing is marked. Select the mention in the sentence, or type it.")
     record: dict[str, Any] = {"sentence": sentence, "mention": mention, "image": image_content(image, limits)}
@@ -36,17 +35,6 @@ def mention_record(
     if place >= 0 and sentence[place : place + len(mention)] == mention:
         record.update(start=place, end=place + len(mention))
     return record
-
-
-def require_short(texts: Iterable[str], limits: Limits) -> None:
-    """Refuse texts that are too long.
-
-    Raises:
-        DataError: One is.
-    """
-    longest = max(map(len, texts), default=0)
-    if longest > limits.characters:
-        raise DataError(f"A text has {longest:,} characters; at most {limits.characters:,} are read.")
 
 
 def image_content(uri: str | None, limits: Limits) -> bytes | None:

@@ -125,7 +125,7 @@ def prepare_linking(
             for row, mention in enumerate(mentions[: 20 if warm_up else None]):
                 own = rows(states, slice(row, row + 1))
                 start = time.perf_counter()
-                (links,) = search.ranked([mention], own, Restriction(), _TOP)
+                ((links, _),) = search.ranked([mention], own, Restriction(), _TOP)
                 if not warm_up:
                     times.append(time.perf_counter() - start)
                     found.append([int(link.entity.id[1:]) for link in links])

@@ -22,7 +22,7 @@ from mimic_pl.features import Features
 from mimic_pl.ranking import EntityIndex, IndexDtype, Ranker
 from mimic_pl.units import Matcher, States
 
-DTYPES: tuple[IndexDtype, ...] = ("float32", "bfloat16", "int8")
+DTYPES: tuple[IndexDtype, ...] = ("float32", "bfloat16", "int8", "int4")
 HITS = (1, 3, 5, 10, 20)
 OVERALL = "overall"
 LITERAL = "published order"

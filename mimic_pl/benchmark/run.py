@@ -30,6 +30,7 @@ _FUNCTIONS = {
     "images": ("images", "images"),
     "index": ("index", "index"),
     "candidates": ("candidates", "candidates"),
+    "serving": ("serving", "serving"),
 }
 """Module and function of each row."""
 

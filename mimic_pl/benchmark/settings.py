@@ -19,11 +19,15 @@ ROWS = (
     "images",
     "index",
     "candidates",
+    "serving",
 )
 """Names of the groups of measurements."""
 
 OF_RUN = ("trained", "candidates")
 """Those that need a run, and are left out without one."""
+
+DEFAULT_ROWS = tuple(row for row in ROWS if row != "serving")
+"""All but those that need optional packages."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,8 @@ class Settings:
 
     Args:
         rows: Comma-separated groups of measurements: ranking (random states), trained (model and data of ``run``),
-            bytes, overhead, memory, training, encoding, scaling, images, index, candidates (model and data of ``run``).
+            bytes, overhead, memory, training, encoding, scaling, images, index, candidates (model and data of ``run``);
+            and serving, if it is named (requests to ``mimic-pl serve``, as many as ``mentions``).
         quick: Use small sizes, which only show that everything runs.
         run: Folder of a training run whose model ranks its own data in the row ``trained``.
         mentions: Number of mentions to rank.
@@ -53,7 +58,7 @@ class Settings:
         output: JSON file for the results.
     """
 
-    rows: str = ",".join(ROWS)
+    rows: str = ",".join(DEFAULT_ROWS)
     quick: bool = False
     run: str | None = None
     mentions: int | None = None

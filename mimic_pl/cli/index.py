@@ -21,7 +21,7 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     add_model_arguments(parser, of_knowledge_base=False)
     parser.add_argument("--out", type=str, required=True, help="Folder of the knowledge base.")
     text = "Dtype of stored states."
-    parser.add_argument("--dtype", type=Literal["float32", "bfloat16", "int8"], default="float32", help=text)
+    parser.add_argument("--dtype", type=Literal["float32", "bfloat16", "int8", "int4"], default="float32", help=text)
     add_retriever_arguments(parser, "Also build what a retriever of candidates searches in")
     add_file_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="Entities that are encoded at once.")

@@ -36,6 +36,8 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     text = "Folder of a cross-encoder (see mimic-pl train-reranker) that scores the first candidates anew."
     parser.add_argument("--reranker", type=str | None, default=None, help=text)
     add_retriever_arguments(parser, "Score only candidates, found by")
+    text = "Try to prove, by bounds of all scores, that the first candidate is the first of all entities."
+    parser.add_argument("--certify", action="store_true", help=text)
     parser.add_argument("--top_k", type=int, default=10, help="Candidates per mention.")
     text = "Condition that entities must meet, such as \"type = 'person'\"."
     parser.add_argument("--filter", type=str | None, default=None, help=text)
@@ -71,7 +73,14 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     with open_writer(out, config.out_format, resume=True, job=_job(config, mentions, linker)) as writer:
         before = writer.written
         stream = linker.link_stream(
-            mentions, config.top_k, config.filter, config.batch_size, config.image_folder, config.format, before
+            mentions,
+            config.top_k,
+            config.filter,
+            config.batch_size,
+            config.image_folder,
+            config.format,
+            before,
+            config.certify,
         )
         bar = tqdm(stream, "Linking", total, unit=" mentions", initial=before, mininterval=0.5)
         for number, links in enumerate(bar, 1):
@@ -79,7 +88,8 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
             if number % config.batch_size == 0:
                 writer.flush()
         found, bins = _counted(writer.records())
-    Console().print(_table(found, bins, stream.counts.images, before))
+        certified = sum(1 for record in writer.records() if record["certified"]) if config.certify else None
+    Console().print(_table(found, bins, stream.counts.images, before, certified))
     print(f"Written to {short_path(out)}.")
     failed = found["failed"]
     return DataError.exit_code if failed and (config.strict or failed == found.total()) else 0
@@ -107,11 +117,20 @@ def _job(config: Any, mentions: Path, linker: Any) -> str:
     own = linker.reranker
     reranker = own and [fingerprint(own.model), own.first_stage_weight, own.top_k, own.largest_margin]
     retriever = linker.retriever and linker.retriever.description
-    settings = [retriever, config.top_k, config.filter, config.format, config.image_folder, reranker, calibration]
+    settings = [
+        retriever,
+        config.certify,
+        config.top_k,
+        config.filter,
+        config.format,
+        config.image_folder,
+        reranker,
+        calibration,
+    ]
     return json.dumps([content, str(kb.folder.resolve()), kb.version, linker.weights, settings])
 
 
-def _table(found: Counter[str], bins: list[int], images: Counter[str], before: int) -> Table:
+def _table(found: Counter[str], bins: list[int], images: Counter[str], before: int, certified: int | None) -> Table:
     from rich.table import Table
 
     table = Table(title="Links")
@@ -121,6 +140,8 @@ def _table(found: Counter[str], bins: list[int], images: Counter[str], before: i
     rows = [*found.items(), *((f"image {kind}", number) for kind, number in sorted(images.items()))]
     for name, number in rows:
         table.add_row(name, f"{number:,}", f"{number / max(found.total(), 1):.1%}")
+    if certified is not None:
+        table.add_row("proven first of all entities", f"{certified:,}", f"{certified / max(found.total(), 1):.1%}")
     if before:  # whose images were counted then
         table.add_row("linked earlier, by the interrupted command", f"{before:,}", "")
     if any(bins):

@@ -161,7 +161,7 @@ MAIN_OPTIONS = {
     "--model.processor.entity_template TEXT": (STAGES, "Text of an entity, such as '{name} [SEP] {attr}'."),
     "--model.processor.image_policy POLICY": (STAGES, "Policy for unusable images: blank, drop or error."),
     "--model.index.storage PLACE": (STAGES, "Storage of the index: device, host or disk."),
-    "--model.index.dtype DTYPE": (STAGES, "float32, bfloat16 or int8."),
+    "--model.index.dtype DTYPE": (STAGES, "float32, bfloat16, int8 or int4."),
     "--model.ranker.top_k N": (STAGES, "Candidates kept per mention."),
     "--predictions.top_k N": (("test", "predict"), "Candidates written per mention."),
     "--trainer.max_epochs N": (("fit",), "Number of epochs."),

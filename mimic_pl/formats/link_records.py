@@ -36,6 +36,7 @@ def link_record(links: Links) -> dict[str, Any]:
     ]
     record["nil_probability"] = None if links.nil_probability is None else float(links.nil_probability)
     record["nil"] = links.is_nil
+    record["certified"] = links.certified
     record["error"] = None if links.error is None else str(links.error)
     return record
 
@@ -93,6 +94,7 @@ def _links(parser: RowParser[Mention], row: dict[str, Any], ordinal: int) -> Lin
         row.get("nil_probability"),
         None if error is None else DataError(str(error)),
         row.get("number", ordinal),
+        row.get("certified"),
     )
 
 

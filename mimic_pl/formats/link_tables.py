@@ -23,13 +23,25 @@ def write_csv(records: Records, path: Path) -> None:
     for formulas begin with an apostrophe (see :func:`mimic_pl.escaping.spreadsheet`).
     """
     units = dict.fromkeys(unit for row in records() for link in row["candidates"] for unit in link["units"])
-    columns = (*_OF_MENTION, "rank", "entity", "name", "score", "probability", "nil_probability", "nil", "error")
+    columns = (
+        *_OF_MENTION,
+        "rank",
+        "entity",
+        "name",
+        "score",
+        "probability",
+        "nil_probability",
+        "nil",
+        "certified",
+        "error",
+    )
     with path.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file:
         table = csv.writer(file)  # ends lines with \r\n, so that both of these are quoted in cells
         table.writerow([*columns, *(f"score_{unit}" for unit in units)])
         for row in records():
             mention = [row.get(key) for key in _OF_MENTION]
-            about = [row["nil_probability"], str(row["nil"]).lower(), row["error"]]
+            certified = None if row["certified"] is None else str(row["certified"]).lower()
+            about = [row["nil_probability"], str(row["nil"]).lower(), certified, row["error"]]
             for rank, link in enumerate(row["candidates"], 1):
                 own = [rank, link["id"], link["name"], link["score"], link["probability"]]
                 scores = [link["units"].get(unit) for unit in units]
@@ -59,6 +71,7 @@ def write_parquet(records: Records, path: Path) -> None:
             "candidates": pyarrow.list_(pyarrow.struct(candidate)),
             "nil_probability": real,
             "nil": pyarrow.bool_(),
+            "certified": pyarrow.bool_(),
             "error": text,
         }
     )

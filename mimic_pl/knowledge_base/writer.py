@@ -26,6 +26,7 @@ from mimic_pl.ranking.lance_dataset import (
 )
 from mimic_pl.ranking.lance_rows import RowFormat
 from mimic_pl.ranking.lance_writer import WRITER_LOCK, append_table, finish_deletion, remove_unfinished, writing
+from mimic_pl.ranking.own_files import as_stored
 from mimic_pl.ranking.text_columns import column_of
 from mimic_pl.records import Entity
 
@@ -136,7 +137,7 @@ class Writer:
             raise DataError(f"The knowledge base already has {listed(known)}. Update an entity to change it.")
         numbers = self._numbers.of_new(ids, order)
         self._make_room(entities, columns)
-        table = self.format.table(entities, numbers, columns)
+        table = self.format.table(as_stored(entities, self.folder), numbers, columns)
         self._commit(lambda: append_table(self.folder, table), statistics)
 
     def update(
@@ -151,7 +152,8 @@ class Writer:
                 "such entities and add them again."
             )
         self._make_room(entities, columns)
-        table = self.format.table(entities, torch.tensor([order[entity.id] for entity in entities]), columns)
+        numbers = torch.tensor([order[entity.id] for entity in entities])
+        table = self.format.table(as_stored(entities, self.folder), numbers, columns)
 
         def commit() -> None:
             with writing(self.folder, table.nbytes):

@@ -14,7 +14,7 @@ from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.links import Link
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, Ranking, ResidentIndex
+from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, Ranking, ResidentIndex, challengers
 from mimic_pl.records import Entity, Mention
 from mimic_pl.retrieval import Allowed, Queries, Retriever
 from mimic_pl.units import States
@@ -31,6 +31,19 @@ class Query(NamedTuple):
 
     mention: Mention
     restriction: Restriction
+
+
+class Found(NamedTuple):
+    """What a search found for a mention.
+
+    Attributes:
+        links: Its candidates, best first.
+        certified: Whether the first is proven to be the first of all entities that the mention may mean; None unless
+            asked for.
+    """
+
+    links: tuple[Link, ...] = ()
+    certified: bool | None = None
 
 
 class CandidateSearch:
@@ -97,13 +110,16 @@ class CandidateSearch:
         return self.model.processor.mentions([query.mention for query in queries])
 
     @torch.no_grad()
-    def __call__(self, queries: Sequence[Query], inputs: Inputs, top_k: int | None) -> list[tuple[Link, ...]]:
+    def __call__(
+        self, queries: Sequence[Query], inputs: Inputs, top_k: int | None, certify: bool = False
+    ) -> list[Found]:
         """The candidates of each mention, best first.
 
         Args:
             queries: The mentions.
             inputs: Their inputs.
             top_k: Candidates per mention; all entities by default.
+            certify: Try to prove that the first is the first of all entities.
 
         Raises:
             DataError: A restriction cannot be evaluated.
@@ -115,12 +131,12 @@ class CandidateSearch:
         for restriction in groups:
             self.allowed(restriction)  # raises before anything is encoded
         states = self._states(inputs)
-        found: list[tuple[Link, ...]] = [()] * len(queries)
+        found = [Found()] * len(queries)
         for restriction, rows in groups.items():
             own = _rows(states, torch.tensor(rows))
             mentions = [queries[row].mention for row in rows]
-            for place, links in enumerate(self.ranked(mentions, own, restriction, top_k)):
-                found[rows[place]] = links
+            for place, of_mention in enumerate(self.ranked(mentions, own, restriction, top_k, certify)):
+                found[rows[place]] = of_mention
         return found
 
     @torch.no_grad()
@@ -134,8 +150,13 @@ class CandidateSearch:
         return Queries.of(self.model, [query.mention for query in queries], states)
 
     def ranked(
-        self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int | None
-    ) -> list[tuple[Link, ...]]:
+        self,
+        mentions: Sequence[Mention],
+        states: States,
+        restriction: Restriction,
+        top_k: int | None,
+        certify: bool = False,
+    ) -> list[Found]:
         """The candidates of encoded mentions with the same restriction.
 
         Args:
@@ -143,12 +164,14 @@ class CandidateSearch:
             states: Their states.
             restriction: The entities that they may mean.
             top_k: Candidates per mention; all entities if None.
+            certify: Try to prove that the first is the first of all entities.
         """
         if self.retriever is None or top_k is None:
             part = self.part(restriction)
+            certified = True if certify else None  # all are ranked
             if part is None:
-                return [()] * len(mentions)
-            return self._links([self._ranking(states, part, top_k)])
+                return [Found((), certified)] * len(mentions)
+            return [Found(links, certified) for links in self._links([self._ranking(states, part, top_k)])]
         found = self.candidates(mentions, states, restriction, top_k)
         # One by one: a mention's links do not depend on the others of its batch.
         rankings = {
@@ -157,7 +180,24 @@ class CandidateSearch:
             if len(order)
         }
         links = dict(zip(rankings, self._links(list(rankings.values())), strict=True))
-        return [links.get(row, ()) for row in range(len(mentions))]
+        proofs = self._certified(states, restriction, found, rankings) if certify else [None] * len(mentions)
+        return [Found(links.get(row, ()), certified) for row, certified in enumerate(proofs)]
+
+    def _certified(
+        self, states: States, restriction: Restriction, found: Sequence[Tensor], rankings: Mapping[int, Ranking]
+    ) -> list[bool | None]:
+        """Whether bounds exclude that an entity that was not scored has the score of the first, by mention."""
+        certified: list[bool | None] = [not len(order) for order in found]
+        part = self.part(restriction)
+        if part is None or not rankings:
+            return certified
+        rows = torch.tensor(list(rankings))
+        firsts = torch.cat([ranking.top_scores["overall"][:, 0] for ranking in rankings.values()])
+        reaching = challengers(self.model.matcher, _rows(states, rows), part, firsts)
+        for place, row in enumerate(rankings):
+            others = reaching.order[reaching.rows == place].cpu()
+            certified[row] = bool(torch.isin(others, found[row]).all())
+        return certified
 
     def candidates(
         self, mentions: Sequence[Mention], states: States, restriction: Restriction, top_k: int

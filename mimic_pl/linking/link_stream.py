@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from mimic_pl.batch import Inputs
 from mimic_pl.errors import ConfigError, DataError, MimicError, NonFiniteScoreError
-from mimic_pl.linking.candidates import CandidateSearch, Query
+from mimic_pl.linking.candidates import CandidateSearch, Found, Query
 from mimic_pl.linking.mention_records import Restriction, mentions_of
-from mimic_pl.links import Link, Links
+from mimic_pl.links import Links
 from mimic_pl.processor.images import ImageReport
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class LinkCounts:
         linked: Mentions with a candidate that is more probable than NIL.
         nil: Mentions without.
         failed: Records and mentions with an error.
+        certified: Mentions whose first candidate is proven to be the first of all entities, if that was asked for.
         images: Images that could not be used, by kind (``missing``, ``unreadable``, ...).
         image_examples: The first of each kind.
     """
@@ -41,6 +42,7 @@ class LinkCounts:
     linked: int = 0
     nil: int = 0
     failed: int = 0
+    certified: int = 0
     images: Counter[str] = field(default_factory=Counter)
     image_examples: dict[str, str] = field(default_factory=dict)
 
@@ -51,6 +53,7 @@ class LinkCounts:
 
     def add(self, links: Links) -> None:
         """Count a mention."""
+        self.certified += bool(links.certified)
         if links.error is not None:
             self.failed += 1
         elif links.is_nil:
@@ -100,6 +103,7 @@ class LinkStream(Iterator[Links]):
         image_folder: Path | None,
         finish: Finish,
         unusable_images: Counter[str],
+        certify: bool,
     ) -> None:
         self.counts = LinkCounts()
         self._search = search
@@ -107,6 +111,7 @@ class LinkStream(Iterator[Links]):
         self._filter = filter
         self._image_folder = image_folder
         self._finish = finish
+        self._certify = certify
         self._unusable_images = unusable_images
         self._links = self._all(iter(records), batch_size)
 
@@ -147,7 +152,7 @@ class LinkStream(Iterator[Links]):
         queries = [item.query for item in items if item.query is not None]
         try:
             inputs: Inputs = self._search.inputs(queries)
-            found = self._search(queries, inputs, self._depth)
+            found = self._search(queries, inputs, self._depth, self._certify)
         except _OF_A_RECORD as error:
             if len(items) == 1:
                 items[0].fail(error)
@@ -155,19 +160,17 @@ class LinkStream(Iterator[Links]):
                 self._link(items[: len(items) // 2])
                 self._link(items[len(items) // 2 :])
             return
-        for item, candidates in zip(items, found, strict=True):
-            self._complete(item, candidates)
+        for item, of_mention in zip(items, found, strict=True):
+            self._complete(item, of_mention)
 
-    def _complete(self, item: _Item, candidates: tuple[Link, ...]) -> None:
+    def _complete(self, item: _Item, found: Found) -> None:
         assert item.query is not None
         try:
-            links = self._finish(Links(item.query.mention, candidates, number=item.number))
+            links = self._finish(Links(item.query.mention, found.links, number=item.number, certified=found.certified))
         except _OF_A_RECORD as error:
             item.fail(error)
             return
-        item.links = Links(
-            links.mention, links.candidates[: self._top_k], links.nil_probability, links.error, links.number
-        )
+        item.links = replace(links, candidates=links.candidates[: self._top_k])
 
     def _log_images(self) -> None:
         """Log kinds of failed images that the linker has not met before, and count all."""

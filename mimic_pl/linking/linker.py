@@ -409,6 +409,7 @@ class Linker:
         batch_size: int = 64,
         show_progress_bar: bool = False,
         image_folder: str | Path | None = None,
+        certify: bool = False,
     ) -> Links | list[Links]:
         """Link mentions.
 
@@ -421,6 +422,9 @@ class Linker:
             show_progress_bar: Show a progress bar with rate and time left.
             image_folder: Folder that relative paths of images begin in; by default the file's own, and the working
                 directory for records.
+            certify: With a retriever, try to prove that the first candidate is the first of all entities, and tell in
+                :attr:`Links.certified`. That takes bounds of all entities' scores, a fraction of an exact ranking;
+                without a retriever, all are ranked, and the proof is free.
 
         Returns:
             The links of a mention; a list for several mentions, and for one record with ``spans``.
@@ -428,11 +432,12 @@ class Linker:
         Raises:
             DataError: A single record cannot be linked, or the filter cannot be evaluated. A record of several has an
                 error in :attr:`Links.error` instead.
+            ConfigError: ``certify`` with a reranker, whose order nothing is proven of.
         """
         single = isinstance(records, (Mention, Mapping))
         source: Any = records
         given = [source] if single else source if isinstance(source, (str, Path)) else as_sequence(source)
-        stream = self.link_stream(given, top_k, filter, batch_size, image_folder)
+        stream = self.link_stream(given, top_k, filter, batch_size, image_folder, certify=certify)
         total = len(given) if isinstance(given, Sequence) and not isinstance(given, str) else None
         found = list(tqdm(stream, "Linking", total, unit=" mentions", disable=not show_progress_bar))
         if not single:
@@ -451,6 +456,7 @@ class Linker:
         image_folder: str | Path | None = None,
         format: str | None = None,
         skip: int = 0,
+        certify: bool = False,
     ) -> LinkStream:
         """Link a stream of mentions of any length, in bounded memory; see :meth:`link` for the arguments.
 
@@ -462,6 +468,7 @@ class Linker:
             image_folder: Folder that relative paths of images begin in.
             format: Layout of the file; recognised by default.
             skip: Number of records at the beginning to skip, which were linked before; numbers count them.
+            certify: Try to prove that first candidates are the first of all entities.
 
         Returns:
             An iterator over the links in the order of the mentions. A record that cannot be linked has an
@@ -472,6 +479,10 @@ class Linker:
         """
         require_ranges({"top_k": COUNT, "batch_size": COUNT}, {"top_k": top_k, "batch_size": batch_size}, "")
         search = self._candidates
+        if certify and self.reranker is not None:
+            raise ConfigError(
+                "certify proves the first of the model's own ranking, which a reranker orders anew. Link without one."
+            )
         if filter is not None:
             search.knowledge_base.where(filter)  # raises here, and not once for each mention
         folder = None if image_folder is None else expanded(image_folder)
@@ -481,7 +492,7 @@ class Linker:
         depth = None if top_k is None else max(top_k, *read)
         numbered = islice(enumerate(records), skip, None)
         return LinkStream(
-            search, numbered, top_k, depth, filter, batch_size, folder, self._finished, self.unusable_images
+            search, numbered, top_k, depth, filter, batch_size, folder, self._finished, self.unusable_images, certify
         )
 
     def _finished(self, links: Links) -> Links:

@@ -12,7 +12,7 @@ import torch
 from mimic_pl.errors import DataError
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.quoting import quoted
-from mimic_pl.ranking.lance_dataset import sql_text
+from mimic_pl.ranking.lance_dataset import sql_text, storable
 from mimic_pl.records import Mention
 from mimic_pl.retrieval import Allowed
 
@@ -41,6 +41,12 @@ def mentions_of(record: object, image_folder: Path | None = None) -> list[Mentio
         mentions = Mention.all_of(record)
     else:
         mentions = [Mention.of(record)]  # type: ignore[arg-type]  # raises for what is neither
+    for mention in mentions:
+        if not all(map(storable, (mention.mention, mention.sentence, *mention.fields.values()))):
+            raise DataError(
+                f"The mention {quoted(mention.mention)} or its texts contain half of a character, which no tokenizer "
+                "reads. Remove it from the record."
+            )
     return mentions if image_folder is None else [_located(mention, image_folder) for mention in mentions]
 
 

@@ -17,7 +17,7 @@ What evaluation does is set by these options:
 ``--model.ranker.unit_ranks cheap``     leave out TGLU's own ranks, which need most of the attention that is left
 ``--model.ranker.prune false``          score every pair: the same ranks, for comparison
 ``--model.ranker.top_k 20``             how many top entities are kept, for predictions and links
-``--model.index.dtype bfloat16``        keep 9.7 kB of an entity instead of 19.3; ``int8`` keeps 5.0
+``--model.index.dtype bfloat16``        keep 9.7 kB of an entity instead of 19.3; ``int8`` keeps 5.0, ``int4`` 3.3
 ``--model.index.storage host``          keep the index in the host's memory, move it to the device block by block
 ``--model.index.storage disk``          keep it in a folder (``--model.index.folder``), encoded once: ``test`` and
                                         ``predict`` read it, whatever its size

@@ -22,7 +22,7 @@ def to_columns(states: States, dtype: IndexDtype) -> dict[str, Tensor]:
     for unit, state in states.items():
         state_hash: Tensor | None = None
         small = sum(tensor[:1].numel() for tensor in state.values()) <= SMALL_STATE
-        unit_dtype: IndexDtype = "bfloat16" if dtype == "int8" and small else dtype
+        unit_dtype: IndexDtype = "bfloat16" if dtype in ("int8", "int4") and small else dtype
         for name, tensor in state.items():
             good = torch.isfinite(tensor).flatten(1).all(dim=1) if tensor.is_floating_point() else None
             finite = good if finite is None else finite if good is None else finite & good

@@ -16,6 +16,7 @@ import pyarrow as pa
 from mimic_pl.errors import MachineError, StoreError
 from mimic_pl.escaping import shortened
 from mimic_pl.ranking.lance_rows import METADATA, ORDER, RowFormat
+from mimic_pl.ranking.own_files import as_found
 from mimic_pl.records import Entity
 
 if TYPE_CHECKING:
@@ -182,7 +183,7 @@ def intact_records(folder: Path, row_format: RowFormat, table: pa.Table) -> list
         records, damaged = row_format.entities(table)
     if damaged:
         raise damaged_row(folder, table.take(damaged[:1]))
-    return records
+    return as_found(records, folder)
 
 
 def storable(text: str) -> bool:

@@ -7,22 +7,18 @@ import hmac
 import io
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Path, Request, Response, UploadFile
+from fastapi import APIRouter, Depends, FastAPI, File, Form, HTTPException, Path, Response, UploadFile
 from fastapi.middleware.cors import CORSMiddleware
-from fastapi.responses import JSONResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from fastapi_offline import FastAPIOffline
 from prometheus_client import CONTENT_TYPE_LATEST
 
 import mimic_pl
-from mimic_pl.errors import ConfigError, DataError, StoreError
 from mimic_pl.linking import Linker
 from mimic_pl.linking.explanation import LinkExplanation
 from mimic_pl.linking.thumbnails import first_thumbnail
-from mimic_pl.serve.batching import BusyError
 from mimic_pl.serve.guard import Guard
 from mimic_pl.serve.limits import Limits
 from mimic_pl.serve.messages import (
@@ -33,11 +29,11 @@ from mimic_pl.serve.messages import (
     LinkRequest,
     LinkResponse,
     MentionRequest,
-    Problem,
     Readiness,
     Status,
     UnitScore,
 )
+from mimic_pl.serve.problems import BUSY, RETRY_AFTER, add_problems, documented
 from mimic_pl.serve.reconciliation import reconciliation_routes
 from mimic_pl.serve.rel import rel_routes
 from mimic_pl.serve.service import Service
@@ -46,14 +42,6 @@ THUMBNAIL = 256
 """Longer side of a thumbnail, in pixels."""
 
 _BEARER = HTTPBearer(auto_error=False)
-
-_RETRY_AFTER = {"Retry-After": "1"}
-
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    413: {"model": Problem, "description": "The request is too large."},
-    422: {"model": Problem, "description": "The request cannot be used; the message says why."},
-    503: {"model": Problem, "description": "The server is busy. Try again after `Retry-After` seconds."},
-}
 
 _ID = Annotated[str, Path(description="Id of the entity.", min_length=1)]
 
@@ -86,7 +74,10 @@ def create_app(linker: Linker, limits: Limits | None = None, token: str | None =
         "Links mentions, words in sentences with images, to the entities of a knowledge base. Images are contents of "
         "requests: no path or address in a request is ever opened."
     )
-    app = FastAPIOffline(title="mimic-pl", version=mimic_pl.__version__, description=about, lifespan=lifespan)
+    app = FastAPIOffline(
+        title="mimic-pl", version=mimic_pl.__version__, description=about, lifespan=lifespan,
+        responses=documented(400, 408, 413, 422, 503),
+    )  # fmt: skip
     app.include_router(_linking(service))
     app.include_router(reconciliation_routes(service))
     app.include_router(rel_routes(service))
@@ -94,25 +85,16 @@ def create_app(linker: Linker, limits: Limits | None = None, token: str | None =
     if token is not None:
         app.include_router(_changes(service, token))
     app.include_router(_state(service, app))
-    # Pages of other hosts may call it, as the reconciliation API requires; a token is never sent by itself.
-    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"])
     app.add_middleware(Guard, limits=service.limits, metrics=service.metrics)
-    for kind, status in ((DataError, 422), (ConfigError, 422), (StoreError, 503)):
-        app.add_exception_handler(kind, partial(_problem, status))
-    app.add_exception_handler(BusyError, _busy)
+    # Pages of other hosts may call it, as the reconciliation API requires, and read why they are refused; a token is
+    # never sent by itself.
+    app.add_middleware(CORSMiddleware, allow_origins=["*"], allow_methods=["GET", "POST"], allow_headers=["*"])
+    add_problems(app)
     return app
 
 
-def _problem(status: int, request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": str(error)}, status, _RETRY_AFTER if status == 503 else None)
-
-
-def _busy(request: Request, error: Exception) -> Response:
-    return JSONResponse({"detail": "The server is busy. Try again."}, 503, _RETRY_AFTER)
-
-
 def _linking(service: Service) -> APIRouter:
-    router = APIRouter(tags=["linking"], responses=_PROBLEMS)
+    router = APIRouter(tags=["linking"])
 
     @router.post("/link")
     async def link(request: LinkRequest) -> LinkResponse:
@@ -139,7 +121,7 @@ def _linking(service: Service) -> APIRouter:
 
     async def explained(request: ExplainRequest) -> LinkExplanation:
         service.require_candidates(request.top_k)
-        service.require_short([request.entity])
+        service.limits.require_texts([request.entity])
         (record,) = await service.records([request.mention])
         return await service.work(service.linker.explain, record, request.entity, request.top_k)
 
@@ -173,7 +155,7 @@ def _linking(service: Service) -> APIRouter:
 
 
 def _knowledge_base(service: Service) -> APIRouter:
-    router = APIRouter(tags=["knowledge base"], responses={404: {"model": Problem, "description": "No such entity."}})
+    router = APIRouter(tags=["knowledge base"], responses=documented(404))
 
     async def known(id: str) -> Any:
         entity = await service.work(service.linker.entity, id)
@@ -181,9 +163,7 @@ def _knowledge_base(service: Service) -> APIRouter:
             raise HTTPException(404, "There is no entity with this id.")
         return entity
 
-    @router.get(
-        "/entities/{id:path}/thumbnail", response_class=Response, responses={200: {"content": {"image/png": {}}}}
-    )
+    @router.get("/thumbnails/{id:path}", response_class=Response, responses={200: {"content": {"image/png": {}}}})
     async def thumbnail(id: _ID) -> Response:
         """The first image of an entity, small."""
         entity = await known(id)
@@ -213,20 +193,20 @@ def _changes(service: Service, token: str) -> APIRouter:
                 401, "Pass the server's token: Authorization: Bearer TOKEN.", {"WWW-Authenticate": "Bearer"}
             )
 
-    responses = {**_PROBLEMS, 401: {"model": Problem, "description": "The token is missing or wrong."}}
-    router = APIRouter(tags=["knowledge base"], responses=responses, dependencies=[Depends(require_token)])
+    token_first = [Depends(require_token)]
+    router = APIRouter(tags=["knowledge base"], responses=documented(401), dependencies=token_first)
 
     @router.put("/entities/{id:path}", responses={201: {"model": EntityResponse, "description": "It is new."}})
     async def put_entity(id: _ID, request: EntityRequest, response: Response) -> EntityResponse:
         """Add an entity, or replace the one with this id; only this one is encoded. Committed when it answers."""
-        service.require_short([id, *request.texts()])
+        service.limits.require_texts([id, *request.texts()])
         await service.require_images(request.images)
         record = {**request.fields, "id": id, "name": request.name}
         if await service.work(service.linker.put, record, request.images):
             response.status_code = 201
         return EntityResponse(id=id, name=request.name, fields=request.fields, images=len(request.images))
 
-    @router.delete("/entities/{id:path}", status_code=204)
+    @router.delete("/entities/{id:path}", status_code=204, responses=documented(404))
     async def delete_entity(id: _ID) -> None:
         """Delete an entity. Committed when it answers."""
         if await service.work(service.linker.entity, id) is None:
@@ -244,11 +224,11 @@ def _state(service: Service, app: FastAPI) -> APIRouter:
         """Whether the process answers."""
         return Status(status="ok")
 
-    @router.get("/ready", responses={503: {"model": Problem, "description": "Requests are refused for now."}})
+    @router.get("/ready")
     async def ready() -> Readiness:
         """Whether the server can link: the knowledge base is open, and the queue is not full."""
         if not app.state.ready or service.batcher.waiting >= service.limits.queue:
-            raise HTTPException(503, "The server is busy.", _RETRY_AFTER)
+            raise HTTPException(503, BUSY, RETRY_AFTER)
         kb = await service.knowledge_base()
         return Readiness(status="ok", entities=len(kb), version=kb.version)
 

@@ -37,6 +37,7 @@ class MicroBatcher:
         batch_size: Records from which on no further request joins a batch.
         capacity: Records that may wait.
         on_batch: Called with the number of records of each batch.
+        on_waiting: Called with the number of records that wait or are being linked, whenever it changes.
     """
 
     def __init__(
@@ -45,13 +46,15 @@ class MicroBatcher:
         executor: Executor,
         batch_size: int,
         capacity: int,
-        on_batch: Callable[[int], None] = lambda records: None,
+        on_batch: Callable[[int], object] = lambda records: None,
+        on_waiting: Callable[[int], object] = lambda records: None,
     ) -> None:
         self._link = link
         self._executor = executor
         self._batch_size = batch_size
         self._capacity = capacity
         self._on_batch = on_batch
+        self._on_waiting = on_waiting
         self._jobs: asyncio.Queue[_Job] = asyncio.Queue()
         self.waiting = 0
         """Records that wait or are being linked."""
@@ -73,16 +76,17 @@ class MicroBatcher:
         if self.waiting + len(records) > self._capacity:
             raise BusyError
         job = _Job(records, top_k, asyncio.get_running_loop().create_future())
-        self.waiting += len(records)
-        job.answer.add_done_callback(lambda _: self._leave(len(records)))
+        self._count(len(records))
+        job.answer.add_done_callback(lambda _: self._count(-len(records)))
         self._jobs.put_nowait(job)
         try:
             return await asyncio.wait_for(job.answer, seconds)
         except asyncio.TimeoutError as error:
             raise BusyError from error
 
-    def _leave(self, records: int) -> None:
-        self.waiting -= records
+    def _count(self, records: int) -> None:
+        self.waiting += records
+        self._on_waiting(self.waiting)
 
     async def run(self) -> None:
         """Link what comes in, until cancelled."""
@@ -93,22 +97,28 @@ class MicroBatcher:
             jobs = [job for job in jobs if not job.answer.done()]  # given up
             if not jobs:
                 continue
-            records = [record for job in jobs for record in job.records]
-            self._on_batch(len(records))
-            try:
-                top_k = max(job.top_k for job in jobs)
-                found = await asyncio.get_running_loop().run_in_executor(self._executor, self._link, records, top_k)
-            except Exception as error:
+            await self._answer(jobs)
+
+    async def _answer(self, jobs: Sequence[_Job]) -> None:
+        """Link the records of some requests together; if that fails, each request alone, so that only one fails."""
+        records = [record for job in jobs for record in job.records]
+        self._on_batch(len(records))
+        try:
+            top_k = max(job.top_k for job in jobs)
+            found = await asyncio.get_running_loop().run_in_executor(self._executor, self._link, records, top_k)
+        except Exception as error:
+            if len(jobs) > 1:
                 for job in jobs:
-                    if not job.answer.done():
-                        job.answer.set_exception(error)
-                continue
-            by_record: dict[int, list[Links]] = defaultdict(list)
-            for links in found:
-                by_record[links.number].append(links)
-            start = 0
-            for job in jobs:
-                numbers = range(start, start + len(job.records))
-                start += len(job.records)
-                if not job.answer.done():
-                    job.answer.set_result([by_record[number] for number in numbers])
+                    await self._answer([job])
+            elif not jobs[0].answer.done():
+                jobs[0].answer.set_exception(error)
+            return
+        by_record: dict[int, list[Links]] = defaultdict(list)
+        for links in found:
+            by_record[links.number].append(links)
+        start = 0
+        for job in jobs:
+            numbers = range(start, start + len(job.records))
+            start += len(job.records)
+            if not job.answer.done():
+                job.answer.set_result([by_record[number] for number in numbers])

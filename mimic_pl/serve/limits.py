@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
+from mimic_pl.errors import DataError
 from mimic_pl.ranges import COUNT, POSITIVE, require_ranges
+from mimic_pl.ranking.lance_dataset import storable
 
 
 @dataclass(frozen=True)
@@ -19,7 +22,8 @@ class Limits:
         candidates: Candidates per mention (422).
         queue: Mentions that wait at the same time (503).
         batch_size: Mentions that are linked at once, those of several requests together.
-        seconds: Time for reading a request (408), and for waiting for its links (503).
+        seconds: Time for the header of a request, for its body (408), for waiting for its links (503), and for a client
+            to read the answer; connections end that are idle for so long.
 
     Raises:
         ConfigError: A limit is not positive.
@@ -39,3 +43,15 @@ class Limits:
         counts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "seconds"}
         require_ranges(dict.fromkeys(counts, COUNT), counts, "limits.")
         require_ranges({"seconds": POSITIVE}, {"seconds": self.seconds}, "limits.")
+
+    def require_texts(self, texts: Iterable[str]) -> None:
+        """Refuse texts that are too long, or contain half of a character, which JSON can express.
+
+        Raises:
+            DataError: One does.
+        """
+        for text in texts:
+            if len(text) > self.characters:
+                raise DataError(f"A text has {len(text):,} characters; at most {self.characters:,} are read.")
+            if not storable(text):
+                raise DataError("A text contains half of a character: a surrogate without its other half.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any
 
-from pydantic import Base64Bytes, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Base64Bytes, BaseModel, ConfigDict, Field
 
 from mimic_pl.links import Links
 from mimic_pl.records import Entity
@@ -13,6 +13,21 @@ from mimic_pl.records import Entity
 
 class _Request(BaseModel):
     model_config = ConfigDict(extra="forbid")
+
+
+def _not_named(*reserved: str) -> AfterValidator:
+    """Refuse fields with the name of a key that records have themselves."""
+
+    def check(fields: dict[str, str]) -> dict[str, str]:
+        if taken := [name for name in reserved if name in fields]:
+            raise ValueError(f"{taken[0]!r} cannot be the name of a field")
+        return fields
+
+    return AfterValidator(check)
+
+
+_OF_BOTH = ("id", "image", "images", "arrays")
+_OF_MENTION = ("mention", "sentence", "start", "end", "spans", "golds", "entity_type", "candidates", "filter")
 
 
 class MentionRequest(_Request):
@@ -29,7 +44,9 @@ class MentionRequest(_Request):
     entity_type: Annotated[str | None, Field(description="Only entities with this `type`.")] = None
     candidates: Annotated[list[str] | None, Field(description="Only entities with these ids.")] = None
     filter: Annotated[str | None, Field(description="Only entities that this condition selects.")] = None
-    fields: Annotated[dict[str, str], Field(description="Other texts of the text template.")] = {}
+    fields: Annotated[
+        dict[str, str], Field(description="Other texts of the text template."), _not_named(*_OF_BOTH, *_OF_MENTION)
+    ] = {}
 
     def texts(self) -> list[str]:
         """All texts, whose length is limited."""
@@ -112,7 +129,9 @@ class EntityRequest(_Request):
     """An entity of the knowledge base."""
 
     name: str
-    fields: Annotated[dict[str, str], Field(description="Texts by name, such as `attr` or `type`.")] = {}
+    fields: Annotated[
+        dict[str, str], Field(description="Texts by name, such as `attr` or `type`."), _not_named(*_OF_BOTH, "name")
+    ] = {}
     images: Annotated[list[Base64Bytes], Field(description="Image files, encoded as base64, best first.")] = []
 
     def texts(self) -> list[str]:
@@ -164,12 +183,6 @@ class ExplainResponse(BaseModel):
     gates: dict[str, float]
     probability: float | None
     nil_probability: float | None
-
-
-class Problem(BaseModel):
-    """Why a request was refused."""
-
-    detail: str
 
 
 class Status(BaseModel):

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
 
-from fastapi import APIRouter, Form, HTTPException, Query, Request
+from fastapi import APIRouter, Form, HTTPException, Query, Request, Response
 from fastapi.responses import HTMLResponse
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -21,6 +21,7 @@ import mimic_pl
 from mimic_pl.links import Link, Links
 from mimic_pl.ranking.lance_dataset import sql_text
 from mimic_pl.records import Entity
+from mimic_pl.serve.problems import documented, named
 from mimic_pl.serve.service import Service
 
 TYPE = "type"
@@ -33,6 +34,8 @@ SUGGESTIONS = 20
 """Suggestions at once."""
 
 _WIDTH, _HEIGHT = 400, 160
+
+_CURSOR = Annotated[int, Query(ge=0, description="How many to skip.")]
 
 
 class Reference(BaseModel):
@@ -63,7 +66,7 @@ class ReconciliationQuery(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    query: str = ""
+    query: str | None = None
     type: str | list[str] = []
     limit: Annotated[int | None, Field(ge=1)] = None
     properties: list[Property] = []
@@ -71,20 +74,35 @@ class ReconciliationQuery(BaseModel):
 
     @model_validator(mode="after")
     def _asks_for_something(self) -> ReconciliationQuery:
-        if not self.query and not self.properties:
+        if self.query is None and not self.properties:
             raise ValueError("a query needs 'query' or 'properties'")
         return self
 
-    def record(self, has_types: bool) -> dict[str, Any]:
-        """The mention: an entity has one type, so that several types mean any of them."""
-        values = [text for each in self.properties for text in each.texts]
-        types = [self.type] if isinstance(self.type, str) else self.type
-        types = [type for type in types if type]
-        restricted = has_types and types and self.type_strict != "should"
+    @property
+    def words(self) -> list[str]:
+        """What is looked for: the query and the values of the properties, without empty ones."""
+        return [text for text in (self.query, *(text for each in self.properties for text in each.texts)) if text]
+
+    @property
+    def types(self) -> list[str]:
+        """The types that are asked for."""
+        return [type for type in ([self.type] if isinstance(self.type, str) else self.type) if type]
+
+    def record(self, known: Sequence[str]) -> dict[str, Any]:
+        """The mention.
+
+        An entity has one type, so that several types mean any of them. A type that entities only ``should`` have, as
+        OpenRefine always asks for, restricts if there are such entities.
+
+        Args:
+            known: All types of entities.
+        """
+        words = self.words
+        types = [type for type in self.types if type in known or self.type_strict != "should"]
         return {
-            "mention": self.query or values[0],
-            "sentence": ", ".join([self.query, *values] if self.query else values),
-            "filter": f"{TYPE} IN ({', '.join(map(sql_text, types))})" if restricted else None,
+            "mention": words[0],
+            "sentence": ", ".join(words),
+            "filter": f"{TYPE} IN ({', '.join(map(sql_text, types))})" if known and types else None,
         }
 
 
@@ -101,6 +119,36 @@ class ExtensionQuery(BaseModel):
     properties: list[PropertyOfExtension]
 
 
+class TypeOfEntity(BaseModel):
+    """A type."""
+
+    id: str
+    name: str
+
+
+class Suggestion(BaseModel):
+    """An entity, a property or a type."""
+
+    id: str
+    name: str
+    description: str | None = None
+    notable: Annotated[list[TypeOfEntity] | None, Field(description="Types of an entity.")] = None
+
+
+class Suggestions(BaseModel):
+    """What begins with a prefix."""
+
+    result: list[Suggestion]
+
+
+class ProposedProperties(BaseModel):
+    """Properties that can be fetched of entities."""
+
+    properties: list[Suggestion]
+    type: str | None = None
+    limit: int | None = None
+
+
 _QUERIES = TypeAdapter(dict[str, ReconciliationQuery])
 
 
@@ -109,14 +157,19 @@ def reconciliation_routes(service: Service) -> APIRouter:
     router = APIRouter(prefix="/reconcile", tags=["reconciliation"])
 
     async def answered(given: Mapping[str, ReconciliationQuery]) -> dict[str, Any]:
-        columns = (await service.knowledge_base()).columns
-        limits = [min(query.limit or 10, service.limits.candidates) for query in given.values()]
-        records = [query.record(TYPE in columns) for query in given.values()]
+        asked = {key: query for key, query in given.items() if query.words}  # an empty cell finds nothing
+        limits = [min(query.limit or 10, service.limits.candidates) for query in asked.values()]
+        typed = any(query.types for query in asked.values())
+        known = await service.work(service.linker.values, TYPE) if typed else []
+        records = [query.record(known) for query in asked.values()]
         service.require_mentions(len(records))
-        service.require_short([text for record in records for text in record.values() if text])
-        found = await service.batcher(records, max(limits, default=1), service.limits.seconds) if records else []
-        answers = zip(given.items(), found, limits, strict=True)
-        return {key: _answer(query.query, links[0], limit) for (key, query), links, limit in answers}
+        service.limits.require_texts([text for record in records for text in record.values() if text])
+        found = await service.batcher(records, max(limits), service.limits.seconds) if records else []
+        answers = zip(asked.items(), found, limits, strict=True)
+        return {
+            **{key: {"result": []} for key in given},
+            **{key: _answer(query.query or "", links[0], limit) for (key, query), links, limit in answers},
+        }
 
     async def dispatched(
         request: Request, queries: str | None, query: str | None, extend: str | None
@@ -150,38 +203,42 @@ def reconciliation_routes(service: Service) -> APIRouter:
         """The same with a form."""
         return await dispatched(request, queries, query, extend)
 
-    @router.get("/suggest/entity")
-    async def suggest_entity(prefix: str, cursor: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    @router.get("/suggest/entity", response_model_exclude_none=True)
+    async def suggest_entity(prefix: str, cursor: _CURSOR = 0) -> Suggestions:
         """Entities whose name begins with a prefix, or whose id it is."""
-        service.require_short([prefix])
+        service.limits.require_texts([prefix])
         entities = await service.work(service.linker.named, prefix, cursor, SUGGESTIONS)
-        described = ({"id": e.id, "name": e.name, "description": _described(e), "notable": _types(e)} for e in entities)
-        return {"result": [{key: value for key, value in each.items() if value} for each in described]}
+        result = [
+            Suggestion(id=e.id, name=e.name, description=_described(e) or None, notable=_types(e) or None)
+            for e in entities
+        ]
+        return Suggestions(result=result)
 
-    @router.get("/suggest/property")
-    async def suggest_property(prefix: str, cursor: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    @router.get("/suggest/property", response_model_exclude_none=True)
+    async def suggest_property(prefix: str, cursor: _CURSOR = 0) -> Suggestions:
         """Columns of the knowledge base that begin with a prefix."""
-        return {"result": _page(await _properties(service), prefix, cursor)}
+        return _page(await _properties(service), prefix, cursor)
 
-    @router.get("/suggest/type")
-    async def suggest_type(prefix: str, cursor: Annotated[int, Query(ge=0)] = 0) -> dict[str, Any]:
+    @router.get("/suggest/type", response_model_exclude_none=True)
+    async def suggest_type(prefix: str, cursor: _CURSOR = 0) -> Suggestions:
         """Types of entities that begin with a prefix."""
-        types = await service.work(service.linker.values, TYPE)
-        return {"result": _page([{"id": name, "name": name} for name in types], prefix, cursor)}
+        return _page(await service.work(service.linker.values, TYPE), prefix, cursor)
 
-    @router.get("/properties")
-    async def properties(type: str | None = None, limit: Annotated[int | None, Query(ge=1)] = None) -> dict[str, Any]:
+    @router.get("/properties", response_model_exclude_none=True)
+    async def properties(
+        type: str | None = None, limit: Annotated[int | None, Query(ge=1)] = None
+    ) -> ProposedProperties:
         """Properties that can be fetched: the columns of the knowledge base."""
-        own = {} if type is None else {"type": type}
-        return {**own, "properties": (await _properties(service))[:limit]}
+        own = [Suggestion(id=name, name=name) for name in (await _properties(service))[:limit]]
+        return ProposedProperties(properties=own, type=type, limit=limit)
 
-    @router.get("/preview", response_class=HTMLResponse)
+    @router.get("/preview", response_class=Response, responses={200: {"content": {"text/html": {}}}, **documented(404)})
     async def preview(id: str) -> HTMLResponse:
         """A small page about an entity, with its image."""
         entity = await service.work(service.linker.entity, id)
         if entity is None:
             raise HTTPException(404, "There is no entity with this id.")
-        source = f"../entities/{quote(entity.id, safe='')}/thumbnail"
+        source = f"../thumbnails/{quote(entity.id, safe='')}"
         image = f'<img src="{source}" alt="" style="float:left;max-height:130px;margin-right:12px">'
         name, id, text = (html.escape(part) for part in (entity.name, entity.id, _described(entity)))
         body = f"{image if entity.images else ''}<b>{name}</b> <small>{id}</small><p>{text}</p>"
@@ -219,9 +276,7 @@ def _parsed(parse: Any, text: str, parameter: str) -> Any:
     try:
         return parse(text)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(map(str, first["loc"]))
-        raise HTTPException(422, f"{parameter}{place and f' ({place})'}: {first['msg']}.") from error
+        raise HTTPException(422, named(error.errors(), parameter)) from error
 
 
 def _answer(query: str, links: Links, limit: int) -> dict[str, Any]:
@@ -236,7 +291,7 @@ def _candidate(link: Link, matches: bool) -> dict[str, Any]:
         "name": link.entity.name,
         "score": link.score if link.probability is None else 100 * link.probability,
         "match": matches,
-        "type": _types(link.entity),
+        "type": [each.model_dump() for each in _types(link.entity)],
         "features": [{"id": name, "value": score} for name, score in link.units.items()],
     }
     if description := _described(link.entity):
@@ -254,22 +309,22 @@ def _matches(query: str, links: Links) -> bool:
     return len(same) == 1 and same[0] is links[0]
 
 
-def _types(entity: Entity) -> list[dict[str, str]]:
+def _types(entity: Entity) -> list[TypeOfEntity]:
     name = entity.fields.get(TYPE)
-    return [{"id": name, "name": name}] if name else []
+    return [TypeOfEntity(id=name, name=name)] if name else []
 
 
 def _described(entity: Entity) -> str:
     return next((entity.fields[name] for name in DESCRIPTIONS if entity.fields.get(name)), "")
 
 
-async def _properties(service: Service) -> list[dict[str, str]]:
-    return [{"id": name, "name": name} for name in (await service.knowledge_base()).columns if name != "id"]
+async def _properties(service: Service) -> list[str]:
+    return [name for name in (await service.knowledge_base()).columns if name != "id"]
 
 
-def _page(rows: Sequence[dict[str, str]], prefix: str, cursor: int) -> list[dict[str, str]]:
-    found = [row for row in rows if row["name"].casefold().startswith(prefix.casefold())]
-    return found[cursor : cursor + SUGGESTIONS]
+def _page(names: Sequence[str], prefix: str, cursor: int) -> Suggestions:
+    found = [name for name in names if name.casefold().startswith(prefix.casefold())]
+    return Suggestions(result=[Suggestion(id=name, name=name) for name in found[cursor : cursor + SUGGESTIONS]])
 
 
 async def _extended(service: Service, query: ExtensionQuery) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def rel_routes(service: Service) -> APIRouter:
         0 (mentions are given, not found), and the type of the entity.
         """
         service.require_mentions(len(request.spans))
-        service.require_short([request.text])
+        service.limits.require_texts([request.text])
         spans = [(start, start + length) for start, length in request.spans]
         record = {"sentence": request.text, "spans": spans}
         (found,) = await service.batcher([record], 1, service.limits.seconds)

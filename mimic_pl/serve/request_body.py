@@ -32,7 +32,7 @@ async def read_body(scope: MutableMapping[str, Any], receive: Receive, limits: L
     """Read the whole body; returns what the application receives instead.
 
     Raises:
-        RefusedError: It is too large, or comes too slowly.
+        RefusedError: It is too large, comes too slowly, or its client has gone.
     """
     limit, seconds = limits.body, limits.seconds
     refused = RefusedError(413, f"The request is larger than {limit:,} bytes.")
@@ -45,8 +45,8 @@ async def read_body(scope: MutableMapping[str, Any], receive: Receive, limits: L
             message = await asyncio.wait_for(receive(), max(0.0, deadline - time.monotonic()))
         except asyncio.TimeoutError as error:
             raise RefusedError(408, f"The request was not complete after {seconds:g} s.") from error
-        if message["type"] != "http.request":
-            break
+        if message["type"] != "http.request":  # half of a request is not to be carried out
+            raise RefusedError(400, "The request has ended before its end.")
         size += len(message.get("body", b""))
         if size > limit:
             raise refused

@@ -127,5 +127,6 @@ class ServedLinker:
         folder = self._linker.knowledge_base.folder / UPLOADS
         folder.mkdir(exist_ok=True)
         path = folder / hashlib.sha256(content).hexdigest()
-        write_file(path, content)
+        if not path.exists():
+            write_file(path, content)
         return str(path.resolve())

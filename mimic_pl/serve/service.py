@@ -37,20 +37,14 @@ class Service:
         # One thread: torch uses all cores for one batch.
         self.executor = ThreadPoolExecutor(1, "linker")
         self.images = ThreadPoolExecutor(4, "images")
+        on_batch, on_waiting = self.metrics.batch.observe, self.metrics.waiting.set
         self.batcher = MicroBatcher(
-            self.linker.link, self.executor, limits.batch_size, limits.queue, self.metrics.batch.observe
+            self.linker.link, self.executor, limits.batch_size, limits.queue, on_batch, on_waiting
         )
-        self.metrics.waiting.set_function(lambda: self.batcher.waiting)
 
     async def work(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the thread of the linker."""
         return await asyncio.get_running_loop().run_in_executor(self.executor, partial(function, *arguments))
-
-    def require_short(self, texts: Sequence[str]) -> None:
-        """Refuse texts that are too long."""
-        longest = max(map(len, texts), default=0)
-        if longest > self.limits.characters:
-            raise HTTPException(422, f"A text has {longest:,} characters; at most {self.limits.characters:,} are read.")
 
     def require_mentions(self, count: int) -> None:
         """Refuse too many mentions or entities."""
@@ -82,7 +76,7 @@ class Service:
 
     async def records(self, mentions: Sequence[MentionRequest]) -> list[dict[str, Any]]:
         """The records of mentions that can be used."""
-        self.require_short([text for mention in mentions for text in mention.texts()])
+        self.limits.require_texts([text for mention in mentions for text in mention.texts()])
         await self.require_images([mention.image for mention in mentions if mention.image is not None])
         return [mention.record() for mention in mentions]
 

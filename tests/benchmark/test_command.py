@@ -9,7 +9,7 @@ import pytest
 import torch
 import yaml
 
-from mimic_pl.benchmark.settings import ROWS
+from mimic_pl.benchmark.settings import DEFAULT_ROWS
 from mimic_pl.cli import main
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.model import MIMIC
@@ -66,7 +66,7 @@ def test_a_retriever_that_may_find_everything_finds_the_exact_first(measured):
 @pytest.mark.slow
 def test_every_row_has_finite_positive_ratios(measured):
     written, printed = measured
-    assert list(written["rows"]) == list(ROWS)
+    assert list(written["rows"]) == list(DEFAULT_ROWS)
     for name, row in written["rows"].items():
         ratios = [line["ratio"] for line in row["lines"] if "ratio" in line]
         assert ratios and all(math.isfinite(ratio) and ratio > 0 for ratio in ratios), name
@@ -96,13 +96,15 @@ def test_a_small_knowledge_base_is_inflated_and_the_output_says_so(measured):
 @pytest.mark.slow
 def test_bytes_per_entity(measured):
     row = measured[0]["rows"]["bytes"]
-    # 4,832 values, a state hash for each of three units, and a finiteness flag; int8 vectors have a bfloat16 scale.
+    # 4,832 values, a state hash for each of three units, and a finiteness flag; int8 vectors have a bfloat16 scale, and
+    # int4 tokens one for each 32 values.
     rest = 3 * 8 + 1
     vectors = 1 + 40 + 1 + 3  # TGLU: global, query of 40 tokens, context; VDLU
     assert row["bytes per entity"] == {
         "float32": 4 * 4832 + rest,
         "bfloat16": 2 * 4832 + rest,
         "int8": 4832 + 2 * vectors + rest + 96,  # CMFU has small states, stored as bfloat16
+        "int4": 4832 - 3840 // 2 + 2 * (vectors - 40 + 40 * 3) + rest + 96,  # 3 scales for each of 40 tokens
     }
     assert all(line["other"] == 4 * 25_888 for line in row["lines"])
 

@@ -79,6 +79,19 @@ def test_faults(folder, arguments, code, message):
     assert message in output and "Traceback" not in output
 
 
+def test_proven_links_are_counted(folder):
+    name = mentions(folder, "m2.jsonl", [{"mention": "jaguar", "sentence": "the jaguar runs"}] * 2)
+    options = ["--kb", "kb", "--out", "proven.jsonl", "--certify"]
+    code, output = command([name, *options, "--retriever", "lance", "--candidates", "2"], folder)
+    assert code == 0, output
+    links = [json.loads(line) for line in (folder / "proven.jsonl").read_text().splitlines()]
+    proven = sum(link["certified"] for link in links)
+    (row,) = (line for line in output.splitlines() if "proven first of all" in line)
+    assert f" {proven} " in row
+    code, output = command([name, *options[:3], "all.jsonl", "--certify"], folder)
+    assert code == 0 and "100.0%" in next(line for line in output.splitlines() if "proven first of all" in line)
+
+
 def test_index_refuses_what_it_cannot_use(folder, trained):
     (folder / "twice.csv").write_text("id,name,attr\nQ1,a,b\nQ1,c,d\n")
     (folder / "empty.csv").write_text("id,name,attr\n")

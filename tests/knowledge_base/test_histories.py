@@ -63,7 +63,7 @@ TEXTS = st.dictionaries(st.sampled_from(["type", "a.b", "id", "Ünit", "order", 
 
 def ranks_as_its_last_entities(data):
     with tempfile.TemporaryDirectory() as folder:
-        kb, expected = play(data, folder, data.draw(st.sampled_from(["float32", "bfloat16", "int8"])))
+        kb, expected = play(data, folder, data.draw(st.sampled_from(["float32", "bfloat16", "int8", "int4"])))
         assert {id: (number, entity) for id, (number, entity, _) in content(kb).items()} == expected
         assert len(kb) == len(expected) and kb.verify() == []
         if not expected:

@@ -86,6 +86,7 @@ BAD = [
     ({"mention": "jaguar", "filter": "size > 3"}, "size > 3"),
     ({"mention": "jaguar", "image": 3}, "type int"),
     ({"mention": "jaguar", "spans": [[0, 1]]}, "both 'spans' and 'mention'"),
+    ({"mention": "jaguar", "sentence": "half of one: \ud83d"}, "half of a character"),
     ("jaguar", "not a dictionary"),
     (7, "not a dictionary"),
 ]
@@ -287,7 +288,7 @@ def test_probabilities_of_the_first_stage_are_not_given_to_reranked_scores(tmp_p
 
 def test_an_interrupted_command_does_not_go_on_with_a_retrained_reranker(tmp_path):
     linker = opened(tmp_path)
-    config = Namespace(top_k=3, filter=None, format=None, image_folder=None)
+    config = Namespace(top_k=3, filter=None, format=None, image_folder=None, certify=False)
 
     def job(reranker):
         return _job(config, tmp_path / "m.jsonl", Linker(linker.model, linker.knowledge_base, reranker=reranker))

@@ -180,7 +180,7 @@ def reference_scores(matcher, mentions, entities):
     }
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "int4"])
 def test_quantized_indexes_rank_their_stored_states_exactly(dtype):
     """With or without pruning and for any block size the same ranks, which are close to those of float32."""
     matcher, mentions, entities, golds = trained_like(5)

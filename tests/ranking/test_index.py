@@ -13,12 +13,12 @@ from tests.ranking.tables import add
 
 def states(count):
     return {
-        "text": {"query": torch.randn(count, 4, 48) * 7, "mask": torch.ones(count, 4, dtype=torch.int64)},
+        "text": {"query": torch.randn(count, 4, 64) * 7, "mask": torch.ones(count, 4, dtype=torch.int64)},
         "vision": {"key": torch.randn(count, 8)},
     }
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 @pytest.mark.parametrize("on_host", [False, True])
 def test_blocks_and_selections_return_what_was_added(dtype, on_host):
     torch.manual_seed(0)
@@ -39,21 +39,28 @@ def test_blocks_and_selections_return_what_was_added(dtype, on_host):
             if not tensor.is_floating_point() or dtype == "float32":
                 assert torch.equal(joined, tensor)
             else:
-                # bfloat16 rounds to 8 bits of each number, int8 to 127 steps of the largest of each vector.
+                # bfloat16 rounds to 8 bits of each number, int8 to 127 steps of the largest of each vector, int4 to 7
+                # of the largest of each 32 values of a token.
                 step = tensor.abs() * 2**-7 if dtype == "bfloat16" else tensor.abs().amax(-1, keepdim=True) / 126
+                if dtype == "int4" and name == "query":
+                    groups = tensor.unflatten(-1, (2, 32)).abs().amax(-1) / 6.9
+                    step = groups.repeat_interleave(32, dim=-1)
                 assert ((joined - tensor).abs() <= step / 2 + 1e-7).all()
 
 
-def test_zero_huge_and_tiny_vectors_survive_int8_quantization():
-    values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -1e37, 0.0], [1e-30, 2e-30, -1e-30]]).repeat(1, 50)
-    index = MemoryIndex(dtype="int8")
+@pytest.mark.parametrize(("dtype", "error"), [("int8", 0.02), ("int4", 0.15)])
+def test_zero_huge_and_tiny_vectors_survive_quantization(dtype, error):
+    values = torch.tensor([[0.0, 0.0, 0.0], [3e37, -3e37, 0.0], [1e-30, 2e-30, -2e-30]]).repeat(1, 64)[:, None]
+    index = MemoryIndex(dtype=dtype)
     add(index, {"unit": {"values": values}})
     kept = index.select(torch.arange(3)).states["unit"]["values"]
     assert torch.isfinite(kept).all()
-    torch.testing.assert_close(kept, values, rtol=0.02, atol=0.0)
+    torch.testing.assert_close(kept, values, rtol=error, atol=0.0)
 
 
-@pytest.mark.parametrize(("dtype", "at_most"), [("float32", 4832 * 4), ("bfloat16", 9_700), ("int8", 5_200)])
+@pytest.mark.parametrize(
+    ("dtype", "at_most"), [("float32", 4832 * 4), ("bfloat16", 9_700), ("int8", 5_200), ("int4", 3_300)]
+)
 def test_bytes_of_an_entity_at_published_sizes(dtype, at_most):
     """The states of the units; 25 bytes of state hashes and finiteness are added."""
     dims = FeatureDims(512, 96)

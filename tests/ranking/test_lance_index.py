@@ -26,7 +26,7 @@ pytestmark = pytest.mark.own_process
 ROWS_PER_FRAGMENT = "mimic_pl.ranking.lance_writer.MAX_ROWS_PER_FRAGMENT"
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8", "int4"])
 def test_the_index_on_disk_equals_the_one_in_memory(tmp_path, monkeypatch, dtype):
     monkeypatch.setattr(ROWS_PER_FRAGMENT, 30)
     in_memory = IndexBuilder(dtype).in_memory(records(95), batches(95), CPU)

@@ -395,7 +395,7 @@ def test_names_of_engines():
 
 def test_an_interrupted_command_does_not_go_on_with_another_retriever(tmp_path, whole):
     linker = copied(whole, tmp_path)
-    config = Namespace(top_k=3, filter=None, format=None, image_folder=None)
+    config = Namespace(top_k=3, filter=None, format=None, image_folder=None, certify=False)
     jobs = [
         _job(config, tmp_path / "m.jsonl", linker.with_retriever(retriever))
         for retriever in (None, "exact", LanceRetriever(k=5), LanceRetriever(k=5), LanceRetriever(k=6), "lance")

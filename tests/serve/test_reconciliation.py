@@ -66,6 +66,8 @@ def test_queries_are_linked(served):
             "c": {"query": "jaguar", "type": KINDS[1]},
             "d": {"query": "jaguar", "type": KINDS[:2], "type_strict": "any"},
             "e": {"query": "jaguar", "type": KINDS[1], "type_strict": "should"},
+            "e2": {"query": "jaguar", "type": ["no such type"], "type_strict": "should"},
+            "e3": {"query": "jaguar", "type": "no such type"},
             "f": {"properties": [{"pid": "name", "v": "amazon"}, {"pid": "since", "v": 1900}]},
         }
         found = asked(client, "queries", queries)
@@ -74,7 +76,9 @@ def test_queries_are_linked(served):
             {"mention": "jaguar", "sentence": "jaguar, a river, Q1"},
             {"mention": "jaguar", "sentence": "jaguar", "entity_type": KINDS[1]},
             {"mention": "jaguar", "sentence": "jaguar", "filter": f"type IN ('{KINDS[0]}', '{KINDS[1]}')"},
+            {"mention": "jaguar", "sentence": "jaguar", "entity_type": KINDS[1]},
             {"mention": "jaguar", "sentence": "jaguar"},
+            {"mention": "jaguar", "sentence": "jaguar", "entity_type": "no such type"},
             {"mention": "amazon", "sentence": "amazon, 1900"},
         ]
         for key, links in zip(queries, linker.link(records), strict=True):
@@ -83,6 +87,9 @@ def test_queries_are_linked(served):
             assert [(each["id"], each["name"], each["score"]) for each in result] == [
                 (link.entity.id, link.entity.name, link.score) for link in links
             ]
+            if key == "e3":
+                assert result == []
+                continue
             assert {f["id"]: f["value"] for f in result[0]["features"]} == links[0].units
             assert result[0]["type"] == [{"id": links[0].entity.fields["type"], "name": links[0].entity.fields["type"]}]
             assert not any(each["match"] for each in result[1:])

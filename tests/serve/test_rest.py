@@ -7,6 +7,7 @@ import io
 import re
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -109,7 +110,7 @@ REFUSED = [
         "is oversized: 10 x 10 pixels",
     ),
     ({}, {"mentions": [{**MENTION, "image": in_base64(b"no image")}]}, 422, "of 8 bytes> is unreadable"),
-    ({}, {"mentions": [{**MENTION, "image": "/etc/passwd"}]}, 422, "base64"),
+    ({}, {"mentions": [{**MENTION, "image": "/etc/passwd"}]}, 422, "Base64"),
     ({}, {"mentions": [{**MENTION, "image": "http://localhost/a.png"}]}, 422, "of 15 bytes> is unreadable"),
     ({}, {"mentions": [{**MENTION, "images": ["a.png"]}]}, 422, "images"),
     ({}, {"mentions": []}, 422, "at least 1"),
@@ -137,9 +138,9 @@ def test_entities_are_read_changed_and_linked_at_once(tmp_path):
             "id": "Q1", "name": reader.knowledge_base.known(["Q1"])["Q1"].name, "images": 0,
             "fields": {"attr": f"a {KINDS[1]}", "type": KINDS[1]},
         }  # fmt: skip
-        small = Image.open(io.BytesIO(client.get("/entities/Q0/thumbnail").content))
+        small = Image.open(io.BytesIO(client.get("/thumbnails/Q0").content))
         assert small.size == (256, 34) and small.getpixel((99, 9)) == (10, 90, 200)
-        for path in ("/entities/Q77", "/entities/Q77/thumbnail", "/entities/Q1/thumbnail"):
+        for path in ("/entities/Q77", "/thumbnails/Q77", "/thumbnails/Q1"):
             assert client.get(path).status_code == 404
         new = {"name": "jaguar", "fields": {"attr": "a car", "type": "car"}, "images": [in_base64(png())]}
         path = "/entities/http%3A%2F%2Fexample.org%2Fentity%2F1"
@@ -148,7 +149,7 @@ def test_entities_are_read_changed_and_linked_at_once(tmp_path):
         assert client.put(path, json=new, headers=TOKEN).status_code == 201
         id = "http://example.org/entity/1"
         assert client.get(path).json()["id"] == id
-        assert client.get(f"{path}/thumbnail").status_code == 200
+        assert client.get(path.replace("entities", "thumbnails")).status_code == 200
         same = opened(tmp_path)
         assert same.knowledge_base.known([id])[id].fields == new["fields"]
 
@@ -226,3 +227,22 @@ def test_an_entity_of_a_request_is_the_same_as_one_of_a_file(tmp_path):
     Linker(linker.model).index(entities, tmp_path / "again", show_progress_bar=False)
     again = linker.with_knowledge_base(tmp_path / "again").link(MENTION, top_k=20)
     assert found == expected(again) and len(found) == 10
+
+
+def test_images_of_requests_move_with_the_knowledge_base(tmp_path):
+    knowledge_base(tmp_path)
+    image = png((30, 20), (10, 180, 90))
+    with TestClient(create_app(opened(tmp_path), token="secret")) as client:
+        for color in ((1, 2, 3), (10, 180, 90)):  # added, and replaced
+            new = {"name": "jaguar", "fields": {"attr": "a car"}, "images": [in_base64(png((30, 20), color))]}
+            assert client.put("/entities/N1", json=new, headers=TOKEN).status_code in (200, 201)
+    (tmp_path / "kb").rename(tmp_path / "elsewhere")
+    linker = Linker.from_pretrained(tmp_path / "model", "cpu").with_knowledge_base(tmp_path / "elsewhere")
+    (kept,) = linker.knowledge_base.known(["N1"])["N1"].images
+    assert Path(kept).read_bytes() == image and Path(kept).is_relative_to(tmp_path / "elsewhere")
+    with TestClient(create_app(linker, token="secret")) as client:
+        thumbnail = Image.open(io.BytesIO(client.get("/thumbnails/N1").content))
+        assert thumbnail.size == (30, 20) and thumbnail.getpixel((9, 9)) == (10, 180, 90)
+        assert client.put("/entities/N2", json={**new, "name": "river"}, headers=TOKEN).status_code == 201
+    assert linker.explain(MENTION, "N1").entity_image.size == (30, 20)
+    assert linker.with_knowledge_base(tmp_path / "elsewhere").knowledge_base.verify() == []

@@ -15,9 +15,10 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from PIL import Image
 
-from tests.launch import environment, free_port
+from tests.launch import environment
 from tests.readme import readme_block
 from tests.serve.parts import knowledge_base
+from tests.serve.server_process import BEARER, Server
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("fastapi_offline")
@@ -25,36 +26,6 @@ pytest.importorskip("fastapi_offline")
 pytestmark = [pytest.mark.slow, pytest.mark.own_process]
 
 MENTIONS = {"mentions": [{"mention": "jaguar", "sentence": "the jaguar"}]}
-
-
-class Server:
-    def __init__(self, folder, *options, **variables):
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (folder / "server.log").open("w+")
-        command = [sys.executable, "-m", "mimic_pl", "serve", "--kb", str(folder / "kb"), "--device", "cpu"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *options], stderr=self.log, stdout=self.log,
-            env={**environment(), **variables},
-        )  # fmt: skip
-
-    def __enter__(self):
-        deadline = time.monotonic() + 120
-        while time.monotonic() < deadline and self.process.poll() is None:
-            try:
-                if httpx.get(f"{self.url}/ready").status_code == 200:
-                    return self
-            except httpx.TransportError:
-                time.sleep(0.2)
-        raise AssertionError(self.output())
-
-    def __exit__(self, *error):
-        self.process.terminate()
-        self.process.wait(60)
-
-    def output(self):
-        self.log.seek(0)
-        return self.log.read()
 
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
@@ -101,9 +72,8 @@ def test_requests_in_flight_are_answered_at_the_end(tmp_path):
 
 def test_several_workers_share_a_knowledge_base(tmp_path):
     knowledge_base(tmp_path)
-    token = {"Authorization": "Bearer secret"}
     with (
-        Server(tmp_path, "--workers", "2", "--writable", MIMIC_TOKEN="secret") as server,
+        Server(tmp_path, "--workers", "2", "--writable") as server,
         ThreadPoolExecutor(8) as pool,
     ):
 
@@ -115,13 +85,21 @@ def test_several_workers_share_a_knowledge_base(tmp_path):
         assert all(each == before[0] for each in before) and len(before[0]) == 9
         new = {"name": "jaguar", "fields": {"attr": "a car"}}
         for number in range(4):
-            assert httpx.put(f"{server.url}/entities/N{number}", json=new, headers=token, timeout=60).status_code == 201
+            assert (
+                httpx.put(f"{server.url}/entities/N{number}", json=new, headers=BEARER, timeout=60).status_code == 201
+            )
         time.sleep(1.5)
         after = list(pool.map(link, range(40)))
         assert all({"N0", "N3"} <= {each["id"] for each in found} for found in after)
         metrics = httpx.get(f"{server.url}/metrics").text
         assert re.search(r'mimic_links_total\{outcome="linked"\} 80.0', metrics), metrics
-        assert "mimic_entities 13.0" in metrics
+        assert "mimic_entities 13.0" in metrics and "mimic_waiting_mentions 0.0" in metrics
+        many = {"mentions": MENTIONS["mentions"] * 100}
+        answers = [pool.submit(httpx.post, f"{server.url}/link", json=many, timeout=60) for _ in range(8)]
+        seen = set()
+        while not all(answer.done() for answer in answers):
+            seen.add(re.search(r"mimic_waiting_mentions (\d+)", httpx.get(f"{server.url}/metrics").text)[1])
+        assert seen - {"0"} and {int(each) % 100 for each in seen} == {0}, seen
 
 
 def test_without_a_token_nothing_is_writable(tmp_path):
