@@ -73,17 +73,13 @@ class FaissStore(VectorStore):
         self._pending: list[Vectors] = []
         try:
             manifest = json.loads((self.folder / _MANIFEST).read_bytes())
-            files = {}
-            for name, crc32 in manifest["files"].items():
-                files[name] = np.fromfile(self.folder / name, np.uint8)
-                if zlib.crc32(files[name].data) != crc32:
-                    return
-            index = next(content for name, content in files.items() if name.endswith(".faiss"))
-            rows = next(content for name, content in files.items() if name.endswith(".rows"))
-            self._index = self._faiss.deserialize_index(index)
-            self._order, self._checksums = rows.view(np.int64).reshape(2, -1).copy()
+            files = {(self.folder / name).suffix: self.folder / name for name in manifest["files"]}
+            if any(_crc32(path) != manifest["files"][path.name] for path in files.values()):
+                return
+            self._index = self._faiss.read_index(str(files[".faiss"]))
+            self._order, self._checksums = np.fromfile(files[".rows"], np.int64).reshape(2, -1)
             self._description, self._version = manifest["description"], manifest["version"]
-        except (OSError, ValueError, KeyError, TypeError, StopIteration, RuntimeError):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError):
             self._index = None  # nothing, or nothing that can be used
 
     def __len__(self) -> int:
@@ -155,8 +151,9 @@ class FaissStore(VectorStore):
         if allowed is not None:
             order = np.ascontiguousarray(allowed.order.cpu().numpy())
             options["sel"] = self._faiss.IDSelectorBatch(order)
-            # So many lists that there are some times as many allowed entities in them as there are to be found.
-            probes = min(lists, max(probes * len(self) // len(order), -(-_ENOUGH * k * lists // len(order))))
+            # More lists the fewer are allowed, and so many that they have some times as many as there are to be found.
+            wider = round(probes * (len(self) / len(order)) ** 0.5)
+            probes = min(lists, max(wider, -(-_ENOUGH * k * lists // len(order))))
         parameters = (
             self._faiss.SearchParameters(**options)
             if self._flat
@@ -196,3 +193,12 @@ class FaissStore(VectorStore):
         if start != count:
             raise StoreError(f"{self.folder} has lost vectors. Delete it; it is built again.")
         self._pending = []
+
+
+def _crc32(path: Path) -> int:
+    """CRC-32 of a file, which is read in blocks."""
+    crc32 = 0
+    with path.open("rb") as file:
+        while block := file.read(1 << 24):
+            crc32 = zlib.crc32(block, crc32)
+    return crc32
