@@ -1,6 +1,7 @@
 """`mimic-pl index`, `link` and `recall` with a retriever."""
 
 import json
+import shlex
 from itertools import pairwise
 
 import pytest
@@ -8,6 +9,7 @@ import yaml
 
 from tests import tiny
 from tests.launch import RunningCommand, needs_fork, run
+from tests.readme import readme_block
 
 pytestmark = needs_fork
 
@@ -28,6 +30,23 @@ def options(trained):
 def command(arguments, folder):
     running = RunningCommand(arguments, folder)
     return running.exit_codes()[0], running.output()
+
+
+def test_the_lines_of_the_readme(tmp_path, trained):
+    tiny.write_set(tmp_path / "Tiny", entities=60, splits={"test": 20})
+    run(["convert", "kb", "Tiny/kb_entity.json", "my_kb.csv", "--image_folder", "Tiny/kb_image"], tmp_path)
+    given = ["Tiny/Tiny_test.json", "mentions.csv", "--image_folder", "Tiny/mention_images"]
+    run(["convert", "mentions", *given], tmp_path)
+    (tmp_path / "lightning_logs").mkdir()
+    (tmp_path / "lightning_logs" / "version_0").symlink_to(trained.run)
+    lines = readme_block("mimic-pl index my_kb.csv --model lightning_logs/version_0 --out my_kb --retriever lance")
+    for line in lines.strip().splitlines():
+        program, *arguments = shlex.split(line)
+        code, output = command(arguments, tmp_path)
+        assert program == "mimic-pl" and code == 0, output
+    links = [json.loads(line) for line in (tmp_path / "links.jsonl").read_text().splitlines()]
+    assert len(links) == 20 and all(isinstance(one["certified"], bool) for one in links)
+    assert "proven first of all entities" in output
 
 
 def test_links_through_a_retriever_have_the_exact_scores(folder):
