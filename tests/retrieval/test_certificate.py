@@ -1,28 +1,12 @@
 """A proof that the first candidate is the first of all entities is never wrong, however few candidates there are."""
 
 import pytest
-import torch
 
 from mimic_pl.errors import ConfigError
-from tests.launch import FORK, needs_fork
-from tests.retrieval.engines import ENGINES, ENTITIES, copied, indexed, mentions
+from tests.launch import needs_fork
+from tests.retrieval.engines import ENGINES, ENTITIES, copied, mentions
 
 pytestmark = [pytest.mark.own_process, needs_fork]
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A knowledge base to copy, written by another process: those of the tests are forked from this one."""
-    folder = tmp_path_factory.mktemp("whole")
-
-    def write():
-        torch.set_num_threads(1)
-        indexed(folder, ENTITIES)
-
-    writer = FORK.Process(target=write)
-    writer.start()
-    writer.join()
-    return folder / "kb"
 
 
 @pytest.mark.parametrize("engine", ["lance", "faiss, indexed"])

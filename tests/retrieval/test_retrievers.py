@@ -35,21 +35,6 @@ from tests.retrieval.engines import (
 pytestmark = [pytest.mark.own_process, needs_fork]
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A knowledge base to copy, written by another process: those of the tests are forked from this one."""
-    folder = tmp_path_factory.mktemp("whole")
-
-    def write():
-        torch.set_num_threads(1)
-        indexed(folder, ENTITIES)
-
-    writer = FORK.Process(target=write)
-    writer.start()
-    writer.join()
-    return folder / "kb"
-
-
 def scores(links):
     return [(link.entity.id, link.score, link.units) for link in links]
 
