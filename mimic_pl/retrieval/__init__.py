@@ -20,7 +20,7 @@ folder ``candidates``, follows every change by comparing checksums, and may be d
 proves for single links that nothing better was missed (:func:`mimic_pl.ranking.challengers`), by a pass of bounds over
 all entities.
 
-What a knowledge base of that size takes, by arithmetic, with the units and widths of the published model (vectors of 896
+What a large knowledge base takes, by arithmetic, with the units and widths of the published model (vectors of 896
 numbers) and without images and texts:
 
 ==============================================  ============  ==========  ==========  ===========
