@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from mimic_pl.errors import DataError
 from mimic_pl.ranges import COUNT, POSITIVE, require_ranges
-from mimic_pl.ranking.lance_dataset import storable
 
 
 @dataclass(frozen=True)
@@ -50,6 +49,8 @@ class Limits:
         Raises:
             DataError: One does.
         """
+        from mimic_pl.ranking.lance_dataset import storable  # it imports torch, which options need not wait for
+
         for text in texts:
             if len(text) > self.characters:
                 raise DataError(f"A text has {len(text):,} characters; at most {self.characters:,} are read.")
