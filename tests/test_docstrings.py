@@ -12,7 +12,7 @@ import mimic_pl
 
 # The kernel modules need Triton, and importing __main__ runs the program.
 EXCLUDED = {"mimic_pl.__main__", "mimic_pl.units.triton_attention", "mimic_pl.units.triton_gates"}
-OPTIONAL = {"fastapi", "gradio", "prometheus_client", "spacy", "starlette"}
+OPTIONAL = {"fastapi", "gradio", "prometheus_client", "spacy", "starlette", "uvicorn"}
 """Packages that only servers need."""
 
 MODULES = sorted({module.name for module in pkgutil.walk_packages(mimic_pl.__path__, "mimic_pl.")} - EXCLUDED)
