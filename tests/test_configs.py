@@ -77,6 +77,7 @@ def test_linking_without_training_and_training_from_there(trained, clip_checkpoi
     configs = ["zero_shot.yaml", *(["recipes/best.yaml"] if trained else [])]
     if trained:
         options += ["--trainer.max_epochs", "2", "--model.lr_scheduler.init_args.T_max", "2"]
+        options += ["--trainer.check_val_every_n_epoch", "1"]
     main(["fit", *(word for name in configs for word in ("--config", str(CONFIGS / name))), *options])
     main(["test"])
     run = tmp_path / "lightning_logs" / "version_0"
