@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 
 from mimic_pl.figures import legend_below, line_style, panels
 from mimic_pl.linking.recall import Recall
@@ -26,5 +27,8 @@ def recall_figure(measured: Mapping[str, Sequence[Recall]], wanted: float, menti
         axis.plot(ks, [100 * recall.ten for recall in curve], "s--", color=colour, label=f"{name}, exact first ten")
     axis.axhline(100 * wanted, color="black", linestyle=":", linewidth=1, label="wanted")
     axis.set(title=mentions, xlabel="k: candidates per channel", ylabel="found in %", xscale="log")
+    ticks = sorted({recall.k for curve in measured.values() for recall in curve})
+    axis.set_xticks(ticks, [f"{k:,}" for k in ticks])  # powers of ten would be formulas, which figures do not parse
+    axis.xaxis.set_minor_locator(NullLocator())
     legend_below(figure, [axis])
     return figure
