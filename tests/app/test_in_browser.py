@@ -27,6 +27,8 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="Chromium is not installed"),
 ]
 
+sync_api.expect.set_options(timeout=30_000)  # a busy machine may take longer than the default of 5 seconds
+
 SENTENCE = "😀 the jaguar runs in the forest"
 PHONE = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
 
@@ -77,6 +79,18 @@ def brightness(page) -> float:
 
 
 def select_jaguar(page) -> None:
+    """Select the word, again if the page did not listen yet."""
+    mention = page.locator("#mention input, #mention textarea")
+    for _ in range(5):
+        drag_over_jaguar(page)
+        try:
+            return sync_api.expect(mention).to_have_value("jaguar", timeout=5000)
+        except AssertionError:
+            continue
+    raise AssertionError("the selected word has not become the mention")
+
+
+def drag_over_jaguar(page) -> None:
     """Drag the mouse over the word, where the browser has drawn it."""
     area = page.locator("#sentence textarea")
     area.fill(SENTENCE)
