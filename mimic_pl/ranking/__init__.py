@@ -39,9 +39,9 @@ EmojiMEL      38.7 us          3.15 us (12 x)     0.52 us (75 x)       0.40 us (
 RichpediaMEL  39.7 us          3.97 us (10 x)     0.44 us (90 x)       0.43 us (93 x)
 ============  ===============  =================  ===================  =======================
 
-These figures are from before bounds went in two steps. On another CPU (Sapphire Rapids), with a model that was trained for
-four epochs on EmojiMEL and noisy copies up to 40,000 entities: published order 33.4 us, every pair scored 2.46 us (14 x),
-all ranks 0.50 us (67 x), overall ranks 0.154 us (217 x), the top ten alone 0.123 us (272 x).
+These figures are from before bounds went in two steps. On another CPU (Sapphire Rapids), with a model that was trained
+for four epochs on EmojiMEL and noisy copies up to 40,000 entities: published order 33.4 us, every pair scored 2.46 us
+(14 x), all ranks 0.50 us (67 x), overall ranks 0.154 us (217 x), the top ten alone 0.123 us (272 x).
 
 Where only some entities are scored, :func:`challengers` proves by bounds that no other one can be the first.
 
