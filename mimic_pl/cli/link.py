@@ -87,23 +87,23 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
             writer.write(links)
             if number % config.batch_size == 0:
                 writer.flush()
-        found, bins = _counted(writer.records())
-        certified = sum(1 for record in writer.records() if record["certified"]) if config.certify else None
-    Console().print(_table(found, bins, stream.counts.images, before, certified))
+        found, bins, certified = _counted(writer.records())
+    Console().print(_table(found, bins, stream.counts.images, before, certified if config.certify else None))
     print(f"Written to {short_path(out)}.")
     failed = found["failed"]
     return DataError.exit_code if failed and (config.strict or failed == found.total()) else 0
 
 
-def _counted(records: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[int]]:
-    """What became of all mentions of the file, and the histogram of the probabilities of those linked."""
-    found, bins = Counter({"linked": 0, "NIL": 0, "failed": 0}), [0] * _BINS
+def _counted(records: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[int], int]:
+    """What became of all mentions of the file, the histogram of the probabilities of those linked, proven firsts."""
+    found, bins, certified = Counter({"linked": 0, "NIL": 0, "failed": 0}), [0] * _BINS, 0
     for record in records:
         kind = "failed" if record["error"] is not None else "NIL" if record["nil"] else "linked"
         found[kind] += 1
+        certified += bool(record["certified"])
         if kind == "linked" and (probability := record["candidates"][0]["probability"]) is not None:
             bins[min(int(probability * _BINS), _BINS - 1)] += 1
-    return found, bins
+    return found, bins, certified
 
 
 def _job(config: Any, mentions: Path, linker: Any) -> str:

@@ -57,8 +57,8 @@ def linker_for(knowledge_base: KnowledgeBase, given: Namespace, reranker: Rerank
 
     Args:
         knowledge_base: The knowledge base.
-        given: Values of the options of :func:`add_model_arguments`.
-            The retriever is that of :func:`add_retriever_arguments`, if the command has these.
+        given: Values of the options of :func:`add_model_arguments`, and of :func:`add_retriever_arguments` if the
+            command has these.
         reranker: Scores the first candidates anew.
 
     Raises:
