@@ -55,7 +55,8 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
     description = json.dumps(
         {
             "format": _FORMAT,
-            "model": fingerprint(model.encoder, model.matcher),
+            # Entities' states depend on the encoder, whose weights the knowledge base names: hashing them takes long.
+            "model": [kb.description.get("model"), fingerprint(model.matcher)],
             "text": model.processor.entity_template.template,
             "width": store.width,
             **store.settings,
