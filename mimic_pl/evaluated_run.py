@@ -99,6 +99,12 @@ class EvaluatedRun:
         return self._validation["mrr"]
 
     @property
+    def hits_curves(self) -> dict[str, list[tuple[int, float]]]:
+        """Validation H@1 of the overall score and of each unit, by number of epochs trained; empty without."""
+        units = {name: self._validation[f"{name}/hits@1"] for name in self.metrics if name != "overall"}
+        return {name: curve for name, curve in {"overall": self._validation["hits@1"], **units}.items() if curve}
+
+    @property
     def figures(self) -> dict[str, dict[str, float]]:
         """All results: test metrics by score and by subset of the data.
 
@@ -107,7 +113,7 @@ class EvaluatedRun:
         events contain them).
         """
         subsets = {name: subset["metrics"] for name, subset in self.summary.get("subsets", {}).items()}
-        at_best = {name: dict(curve).get(self.best_epoch or 0) for name, curve in self._validation.items()}
+        at_best = {name: dict(self._validation[name]).get(self.best_epoch or 0) for name in ("hits@1", "mrr")}
         dev = {name: value for name, value in at_best.items() if value is not None}
         return {**subsets, "dev": dev, **self.metrics}
 
@@ -123,7 +129,8 @@ class EvaluatedRun:
 
     @cached_property
     def _validation(self) -> dict[str, list[tuple[int, float]]]:
-        return read_curves(self.folder, {name: f"val/{name}" for name in ("hits@1", "mrr")})
+        units = [f"{name}/hits@1" for name in self.metrics if name != "overall"]
+        return read_curves(self.folder, {name: f"val/{name}" for name in ("hits@1", "mrr", *units)})
 
     @cached_property
     def predictions(self) -> Predictions:

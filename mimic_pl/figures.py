@@ -72,8 +72,13 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
         figure.legend(list(entries.values()), list(entries), loc="outside lower center", **layout)
 
 
-def save(figure: Figure, path: Path) -> Path:
+def save(figure: Figure, path: Path, photographs: bool = False) -> Path:
     """Write a figure as a PNG with a palette, which is enough for lines and flat areas and a third of the size.
+
+    Args:
+        figure: The figure.
+        path: File to write.
+        photographs: The figure contains images: no palette.
 
     Raises:
         MachineError: The disk is full, or the folder is not writable; an earlier file is intact.
@@ -84,7 +89,9 @@ def save(figure: Figure, path: Path) -> Path:
             text.set_parse_math(False)
         figure.savefig(drawn, format="png", dpi=120)
     content = io.BytesIO()
-    small = Image.open(drawn).convert("RGB").quantize(_PALETTE_SIZE, dither=Image.Dither.NONE)
-    small.save(content, format="png", optimize=True)
+    image = Image.open(drawn).convert("RGB")
+    if not photographs:
+        image = image.quantize(_PALETTE_SIZE, dither=Image.Dither.NONE)
+    image.save(content, format="png", optimize=True)
     write_run_file(path, content.getbuffer())
     return path

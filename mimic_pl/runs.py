@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -234,15 +235,7 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         >>> Trainer().test(model, data)  # doctest: +SKIP
     """
     run = open_run(folder)
-    config = expand_home(run.read_config())
-    require_trusted(class_paths({key: config.get(key) for key in ("model", "data")}), trust_remote_code)
-    parser = LightningArgumentParser(exit_on_error=False)
-    parser.add_lightning_class_args(MIMIC, "model", subclass_mode=True)
-    parser.add_lightning_class_args(BaseDataModule, "data", subclass_mode=True)
-    try:
-        built = parser.instantiate_classes(parser.parse_object({key: config[key] for key in ("model", "data")}))
-    except (ArgumentError, KeyError, TypeError) as error:
-        raise ConfigError(f"The configuration {run.config} does not describe a model and its data: {error}") from error
+    built = _built(run, {"model": MIMIC, "data": BaseDataModule}, trust_remote_code)
     checkpoint = run.checkpoint(which)
     weights = read_checkpoint(checkpoint)["state_dict"]
     require_no_nan(weights, checkpoint)
@@ -256,6 +249,34 @@ def load_run(folder: str | Path, which: str = "best", trust_remote_code: bool = 
         built.data.ranked.entity_images,
     )
     return built.model.eval(), built.data
+
+
+def load_data(folder: str | Path, trust_remote_code: bool = False) -> BaseDataModule:
+    """Load a run's data module without its model, to read records and images.
+
+    Args:
+        folder: The run's folder; its checkpoints may have been deleted.
+        trust_remote_code: Also build classes of packages other than mimic_pl: importing them runs their code.
+
+    Raises:
+        ConfigError: Its configuration does not fit this version, or it names a class of another package.
+    """
+    data: BaseDataModule = _built(Run(expanded(folder).resolve()), {"data": BaseDataModule}, trust_remote_code).data
+    return data
+
+
+def _built(run: Run, classes: Mapping[str, type], trust_remote_code: bool) -> Any:
+    """Build sections of a run's configuration, each an instance of its class or of a subclass."""
+    config = expand_home(run.read_config())
+    require_trusted(class_paths({key: config.get(key) for key in classes}), trust_remote_code)
+    parser = LightningArgumentParser(exit_on_error=False)
+    for key, of_class in classes.items():
+        parser.add_lightning_class_args(of_class, key, subclass_mode=True)
+    try:
+        return parser.instantiate_classes(parser.parse_object({key: config[key] for key in classes}))
+    except (ArgumentError, KeyError, TypeError) as error:
+        what = " and its ".join(classes)
+        raise ConfigError(f"The configuration {run.config} does not describe a {what}: {error}") from error
 
 
 def _is_run(folder: Path) -> bool:

@@ -19,6 +19,8 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     text = "Run to compare the others with (default: the first of each data set)."
     parser.add_argument("--baseline", type=str | None, default=None, help=text)
     parser.add_argument("--gates", action="store_true", help="Also draw histograms of the gates; loads the models.")
+    text = "Draw this many test mentions that some runs link correctly and others do not, with images; reads the data."
+    parser.add_argument("--disagreements", type=int | None, default=None, help=text)
     text = "Run whose worst mentions are shown in errors.html, with images and attention; loads its model."
     parser.add_argument("--errors", type=str | None, default=None, help=text)
     parser.add_argument("--worst", type=int, default=50, help="Number of worst mentions.")
@@ -40,7 +42,7 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     shown = None if given.errors is None else open_finished(given.errors)
     with ExitStack() as resources:
         resources.callback(acquire_lock(Path(given.output), ".report.lock").release)
-        written = write_report(runs, given.output, baseline, given.gates) if runs else []
+        written = write_report(runs, given.output, baseline, given.gates, given.disagreements) if runs else []
         if shown is not None:
             written.append(write_errors_page(shown, Path(given.output) / "errors.html", given.worst))
     print("Written: " + ", ".join(map(str, written)))

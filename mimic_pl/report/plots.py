@@ -48,6 +48,30 @@ def curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
     return figure
 
 
+def unit_curves_figure(experiments: Sequence[Experiment]) -> Figure | None:
+    """Validation H@1 of the overall score and of each unit by epoch: a panel per experiment, a line per score and run.
+
+    None if no run was validated at least twice.
+    """
+    shown = [e for e in experiments if any(len(run.hits_curves.get("overall", ())) > 1 for run in e.runs)]
+    if not shown:
+        return None
+    scores = ["overall", *units_of(shown)]
+    figure, axes = panels(len(shown), sharey=True)
+    for experiment, axis in zip(shown, axes, strict=True):
+        for run in experiment.runs:
+            for name, curve in run.hits_curves.items():
+                colour, style = line_style(scores.index(name))
+                epochs, values = np.array(curve).T
+                axis.plot(epochs, 100 * values, style, color=colour, label=name, linewidth=1.4, alpha=0.9)
+        axis.set(title=experiment.name, xlabel="epochs trained", ylim=(0, None))
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+    for axis in axes[:: min(3, len(axes))]:
+        axis.set_ylabel("validation H@1 in %")
+    legend_below(figure, axes)
+    return figure
+
+
 def hits_figure(experiments: Sequence[Experiment]) -> Figure:
     """H@1 by experiment: bars for the overall score and each unit, with the standard deviation over several seeds.
 

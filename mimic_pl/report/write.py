@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 
 from mimic_pl.bootstrap import RESAMPLES
 from mimic_pl.checkpoints.atomic_io import write_run_file
-from mimic_pl.errors import DataError
+from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.escaping import markdown_text as cell
 from mimic_pl.evaluated_run import EvaluatedRun
 from mimic_pl.figures import save
+from mimic_pl.report.disagreements import disagreements_figure, find_disagreements
 from mimic_pl.report.experiments import Experiment, differences, group_runs
 from mimic_pl.report.gates import gates_figure
 from mimic_pl.report.plots import (
@@ -22,16 +23,22 @@ from mimic_pl.report.plots import (
     reliability_figure,
     risk_coverage_figure,
     robustness_figure,
+    unit_curves_figure,
 )
 from mimic_pl.report.significance import Comparison, compare
 from mimic_pl.report.table import as_csv, markdown, percent, rows_of, unlike_inputs
+from mimic_pl.runs import load_data
 
 _SETTINGS = 20
 """Maximum number of settings to list in which two experiments differ."""
 
 
 def write_report(
-    runs: Sequence[EvaluatedRun], folder: str | Path, baseline: EvaluatedRun | None = None, gates: bool = False
+    runs: Sequence[EvaluatedRun],
+    folder: str | Path,
+    baseline: EvaluatedRun | None = None,
+    gates: bool = False,
+    disagreements: int | None = None,
 ) -> list[Path]:
     """Write the report of runs into a folder, replacing files of an earlier report.
 
@@ -41,23 +48,28 @@ def write_report(
         baseline: The run whose experiment is listed first and is compared with the others of its data set; by default
             the first of each data set.
         gates: Also draw histograms of the gates, which loads the models.
+        disagreements: Also draw this many test mentions that some experiments of a data set link correctly and others
+            do not, with their images, which reads the data.
 
     Returns:
         The files that were written.
 
     Raises:
+        ConfigError: ``disagreements`` is below 1, or no data set has two experiments to compare.
         DataError: A run on the baseline's data set was tested on different mentions.
         MachineError: The disk is full, or the folder is not writable; files of an earlier report are intact.
     """
     folder = Path(folder)
     experiments = group_runs([*([baseline] if baseline is not None else []), *runs])
     significance = _significance(experiments, baseline)  # may fail, so before anything is written
+    examples = [] if disagreements is None else list(_disagreements(experiments, disagreements))
     folder.mkdir(parents=True, exist_ok=True)
     plots = [
         (title, note, save(figure, folder / f"{name}.png"))
         for title, note, name, figure in _figures(experiments, gates)
         if figure is not None
     ]
+    plots += [(title, note, save(figure, folder / f"{name}.png", True)) for title, note, name, figure in examples]
     rows = rows_of(experiments)
     parts = [
         "# Report",
@@ -80,6 +92,8 @@ def _figures(experiments: Sequence[Experiment], gates: bool) -> Iterator[tuple[s
     """Title, note, file name and figure of each plot."""
     note = "One line per run; a dot marks the epoch of the tested checkpoint."
     yield "Validation MRR by epoch", note, "mrr_by_epoch", curves_figure(experiments)
+    note = "Validation split; one line per score and run."
+    yield "H@1 of each unit by epoch", note, "units_by_epoch", unit_curves_figure(experiments)
     note = "Test split; error bars are the standard deviation over seeds."
     yield "H@1 by experiment", note, "hits", hits_figure(experiments)
     note = "Dotted: original input."
@@ -104,6 +118,27 @@ def _figures(experiments: Sequence[Experiment], gates: bool) -> Iterator[tuple[s
     note = "Gates of the first run on test mentions. A gate is closed at 0 and fully open at -1 or 1."
     for experiment in experiments:
         yield f"Gates of {experiment.name}", note, f"gates_{_file_name(experiment.name)}", gates_figure(experiment)
+
+
+def _disagreements(experiments: Sequence[Experiment], count: int) -> Iterator[tuple[str, str, str, Figure]]:
+    """Title, note, file name and figure of the mentions that the experiments of each data set do not agree on."""
+    compared = [[first, *others] for first, others in _by_dataset(experiments) if others]
+    if not compared:
+        raise ConfigError(
+            "--disagreements compares experiments on one data set, and there is only one. Give runs of another "
+            "configuration, or omit it."
+        )
+    for own in compared:
+        chosen = find_disagreements(own, count)
+        if chosen:
+            note = (
+                "Test mentions, their gold, and the first candidate of the first run of each experiment. Mentions are "
+                "grouped by which experiments are right, the largest group first."
+            )
+            data = load_data(own[0].runs[0].folder).ranked
+            figure = disagreements_figure(own, data, chosen)
+            name = own[0].dataset
+            yield f"Disagreements on {name}", note, f"disagreements_{_file_name(name)}", figure
 
 
 def _file_name(name: str) -> str:

@@ -27,6 +27,7 @@ from mimic_pl.report.plots import (
     reliability_figure,
     risk_coverage_figure,
     robustness_figure,
+    unit_curves_figure,
 )
 from mimic_pl.run_settings import settings_of
 from tests import tiny
@@ -247,6 +248,25 @@ def test_curves_are_those_of_the_event_files(tmp_path):
     np.testing.assert_allclose(dot.get_xydata(), [(4, 50)])  # epoch=3 in the name of the tested checkpoint
     without = write_run(tmp_path / "none" / "version_0", [1, 2])
     assert curves_figure(experiments_of(without)) is None
+
+
+def test_curves_of_units_are_those_of_the_event_files(tmp_path):
+    runs = [write_run(tmp_path / "base" / f"version_{seed}", [1, 2], seed=seed) for seed in (1, 2)]
+    for number, run in enumerate(runs):
+        write_curve(run, {1: 0.25, 3: 0.5 + number / 4}, "val/hits@1")
+        write_curve(run, {1: 0.125, 3: 0.25}, "val/text/hits@1")
+    once = write_run(tmp_path / "once" / "version_0", [1, 2], changes={LR: 9.0})
+    write_curve(once, {1: 0.25}, "val/hits@1")  # a point is no curve
+    (axis,) = unit_curves_figure(experiments_of(*runs, once)).axes
+    lines = [(line.get_label(), line.get_color(), line.get_xydata().tolist()) for line in axis.get_lines()]
+    overall, text = COLOURS[:2]
+    assert lines == [
+        ("overall", overall, [[2, 25], [4, 50]]),
+        ("text", text, [[2, 12.5], [4, 25]]),
+        ("overall", overall, [[2, 25], [4, 75]]),
+        ("text", text, [[2, 12.5], [4, 25]]),
+    ]
+    assert unit_curves_figure(experiments_of(once)) is None
 
 
 def test_bars_and_robustness_curves_show_the_metrics(tmp_path):
