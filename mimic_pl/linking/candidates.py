@@ -17,13 +17,16 @@ from mimic_pl.model import MIMIC
 from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, Ranking, ResidentIndex, challengers
 from mimic_pl.records import Entity, Mention
 from mimic_pl.retrieval import Allowed, Queries, Retriever
-from mimic_pl.units import States
+from mimic_pl.units import States, flat
 
 _KEPT = 16
 """Restrictions whose entities are remembered."""
 
 _RESIDENT_ON_CPU = 1 << 29
 """Bytes of states that are kept in memory on a CPU: 27,000 entities at published sizes; more are read in blocks."""
+
+_WORTH_BOUNDS = 512
+"""Pairs from which bounds take less time than they save: a search has a fixed cost beside that of its pairs."""
 
 
 class Query(NamedTuple):
@@ -208,7 +211,9 @@ class CandidateSearch:
         return self.retriever.retrieve(queries, max(self.retriever.k, top_k), self.allowed(restriction))
 
     def _ranking(self, states: States, part: EntityIndex, top_k: int | None) -> Ranking:
-        return Ranker(top_k or len(part), unit_ranks="cheap")(self.model.matcher, states, part)
+        pairs = len(part) * len(next(iter(flat(states).values())))
+        ranker = Ranker(top_k or len(part), unit_ranks="cheap", prune=pairs > _WORTH_BOUNDS)
+        return ranker(self.model.matcher, states, part)
 
     def _links(self, rankings: Sequence[Ranking]) -> list[tuple[Link, ...]]:
         """The links of the mentions of rankings, whose records are read at once."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mimic_pl.ranking.stored_states import pick
 from mimic_pl.units import Matcher, States
@@ -15,6 +15,8 @@ _NUMBERS_ON_CPU = 1 << 20
 
 _NUMBERS_ON_DEVICE = 1 << 26
 """State values converted to float64 at once on other devices: half a gigabyte."""
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class ExactScores:
@@ -34,7 +36,7 @@ class ExactScores:
         device = next(iter(state.values())).device
         # Apple's GPUs have no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
-        self.matcher = copy.deepcopy(matcher).to(self.device).double()
+        self.matcher = _with_own_tensors(matcher).to(self.device).double()
         self.mentions = mentions
 
     def __call__(self, rows: Tensor, entities: States, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
@@ -61,3 +63,20 @@ class ExactScores:
             sides = pick(mentions, rows[part], self.device), pick(entities, part, self.device)
             scores.append(self.matcher.pairs(*sides, (name,))[name])
         return torch.cat(scores)
+
+
+def _with_own_tensors(module: M) -> M:
+    """A copy that can be converted without changing the original; everything but tensors and submodules is shared.
+
+    ``copy.deepcopy`` takes longer than ranking some hundred candidates of a mention.
+    """
+    made = module.__new__(type(module))
+    made.__dict__ = module.__dict__.copy()
+    made._parameters = {name: _own(parameter) for name, parameter in module._parameters.items()}
+    made._buffers = dict(module._buffers)
+    made._modules = {name: None if part is None else _with_own_tensors(part) for name, part in module._modules.items()}
+    return made
+
+
+def _own(parameter: nn.Parameter | None) -> nn.Parameter | None:
+    return None if parameter is None else nn.Parameter(parameter.detach(), requires_grad=False)
