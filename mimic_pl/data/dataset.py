@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -20,6 +21,11 @@ from mimic_pl.data.training_split import seen_in_training
 from mimic_pl.errors import ConfigError
 from mimic_pl.processor import Processor, TextTokenizer
 from mimic_pl.records import Entity, Mention
+
+_OFTEN_CUT = 0.25
+"""Share of texts that fill all tokens from which it is logged."""
+
+_log = logging.getLogger(__name__)
 
 InputTransform = Callable[[Inputs, Sequence[int]], None]
 """Changes one side of a training batch in place, given a random seed per item."""
@@ -73,6 +79,13 @@ class TokenTable:
             self.ids = self.ids.astype(wide, copy=False)  # rarely more than once: later chunks have similar ids
             self.ids[start : start + chunk] = ids.numpy()
             self.lengths[start : start + chunk] = length.numpy()
+        width = self.ids.shape[1]
+        full = float(np.mean(self.lengths == width)) if count and width > 1 else 0.0
+        if full > _OFTEN_CUT:
+            _log.info(
+                f"{full:.0%} of the texts of {name} fill all {width} tokens: what follows is cut. A larger text_length "
+                "of the encoder keeps more, and takes longer in proportion."
+            )
 
     def __getitem__(self, index: int | Sequence[int]) -> tuple[Tensor, Tensor]:
         """``input_ids`` and ``attention_mask``, int64 ``[text_tokens]``, or ``[n, text_tokens]`` of several texts."""
@@ -131,7 +144,7 @@ class EntityDataset(BatchDataset):
         self.entities = entities
         self.processor = processor
         texts = map(processor.entity_text, entities)
-        self.side = _Side(texts, self._features, pixels, processor, "entities", len(entities))
+        self.side = _Side(texts, self._features, pixels, processor, "the knowledge base", len(entities))
 
     def _features(self, indices: Sequence[int]) -> Inputs:
         return self.processor.entity_features([self.entities[index] for index in indices])

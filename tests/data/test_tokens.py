@@ -51,6 +51,16 @@ def test_long_texts():
     assert int(table.lengths[0]) == 300 and table[0][1].sum() == 300
 
 
+@pytest.mark.parametrize(
+    ("full", "said"), [(1, []), (2, ["40% of the texts of names fill all 3 tokens"]), (5, ["100% of"])]
+)
+def test_many_texts_that_are_cut_are_logged(full, said, caplog):
+    caplog.set_level("INFO", "mimic_pl")
+    TokenTable(["1 2 3"] * full + ["1 2"] * (5 - full), Numbers(), "names", chunk=2)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == len(said) and all(map(str.startswith, messages, said))
+
+
 def test_a_tokenizer_that_pads_to_the_longest_of_a_chunk():
     longest = Numbers(lambda texts: max(len(text.split()) for text in texts))
     with pytest.raises(ConfigError, match="some texts to 1 tokens and others to 2"):
