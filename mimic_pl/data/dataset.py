@@ -307,6 +307,11 @@ class TrainingDataset(BatchDataset):
                 inputs.update(self.mentions.side.image_inputs(inputs["pixels"], inputs["has_image"]))
         return made
 
+    def gold_names(self) -> list[str]:
+        """Name of the first gold of each item."""
+        entities = self.entities.entities
+        return [entities[self.mentions.golds[index][0]].name for index in self.kept]
+
     def _seeds(self, addresses: Sequence[int], purpose: int) -> list[int]:
         """Seeds of the transforms, by epoch and mention, or by version and mention."""
         if self.versions is not None:
