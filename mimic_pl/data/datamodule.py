@@ -86,9 +86,9 @@ class MELDataModule(MIMICFolder):
         augmentation: Random transform of the images of training batches, of both mentions and entities: a module from
             uint8 ``[3, S, S]`` to uint8 ``[3, S, S]``, such as a composition of :mod:`torchvision.transforms.v2`; none
             by default.
-        batching: ``random`` batches, or ``similar_names``: mentions whose golds share a word of their names are put in the
-            same batch, where the golds are hard negatives of each other's mentions, at no cost. (Topic-aware sampling,
-            TAS-B, with names as topics.)
+        batching: ``random`` batches, or ``similar_names``: mentions that share a word of their golds' names are put in
+            the same batch, where each gold is a hard negative of the others, at no cost. (Topic-aware sampling, as in
+            TAS-B, with words of names as topics.)
         augmentation_versions: Number of different augmentations of a training image, one an epoch in turn. By default
             those of every epoch are new; a few versions are enough for a frozen encoder, which then encodes each once.
         modality_dropout: Probability that a training mention loses its image or its text in an epoch.
@@ -320,7 +320,7 @@ class MELDataModule(MIMICFolder):
     def training_sampler(self, dataset: TrainingDataset, processes: int, rank: int) -> TrainSampler:
         """Sampler of the training batches; see :attr:`batching`."""
         similar = self.batching == "similar_names"
-        groups = shared_words(dataset.gold_names(), processes * self.batch_size) if similar else None
+        groups = shared_words(*dataset.mentions_and_names(), processes * self.batch_size) if similar else None
         return TrainSampler(dataset, self.batch_size, processes, rank, self.seed, groups)
 
     def mining_dataloader(self) -> DataLoader[Batch]:
