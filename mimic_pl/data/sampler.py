@@ -95,14 +95,15 @@ class TrainSampler(_ResumableSampler[list[int]]):
         return self._batches([self.epoch * size + index for index in order])
 
     def _grouped(self, order: list[int], groups: Sequence[Sequence[int]], generator: torch.Generator) -> list[int]:
-        """The order with each group's items at the place of the first."""
+        """The same items with those of a group together, and the groups, large and small ones, in random order."""
         draws = torch.randint(1 << 31, (len(order),), generator=generator).tolist()
         members: dict[int, list[int]] = {}
         for index in order:
             own = groups[index]
             group = own[draws[index] % len(own)] if own else -1 - index  # an item alone
             members.setdefault(group, []).append(index)
-        return [index for items in members.values() for index in items]
+        together = list(members.values())
+        return [index for n in torch.randperm(len(together), generator=generator).tolist() for index in together[n]]
 
     def _starts(self) -> list[int]:
         """Start offsets of the global batches, and the end of the last one."""

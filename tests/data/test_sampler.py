@@ -76,8 +76,17 @@ def test_groups_stay_together_and_change_nothing_else(size, batch_size, count, s
         parts = [list(TrainSampler(range(size), batch_size, count, rank, seed, groups=groups)) for rank in range(count)]
         shared = chain(*(part for batch in zip(*parts, strict=True) for part in batch))
         assert list(shared) == list(chain(*one))
-    alone = TrainSampler(range(size), batch_size, seed=seed, groups=[[]] * size)
-    assert list(alone) == list(TrainSampler(range(size), batch_size, seed=seed))
+
+
+def test_large_groups_come_neither_early_nor_late():
+    groups = [[1]] * 30 + [[]] * 30
+    sampler = TrainSampler(range(60), 60, seed=2, groups=groups)
+    places = []
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        order = [address % 60 for address in next(iter(sampler))]
+        places.append(min(order.index(index) for index in range(30)))  # of 31 places among the items alone
+    assert abs(sum(places) / len(places) - 15) < 2
 
 
 def test_an_item_is_in_each_of_its_groups_in_some_epoch():
