@@ -36,6 +36,7 @@ benchmark --rows scaling``).
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -43,9 +44,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimic_pl.errors import MimicError
+from mimic_pl.errors import MachineError
 
 T = TypeVar("T")
+
+_CPU = torch.device("cpu")
 
 
 class ProcessGroup:
@@ -59,12 +62,14 @@ class ProcessGroup:
     Attributes:
         world_size: Number of processes.
         rank: Rank of this process, from 0.
+        failure: The error that :meth:`run_together` has raised on all processes, if it has.
     """
 
     def __init__(self, alone: bool = False) -> None:
         distributed = not alone and dist.is_available() and dist.is_initialized()
         self.world_size: int = dist.get_world_size() if distributed else 1
         self.rank: int = dist.get_rank() if distributed else 0
+        self.failure: Exception | None = None
 
     def gather_objects(self, own: T) -> list[T]:
         """A small picklable object of every process, by rank."""
@@ -119,24 +124,45 @@ class ProcessGroup:
                     everyone[rank][place] = piece.reshape(sizes[rank], *own[place].shape[1:])
         return everyone
 
-    def run_together(self, work: Callable[[], T], device: torch.device) -> T:
+    def run_together(self, work: Callable[[], T], device: torch.device = _CPU) -> T:
         """Run this process's part of some work; if it fails on any process, raise on all of them.
 
+        Args:
+            work: Local work, which communicates with no other process.
+            device: A device that the processes can communicate with.
+
         Raises:
-            MimicError: The error of the lowest-ranked process that failed.
+            Exception: The error of the lowest-ranked process that failed.
         """
         if self.world_size == 1:
             return work()
         result, error = None, None
         try:
             result = work()
-        except MimicError as raised:
-            error = raised
+        except Exception as raised:
+            error = _sendable(raised)
         failed = self.sum(torch.tensor(0 if error is None else 1, device=device)).item()
-        for found in self.gather_objects(error) if failed else []:
+        for rank, found in enumerate(self.gather_objects(error) if failed else []):
             if found is not None:
-                raise found
+                self.failure = error if error is not None and rank == self.rank else found
+                raise self.failure
         return cast(T, result)
+
+    def run_on_first(self, work: Callable[[], T], device: torch.device = _CPU) -> T:
+        """Run some work on the first process alone; all get its picklable result, or raise its error."""
+        result = [self.run_together(lambda: None if self.rank else work(), device)]
+        if self.world_size > 1:
+            dist.broadcast_object_list(result, src=0, device=device)
+        return cast(T, result[0])
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself, or one that says the same if other processes cannot have it."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        return MachineError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+    return error
 
 
 def _gather(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:
