@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -46,7 +47,8 @@ def launched(given: Namespace) -> Iterator[Launched]:
         UsageError: The options contradict each other.
         ConfigError: There are no such devices, or the environment has another number of processes.
     """
-    if given.devices == given.num_nodes == 1 and given.accelerator == "auto":
+    alone = given.devices == given.num_nodes == 1 and not _launched_by_torchrun()
+    if alone and given.accelerator == "auto":
         yield Launched(ProcessGroup(alone=True), given.device)
         return
     if given.device is not None:
@@ -54,7 +56,6 @@ def launched(given: Namespace) -> Iterator[Launched]:
     from lightning.fabric import Fabric
     from lightning.fabric.strategies import DDPStrategy
 
-    alone = given.devices == given.num_nodes == 1
     strategy = "auto" if alone else DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
     try:
         fabric = Fabric(
@@ -75,3 +76,8 @@ def launched(given: Namespace) -> Iterator[Launched]:
         raise SystemExit(as_mimic_error(error).exit_code) from None
     if not alone:
         dist.destroy_process_group()
+
+
+def _launched_by_torchrun() -> bool:
+    """Whether torchrun has launched several processes, whose number the options then have to name."""
+    return dist.is_torchelastic_launched() and int(os.environ.get("WORLD_SIZE", 1)) > 1

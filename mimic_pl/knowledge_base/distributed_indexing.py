@@ -7,6 +7,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor
 
 from mimic_pl.distributed import ProcessGroup
@@ -15,7 +17,15 @@ from mimic_pl.knowledge_base.indexing import lacking
 from mimic_pl.knowledge_base.statistics import Statistics
 from mimic_pl.knowledge_base.writer import NewRows, Writer
 from mimic_pl.ranking.columns import to_columns
-from mimic_pl.ranking.lance_dataset import COMPLETE, OpenDataset, open_dataset, records_with_ids
+from mimic_pl.ranking.lance_dataset import (
+    COMPLETE,
+    OpenDataset,
+    intact_records,
+    open_dataset,
+    reading,
+    records_with_ids,
+)
+from mimic_pl.ranking.lance_rows import ORDER
 from mimic_pl.ranking.lance_writer import mark_complete, write_fragments
 from mimic_pl.ranking.own_files import as_stored
 from mimic_pl.ranking.quantization import IndexDtype
@@ -33,6 +43,9 @@ class DistributedIndexing:
     (:class:`~mimic_pl.knowledge_base.indexing.Indexing`), a first indexing can only be opened when it has ended, and
     killed, the same calls, from any number of processes, go on where it was.
 
+    If the rows of a first indexing are the first entities in their order, as they are unless these have changed since
+    it began, no commit reads the ids and order numbers of all rows, which would take hours for many millions.
+
     All methods but :meth:`missing` and ``len`` are collective.
 
     Args:
@@ -40,12 +53,21 @@ class DistributedIndexing:
         dtype: Dtype of stored states.
         wait: Seconds to wait for another writer.
         processes: The processes.
+        hashes: On the first process, for a first indexing, which ends with :meth:`complete`: Python's hashes of all
+            ids, which are distinct, in their order.
 
     Raises:
         StoreError: Another process is still writing, or the knowledge base cannot be changed.
     """
 
-    def __init__(self, folder: Path, dtype: IndexDtype, wait: float, processes: ProcessGroup) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        dtype: IndexDtype,
+        wait: float,
+        processes: ProcessGroup,
+        hashes: NDArray[np.int64] | None = None,
+    ) -> None:
         self.folder = folder
         self.dtype: IndexDtype = dtype
         self.processes = processes
@@ -53,21 +75,29 @@ class DistributedIndexing:
         self._opened: OpenDataset | None = None
         self._fragments: list[str] = []
         try:
-            self._empty, self._version = self._on_first(lambda: self._begin(wait))
+            self._before, self._in_order, self._version = self._on_first(lambda: self._begin(wait, hashes))
         except BaseException:
             self._close()
             raise
 
-    def missing(self, entities: Sequence[Entity]) -> list[Entity]:
-        """Those of these entities that are not written yet; ask for some thousands at once.
+    def missing(self, entities: Sequence[Entity], place: int) -> list[Entity]:
+        """Those of these entities that are not written yet.
+
+        Args:
+            entities: Some thousands of the entities, in their order.
+            place: Place of the first one among all.
 
         Raises:
             DataError: An entity was written with another record.
+            StoreError: A row is damaged.
         """
-        if self._empty or not entities:
+        if not entities or not self._before or (self._in_order and place >= self._before):
             return list(entities)
-        written = records_with_ids(self.folder, self._dataset(), [entity.id for entity in entities])
-        return lacking(self.folder, {entity.id: entity for _, entity in written}, entities)
+        if self._in_order:
+            known = self._rows(place, min(len(entities), self._before - place))
+        else:
+            known = [entity for _, entity in records_with_ids(self.folder, self._dataset(), [e.id for e in entities])]
+        return lacking(self.folder, {entity.id: entity for entity in known}, entities)
 
     def write(self, entities: Sequence[Entity], states: States) -> int:
         """Write entities of all processes; they become part of the knowledge base with :meth:`commit`.
@@ -150,6 +180,13 @@ class DistributedIndexing:
             )
         return self._opened
 
+    def _rows(self, place: int, count: int) -> list[Entity]:
+        """Entities by their place on disk."""
+        opened = self._dataset()
+        with reading(self.folder):
+            table = opened.dataset.to_table(columns=opened.format.record_columns, offset=place, limit=count)
+        return intact_records(self.folder, opened.format, table)
+
     def _write(self, entities: Sequence[Entity], order: Tensor, columns: Mapping[str, Tensor]) -> list[str]:
         if not entities:
             return []
@@ -159,18 +196,37 @@ class DistributedIndexing:
 
     # ---- on the first process -----------------------------------------------------------------------------------
 
-    def _begin(self, wait: float) -> tuple[bool, int]:
+    def _begin(self, wait: float, hashes: NDArray[np.int64] | None) -> tuple[int, bool, int]:
+        """Number of rows, whether they are the first entities in their order, and the version."""
         self._writer = writer = Writer(self.folder, wait)
-        if writer.opened.complete:
+        if writer.opened.complete or hashes is None:
             writer.require_writable()
-        empty = writer.opened.dataset.count_rows() == 0
-        if empty and writer.opened.complete:  # unfinished from its first row on
+        rows = len(self)
+        if hashes is not None and writer.opened.complete and not rows:  # unfinished until it has all rows
             writer.configure(COMPLETE, None)
-        return empty, writer.version
+        in_order = hashes is not None and writer.deleted.last() < 0 and self._begins_with(hashes)
+        return rows, in_order, writer.version
+
+    def _begins_with(self, hashes: NDArray[np.int64]) -> bool:
+        """Whether the rows are entities with these hashes of ids and with the order numbers from 0."""
+        assert self._writer is not None, "this is the first process"
+        place = 0
+        with reading(self.folder):
+            for batch in self._writer.opened.dataset.to_batches(columns=["id", ORDER]):
+                following = place + len(batch)
+                found = np.fromiter(map(hash, batch.column("id").to_pylist()), np.int64)
+                numbers = batch.column(ORDER).to_numpy()
+                if not np.array_equal(found, hashes[place:following]):
+                    return False
+                if not np.array_equal(numbers, np.arange(place, following)):
+                    return False
+                place = following
+        return True
 
     def _make_room(self, rows: Sequence[NewRows]) -> tuple[Tensor, int]:
         assert self._writer is not None, "this is the first process"
-        return self._writer.make_room(rows), self._writer.version
+        numbers = self._writer.make_room_in_order(rows) if self._in_order else self._writer.make_room(rows)
+        return numbers, self._writer.version
 
     def _commit(self, statistics: Mapping[str, Statistics]) -> int:
         assert self._writer is not None, "this is the first process"

@@ -200,6 +200,16 @@ class Writer:
         self._add_columns(rows)
         return numbers
 
+    def make_room_in_order(self, rows: Sequence[NewRows]) -> Tensor:
+        """:meth:`make_room` for rows that are known to be new, if the order numbers so far are those from 0 on.
+
+        It does not read the ids and order numbers of all rows.
+        """
+        self._check(rows)
+        self._add_columns(rows)
+        before = self.opened.dataset.count_rows()
+        return torch.arange(before, before + sum(len(part.ids) for part in rows))
+
     def append(self, fragments: Sequence[str], statistics: Mapping[str, Statistics]) -> None:
         """Add rows that are written already, by :func:`write_fragments`, after :meth:`make_room`."""
         self._commit(lambda: append_fragments(self.folder, fragments, self.version), statistics)

@@ -10,7 +10,9 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mimic_pl.distributed import ProcessGroup
@@ -27,6 +29,7 @@ from mimic_pl.linking.knowledge_base_changes import (
     KnowledgeBaseWriter,
     describe,
     require_same,
+    require_some,
     stored,
 )
 from mimic_pl.model import MIMIC
@@ -71,23 +74,30 @@ class DistributedKnowledgeBaseWriter(KnowledgeBaseWriter):
     def index(self, records: EntityRecords, folder: Path, dtype: IndexDtype) -> KnowledgeBase:
         """Encode all entities into a folder, or those that it lacks; collective."""
         processes = self.processes
-        total = processes.run_on_first(lambda: self._counted(records))
+        hashes = processes.run_together(lambda: None if processes.rank else self._hashed(records))
+        total = processes.run_on_first(lambda: 0 if hashes is None else len(hashes))
         extends = processes.run_on_first(lambda: self._existing(folder) is not None)
         with ExitStack() as stack:  # of the first process's locks
             begin = self._extended if extends else self._created
             statistics = processes.run_on_first(lambda: begin(stack, records, folder, dtype))
             processor = processes.run_together(lambda: self.model.processor.with_statistics(statistics))
             self._require_same(processor, records)
-            indexing = stack.enter_context(DistributedIndexing(folder, dtype, WAIT, processes))
-            bar = stack.enter_context(self._bar(total))
-            self._add(indexing, records, total, processor, extends, bar)
-            processes.run_on_first(lambda: _require_distinct(records, total, len(indexing), folder))
-            if not extends:
-                indexing.complete({SOURCE: {"model": self.source}, STATISTICS: statistics})
+            indexing = DistributedIndexing(folder, dtype, WAIT, processes, None if extends else hashes)
+            with indexing, self._bar(total) as bar:
+                self._add(indexing, records, total, processor, extends, bar)
+                if not extends:
+                    processes.run_on_first(lambda: _require_all(records, total, len(indexing), folder))
+                    indexing.complete({SOURCE: {"model": self.source}, STATISTICS: statistics})
         self.model.processor.report.log(self.model.processor.image_policy, processes)
         if not extends and self.model.matcher.has_totals:
             self._keep_totals(folder)
         return processes.run_together(lambda: KnowledgeBase(folder, device=self.model.device))
+
+    def _hashed(self, records: EntityRecords) -> NDArray[np.int64]:
+        """Hashes of all ids, after a check of all records."""
+        hashes = records.id_hashes(self.show_progress_bar)
+        require_some(records, len(hashes))
+        return hashes
 
     def _created(self, stack: ExitStack, records: EntityRecords, folder: Path, dtype: IndexDtype) -> dict[str, Any]:
         """Create the knowledge base; statistics of the fitted processor."""
@@ -103,8 +113,12 @@ class DistributedKnowledgeBaseWriter(KnowledgeBaseWriter):
 
     def _require_same(self, processor: Processor, records: EntityRecords) -> None:
         """Check that all processes have the same model and the same entities."""
-        size = None if records.path is None else records.path.stat().st_size
-        if len({*self.processes.gather_objects(repr((describe(self.model, processor, self.weights), size)))}) > 1:
+
+        def own() -> str:
+            size = None if records.path is None else records.path.stat().st_size
+            return repr((describe(self.model, processor, self.weights), size))
+
+        if len({*self.processes.gather_objects(self.processes.run_together(own))}) > 1:
             raise StoreError(
                 "The processes have different models, or different files of entities. Start all of them with the same "
                 "command line, and on all machines with the same files."
@@ -124,8 +138,8 @@ class DistributedKnowledgeBaseWriter(KnowledgeBaseWriter):
         own = share(records, total, self.batch_size, processes)
 
         def encode() -> tuple[int, list[Entity], States, unit_totals.Totals]:
-            entities = next(own)
-            missing = indexing.missing(entities)
+            place, entities = next(own)
+            missing = indexing.missing(entities, place)
             encoded = [states for _, states in self._encoded(missing, processor, tqdm(disable=True))]
             states = joined(encoded) if encoded else {}
             extending = extends and encoded
@@ -179,20 +193,19 @@ def rounds(total: int, batch_size: int, processes: ProcessGroup) -> int:
     return math.ceil(total / (share_size(total, batch_size, processes) * processes.world_size))
 
 
-def share(records: Iterable[T], total: int, batch_size: int, processes: ProcessGroup) -> Iterator[list[T]]:
-    """A process's records of each round; maybe none in the last one."""
+def share(records: Iterable[T], total: int, batch_size: int, processes: ProcessGroup) -> Iterator[tuple[int, list[T]]]:
+    """A process's records of each round, maybe none in the last one, after the place of the first of them."""
     size = share_size(total, batch_size, processes)
-    iterator = iter(records)
-    between = processes.rank * size
-    while True:
-        next(islice(iterator, between, between), None)  # those of the other processes
-        yield list(islice(iterator, size))
-        between = (processes.world_size - 1) * size
+    iterator, read = iter(records), 0
+    for place in range(processes.rank * size, total + processes.world_size * size, processes.world_size * size):
+        next(islice(iterator, place - read, place - read), None)  # those of the other processes
+        yield place, list(islice(iterator, size))
+        read = place + size
 
 
-def _require_distinct(records: EntityRecords, total: int, indexed: int, folder: Path) -> None:
+def _require_all(records: EntityRecords, total: int, indexed: int, folder: Path) -> None:
     if indexed < total:
         raise DataError(
-            f"{records.path or 'The records'} has {total:,} entities, but {folder} only {indexed:,} of them: an id is "
-            "given twice, or the file has changed meanwhile. Give each id once, and index in another folder."
+            f"{records.path or 'The records'} had {total:,} entities, but only {indexed:,} are in {folder}: the file "
+            "was changed meanwhile. Index it in another folder."
         )

@@ -120,7 +120,8 @@ class KnowledgeBaseWriter:
 
     def index(self, records: EntityRecords, folder: Path, dtype: IndexDtype) -> KnowledgeBase:
         """Encode all entities into a folder, or those that it lacks."""
-        total = self._counted(records)
+        total = records.count(self.show_progress_bar)
+        require_some(records, total)
         kb = self._existing(folder)
         if kb is not None:
             return self._extend(kb, records, total, dtype)
@@ -211,12 +212,6 @@ class KnowledgeBaseWriter:
         found = {STATISTICS: stored(after), **unit_totals.statistics(totals, len(kb) - len(removed) + len(added))}
         return found if after.drifted == (kb.statistics(DRIFT) or {}) else {**found, DRIFT: after.drifted}
 
-    def _counted(self, records: EntityRecords) -> int:
-        total = records.count(self.show_progress_bar)
-        if not total:
-            raise DataError(f"There are no entities to index{'' if records.path is None else f' in {records.path}'}.")
-        return total
-
     def _existing(self, folder: Path) -> KnowledgeBase | None:
         """The complete knowledge base in a folder, if any; not one of an indexing that was killed as it began."""
         try:
@@ -254,6 +249,12 @@ class KnowledgeBaseWriter:
 
     def _bar(self, total: int) -> Any:
         return tqdm(total=total, desc="Indexing", unit=" entities", disable=not self.show_progress_bar)
+
+
+def require_some(records: EntityRecords, total: int) -> None:
+    """Check that there are entities to index."""
+    if not total:
+        raise DataError(f"There are no entities to index{'' if records.path is None else f' in {records.path}'}.")
 
 
 def _require(kb: KnowledgeBase, ids: Sequence[str], known: bool) -> int:

@@ -188,13 +188,31 @@ def test_a_process_is_killed_and_any_number_goes_on(model, rows, expected, tmp_p
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == MachineError.exit_code, killed.output()
     assert "Another process of this run died" in killed.logs[1 - rank].read_text()
     before = elsewhere(written, tmp_path / "kb")
-    assert before == [f"E{n}" for n in range(2 * 2 * 16)], "two rounds of two processes"
+    rounds = 3 if (rank, when) == (1, "after") else 2  # the first process commits what the other one has written
+    assert before == [f"E{n}" for n in range(rounds * 2 * 16)]
 
     note = partial(record_encoded, tmp_path / "encoded")
     again = start(index(model, "kb", then), tmp_path, then, note, "again")
     assert again.exit_codes() == [0] * then, again.output()
     assert sorted((tmp_path / "encoded").read_text().split()) == sorted({row[0] for row in rows} - {*before})
     assert elsewhere(read, tmp_path / "kb") == expected
+
+
+@pytest.mark.slow
+def test_the_file_changes_after_a_kill(model, rows, tmp_path):
+    """What is written is found wherever it is now, and keeps its order number."""
+    write(tmp_path / "kb.csv", rows)
+    start(index(model, "kb", 2), tmp_path, 2, partial(kill_in_the_third_round, 0, "after")).exit_codes()
+    new = ["new", *rows[0][1:]]
+    write(tmp_path / "kb.csv", [new, *reversed(rows)])
+    note = partial(record_encoded, tmp_path / "encoded")
+    again = start(index(model, "kb", 2), tmp_path, 2, note, "again")
+    assert again.exit_codes() == [0, 0], again.output()
+    assert sorted((tmp_path / "encoded").read_text().split()) == sorted(["new", *(row[0] for row in rows[64:])])
+    found, _, problems = elsewhere(read, tmp_path / "kb")
+    expected = [*rows[:64], new, *reversed(rows[64:])]
+    assert [(row["#order"], row["id"]) for row in found] == [(n, row[0]) for n, row in enumerate(expected)]
+    assert problems == []
 
 
 @pytest.mark.slow
@@ -254,7 +272,7 @@ def test_the_same_record_is_given_twice(model, rows, tmp_path):
     twice = [*rows]
     twice[100] = rows[3]
     failing(model, twice, tmp_path, DataError, "E3")
-    failing(model, twice, tmp_path, DataError, "an id is given twice")
+    failing(model, twice, tmp_path, DataError, "E3")
     assert not elsewhere(opened, tmp_path / "kb")
 
 
@@ -282,6 +300,17 @@ def test_entities_are_added(model, shared, rows, tmp_path):
         finish(index(model, f"kb{processes}", processes), tmp_path, processes)
     of_one, of_two = (elsewhere(read, tmp_path / f"kb{processes}") for processes in (1, 2))
     assert of_two == of_one and len(of_one[0]) == ENTITIES
+
+
+@pytest.mark.slow
+def test_entities_are_added_after_all_others_were_deleted(model, rows, tmp_path):
+    write(tmp_path / "kb.csv", rows[:40])
+    for processes in (1, 2):
+        finish(index(model, f"kb{processes}"), tmp_path, 1)
+        finish(["kb", "delete", f"kb{processes}", *(row[0] for row in rows[:40])], tmp_path, 1)
+        finish(index(model, f"kb{processes}", processes), tmp_path, processes)
+    of_one, of_two = (elsewhere(read, tmp_path / f"kb{processes}") for processes in (1, 2))
+    assert of_two == of_one and len(of_one[0]) == 40
 
 
 def launch(arguments, folder, log, **more):
@@ -321,6 +350,16 @@ def test_torchrun(model, shared, expected):
     command = launch([*torchrun, *index(model, "torchrun", 2)], shared, "torchrun.log")
     assert codes_of([command], shared) == [0], (shared / "torchrun.log").read_text()
     assert elsewhere(read, shared / "torchrun") == expected
+
+
+@pytest.mark.slow
+def test_torchrun_with_a_command_of_another_number_of_processes(model, shared):
+    """Each would think that it is alone."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mimic_pl"]
+    command = launch([*torchrun, *index(model, "alone")[:-2]], shared, "alone.log")
+    assert codes_of([command], shared) != [0]
+    assert "does not match the world size (2)" in (shared / "alone.log").read_text()
+    assert not (shared / "alone").exists()
 
 
 @pytest.mark.slow
