@@ -44,7 +44,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimic_pl.errors import MachineError
+from mimic_pl.errors import MachineError, MimicError
 
 T = TypeVar("T")
 
@@ -157,11 +157,14 @@ class ProcessGroup:
 
 
 def _sendable(error: Exception) -> Exception:
-    """The error itself, or one that says the same if other processes cannot have it."""
+    """The error itself, or one that says the same if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        return MachineError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
+        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == MimicError.__module__)
+        kind = next(kinds, None)
+        said = MachineError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
+        return said.with_traceback(error.__traceback__)
     return error
 
 
