@@ -26,6 +26,20 @@ alone leaves half of the encoder unused) are found, frozen and named, so that DD
 metrics, ranks, predictions and links are identical for any number of processes. Each process writes its shard of an
 index on disk; a build that loses a process resumes with any number of processes, and any number reads it.
 
+**Indexing** a large knowledge base works the same way (``--devices``, ``--num_nodes`` and ``--accelerator`` of
+``mimic-pl index``), into a folder that all processes see::
+
+    mimic-pl index entities.jsonl --model lightning_logs/version_0 --out my_kb --devices 8
+
+    # two machines with 8 GPUs each, on both of them
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python \
+        mimic-pl index entities.jsonl --model lightning_logs/version_0 --out my_kb --devices 8 --num_nodes 2
+
+Ids, order numbers, states and statistics are those of one process, on a CPU bit by bit if ``--batch_size`` divides
+4,096. Every process reads the file, encodes its share and writes its own fragments; after each round of 4,096 entities
+a process, the first one commits them. Nobody can open the knowledge base before it is complete, and after a kill the
+same command, with any number of processes, goes on at that round.
+
 **SIGTERM or Ctrl-C**, to one process or to all, ends training after the batch with a checkpoint, with exit code 143 or
 130; a second Ctrl-C ends it at once. ``--ckpt_path last`` resumes from there, or from the last checkpoint of a run that
 was killed, at the very batch: on a CPU with the same number of processes the final weights are equal bit for bit.
