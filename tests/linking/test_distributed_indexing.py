@@ -361,11 +361,16 @@ def test_torchrun_with_a_command_of_another_number_of_processes(model, shared):
     assert not (shared / "alone").exists()
 
 
-@pytest.mark.slow
 def test_two_machines(model, shared, expected):
     """Of one device each, which find each other by the environment."""
-    arguments = ["-m", "mimic_pl", *index(model, "machines")[:-2], *many(1, nodes=2)]
+    arguments = [*index(model, "machines")[:-2], *many(1, nodes=2)]
     rendezvous = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    machines = [launch(arguments, shared, f"machine{n}.log", NODE_RANK=str(n), **rendezvous) for n in range(2)]
-    assert codes_of(machines, shared) == [0, 0], "".join((shared / f"machine{n}.log").read_text() for n in range(2))
+
+    def machine(number):
+        small_rounds()
+        os.environ.update(rendezvous, NODE_RANK=str(number))
+
+    machines = [start(arguments, shared, 1, partial(machine, n), f"machine{n}-") for n in range(2)]
+    codes = [command.exit_codes() for command in machines]
+    assert codes == [[0], [0]], "".join(command.output() for command in machines)
     assert elsewhere(read, shared / "machines") == expected
