@@ -54,7 +54,7 @@ def launched(given: Namespace) -> Iterator[Launched]:
     if given.device is not None:
         raise UsageError("--device is that of a single process. With several, or with --accelerator, leave it out.")
     from lightning.fabric import Fabric
-    from lightning.fabric.strategies import DDPStrategy
+    from lightning.fabric.strategies.ddp import DDPStrategy
 
     strategy = "auto" if alone else DDPStrategy(process_group_backend="gloo", timeout=_PATIENCE)
     try:
