@@ -142,7 +142,7 @@ def test_the_server_reads_it(tmp_path, s3):
     linker = linker.with_knowledge_base(s3.copy(folder, tmp_path.name))
     with TestClient(create_app(linker)) as client:
         links = client.post("/link", json={"mentions": MENTIONS[:1]}).json()
-        assert links["links"][0]["candidates"][0]["score"] == found(linker)[0][0][1]
+        assert links["mentions"][0]["candidates"][0]["score"] == found(linker)[0][0][1]
         assert client.get("/thumbnails/Q0").status_code == 200 and client.get("/thumbnails/Q1").status_code == 404
         assert client.get("/ready").status_code == 200
     with TestClient(create_app(linker, token="t"), raise_server_exceptions=False) as client:
