@@ -26,6 +26,20 @@ alone leaves half of the encoder unused) are found, frozen and named, so that DD
 metrics, ranks, predictions and links are identical for any number of processes. Each process writes its shard of an
 index on disk; a build that loses a process resumes with any number of processes, and any number reads it.
 
+**Indexing** a large knowledge base works the same way (``--devices``, ``--num_nodes`` and ``--accelerator`` of
+``mimic-pl index``), into a folder that all processes see::
+
+    mimic-pl index entities.jsonl --model lightning_logs/version_0 --out my_kb --devices 8
+
+    # two machines with 8 GPUs each, on both of them
+    torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint HOST:29500 --no-python \
+        mimic-pl index entities.jsonl --model lightning_logs/version_0 --out my_kb --devices 8 --num_nodes 2
+
+Ids, order numbers, states and statistics are those of one process, on a CPU bit by bit if ``--batch_size`` divides
+4,096. Every process reads the file, encodes its share and writes its own fragments; after each round of 4,096 entities
+a process, the first one commits them. Nobody can open the knowledge base before it is complete, and after a kill the
+same command, with any number of processes, goes on at that round.
+
 **SIGTERM or Ctrl-C**, to one process or to all, ends training after the batch with a checkpoint, with exit code 143 or
 130; a second Ctrl-C ends it at once. ``--ckpt_path last`` resumes from there, or from the last checkpoint of a run that
 was killed, at the very batch: on a CPU with the same number of processes the final weights are equal bit for bit.
@@ -36,6 +50,7 @@ benchmark --rows scaling``).
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar, cast
 
@@ -43,9 +58,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimic_pl.errors import MimicError
+from mimic_pl.errors import MachineError, MimicError
 
 T = TypeVar("T")
+
+_CPU = torch.device("cpu")
 
 
 class ProcessGroup:
@@ -59,12 +76,14 @@ class ProcessGroup:
     Attributes:
         world_size: Number of processes.
         rank: Rank of this process, from 0.
+        failure: The error that :meth:`run_together` has raised on all processes, if it has.
     """
 
     def __init__(self, alone: bool = False) -> None:
         distributed = not alone and dist.is_available() and dist.is_initialized()
         self.world_size: int = dist.get_world_size() if distributed else 1
         self.rank: int = dist.get_rank() if distributed else 0
+        self.failure: Exception | None = None
 
     def gather_objects(self, own: T) -> list[T]:
         """A small picklable object of every process, by rank."""
@@ -119,24 +138,48 @@ class ProcessGroup:
                     everyone[rank][place] = piece.reshape(sizes[rank], *own[place].shape[1:])
         return everyone
 
-    def run_together(self, work: Callable[[], T], device: torch.device) -> T:
+    def run_together(self, work: Callable[[], T], device: torch.device = _CPU) -> T:
         """Run this process's part of some work; if it fails on any process, raise on all of them.
 
+        Args:
+            work: Local work, which communicates with no other process.
+            device: A device that the processes can communicate with.
+
         Raises:
-            MimicError: The error of the lowest-ranked process that failed.
+            Exception: The error of the lowest-ranked process that failed.
         """
         if self.world_size == 1:
             return work()
         result, error = None, None
         try:
             result = work()
-        except MimicError as raised:
-            error = raised
+        except Exception as raised:
+            error = _sendable(raised)
         failed = self.sum(torch.tensor(0 if error is None else 1, device=device)).item()
-        for found in self.gather_objects(error) if failed else []:
+        for rank, found in enumerate(self.gather_objects(error) if failed else []):
             if found is not None:
-                raise found
+                self.failure = error if error is not None and rank == self.rank else found
+                raise self.failure
         return cast(T, result)
+
+    def run_on_first(self, work: Callable[[], T], device: torch.device = _CPU) -> T:
+        """Run some work on the first process alone; all get its picklable result, or raise its error."""
+        result = [self.run_together(lambda: None if self.rank else work(), device)]
+        if self.world_size > 1:
+            dist.broadcast_object_list(result, src=0, device=device)
+        return cast(T, result[0])
+
+
+def _sendable(error: Exception) -> Exception:
+    """The error itself, or one that says the same if it cannot be pickled."""
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:
+        kinds = (kind for kind in type(error).__mro__ if kind.__module__ == MimicError.__module__)
+        kind = next(kinds, None)
+        said = MachineError(f"{type(error).__name__}: {error}") if kind is None else kind(str(error))
+        return said.with_traceback(error.__traceback__)
+    return error
 
 
 def _gather(own: Tensor, sizes: Sequence[int]) -> tuple[Tensor, ...]:

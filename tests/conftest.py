@@ -12,9 +12,14 @@ import traceback
 
 import pytest
 import torch
+from hypothesis import settings
 
 from tests import tiny
 from tests.launch import FORK
+
+# No test is timed: machines may be busy.
+settings.register_profile("untimed", settings.default, deadline=None)
+settings.load_profile("untimed")
 
 # No test may use the network.
 os.environ["HF_HUB_OFFLINE"] = "1"

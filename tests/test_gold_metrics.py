@@ -21,7 +21,7 @@ def tensors(mentions, width=4):
     return torch.tensor([ranks + [0] * (width - len(ranks)) for ranks in known]), torch.tensor(list(map(len, mentions)))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.lists(golds, min_size=1, max_size=6), min_size=1, max_size=5), st.integers(1, ENTITIES))
 def test_recall_is_the_mean_share_of_the_golds_however_batched(batches, k):
     split, whole = RecallAtK(k), RecallAtK(k)
@@ -33,7 +33,6 @@ def test_recall_is_the_mean_share_of_the_golds_however_batched(batches, k):
     assert split.compute().item() == whole.compute().item()
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, ENTITIES), min_size=1, max_size=30))
 def test_recall_over_single_golds_is_hits(ranks):
     ranks = torch.tensor(ranks)

@@ -38,7 +38,7 @@ def test_against_brute_force_ranking():
     assert values(metrics) == pytest.approx(reference(ranks, 50), rel=1e-6)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(
     batches=st.lists(st.lists(st.integers(0, 5000), max_size=20), min_size=1, max_size=8).filter(any),
     seed=st.randoms(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from jsonargparse import ArgumentParser
@@ -9,6 +10,7 @@ from jsonargparse import ArgumentParser
 from mimic_pl.cli.linking_options import (
     add_file_arguments,
     add_model_arguments,
+    add_process_arguments,
     add_retriever_arguments,
     with_retriever,
 )
@@ -25,24 +27,31 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     add_retriever_arguments(parser, "Also build what a retriever of candidates searches in")
     add_file_arguments(parser)
     parser.add_argument("--batch_size", type=int, default=64, help="Entities that are encoded at once.")
+    add_process_arguments(parser)
 
 
 def run(parser: ArgumentParser, args: list[str]) -> int:
     """Run the command."""
     from mimic_pl.cli.choice import short_path
+    from mimic_pl.cli.processes import launched
     from mimic_pl.files import readable_bytes
     from mimic_pl.linking import Linker
 
     config = parser.parse_args(args)
-    linker = Linker.from_pretrained(config.model, config.device, config.revision)
-    kb = linker.index(
-        config.entities,
-        config.out,
-        config.batch_size,
-        dtype=config.dtype,
-        format=config.format,
-        image_folder=config.image_folder,
-    )
+    with launched(config) as (processes, device):
+        load = partial(Linker.from_pretrained, config.model, device, config.revision)
+        linker = processes.run_together(load)
+        kb = linker.index(
+            config.entities,
+            config.out,
+            config.batch_size,
+            dtype=config.dtype,
+            format=config.format,
+            image_folder=config.image_folder,
+            processes=processes,
+        )
+    if processes.rank:
+        return 0
     if config.retriever is not None:
         with_retriever(linker.with_knowledge_base(kb), config)
     folder = short_path(kb.folder)

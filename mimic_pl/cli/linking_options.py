@@ -52,6 +52,16 @@ def add_file_arguments(parser: ArgumentParser) -> None:
     parser.add_argument("--image_folder", type=str | None, default=None, help=text)
 
 
+def add_process_arguments(parser: ArgumentParser) -> None:
+    """Add ``--devices``, ``--num_nodes`` and ``--accelerator``, as Lightning's Trainer has them."""
+    text = "Devices of each machine, with a process for each."
+    parser.add_argument("--devices", type=int, default=1, help=text)
+    text = "Machines; the command is started on each, by torchrun, by SLURM, or with MASTER_ADDR and NODE_RANK set."
+    parser.add_argument("--num_nodes", type=int, default=1, help=text)
+    text = "Kind of the devices of several processes: cpu, gpu, ... (default: gpu if available)."
+    parser.add_argument("--accelerator", type=str, default="auto", help=text)
+
+
 def linker_for(knowledge_base: KnowledgeBase, given: Namespace, reranker: Reranker | None = None) -> Linker:
     """The linker of a knowledge base, with the model that is given or that it was built with.
 

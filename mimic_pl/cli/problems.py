@@ -131,8 +131,9 @@ def _machine_error(error: Exception) -> MimicError | None:
         isinstance(error, RuntimeError) and _CONNECTION_LOST.search(str(error))
     ):
         return MachineError(
-            "Another process of this run died, or cannot be reached. Its output, or its machine's log, shows why; "
-            f"resume from the last checkpoint (--ckpt_path last). Error in this process: {text}."
+            "Another process of this run died, or cannot be reached. Its output, or its machine's log, shows why. Run "
+            "the command again: indexing goes on where it was, and training resumes from its last checkpoint with "
+            f"--ckpt_path last. Error in this process: {text}."
         )
     if isinstance(error, UnicodeError) and sys.getfilesystemencoding() != "utf-8":
         return UsageError(

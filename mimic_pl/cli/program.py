@@ -82,7 +82,7 @@ COMMANDS = {
     "index": Command(
         "Build a knowledge base of your entities.",
         "Encode the entities of a file into the folder of a knowledge base. Killed, the same command goes on where it "
-        "was.",
+        "was. --devices 8 encodes on eight devices, --num_nodes on several machines.",
         "mimic_pl.cli.index",
     ),
     "link": Command(

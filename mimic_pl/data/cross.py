@@ -12,7 +12,7 @@ from mimic_pl.data.base import BaseDataModule
 from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.data.dataset import TrainingDataset
 from mimic_pl.data.loader import training_loader
-from mimic_pl.data.sampler import MultiDatasetSampler, TrainSampler, resume_point
+from mimic_pl.data.sampler import MultiDatasetSampler, resume_point
 from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import NATURAL, SEED, in_range
 
@@ -117,8 +117,7 @@ class CrossDataModule(BaseDataModule):
             raise ConfigError("CrossDataModule does not support overfit_batches. Use a single data set.")
         sets = [part.training_dataset() for part in self.training_sets]
         own = [
-            TrainSampler(items, part.batch_size, *self.world(), seed=part.seed)
-            for items, part in zip(sets, self.training_sets, strict=True)
+            part.training_sampler(items, *self.world()) for items, part in zip(sets, self.training_sets, strict=True)
         ]
         sampler = MultiDatasetSampler(own, self.seed)
         sampler.start_at(*resume_point(self.trainer))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from torch import Tensor, nn
@@ -32,14 +32,18 @@ from mimic_pl.data.image_cache import Chain, ImageCache
 from mimic_pl.data.loader import loader_kwargs, training_loader
 from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, resume_point
+from mimic_pl.data.similar_names import shared_words
 from mimic_pl.data.table import EntityTable, as_table
 from mimic_pl.data.training_split import golds_of, seeded_fraction
 from mimic_pl.data.transforms import Augment, DropModality
 from mimic_pl.errors import DataError
 from mimic_pl.files import cache_folder
 from mimic_pl.processor.images import ImageFolder
-from mimic_pl.ranges import COUNT, FRACTION, NATURAL, SEED, Range, in_range
+from mimic_pl.ranges import COUNT, FRACTION, NATURAL, SEED, Range, in_range, one_of
 from mimic_pl.records import Mention
+
+Batching = Literal["random", "similar_names"]
+"""Which training mentions come together in a batch."""
 
 _log = logging.getLogger(__name__)
 
@@ -82,6 +86,9 @@ class MELDataModule(MIMICFolder):
         augmentation: Random transform of the images of training batches, of both mentions and entities: a module from
             uint8 ``[3, S, S]`` to uint8 ``[3, S, S]``, such as a composition of :mod:`torchvision.transforms.v2`; none
             by default.
+        batching: ``random`` batches, or ``similar_names``: mentions that share a word of their golds' names are put in
+            the same batch, where each gold is a hard negative of the others, at no cost. (Topic-aware sampling, as in
+            TAS-B, with words of names as topics.)
         augmentation_versions: Number of different augmentations of a training image, one an epoch in turn. By default
             those of every epoch are new; a few versions are enough for a frozen encoder, which then encodes each once.
         modality_dropout: Probability that a training mention loses its image or its text in an epoch.
@@ -104,6 +111,7 @@ class MELDataModule(MIMICFolder):
         num_workers=NATURAL,
         seed=SEED,
         augmentation_versions=COUNT,
+        batching=one_of(Batching),
         modality_dropout=FRACTION,
         train_fraction=Range(0, 1, whole=False, above=True),
     )
@@ -125,6 +133,7 @@ class MELDataModule(MIMICFolder):
         entity_image_folder: str | None = "auto",
         mention_image_folder: str | None = "auto",
         augmentation_versions: int | None = None,
+        batching: Batching = "random",
     ) -> None:
         super().__init__()
         self.root = root
@@ -143,6 +152,7 @@ class MELDataModule(MIMICFolder):
         self.entity_image_folder = entity_image_folder
         self.mention_image_folder = mention_image_folder
         self.augmentation_versions = augmentation_versions
+        self.batching: Batching = batching
         self.mentions = {}
         self.hard_negatives: Tensor | None = None
         self._datasets: dict[str, MentionDataset] = {}
@@ -303,9 +313,15 @@ class MELDataModule(MIMICFolder):
         dataset = self.training_dataset()
         if self.trainer is not None and self.trainer.overfit_batches:  # type: ignore[attr-defined]
             return self._in_order(dataset, self.batch_size)
-        sampler = TrainSampler(dataset, self.batch_size, *self.world(), seed=self.seed)
+        sampler = self.training_sampler(dataset, *self.world())
         sampler.start_at(*resume_point(self.trainer))
         return training_loader(dataset, sampler, self.num_workers)
+
+    def training_sampler(self, dataset: TrainingDataset, processes: int, rank: int) -> TrainSampler:
+        """Sampler of the training batches; see :attr:`batching`."""
+        similar = self.batching == "similar_names"
+        groups = shared_words(*dataset.mentions_and_names(), processes * self.batch_size) if similar else None
+        return TrainSampler(dataset, self.batch_size, processes, rank, self.seed, groups)
 
     def mining_dataloader(self) -> DataLoader[Batch]:
         """The training mentions in order, without augmentation or dropout, for mining hard negatives."""

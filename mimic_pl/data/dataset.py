@@ -307,6 +307,12 @@ class TrainingDataset(BatchDataset):
                 inputs.update(self.mentions.side.image_inputs(inputs["pixels"], inputs["has_image"]))
         return made
 
+    def mentions_and_names(self) -> tuple[list[str], list[str]]:
+        """The words of each item's mention, and the name of its first gold."""
+        entities = self.entities.entities
+        firsts = [self.mentions.golds[index][0] for index in self.kept]
+        return [self.mentions.mentions[index].mention for index in self.kept], [entities[gold].name for gold in firsts]
+
     def _seeds(self, addresses: Sequence[int], purpose: int) -> list[int]:
         """Seeds of the transforms, by epoch and mention, or by version and mention."""
         if self.versions is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence, Sized
-from itertools import islice, pairwise
+from itertools import chain, islice, pairwise
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,9 +46,19 @@ class TrainSampler(_ResumableSampler[list[int]]):
         processes: Number of processes.
         rank: Rank of this process.
         seed: Seed of the order.
+        groups: For each item the numbers of the groups that it may be put in, if any. In each epoch it is put in one of
+            them, which is drawn, and the items of a group follow each other.
     """
 
-    def __init__(self, dataset: Sized, batch_size: int, processes: int = 1, rank: int = 0, seed: int = 0) -> None:
+    def __init__(
+        self,
+        dataset: Sized,
+        batch_size: int,
+        processes: int = 1,
+        rank: int = 0,
+        seed: int = 0,
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         super().__init__(dataset, processes, rank, seed)
         if len(dataset) < processes:
             raise ConfigError(
@@ -56,15 +66,17 @@ class TrainSampler(_ResumableSampler[list[int]]):
             )
         self.batch_size = batch_size
         self.total_size = len(dataset)
+        self.groups = groups
 
     def settings(self) -> dict[str, Any]:
         """The settings that determine the batches of an epoch."""
-        return {
+        settings = {
             "mentions": self.total_size,
             "batch_size": self.batch_size,
             "processes": self.num_replicas,
             "seed": self.seed,
         }
+        return settings if self.groups is None else {**settings, "groups": len({*chain(*self.groups)})}
 
     def __len__(self) -> int:
         """Number of batches per epoch, the same for all processes."""
@@ -78,7 +90,20 @@ class TrainSampler(_ResumableSampler[list[int]]):
         size = self.total_size
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
         order = torch.randperm(size, generator=generator).tolist()
+        if self.groups is not None:
+            order = self._grouped(order, self.groups, generator)
         return self._batches([self.epoch * size + index for index in order])
+
+    def _grouped(self, order: list[int], groups: Sequence[Sequence[int]], generator: torch.Generator) -> list[int]:
+        """The same items with those of a group together, and the groups, large and small ones, in random order."""
+        draws = torch.randint(1 << 31, (len(order),), generator=generator).tolist()
+        members: dict[int, list[int]] = {}
+        for index in order:
+            own = groups[index]
+            group = own[draws[index] % len(own)] if own else -1 - index  # an item alone
+            members.setdefault(group, []).append(index)
+        together = list(members.values())
+        return [index for n in torch.randperm(len(together), generator=generator).tolist() for index in together[n]]
 
     def _starts(self) -> list[int]:
         """Start offsets of the global batches, and the end of the last one."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 import torch
@@ -24,8 +25,15 @@ from mimic_pl.ranking.lance_dataset import (
     storable,
     stored_ids,
 )
-from mimic_pl.ranking.lance_rows import RowFormat
-from mimic_pl.ranking.lance_writer import WRITER_LOCK, append_table, finish_deletion, remove_unfinished, writing
+from mimic_pl.ranking.lance_rows import RowFormat, StateColumn
+from mimic_pl.ranking.lance_writer import (
+    WRITER_LOCK,
+    append_fragments,
+    append_table,
+    finish_deletion,
+    remove_unfinished,
+    writing,
+)
 from mimic_pl.ranking.own_files import as_stored
 from mimic_pl.ranking.text_columns import column_of
 from mimic_pl.records import Entity
@@ -44,6 +52,41 @@ STATISTICS_VERSION = "mimic_pl.statistics"
 
 OF_EVALUATION = "number of entities"
 """Key of a description that only an index of an evaluation has."""
+
+
+class NewRows(NamedTuple):
+    """What the writer must know of rows to make room for them.
+
+    Attributes:
+        ids: Ids of the entities.
+        fields: Names of all their text fields.
+        columns: The columns of their states.
+    """
+
+    ids: list[str]
+    fields: set[str]
+    columns: Mapping[str, StateColumn]
+
+    @classmethod
+    def of(cls, entities: Sequence[Entity], columns: Mapping[str, Tensor]) -> NewRows:
+        """Check rows that are about to be written.
+
+        Args:
+            entities: Their records.
+            columns: Their state columns, ``[n, ...]``.
+
+        Raises:
+            DataError: An id cannot be stored, or states are not finite.
+        """
+        finite = columns[FINITE].bool()
+        if len(entities) != len(finite):
+            raise ValueError(f"{len(entities)} entities, states of {len(finite)}")
+        if wrong := [entity.id for entity in entities if not storable(entity.id)]:
+            raise DataError(f"The id {quoted(wrong[0])} contains half of a character, which cannot be stored.")
+        if wrong := [entities[row].id for row in (~finite).nonzero()[:, 0].tolist()]:
+            raise DataError(f"The states of {listed(wrong)} are not finite, so that nothing could be ranked with them.")
+        fields = {field for entity in entities for field in entity.fields}
+        return cls([entity.id for entity in entities], fields, RowFormat.of(columns, {}).columns)
 
 
 class Writer:
@@ -131,27 +174,59 @@ class Writer:
         statistics: Mapping[str, Statistics],
     ) -> None:
         """Add entities; see :meth:`KnowledgeBase.add`."""
-        self._check(entities, columns)
-        ids = [entity.id for entity in entities]
+        numbers = self.make_room([NewRows.of(entities, columns)], order)
+        table = self.format.table(as_stored(entities, self.folder), numbers, columns)
+        self._commit(lambda: append_table(self.folder, table), statistics)
+
+    def make_room(self, rows: Sequence[NewRows], order: Tensor | None = None) -> Tensor:
+        """Check new rows, and make sure that there are columns for them.
+
+        Args:
+            rows: The rows, in parts.
+            order: The order numbers to give them, int64 ``[n]``.
+
+        Returns:
+            The order numbers that they get, int64 ``[n]``.
+
+        Raises:
+            DataError: An id is known or given twice, or an order number belongs to another entity.
+            StoreError: The states are of another model or dtype.
+        """
+        self._check(rows)
+        ids = [id for part in rows for id in part.ids]
         if known := stored_ids(self.folder, self.opened, ids):
             raise DataError(f"The knowledge base already has {listed(known)}. Update an entity to change it.")
         numbers = self._numbers.of_new(ids, order)
-        self._make_room(entities, columns)
-        table = self.format.table(as_stored(entities, self.folder), numbers, columns)
-        self._commit(lambda: append_table(self.folder, table), statistics)
+        self._add_columns(rows)
+        return numbers
+
+    def make_room_in_order(self, rows: Sequence[NewRows]) -> Tensor:
+        """:meth:`make_room` for rows that are known to be new, if the order numbers so far are those from 0 on.
+
+        It does not read the ids and order numbers of all rows.
+        """
+        self._check(rows)
+        self._add_columns(rows)
+        before = self.opened.dataset.count_rows()
+        return torch.arange(before, before + sum(len(part.ids) for part in rows))
+
+    def append(self, fragments: Sequence[str], statistics: Mapping[str, Statistics]) -> None:
+        """Add rows that are written already, by :func:`write_fragments`, after :meth:`make_room`."""
+        self._commit(lambda: append_fragments(self.folder, fragments, self.version), statistics)
 
     def update(
         self, entities: Sequence[Entity], columns: Mapping[str, Tensor], statistics: Mapping[str, Statistics]
     ) -> None:
         """Replace entities; see :meth:`KnowledgeBase.update`."""
-        self._check(entities, columns)
+        rows = [NewRows.of(entities, columns)]
+        self._check(rows)
         order = self._numbers.of([entity.id for entity in entities])
         if lost := [entity.id for entity in entities if entity.id not in order]:
             raise StoreError(
                 f"{listed(lost)} cannot be updated: the order number is damaged, or several rows have the id. Delete "
                 "such entities and add them again."
             )
-        self._make_room(entities, columns)
+        self._add_columns(rows)
         numbers = torch.tensor([order[entity.id] for entity in entities])
         table = self.format.table(as_stored(entities, self.folder), numbers, columns)
 
@@ -218,29 +293,23 @@ class Writer:
                 f"{expected}. Make sure that only mimic-pl writes there, and verify the knowledge base."
             )
 
-    def _check(self, entities: Sequence[Entity], columns: Mapping[str, Tensor]) -> None:
-        _require_distinct([entity.id for entity in entities])
-        finite = columns[FINITE].bool()
-        if len(entities) != len(finite):
-            raise ValueError(f"{len(entities)} entities, states of {len(finite)}")
-        if wrong := [entity.id for entity in entities if not storable(entity.id)]:
-            raise DataError(f"The id {quoted(wrong[0])} contains half of a character, which cannot be stored.")
-        if wrong := [entities[row].id for row in (~finite).nonzero()[:, 0].tolist()]:
-            raise DataError(f"The states of {listed(wrong)} are not finite, so that nothing could be ranked with them.")
-        made = RowFormat.of(columns, {}).columns
-        if self.format.columns and made != self.format.columns:
-            differing = {name for name, _ in {*made.items()} ^ {*self.format.columns.items()}}
-            raise StoreError(
-                f"The states are of another model or dtype than those of the knowledge base in {self.folder}: "
-                f"{listed(sorted(differing))} differ. Index it again in another folder."
-            )
+    def _check(self, rows: Sequence[NewRows]) -> None:
+        _require_distinct([id for part in rows for id in part.ids])
+        expected = self.format.columns or rows[0].columns
+        for part in rows:
+            if part.columns != expected:
+                differing = {name for name, _ in {*part.columns.items()} ^ {*expected.items()}}
+                raise StoreError(
+                    f"The states are of another model or dtype than those of the knowledge base in {self.folder}: "
+                    f"{listed(sorted(differing))} differ. Index it again in another folder."
+                )
 
-    def _make_room(self, entities: Iterable[Entity], columns: Mapping[str, Tensor]) -> None:
+    def _add_columns(self, rows: Sequence[NewRows]) -> None:
         """Make sure that there are columns for the states and for all text fields."""
         if not self.format.columns:
-            self._write_empty(RowFormat.of(columns, self.format.description), "overwrite")
+            self._write_empty(RowFormat(rows[0].columns, self.format.description), "overwrite")
             self.reopen()
-        new = sorted({field for entity in entities for field in entity.fields} - {*self.format.fields})
+        new = sorted(set().union(*(part.fields for part in rows)) - {*self.format.fields})
         if not new:
             return
         if len(new) + len(self.format.fields) > MAX_FIELDS:

@@ -10,11 +10,15 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
+from mimic_pl.errors import DataError
 from mimic_pl.files import write_error
 from mimic_pl.formats import RecordError, read_entities
 from mimic_pl.home import expanded
+from mimic_pl.quoting import quoted
 from mimic_pl.records import Entity, as_sequence
 
 T = TypeVar("T")
@@ -63,6 +67,24 @@ class EntityRecords:
     def count(self, show_progress_bar: bool = False) -> int:
         """Number of entities; reads every record, so that a malformed one is found before hours of encoding."""
         return sum(1 for _ in tqdm(self, "Reading", unit=" entities", leave=False, disable=not show_progress_bar))
+
+    def id_hashes(self, show_progress_bar: bool = False) -> NDArray[np.int64]:
+        """Hashes of all ids, in their order, of use in this process only; reads every record, as :meth:`count` does.
+
+        Raises:
+            DataError: A record is malformed, or two entities share an id.
+        """
+        bar = tqdm(self, "Reading", unit=" entities", leave=False, disable=not show_progress_bar)
+        hashes = np.fromiter((hash(entity.id) for entity in bar), np.int64)
+        ascending = np.sort(hashes)
+        equal = {*ascending[1:][ascending[1:] == ascending[:-1]].tolist()}
+        seen: set[str] = set()
+        for entity in self if equal else ():
+            if entity.id in seen:
+                raise DataError(f"An entity is given twice: {quoted(entity.id)}. Give each one once.")
+            if hash(entity.id) in equal:
+                seen.add(entity.id)
+        return hashes
 
     def _located(self, entity: Entity) -> Entity:
         def path(image: Any) -> Any:

@@ -41,10 +41,10 @@ SOURCE = "source"
 DRIFT = "drift"
 """Name under which it keeps which features have drifted so far that indexing again is advised, and how far."""
 
-_AT_ONCE = 4096
+AT_ONCE = 4096
 """Entities of one commit."""
 
-_WAIT = 600.0
+WAIT = 600.0
 """Seconds that a change waits for another one, which encodes its entities meanwhile."""
 
 
@@ -122,22 +122,21 @@ class KnowledgeBaseWriter:
     def index(self, records: EntityRecords, folder: Path, dtype: IndexDtype) -> KnowledgeBase:
         """Encode all entities into a folder, or those that it lacks."""
         total = records.count(self.show_progress_bar)
-        if not total:
-            raise DataError(f"There are no entities to index{'' if records.path is None else f' in {records.path}'}.")
+        require_some(records, total)
         kb = self._existing(folder)
         if kb is not None:
             return self._extend(kb, records, total, dtype)
         processor = self.model.processor.fit(records)
         description = describe(self.model, processor, self.weights)
-        kb = KnowledgeBase.create(folder, description, dtype, self.model.device, _WAIT)
+        kb = KnowledgeBase.create(folder, description, dtype, self.model.device, WAIT)
         with kb.indexing() as indexing, self._bar(total) as bar:
-            for chunk in chunks(records, _AT_ONCE):
+            for chunk in chunks(records, AT_ONCE):
                 missing = indexing.missing(chunk)
                 bar.update(len(chunk) - len(missing))
                 for batch, states in self._encoded(missing, processor, bar):
                     indexing.add(batch, states)
             indexing.set_statistics(SOURCE, {"model": self.source})
-            indexing.set_statistics(STATISTICS, _stored(processor))
+            indexing.set_statistics(STATISTICS, stored(processor))
         self.model.processor.log_failures(alone=True)
         kb = KnowledgeBase(folder, device=self.model.device)
         totals = unit_totals.statistics(unit_totals.totals_of(self.model, kb), len(kb))
@@ -162,9 +161,9 @@ class KnowledgeBaseWriter:
     def _put(self, kb: KnowledgeBase, records: EntityRecords, replace: bool) -> KnowledgeBase:
         """Add or replace entities, in commits of some thousands, after checking all ids."""
         with self._changing(kb) as kb:
-            total = sum(_require(kb, ids, known=replace) for ids in chunks((e.id for e in records), _AT_ONCE))
+            total = sum(_require(kb, ids, known=replace) for ids in chunks((e.id for e in records), AT_ONCE))
             with self._bar(total) as bar:
-                for chunk in chunks(records, _AT_ONCE):
+                for chunk in chunks(records, AT_ONCE):
                     kb = self._commit(kb, chunk, bar, replace)
         self.model.processor.log_failures(alone=True)
         return kb
@@ -173,7 +172,7 @@ class KnowledgeBaseWriter:
         """Add the entities that a knowledge base lacks."""
         with self._changing(kb) as kb, self._bar(total) as bar:
             require_same(kb, {"dtype": dtype})
-            for chunk in chunks(records, _AT_ONCE):
+            for chunk in chunks(records, AT_ONCE):
                 missing = lacking(local_folder(kb.folder), kb.known([entity.id for entity in chunk]), chunk)
                 bar.update(len(chunk) - len(missing))
                 if missing:
@@ -185,11 +184,12 @@ class KnowledgeBaseWriter:
         """Add or replace entities, and what changes with them, in one commit."""
         processor = fitted(self.model.processor, kb)
         states = joined([own for _, own in self._encoded(entities, processor, bar)])
-        statistics = self._statistics(kb, [entity.id for entity in entities] if replace else [], entities, states)
+        of_added = unit_totals.added_totals(self.model, kb.dtype, states)
+        statistics = self._statistics(kb, [entity.id for entity in entities] if replace else [], entities, of_added)
         return (kb.update if replace else kb.add)(entities, states, statistics=statistics)
 
     def _statistics(
-        self, kb: KnowledgeBase, removed: Sequence[str], added: Sequence[Entity], states: States
+        self, kb: KnowledgeBase, removed: Sequence[str], added: Sequence[Entity], of_added: unit_totals.Totals
     ) -> dict[str, Any]:
         """Statistics of a knowledge base after a change, to be committed with it.
 
@@ -197,10 +197,9 @@ class KnowledgeBaseWriter:
             kb: The knowledge base before the change.
             removed: Ids of entities that are deleted or replaced.
             added: Entities that are added or replace others.
-            states: Their states.
+            of_added: Totals of their states.
         """
         processor = fitted(self.model.processor, kb)
-        of_added = unit_totals.added_totals(self.model, kb, states) if added else {}
         try:
             before = kb.known(removed)
             of_removed = unit_totals.removed_totals(self.model, kb, removed) if removed else {}
@@ -211,13 +210,13 @@ class KnowledgeBaseWriter:
             rest = IntactEntities(kb, removed, added)
             after = processor.recounted(rest)
             totals = rest.totals(self.model, of_added) if self.model.matcher.has_totals else {}
-        found = {STATISTICS: _stored(after), **unit_totals.statistics(totals, len(kb) - len(removed) + len(added))}
+        found = {STATISTICS: stored(after), **unit_totals.statistics(totals, len(kb) - len(removed) + len(added))}
         return found if after.drifted == (kb.statistics(DRIFT) or {}) else {**found, DRIFT: after.drifted}
 
     def _existing(self, folder: Path) -> KnowledgeBase | None:
         """The complete knowledge base in a folder, if any; not one of an indexing that was killed as it began."""
         try:
-            kb = KnowledgeBase(folder, device=self.model.device, wait=_WAIT)
+            kb = KnowledgeBase(folder, device=self.model.device, wait=WAIT)
         except StoreError:  # none, or an unfinished one; what is damaged is found again when it is opened
             return None
         return None if kb.statistics(STATISTICS) is None else kb
@@ -225,9 +224,9 @@ class KnowledgeBaseWriter:
     @contextmanager
     def _changing(self, kb: KnowledgeBase) -> Iterator[KnowledgeBase]:
         """The newest version, while no other process changes statistics that depend on all entities."""
-        lock = lock_folder(local_folder(kb.folder), _WAIT, ".changes.lock")
+        lock = lock_folder(local_folder(kb.folder), WAIT, ".changes.lock")
         try:
-            newest = KnowledgeBase(kb.folder, device=self.model.device, wait=_WAIT)
+            newest = KnowledgeBase(kb.folder, device=self.model.device, wait=WAIT)
             require_same(newest, describe(self.model, fitted(self.model.processor, newest), self.weights))
             yield newest
         finally:
@@ -253,6 +252,12 @@ class KnowledgeBaseWriter:
         return tqdm(total=total, desc="Indexing", unit=" entities", disable=not self.show_progress_bar)
 
 
+def require_some(records: EntityRecords, total: int) -> None:
+    """Check that there are entities to index."""
+    if not total:
+        raise DataError(f"There are no entities to index{'' if records.path is None else f' in {records.path}'}.")
+
+
 def _require(kb: KnowledgeBase, ids: Sequence[str], known: bool) -> int:
     """Check that a knowledge base has all of these ids, or none; returns their number."""
     has = kb.has(ids)
@@ -267,7 +272,7 @@ def _require(kb: KnowledgeBase, ids: Sequence[str], known: bool) -> int:
     return len(ids)
 
 
-def _stored(processor: Processor) -> dict[str, Any]:
+def stored(processor: Processor) -> dict[str, Any]:
     """The statistics of a processor; single numbers as plain values."""
     return {name: _plain(np.asarray(value)) for name, value in processor.statistics().items()}
 

@@ -16,11 +16,13 @@ import torch
 from tqdm.auto import tqdm
 
 from mimic_pl.calibration import Calibration
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.formats import read_mentions
 from mimic_pl.home import expanded
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.candidates import CandidateSearch
+from mimic_pl.linking.distributed_indexing import DistributedKnowledgeBaseWriter
 from mimic_pl.linking.entity_records import EntityRecords
 from mimic_pl.linking.explanation import LinkExplanation, explain_link
 from mimic_pl.linking.knowledge_base_changes import (
@@ -263,10 +265,15 @@ class Linker:
         dtype: IndexDtype = "float32",
         format: str | None = None,
         image_folder: str | Path | None = None,
+        processes: ProcessGroup | None = None,
     ) -> KnowledgeBase:
         """Encode entities into a folder. Killed, the same call goes on where it was.
 
         In a folder with a knowledge base of the same model, entities that it lacks are added.
+
+        Several processes build the knowledge base of one: each calls this with the same arguments, on a device of its
+        own, and encodes its share of the entities. (With a ``batch_size`` that does not divide 4,096, some are encoded
+        in other batches, and their states may differ in the last bits.)
 
         Args:
             records: Entities, dictionaries with ``id``, ``name``, ``image`` or ``images`` and the fields of the text
@@ -278,13 +285,15 @@ class Linker:
             format: Layout of the file; recognised by default.
             image_folder: Folder that relative paths of images begin in: by default the file's own, and the working
                 directory for records.
+            processes: The processes that index together, with a folder that all of them see; this one alone by default.
 
         Raises:
             DataError: A record is malformed, two entities share an id, or there are no entities.
             StoreError: The folder has a knowledge base of another model, or the disk is full.
         """
         entities = EntityRecords(records, format, image_folder)
-        return self._writer(batch_size, show_progress_bar).index(entities, local_folder(folder_at(folder)), dtype)
+        writer = self._writer(batch_size, show_progress_bar, processes)
+        return writer.index(entities, local_folder(folder_at(folder)), dtype)
 
     def with_knowledge_base(self, knowledge_base: KnowledgeBase | str | Path) -> Linker:
         """A linker with the same model and this knowledge base, given as a folder or an address, or opened.
@@ -373,9 +382,14 @@ class Linker:
         """
         return self._moved(self._writer(1, False).delete(self.knowledge_base, as_sequence(ids)))
 
-    def _writer(self, batch_size: int, show_progress_bar: bool) -> KnowledgeBaseWriter:
+    def _writer(
+        self, batch_size: int, show_progress_bar: bool, processes: ProcessGroup | None = None
+    ) -> KnowledgeBaseWriter:
         require_ranges({"batch_size": COUNT}, {"batch_size": batch_size}, "")
-        return KnowledgeBaseWriter(self.model, self._entity_weights, batch_size, show_progress_bar, self.source)
+        arguments = (self.model, self._entity_weights, batch_size, show_progress_bar, self.source)
+        if processes is None or processes.world_size == 1:
+            return KnowledgeBaseWriter(*arguments)
+        return DistributedKnowledgeBaseWriter(processes, *arguments)
 
     def _moved(self, newest: KnowledgeBase) -> KnowledgeBase:
         self._open(newest)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import MemoryIndex, index_totals
+from mimic_pl.ranking import IndexDtype, MemoryIndex, index_totals
 from mimic_pl.units import States
 
 TOTALS = "units"
@@ -54,12 +54,12 @@ def statistics(totals: Totals, entities: int) -> dict[str, Any]:
     return {TOTALS: {**plain, _ENTITIES: entities}} if totals else {}
 
 
-def added_totals(model: MIMIC, kb: KnowledgeBase, states: States) -> Totals:
+def added_totals(model: MIMIC, dtype: IndexDtype, states: States) -> Totals:
     """Totals of entities that are about to be added to a knowledge base: of their states as it will store them."""
     if not model.matcher.has_totals:
         return {}
     count = len(next(iter(next(iter(states.values())).values())))
-    index = MemoryIndex(model.device, kb.dtype, capacity=count)
+    index = MemoryIndex(model.device, dtype, capacity=count)
     index.add([str(number) for number in range(count)], states)
     return index_totals(model.matcher, index)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +20,15 @@ from torch import Tensor
 
 from mimic_pl.errors import StoreError
 from mimic_pl.files import lock_folder, readable_bytes, require_space, write_error
-from mimic_pl.ranking.lance_dataset import COMPLETE, VERSIONS, dataset_exists, lance, open_dataset, reading
+from mimic_pl.ranking.lance_dataset import (
+    COMPLETE,
+    VERSIONS,
+    OpenDataset,
+    dataset_exists,
+    lance,
+    open_dataset,
+    reading,
+)
 from mimic_pl.ranking.lance_rows import INDEX, ORDER, RowFormat, differences
 from mimic_pl.records import Entity
 
@@ -176,6 +185,46 @@ def append_table(folder: Path, table: pa.Table) -> None:
     """
     with writing(folder, table.nbytes):
         lance().write_dataset(table, str(folder), mode="append", max_rows_per_file=max(1, len(table)))
+
+
+def write_fragments(opened: OpenDataset, folder: Path, table: pa.Table) -> list[str]:
+    """Write rows that are no part of a dataset until :func:`append_fragments` adds them, maybe in another process.
+
+    Until then nobody reads them; if that never happens, :func:`mark_complete` removes their files.
+
+    Args:
+        opened: The dataset.
+        folder: Its folder.
+        table: The rows.
+
+    Returns:
+        What Lance must know of the fragments, as JSON.
+
+    Raises:
+        StoreError: The disk is full, or the folder is not writable.
+    """
+    with writing(folder, table.nbytes):
+        written = lance().fragment.write_fragments(
+            table, opened.dataset, mode="append", max_rows_per_file=rows_per_fragment(opened.format)
+        )
+        return [json.dumps(fragment.to_json()) for fragment in written]
+
+
+def append_fragments(folder: Path, fragments: Sequence[str], version: int) -> None:
+    """Add fragments of :func:`write_fragments` to a dataset, in one commit.
+
+    Args:
+        folder: The folder.
+        fragments: The fragments.
+        version: Version of the dataset that they were written for.
+
+    Raises:
+        StoreError: The disk is full, or the folder is not writable.
+    """
+    library = lance()
+    with writing(folder):
+        read = [library.fragment.FragmentMetadata.from_json(fragment) for fragment in fragments]
+        library.LanceDataset.commit(str(folder), library.LanceOperation.Append(read), read_version=version)
 
 
 def mark_complete(folder: Path) -> None:

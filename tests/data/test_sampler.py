@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from itertools import chain
+from itertools import chain, groupby
 from types import SimpleNamespace
 
 import numpy as np
@@ -62,6 +62,43 @@ def test_training_processes_share_the_batches_of_one(size, batch_size, count, se
     for batch in zip(*parts, strict=True):
         lengths = [len(part) for part in batch]
         assert min(lengths) >= 1 and max(lengths) - min(lengths) <= 1
+
+
+@given(sizes, batch_sizes, processes, seeds, st.data())
+def test_groups_stay_together_and_change_nothing_else(size, batch_size, count, seed, data):
+    groups = data.draw(st.lists(st.lists(st.integers(0, 5), max_size=1), min_size=size, max_size=size))
+    one = TrainSampler(range(size), batch_size * count, seed=seed, groups=groups)
+    drawn = list(chain(*one))
+    assert sorted(drawn) == list(range(size))
+    known = [groups[index][0] for index in drawn if groups[index]]
+    assert len(list(groupby(drawn, lambda index: groups[index] or [-1 - index]))) == len({*known}) + size - len(known)
+    if size >= count:
+        parts = [list(TrainSampler(range(size), batch_size, count, rank, seed, groups=groups)) for rank in range(count)]
+        shared = chain(*(part for batch in zip(*parts, strict=True) for part in batch))
+        assert list(shared) == list(chain(*one))
+
+
+def test_large_groups_come_neither_early_nor_late():
+    groups = [[1]] * 30 + [[]] * 30
+    sampler = TrainSampler(range(60), 60, seed=2, groups=groups)
+    places = []
+    for epoch in range(200):
+        sampler.set_epoch(epoch)
+        order = [address % 60 for address in next(iter(sampler))]
+        places.append(min(order.index(index) for index in range(30)))  # of 31 places among the items alone
+    assert abs(sum(places) / len(places) - 15) < 2
+
+
+def test_an_item_is_in_each_of_its_groups_in_some_epoch():
+    groups = [[1, 2], [1], [1], [2], [2], [], [], [], []]
+    sampler = TrainSampler(range(9), 9, seed=1, groups=groups)
+    beside = set()
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        order = [address % 9 for address in next(iter(sampler))]
+        place = order.index(0)
+        beside |= {*order[max(0, place - 1) : place + 2]}
+    assert beside >= {1, 2, 3, 4}
 
 
 def test_more_processes_than_items():

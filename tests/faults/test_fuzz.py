@@ -333,7 +333,7 @@ def test_records_of_any_values(inputs, tmp_path):
     """Valid JSON with values of unexpected types."""
     path, outcomes = tmp_path / "x.json", Counter()
 
-    @settings(max_examples=round(inputs * 0.025), deadline=None, database=None, suppress_health_check=SUPPRESSED)
+    @settings(max_examples=round(inputs * 0.025), database=None, suppress_health_check=SUPPRESSED)
     @given(st.lists(st.dictionaries(st.sampled_from(KEYS), values, max_size=10) | values, max_size=3))
     def check(rows):
         path.write_text(json.dumps(rows))
@@ -357,7 +357,7 @@ def test_templates(inputs):
     fields = st.dictionaries(st.sampled_from(["attr", "name", "sentence", "x y", "é"]) | st.text(max_size=4), st.text())
     parts = st.sampled_from(["{name}", "{attr}", "{mention}", "{", "}", "{{", "{x y}", "{é}", "\\1", " [SEP] "])
 
-    @settings(max_examples=round(inputs * 0.025), deadline=None, database=None, suppress_health_check=SUPPRESSED)
+    @settings(max_examples=round(inputs * 0.025), database=None, suppress_health_check=SUPPRESSED)
     @given(st.lists(parts | st.text(max_size=3), max_size=6).map("".join), st.text(), fields)
     def check(template, text, others):
         for record in (Entity("Q1", text, others), Mention("1", text, text, fields=others)):

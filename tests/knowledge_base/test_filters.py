@@ -68,13 +68,13 @@ FIELDS = st.text(st.sampled_from("aB .`%/#\"'_é\n"), max_size=4) | st.sampled_f
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(FIELDS)
 def test_columns_of_fields_are_distinct(field):
     assert field_of(column_of(field)) == field
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(st.lists(st.dictionaries(FIELDS, st.text(max_size=4), max_size=3), min_size=1, max_size=6))
 def test_any_text_field_is_kept_and_found(records):
     with tempfile.TemporaryDirectory() as folder:

@@ -89,14 +89,14 @@ def ranks_as_its_last_entities(data):
             assert torch.equal(ranking.top_scores["overall"], table.T.gather(1, by_sorting))
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_any_history_ranks_as_its_last_entities(data):
     ranks_as_its_last_entities(data)
 
 
 @pytest.mark.slow
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_many_histories_rank_as_their_last_entities(data):
     ranks_as_its_last_entities(data)

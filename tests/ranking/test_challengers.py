@@ -22,7 +22,7 @@ class Unweighted(Matcher):
         return scores["expensive"] - scores["cheap"]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_every_entity_that_reaches_the_score_is_found(data):
     num_mentions, num_entities = data.draw(st.integers(1, 4)), data.draw(st.integers(1, 40))

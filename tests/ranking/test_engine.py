@@ -21,7 +21,7 @@ def top_by_sorting(scores, k):
     return [reference.ranking(row)[:k] for row in scores.tolist()]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.data())
 def test_ranks_and_top_k_equal_one_sorted_list(data):
     """Few distinct scores, hence many ties; loose bounds; no, one or several golds; any block size."""
@@ -84,7 +84,7 @@ def test_a_constant_scorer_gains_nothing():
         assert ranking.top_entities.tolist() == [list(range(10))] * 100
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.data())
 def test_the_first_of_each_hash_are_found(data):
     pairs = data.draw(st.lists(st.tuples(st.integers(0, 3), st.sampled_from([-5, 0, 2**62])), max_size=40))

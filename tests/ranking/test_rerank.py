@@ -31,7 +31,7 @@ def reordered(row, top_k):
 
 
 # Few binary digits and list lengths that are powers of two: means are exact, so that ties stay ties.
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_golds_in_the_candidate_list_get_new_ranks_and_others_keep_theirs(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(8, 30))

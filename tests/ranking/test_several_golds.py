@@ -20,7 +20,7 @@ def rank_every_gold(scores, gold):
     ]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_every_gold_has_its_rank_in_one_sorted_list(data):
     num_mentions, num_entities = data.draw(st.integers(1, 5)), data.draw(st.integers(1, 30))

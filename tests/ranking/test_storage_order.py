@@ -36,7 +36,7 @@ def indexed(draw, tables, numbers):
     return index
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.data())
 def test_ranking_does_not_depend_on_how_the_index_was_built(data):
     tables, numbers = data.draw(knowledge_bases())

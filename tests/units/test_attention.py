@@ -112,7 +112,7 @@ def test_blocks_cover_every_pair_once_and_keep_to_their_size(logits, num_mention
     assert times.eq(1).all()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     st.integers(1, 6), st.integers(1, 6), st.integers(1, 9), st.integers(1, 9), st.integers(2, 20), st.booleans(),
     st.sampled_from([0.1, 1.0, 5.0]), st.integers(0, 99),

@@ -34,7 +34,7 @@ def centred(*shape):
     return vectors - vectors.mean(dim=-1, keepdim=True)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     tokens=st.integers(1, 9),
     width=st.integers(2, 12),
