@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar, Union
 
 from mimic_pl.errors import DataError
 from mimic_pl.quoting import listed, quoted
+from mimic_pl.remote_path import RemotePath
 
 if TYPE_CHECKING:
     import numpy as np
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 Record = TypeVar("Record")
 
-ImageSource: TypeAlias = Union[str, Path, bytes, "Image.Image", "npt.NDArray[np.uint8]"]
+ImageSource: TypeAlias = Union[str, Path, RemotePath, bytes, "Image.Image", "npt.NDArray[np.uint8]"]
 """An image: a file path, the content of a file, a PIL image, or a pixel array ``[height, width, 3]``.
 
 In records read by a data module, images are file names in its image folders.

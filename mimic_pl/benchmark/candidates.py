@@ -26,6 +26,7 @@ from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import IndexDtype, Ranker
 from mimic_pl.records import Entity, Mention
+from mimic_pl.remote_path import local_folder
 from mimic_pl.retrieval import retriever_of
 from mimic_pl.retrieval.catch_up import FOLDER
 from mimic_pl.runs import load_run
@@ -61,7 +62,7 @@ def candidates(settings: Settings) -> Row:
             for retriever in settings.retrievers.split(","):
                 what = f"{count:,} entities, {retriever}"
                 lines += _measured(retriever, kb, model, folder, top, seconds, settings, what)
-                shutil.rmtree(kb.folder / FOLDER)
+                shutil.rmtree(local_folder(kb.folder) / FOLDER)
     return {
         "title": "Linking through a retriever, one mention at a time after encoding, scores exact",
         "setting": {"mentions": len(mentions), "dtype": _DTYPE, "noise": NOISE, "candidates": settings.candidates},
@@ -83,7 +84,7 @@ def _measured(
     start = time.perf_counter()
     retriever_of(retriever, settings.candidates).at(kb, model)
     built = time.perf_counter() - start
-    files = [path for path in (kb.folder / FOLDER).rglob("*") if path.is_file()]
+    files = [path for path in (local_folder(kb.folder) / FOLDER).rglob("*") if path.is_file()]
     arguments = str(folder), settings.run, retriever, settings.candidates
     peak: Peak = peak_memory(prepare_linking, "cpu", torch.get_num_threads(), *arguments)
     times, found, scored = peak.result

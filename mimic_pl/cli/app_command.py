@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser
 from mimic_pl.cli.linking_options import add_model_arguments, linker_for
 from mimic_pl.errors import ConfigError
 from mimic_pl.formats.optional_package import optional_package
+from mimic_pl.remote_path import folder_at, local_folder
 
 
 def add_arguments(parser: ArgumentParser, complete: bool) -> None:
@@ -44,6 +45,8 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
             f"--writable lets everyone who reaches {config.host} change the knowledge base. Use --host 127.0.0.1, or "
             "mimic-pl serve --writable, which asks for a token."
         )
+    if config.writable:
+        local_folder(folder_at(config.kb))
     with _listen(config.host, config.port) as listening:  # before the models load
         first = ServedLinker(linker_for(KnowledgeBase(config.kb), config))
         other = errors = None

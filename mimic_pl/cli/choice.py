@@ -14,6 +14,7 @@ from mimic_pl.checkpoints.path import checkpoint_path
 from mimic_pl.checkpoints.reader import read_checkpoint, require_no_nan
 from mimic_pl.cli.run_folder import folder_of_runs, job_name
 from mimic_pl.errors import ConfigError
+from mimic_pl.remote_path import Folder, RemotePath
 from mimic_pl.run_settings import training_differences
 from mimic_pl.runs import NAMED_CHECKPOINTS, RUNS, Run, find_runs, newest_run, open_run, run_of_checkpoint
 from mimic_pl.yaml_file import read_yaml
@@ -199,8 +200,10 @@ def _requests_help(args: list[str]) -> bool:
     return any(re.match(r"-h$|--help|--print_config|--[\w.]+\.help(=|$)", arg) for arg in args)
 
 
-def short_path(path: Path) -> str:
+def short_path(path: Folder) -> str:
     """A path relative to the working directory, if possible."""
+    if isinstance(path, RemotePath):
+        return str(path)
     try:
         return str(path.relative_to(Path.cwd()))
     except ValueError:

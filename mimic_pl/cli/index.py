@@ -14,6 +14,7 @@ from mimic_pl.cli.linking_options import (
     add_retriever_arguments,
     with_retriever,
 )
+from mimic_pl.remote_path import folder_at, local_folder
 
 
 def add_arguments(parser: ArgumentParser, complete: bool) -> None:
@@ -38,6 +39,7 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     from mimic_pl.linking import Linker
 
     config = parser.parse_args(args)
+    local_folder(folder_at(config.out))  # raises here, and not after a model was loaded
     with launched(config) as (processes, device):
         load = partial(Linker.from_pretrained, config.model, device, config.revision)
         linker = processes.run_together(load)

@@ -10,6 +10,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from mimic_pl.cli.linking_options import add_file_arguments, add_model_arguments, linker_for
 from mimic_pl.errors import DataError, StoreError, UsageError
+from mimic_pl.remote_path import folder_at, local_folder
 
 if TYPE_CHECKING:
     from mimic_pl.knowledge_base import KnowledgeBase
@@ -24,6 +25,8 @@ ACTIONS = {
 }
 """What can be done with a knowledge base."""
 
+_READING = ("info", "verify")
+
 _LISTED = 20
 
 
@@ -32,8 +35,9 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     actions = parser.add_subcommands(required=True, dest="action")
     for name, about in ACTIONS.items():
         own = ArgumentParser(description=about, exit_on_error=False)
-        own.add_argument("folder", type=str, help="Folder of the knowledge base.")
-        if name in ("info", "verify"):
+        place = "Folder of the knowledge base" + (", or its address s3://BUCKET/FOLDER." if name in _READING else ".")
+        own.add_argument("folder", type=str, help=place)
+        if name in _READING:
             own.add_argument("--version", type=int | None, default=None, help="Version (default: the newest).")
         elif name == "compact":
             text = "Age of the versions to keep, in hours; readers of older ones must open it again."
@@ -55,6 +59,8 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     """Run the command; the exit status is 0 unless ``verify`` finds something."""
     config = parser.parse_args(args)
     given = config[config.action]
+    if config.action not in _READING:
+        local_folder(folder_at(given.folder))  # raises here, and not after a model was loaded
     if config.action == "info":
         _info(_opened(given))
     elif config.action == "verify":

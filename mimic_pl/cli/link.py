@@ -29,7 +29,8 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     """Add the options."""
     text = "File of mentions: JSON, JSON Lines, CSV, TSV or Parquet, in any of the known layouts."
     parser.add_argument("mentions", metavar="MENTIONS", type=str, help=text)
-    parser.add_argument("--kb", type=str, required=True, help="Folder of the knowledge base (see mimic-pl index).")
+    text = "Folder of the knowledge base (see mimic-pl index), or its address s3://BUCKET/FOLDER."
+    parser.add_argument("--kb", type=str, required=True, help=text)
     text = "File for the links; its suffix says the format: .jsonl, .csv, .parquet, ..."
     parser.add_argument("--out", type=str, required=True, help=text)
     add_model_arguments(parser)

@@ -9,7 +9,6 @@ import math
 import os
 import sys
 import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -17,6 +16,7 @@ from jsonargparse import ArgumentParser, Namespace
 from mimic_pl.cli.linking_options import add_model_arguments, add_retriever_arguments, linker_for
 from mimic_pl.errors import ConfigError
 from mimic_pl.formats.optional_package import optional_package
+from mimic_pl.remote_path import folder_at, local_folder
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -32,7 +32,8 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     """Add the options."""
     from mimic_pl.serve.limits import Limits
 
-    parser.add_argument("--kb", type=str, required=True, help="Folder of the knowledge base (see mimic-pl index).")
+    text = "Folder of the knowledge base (see mimic-pl index), or its address s3://BUCKET/FOLDER."
+    parser.add_argument("--kb", type=str, required=True, help=text)
     add_model_arguments(parser)
     add_retriever_arguments(parser, "Score only candidates, found by")
     parser.add_argument("--host", type=str, default="127.0.0.1", help="Address to listen on; 0.0.0.0 for all.")
@@ -48,6 +49,8 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     config = parser.parse_args(args)
     if config.writable and not os.environ.get(TOKEN):
         raise ConfigError(f"--writable needs a token: set the environment variable {TOKEN} to a secret.")
+    if config.writable:
+        local_folder(folder_at(config.kb))
     for package in ("fastapi_offline", "prometheus_client", "python_multipart"):
         optional_package(package, "The server", "serve")
     uvicorn = optional_package("uvicorn", "The server", "serve")
@@ -84,7 +87,7 @@ def _app_of(config: Namespace) -> FastAPI:
     logging.basicConfig(format="%(message)s", stream=sys.stderr)
     for name in ("mimic_pl.serve.requests", "uvicorn.error"):
         logging.getLogger(name).setLevel(logging.INFO)
-    linker = linker_for(KnowledgeBase(Path(config.kb)), config)
+    linker = linker_for(KnowledgeBase(config.kb), config)
     token = os.environ[TOKEN] if config.writable else None
     app = create_app(linker, Limits(**config.limits), token)
     # Otherwise every full collection of garbage visits all objects of torch and transformers, and all requests wait for

@@ -6,12 +6,12 @@ import json
 import zlib
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 
 import pyarrow as pa
 
-from mimic_pl.ranking.lance_dataset import damaged_index, dataset_exists, has_id, lance, reading
+from mimic_pl.ranking.lance_dataset import damaged_index, dataset_at, dataset_exists, has_id, lance, reading
 from mimic_pl.ranking.lance_writer import append_table, writing
+from mimic_pl.remote_path import Folder, local_folder
 
 FOLDER = "deleted"
 """Folder of the list in that of a knowledge base."""
@@ -29,8 +29,8 @@ class DeletedEntities:
         folder: Folder of the knowledge base.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder / FOLDER
+    def __init__(self, folder: Folder) -> None:
+        self.folder: Folder = folder / FOLDER
 
     def order_of(self, ids: Sequence[str]) -> dict[str, int]:
         """Order numbers by id of those of these ids that are listed.
@@ -58,7 +58,7 @@ class DeletedEntities:
         if not self._exists:
             return -1
         with reading(self.folder):
-            numbers = lance().dataset(str(self.folder)).to_table(columns=["order"]).column("order").to_numpy()
+            numbers = dataset_at(self.folder).to_table(columns=["order"]).column("order").to_numpy()
         return int(numbers.max(initial=-1))
 
     def add(self, order: Mapping[str, int]) -> None:
@@ -77,17 +77,18 @@ class DeletedEntities:
         table = pa.table(
             [[id for id, _ in new], [number for _, number in new], [_checksum(*row) for row in new]], schema=_SCHEMA
         )
+        folder = local_folder(self.folder)
         if self._exists:
-            append_table(self.folder, table)
+            append_table(folder, table)
         else:
-            with writing(self.folder):
-                lance().write_dataset(table, str(self.folder), mode="create")
+            with writing(folder):
+                lance().write_dataset(table, str(folder), mode="create")
 
     def compact(self, keep: timedelta) -> None:
         """Merge its files, and remove those that only versions older than ``keep`` need."""
         if self._exists:
-            with writing(self.folder):
-                dataset = lance().dataset(str(self.folder))
+            with writing(local_folder(self.folder)):
+                dataset = dataset_at(self.folder)
                 dataset.optimize.compact_files()
                 dataset.cleanup_old_versions(keep, delete_unverified=True)
 
@@ -107,7 +108,7 @@ class DeletedEntities:
         if not self._exists:
             return []
         with reading(self.folder):
-            table = lance().dataset(str(self.folder)).to_table(filter=condition)
+            table = dataset_at(self.folder).to_table(filter=condition)
             rows = list(zip(*(table.column(name).to_pylist() for name in _SCHEMA.names), strict=True))
         for id, number, crc32 in rows:
             if _checksum(id, number) != crc32:

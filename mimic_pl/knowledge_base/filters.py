@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 
@@ -13,6 +11,7 @@ from mimic_pl.quoting import quoted
 from mimic_pl.ranking.lance_dataset import OpenDataset, names_missing_file, reading, reason_of
 from mimic_pl.ranking.lance_rows import ORDER
 from mimic_pl.ranking.text_columns import column_of
+from mimic_pl.remote_path import Folder
 
 
 def filter_columns(opened: OpenDataset) -> tuple[str, ...]:
@@ -20,7 +19,7 @@ def filter_columns(opened: OpenDataset) -> tuple[str, ...]:
     return ("id", "name", *map(column_of, opened.format.fields))
 
 
-def matching(folder: Path, opened: OpenDataset, expression: str) -> Tensor:
+def matching(folder: Folder, opened: OpenDataset, expression: str) -> Tensor:
     """Order numbers of the entities that an expression selects, ascending, int64 ``[n]``.
 
     Raises:
@@ -44,7 +43,7 @@ def matching(folder: Path, opened: OpenDataset, expression: str) -> Tensor:
     return torch.from_numpy(table.column(ORDER).to_numpy().copy()).sort().values
 
 
-def distinct_values(folder: Path, opened: OpenDataset, column: str) -> list[str]:
+def distinct_values(folder: Folder, opened: OpenDataset, column: str) -> list[str]:
     """The distinct texts of a column, sorted; empty ones are left out.
 
     Raises:

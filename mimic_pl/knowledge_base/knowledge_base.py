@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from mimic_pl.errors import ConfigError, DataError, StoreError
-from mimic_pl.home import expanded
 from mimic_pl.knowledge_base.filters import distinct_values, filter_columns, matching
 from mimic_pl.knowledge_base.indexing import Indexing
 from mimic_pl.knowledge_base.statistics import Statistics, read_statistics
@@ -36,6 +35,7 @@ from mimic_pl.ranking.lance_index import LanceIndex
 from mimic_pl.ranking.lance_rows import ORDER, RECORD_CHECKSUM, STATE_CHECKSUM, RowFormat, differences
 from mimic_pl.ranking.quantization import IndexDtype
 from mimic_pl.records import Entity, as_sequence
+from mimic_pl.remote_path import Folder, RemotePath, folder_at, local_folder, total_size
 from mimic_pl.units import States
 
 
@@ -58,8 +58,12 @@ class KnowledgeBase:
 
     Opening reads no entity. It cannot be used in a process that was forked from one that has used Lance.
 
+    In object storage it can only be read: it is built and changed in a local folder, and copied there, for example with
+    ``aws s3 sync my_kb s3://bucket/my_kb``; credentials and endpoint are those of the environment (see
+    :mod:`mimic_pl.remote_path`). Copied with the folders named ``_versions`` last, readers are not disturbed.
+
     Args:
-        folder: Its folder.
+        folder: Its folder, or its address in object storage: ``s3://BUCKET/FOLDER``.
         version: Version to open, read-only; the newest by default.
         device: Device of the index and of order numbers.
         expects: Values that its description must have, such as the fingerprint of the model.
@@ -73,13 +77,13 @@ class KnowledgeBase:
     @in_range(version=COUNT, wait=NOT_NEGATIVE)
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | RemotePath | str,
         version: int | None = None,
         device: torch.device | str = "cpu",
         expects: Mapping[str, Any] | None = None,
         wait: float = 60.0,
     ) -> None:
-        self._open(expanded(folder), version, device, expects, wait)
+        self._open(folder_at(folder), version, device, expects, wait)
         require_complete(self.folder, self._opened, "knowledge base")
 
     @classmethod
@@ -104,7 +108,7 @@ class KnowledgeBase:
         Raises:
             StoreError: The one that is there has another description or dtype, or the folder is not writable.
         """
-        folder, description = expanded(folder), {**description, "dtype": dtype}
+        folder, description = local_folder(folder_at(folder)), {**description, "dtype": dtype}
         made = cls.__new__(cls)
         if open_dataset(folder) is not None:
             made._open(folder, None, device, description, wait)
@@ -118,7 +122,7 @@ class KnowledgeBase:
 
     def _open(
         self,
-        folder: Path,
+        folder: Folder,
         version: int | None,
         device: torch.device | str,
         expects: Mapping[str, Any] | None,
@@ -130,7 +134,8 @@ class KnowledgeBase:
         self._pinned = version is not None
         opened = open_dataset(folder, version)
         if opened is None:
-            raise StoreError(f"{folder} contains no knowledge base. Check the path, or index one there.")
+            how = "index" if isinstance(folder, Path) else "copy"
+            raise StoreError(f"{folder} contains no knowledge base. Check the path, or {how} one there.")
         self._opened = opened
         if other := differences(self.description, expects or {}):
             raise StoreError(
@@ -171,7 +176,7 @@ class KnowledgeBase:
     @property
     def bytes_on_disk(self) -> int:
         """Bytes of all files in the folder, those of other versions included."""
-        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+        return total_size(self.folder)
 
     @cached_property
     def index(self) -> LanceIndex:
@@ -414,7 +419,7 @@ class KnowledgeBase:
 
     def indexing(self) -> Indexing:
         """Add many entities: a context that writes them in large parts; see :class:`Indexing`."""
-        return Indexing(self.folder, self.dtype, self.wait, self.device)
+        return Indexing(local_folder(self.folder), self.dtype, self.wait, self.device)
 
     @property
     def dtype(self) -> IndexDtype:
@@ -427,7 +432,7 @@ class KnowledgeBase:
                 f"Version {self.version} of the knowledge base in {self.folder} was opened for reading. Open it "
                 "without a version to change it."
             )
-        writer = Writer(self.folder, self.wait)
+        writer = Writer(local_folder(self.folder), self.wait)
         try:
             writer.require_writable()
         except BaseException:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import pyarrow as pa
 import torch
@@ -16,6 +15,7 @@ from mimic_pl.quoting import quoted
 from mimic_pl.ranking.index import unknown_ids
 from mimic_pl.ranking.lance_dataset import OpenDataset, has_id, reading, storable
 from mimic_pl.ranking.lance_rows import ORDER, Decode
+from mimic_pl.remote_path import Folder
 
 
 class OrderNumbers:
@@ -27,7 +27,7 @@ class OrderNumbers:
         deleted: The numbers of deleted entities.
     """
 
-    def __init__(self, folder: Path, opened: OpenDataset, deleted: DeletedEntities) -> None:
+    def __init__(self, folder: Folder, opened: OpenDataset, deleted: DeletedEntities) -> None:
         self.folder = folder
         self.opened = opened
         self.deleted = deleted

@@ -15,6 +15,7 @@ import safetensors.numpy
 
 from mimic_pl.errors import StoreError
 from mimic_pl.files import UNFINISHED_SUFFIX, write_file
+from mimic_pl.remote_path import Folder, RemotePath, local_folder
 
 FOLDER = "statistics"
 """Folder of the statistics in that of a knowledge base."""
@@ -28,13 +29,13 @@ Statistics = Mapping[str, Any]
 
 
 class _File(NamedTuple):
-    path: Path
+    path: Path | RemotePath
     name: str
     version: int
     crc32: str
 
 
-def read_statistics(folder: Path, name: str, version: int) -> dict[str, Any] | None:
+def read_statistics(folder: Folder, name: str, version: int) -> dict[str, Any] | None:
     """The statistics of a version: those written for it, or for the last version before it that has any.
 
     Args:
@@ -80,7 +81,7 @@ def remove_uncommitted(folder: Path, version: int) -> None:
         path.unlink()
     for file in _files(folder):
         if file.version > version:
-            file.path.unlink(missing_ok=True)
+            local_folder(file.path).unlink(missing_ok=True)
 
 
 def remove_old(folder: Path, oldest: int) -> None:
@@ -92,10 +93,10 @@ def remove_old(folder: Path, oldest: int) -> None:
             last[file.name] = max(file.version, last.get(file.name, 0))
     for file in files:
         if file.version < last.get(file.name, 0):
-            file.path.unlink(missing_ok=True)
+            local_folder(file.path).unlink(missing_ok=True)
 
 
-def verify_statistics(folder: Path) -> Iterator[str]:
+def verify_statistics(folder: Folder) -> Iterator[str]:
     """Say which statistics are damaged."""
     for file in _files(folder):
         try:
@@ -104,10 +105,11 @@ def verify_statistics(folder: Path) -> Iterator[str]:
             yield str(error)
 
 
-def _files(folder: Path) -> Iterator[_File]:
+def _files(folder: Folder) -> Iterator[_File]:
     if not (folder / FOLDER).is_dir():
         return
-    for path in sorted((folder / FOLDER).iterdir()):
+    paths: list[Path | RemotePath] = [*(folder / FOLDER).iterdir()]
+    for path in sorted(paths, key=str):
         if found := _FILE.fullmatch(path.name):
             yield _File(path, found["name"], int(found["version"]), found["crc32"])
 
@@ -117,8 +119,8 @@ def _read(file: _File) -> dict[str, Any]:
         content = file.path.read_bytes()
         if f"{zlib.crc32(content):08x}" != file.crc32:
             raise ValueError("its content fails its checksum")
-        with safetensors.safe_open(file.path, "numpy") as opened:
-            plain = json.loads((opened.metadata() or {})[_PLAIN])
+        header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+        plain = json.loads(header["__metadata__"][_PLAIN])
         return {**plain, **safetensors.numpy.load(content)}
     except (OSError, ValueError, KeyError, safetensors.SafetensorError) as error:
         raise StoreError(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,6 +16,7 @@ from mimic_pl.knowledge_base.statistics import verify_statistics
 from mimic_pl.quoting import quoted
 from mimic_pl.ranking.lance_dataset import OpenDataset, lance, reading, reason_of, wrong_files
 from mimic_pl.ranking.lance_rows import ORDER, Decode, RowFormat
+from mimic_pl.remote_path import Folder
 
 if TYPE_CHECKING:
     from lance import LanceFragment
@@ -26,7 +26,7 @@ _ROWS_AT_ONCE = 4096
 """Rows that are read at once have at most these bytes of states."""
 
 
-def problems_of(folder: Path, opened: OpenDataset, show_progress_bar: bool = False) -> Iterator[str]:
+def problems_of(folder: Folder, opened: OpenDataset, show_progress_bar: bool = False) -> Iterator[str]:
     """Find what is wrong with a version of a knowledge base, one sentence for each damaged entity or file.
 
     It takes some 200 MB of memory, and 30 bytes for each entity: ids and order numbers, of which none may repeat.
@@ -61,7 +61,7 @@ def problems_of(folder: Path, opened: OpenDataset, show_progress_bar: bool = Fal
 
 
 def _problems_of_rows(
-    folder: Path,
+    folder: Folder,
     row_format: RowFormat,
     fragment: LanceFragment,
     rows: range,
@@ -92,7 +92,7 @@ def _problems_of_rows(
 
 
 def _damaged(
-    folder: Path, fragment: LanceFragment, rows: range, columns: list[str], decode: Decode
+    folder: Folder, fragment: LanceFragment, rows: range, columns: list[str], decode: Decode
 ) -> Iterator[tuple[int, str | None]]:
     """The rows that fail the checksum over these columns or cannot be read, these with the reason."""
     try:

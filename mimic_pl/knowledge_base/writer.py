@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mimic_pl.errors import DataError, StoreError
 from mimic_pl.files import lock_folder
-from mimic_pl.knowledge_base.deleted_entities import DeletedEntities
+from mimic_pl.knowledge_base.deleted_entities import FOLDER, DeletedEntities
 from mimic_pl.knowledge_base.order_numbers import OrderNumbers
 from mimic_pl.knowledge_base.statistics import Statistics, remove_old, remove_uncommitted, write_statistics
 from mimic_pl.quoting import listed, quoted
@@ -112,7 +112,7 @@ class Writer:
             self.reopen()
             remove_uncommitted(folder, self.version)
             remove_unfinished(folder)
-            remove_unfinished(self.deleted.folder)
+            remove_unfinished(folder / FOLDER)
         except BaseException:
             self.close()
             raise

@@ -27,6 +27,7 @@ from mimic_pl.ranking import IndexDtype, fingerprint
 from mimic_pl.ranking.lance_rows import differences
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity
+from mimic_pl.remote_path import Folder, local_folder
 from mimic_pl.units import States
 
 _log = logging.getLogger(__name__)
@@ -68,7 +69,7 @@ def source_of(knowledge_base: KnowledgeBase) -> str | None:
     return (knowledge_base.statistics(SOURCE) or {}).get("model")
 
 
-def advice(folder: Path, drifted: Mapping[str, float]) -> str:
+def advice(folder: Folder, drifted: Mapping[str, float]) -> str:
     """What to do about a knowledge base that has drifted; see :attr:`Processor.drifted`."""
     how = ", ".join(f"{name} by {drift:.0%}" for name, drift in drifted.items())
     return (
@@ -172,7 +173,7 @@ class KnowledgeBaseWriter:
         with self._changing(kb) as kb, self._bar(total) as bar:
             require_same(kb, {"dtype": dtype})
             for chunk in chunks(records, AT_ONCE):
-                missing = lacking(kb.folder, kb.known([entity.id for entity in chunk]), chunk)
+                missing = lacking(local_folder(kb.folder), kb.known([entity.id for entity in chunk]), chunk)
                 bar.update(len(chunk) - len(missing))
                 if missing:
                     kb = self._commit(kb, missing, bar, replace=False)
@@ -223,7 +224,7 @@ class KnowledgeBaseWriter:
     @contextmanager
     def _changing(self, kb: KnowledgeBase) -> Iterator[KnowledgeBase]:
         """The newest version, while no other process changes statistics that depend on all entities."""
-        lock = lock_folder(kb.folder, WAIT, ".changes.lock")
+        lock = lock_folder(local_folder(kb.folder), WAIT, ".changes.lock")
         try:
             newest = KnowledgeBase(kb.folder, device=self.model.device, wait=WAIT)
             require_same(newest, describe(self.model, fitted(self.model.processor, newest), self.weights))

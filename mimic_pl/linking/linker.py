@@ -46,6 +46,7 @@ from mimic_pl.quoting import quoted
 from mimic_pl.ranges import COUNT, require_ranges
 from mimic_pl.ranking import IndexDtype, fingerprint
 from mimic_pl.records import Entity, Mention, as_sequence
+from mimic_pl.remote_path import Folder, folder_at, local_folder
 from mimic_pl.retrieval import ExactRetriever, Reranker, Retriever, rerank, retriever_of
 
 _log = logging.getLogger(__name__)
@@ -121,7 +122,7 @@ class Linker:
         self.source: str | None = None
         self.unusable_images: Counter[str] = Counter()
         self._search: CandidateSearch | None = None
-        self._drifted: Path | None = None
+        self._drifted: Folder | None = None
         if calibration is not None:
             calibration.require_weights(self.weights)
         if knowledge_base is not None:
@@ -166,7 +167,7 @@ class Linker:
         """Open a knowledge base with the model that it was built with.
 
         Args:
-            knowledge_base: The knowledge base, or its folder.
+            knowledge_base: The knowledge base, its folder, or its address ``s3://BUCKET/FOLDER``.
             model: Where the model is now, as :meth:`from_pretrained` takes it; by default where it was at that time.
             device: Torch device; by default a GPU if there is one.
             revision: Branch, tag or commit of a model on the hub.
@@ -292,10 +293,10 @@ class Linker:
         """
         entities = EntityRecords(records, format, image_folder)
         writer = self._writer(batch_size, show_progress_bar, processes)
-        return writer.index(entities, expanded(folder), dtype)
+        return writer.index(entities, local_folder(folder_at(folder)), dtype)
 
     def with_knowledge_base(self, knowledge_base: KnowledgeBase | str | Path) -> Linker:
-        """A linker with the same model and this knowledge base, given as a folder or opened.
+        """A linker with the same model and this knowledge base, given as a folder or an address, or opened.
 
         Raises:
             StoreError: It is missing, unfinished or damaged, or was built by another model; the message says what

@@ -31,6 +31,7 @@ from mimic_pl.processor.jpeg_scans import has_too_many_scans
 from mimic_pl.processor.pixel_budget import PixelBudget
 from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.records import ImageSource
+from mimic_pl.remote_path import RemotePath
 
 ImagePolicy = Literal["blank", "drop", "error"]
 """Policy for items whose image fails.
@@ -101,7 +102,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
 
     Args:
         source: A file path, the content of a file, a PIL image, or a pixel array: uint8 ``[height, width]``,
-            ``[height, width, 3]`` or ``[height, width, 4]``. URLs are treated as paths.
+            ``[height, width, 3]`` or ``[height, width, 4]``. URLs are treated as paths; a file in object storage is
+            given as a :class:`~mimic_pl.remote_path.RemotePath`.
         max_pixels: Larger images are not decoded.
         reduced_to: Decode a JPEG at the smallest of its scales (1/2, 1/4, 1/8) at which no side is shorter than this.
 
@@ -109,6 +111,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, reduced_to: in
         ImageError: It is missing, unreadable, or oversized: larger than ``max_pixels``, or a JPEG of too many
             scans (see :mod:`mimic_pl.processor.jpeg_scans`).
         DataError: ``source`` has another type.
+        StoreError: Object storage cannot be reached, or denies access.
     """
     with opened_image(source, max_pixels, reduced_to) as image:
         return image
@@ -157,6 +160,8 @@ def _as_image_errors(name: Path | str) -> Iterator[None]:
 def _name(source: ImageSource) -> Path | str:
     if isinstance(source, (str, Path)):
         return Path(source)
+    if isinstance(source, RemotePath):
+        return str(source)
     size = f"{len(source)} bytes" if isinstance(source, bytes) else f"type {type(source).__name__}"
     return f"<image of {size}>"
 
@@ -178,20 +183,27 @@ def _opened(source: ImageSource, name: Path | str) -> Image.Image:
                 "[height, width, 3]. Values in [0, 1] are converted by (255 * array).round().astype('uint8')."
             )
         return Image.fromarray(source)
+    if isinstance(source, RemotePath):
+        _require_size(name, source.size())
+        source = source.read_bytes()
     if not isinstance(source, (str, Path, bytes)):
         raise DataError(f"An image is of type {type(source).__name__}. Pass a path, bytes, a PIL image or an array.")
     if not isinstance(source, bytes):
         status = os.stat(source)
         if not stat.S_ISREG(status.st_mode):
             raise ImageError(name, "unreadable", "it is a folder or a device, not a file")
-        if status.st_size > MAX_BYTES:
-            raise ImageError(name, "oversized", f"the file has {readable_bytes(status.st_size)}")
+        _require_size(name, status.st_size)
     # Warning filters are global, and images are also opened in threads.
     with _header_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         warnings.simplefilter("ignore", UserWarning)  # a line for each damaged tag
         # Only raster formats: Pillow would pass EPS to Ghostscript, regardless of the file name.
         return Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS)
+
+
+def _require_size(name: Path | str, size: int) -> None:
+    if size > MAX_BYTES:
+        raise ImageError(name, "oversized", f"the file has {readable_bytes(size)}")
 
 
 def _decoded(opened: Image.Image, reduced_to: int | None, keep: bool) -> Image.Image:

@@ -18,6 +18,7 @@ from mimic_pl.escaping import shortened
 from mimic_pl.ranking.lance_rows import METADATA, ORDER, RowFormat
 from mimic_pl.ranking.own_files import as_found
 from mimic_pl.records import Entity
+from mimic_pl.remote_path import LANCE_OPTIONS, Folder, RemotePath, file_sizes
 
 if TYPE_CHECKING:
     from lance import LanceDataset
@@ -30,8 +31,13 @@ VERSIONS = "_versions"
 
 _LOCATION = re.compile(r",? ?(location: )?/\S+\.rs:\d+:\d+|(Invalid user input|External error|Schema error): ")
 
-_MISSING = re.compile(r"ot found: \S+\.(lance|arrow|manifest|txn)")
+_MISSING = re.compile(r"ot found: \S+\.(lance|arrow|manifest|txn)|at path \S+\.manifest was not found")
 """Part of Lance's messages about files that do not exist."""
+
+_NO_ACCESS = re.compile(
+    r"Generic \S+ error|Error performing|HTTP error|necessary privileges|Failed to (get|load|resolve)"
+)
+"""Part of Lance's messages about object storage that cannot be reached, or that denies access."""
 
 _TRIES = 20
 
@@ -83,12 +89,23 @@ class OpenDataset(NamedTuple):
         return int(self.dataset.version)
 
 
-def dataset_exists(folder: Path) -> bool:
+def dataset_at(folder: Folder, version: int | None = None) -> LanceDataset:
+    """The Lance dataset in a folder; errors are Lance's own.
+
+    Args:
+        folder: The folder.
+        version: Version to open; the newest by default.
+    """
+    options = LANCE_OPTIONS if isinstance(folder, RemotePath) else None
+    return lance().dataset(str(folder), version=version, storage_options=options)
+
+
+def dataset_exists(folder: Folder) -> bool:
     """Whether a folder contains a dataset: a process killed while it creates one leaves only empty folders."""
     return any(folder.glob(f"{VERSIONS}/*.manifest"))
 
 
-def open_dataset(folder: Path, version: int | None = None) -> OpenDataset | None:
+def open_dataset(folder: Folder, version: int | None = None) -> OpenDataset | None:
     """Open the dataset in a folder, complete or not; None if there is none.
 
     Args:
@@ -103,13 +120,13 @@ def open_dataset(folder: Path, version: int | None = None) -> OpenDataset | None
         if (folder / VERSIONS).exists() and any(folder.glob("data/*.lance")):
             raise damaged_index(folder, "it has data, but no manifest")
         return None
-    library = lance()
+    lance()
     with reading(folder):
-        dataset = _while_compacted(lambda: library.dataset(str(folder)))
+        dataset = _while_compacted(lambda: dataset_at(folder))
         newest = dataset.version
         if version not in (None, newest):
             try:
-                dataset = library.dataset(str(folder), version=version)
+                dataset = dataset_at(folder, version)
             except (OSError, ValueError) as error:
                 if not names_missing_file(error):
                     raise
@@ -125,7 +142,7 @@ def open_dataset(folder: Path, version: int | None = None) -> OpenDataset | None
         return OpenDataset(dataset, RowFormat.loads(text, dataset.schema.names), COMPLETE in dataset.config())
 
 
-def require_complete(folder: Path, opened: OpenDataset | None, what: str) -> OpenDataset:
+def require_complete(folder: Folder, opened: OpenDataset | None, what: str) -> OpenDataset:
     """The dataset itself, if it is there with all its rows.
 
     Args:
@@ -139,11 +156,12 @@ def require_complete(folder: Path, opened: OpenDataset | None, what: str) -> Ope
     if opened is None or not opened.complete:
         rows = opened.dataset.count_rows() if opened else 0
         state = f"is unfinished: {rows} entities are written" if rows else f"contains no {what}"
-        raise StoreError(f"{folder} {state}. Run the command that builds it, or check the path.")
+        how = "Run the command that builds it" if isinstance(folder, Path) else "Copy one there that is complete"
+        raise StoreError(f"{folder} {state}. {how}, or check the path.")
     return opened
 
 
-def records_with_ids(folder: Path, opened: OpenDataset, ids: Sequence[str]) -> list[tuple[int, Entity]]:
+def records_with_ids(folder: Folder, opened: OpenDataset, ids: Sequence[str]) -> list[tuple[int, Entity]]:
     """Order numbers and records of the entities with some of these ids, in any order; the engine looks them up.
 
     Raises:
@@ -159,7 +177,7 @@ def records_with_ids(folder: Path, opened: OpenDataset, ids: Sequence[str]) -> l
     return list(zip(table.column(ORDER).to_pylist(), intact_records(folder, opened.format, table), strict=True))
 
 
-def stored_ids(folder: Path, opened: OpenDataset, ids: Sequence[str]) -> list[str]:
+def stored_ids(folder: Folder, opened: OpenDataset, ids: Sequence[str]) -> list[str]:
     """The ids of the rows with one of these ids, damaged rows included: only ids are read.
 
     Raises:
@@ -173,7 +191,7 @@ def stored_ids(folder: Path, opened: OpenDataset, ids: Sequence[str]) -> list[st
         return found
 
 
-def intact_records(folder: Path, row_format: RowFormat, table: pa.Table) -> list[Entity]:
+def intact_records(folder: Folder, row_format: RowFormat, table: pa.Table) -> list[Entity]:
     """Decode the records of rows.
 
     Raises:
@@ -205,15 +223,16 @@ def sql_text(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def wrong_files(folder: Path, dataset: LanceDataset) -> Iterator[str]:
+def wrong_files(folder: Folder, dataset: LanceDataset) -> Iterator[str]:
     """Say which data files do not exist, or do not have the expected size."""
-    for fragment in dataset.get_fragments():
-        for file in fragment.metadata.files:
-            path = folder / "data" / file.path
-            if not path.exists():
-                yield f"{path} is missing."
-            elif file.file_size_bytes not in (None, size := path.stat().st_size):
-                yield f"{path} has {size} bytes instead of {file.file_size_bytes}: it was truncated or replaced."
+    files = [file for fragment in dataset.get_fragments() for file in fragment.metadata.files]
+    sizes = file_sizes(folder / "data", [file.path for file in files])
+    for file in files:
+        path, size = folder / "data" / file.path, sizes.get(file.path)
+        if size is None:
+            yield f"{path} is missing."
+        elif file.file_size_bytes not in (None, size):
+            yield f"{path} has {size} bytes instead of {file.file_size_bytes}: it was truncated or replaced."
 
 
 def reason_of(error: BaseException | None) -> str:
@@ -221,20 +240,20 @@ def reason_of(error: BaseException | None) -> str:
     return shortened(_LOCATION.sub("", str(error)).strip().rstrip("."), 300)
 
 
-def damaged_index(folder: Path, how: str) -> StoreError:
+def damaged_index(folder: Folder, how: str) -> StoreError:
     """The error about an index that is damaged."""
     return StoreError(f"{folder} is damaged: {how}. Restore it from a copy, or delete it and build it again.")
 
 
-def damaged_row(folder: Path, row: pa.Table) -> StoreError:
+def damaged_row(folder: Folder, row: pa.Table) -> StoreError:
     """The error about a damaged row, given with its id and order number."""
     (id,), (order,) = row.column("id").to_pylist(), row.column(ORDER).to_pylist()
     return damaged_index(folder, f"the entity {id!r} with the order number {order} fails its checksum")
 
 
 @contextmanager
-def reading(folder: Path, version: int | None = None) -> Iterator[None]:
-    """Turn errors and panics of Lance and Arrow over damaged or removed files into a StoreError.
+def reading(folder: Folder, version: int | None = None) -> Iterator[None]:
+    """Turn errors and panics of Lance and Arrow over damaged, removed or unreachable files into a StoreError.
 
     Args:
         folder: Folder of the dataset.
@@ -250,7 +269,9 @@ def reading(folder: Path, version: int | None = None) -> Iterator[None]:
         raise _reading_error(folder, version, error) from error
 
 
-def _reading_error(folder: Path, version: int | None, error: BaseException) -> StoreError:
+def _reading_error(folder: Folder, version: int | None, error: BaseException) -> StoreError:
+    if isinstance(folder, RemotePath) and _NO_ACCESS.search(str(error)) and not names_missing_file(error):
+        return folder.unreadable(reason_of(error))
     damaged = damaged_index(folder, reason_of(error))
     return removed_or(folder, version, damaged) if version is not None and names_missing_file(error) else damaged
 
@@ -260,10 +281,10 @@ def names_missing_file(error: BaseException) -> bool:
     return _MISSING.search(str(error)) is not None
 
 
-def removed_or(folder: Path, version: int, error: StoreError) -> StoreError:
+def removed_or(folder: Folder, version: int, error: StoreError) -> StoreError:
     """The error about a missing file: that the version was removed if there is a newer one, or else the given one."""
     with reading(folder):
-        newest = _while_compacted(lambda: lance().dataset(str(folder)).version)
+        newest = _while_compacted(lambda: dataset_at(folder).version)
     if newest == version:
         return error
     return StoreError(
@@ -272,11 +293,10 @@ def removed_or(folder: Path, version: int, error: StoreError) -> StoreError:
     )
 
 
-def versions_of(folder: Path) -> list[dict[str, Any]]:
+def versions_of(folder: Folder) -> list[dict[str, Any]]:
     """Lance's description of all versions, oldest first."""
     with reading(folder):
-        found: list[dict[str, Any]] = _while_compacted(lambda: lance().dataset(str(folder)).versions())
-    return found
+        return [dict(version) for version in _while_compacted(lambda: dataset_at(folder).versions())]
 
 
 def _while_compacted(read: Callable[[], T]) -> T:

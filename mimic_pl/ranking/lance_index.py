@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mimic_pl.distributed import ProcessGroup
 from mimic_pl.errors import StoreError
-from mimic_pl.home import expanded
 from mimic_pl.ranges import COUNT, in_range
 from mimic_pl.ranking.index import EntityIndex, Shard, unknown_ids
 from mimic_pl.ranking.lance_dataset import (
@@ -31,6 +30,7 @@ from mimic_pl.ranking.lance_dataset import (
 )
 from mimic_pl.ranking.lance_rows import INDEX, ORDER, differences
 from mimic_pl.records import Entity
+from mimic_pl.remote_path import Folder, RemotePath, folder_at
 
 
 class LanceIndex(EntityIndex):
@@ -43,7 +43,7 @@ class LanceIndex(EntityIndex):
     It cannot be used in a process that was forked from one that has used Lance.
 
     Args:
-        folder: Folder of the index.
+        folder: Folder of the index, or ``s3://BUCKET/FOLDER``.
         expects: Values that its description must have: the model's fingerprint, the text template, and so on.
         device: Device on which blocks are returned.
         shard: Entities that this process scans; all by default.
@@ -58,14 +58,14 @@ class LanceIndex(EntityIndex):
     @in_range(version=COUNT)
     def __init__(
         self,
-        folder: Path | str,
+        folder: Path | RemotePath | str,
         expects: Mapping[str, Any] | None = None,
         device: torch.device | str = "cpu",
         shard: Shard | None = None,
         version: int | None = None,
     ) -> None:
         super().__init__(shard.processes if shard else ProcessGroup(alone=True), device)
-        self.folder = expanded(folder)
+        self.folder: Folder = folder_at(folder)
         opened = require_complete(self.folder, open_dataset(self.folder, version), INDEX)
         self._opened, self._dataset, self._format = opened, opened.dataset, opened.format
         if other := differences(self.description, expects or {}):

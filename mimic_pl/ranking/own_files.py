@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mimic_pl.records import Entity, ImageSource
+from mimic_pl.remote_path import Folder, RemotePath
 
 OWN = "<knowledge base>/"
 """Beginning of stored paths that continue in the folder; no path of a file begins like this."""
@@ -23,11 +24,13 @@ def as_stored(entities: Sequence[Entity], folder: Path) -> list[Entity]:
     return [replace(entity, images=tuple(map(relative, entity.images))) for entity in entities]
 
 
-def as_found(entities: Sequence[Entity], folder: Path) -> list[Entity]:
+def as_found(entities: Sequence[Entity], folder: Folder) -> list[Entity]:
     """The reverse: entities whose images are where the folder is now."""
 
     def absolute(image: ImageSource) -> ImageSource:
-        own = isinstance(image, str) and image.startswith(OWN)
-        return str(folder.resolve() / str(image).removeprefix(OWN)) if own else image
+        if not isinstance(image, str) or not image.startswith(OWN):
+            return image
+        found = folder.resolve() / image.removeprefix(OWN)
+        return found if isinstance(found, RemotePath) else str(found)
 
     return [replace(e, images=tuple(map(absolute, e.images))) if e.images else e for e in entities]

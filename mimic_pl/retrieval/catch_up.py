@@ -11,11 +11,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from mimic_pl.errors import StoreError
 from mimic_pl.files import lock_folder, write_file
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import fingerprint
 from mimic_pl.ranking.engine import in_float32
+from mimic_pl.remote_path import RemotePath
 from mimic_pl.retrieval.candidate_store import CandidateStore, Numbers, Rows
 
 FOLDER = "candidates"
@@ -50,7 +52,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
         name: Name of the store, for its sample of vectors.
 
     Raises:
-        StoreError: The folder of the knowledge base is not writable, or the disk is full.
+        StoreError: The folder of the knowledge base is not writable, or in object storage, or the disk is full.
     """
     description = json.dumps(
         {
@@ -69,6 +71,12 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
 
     if current():
         return
+    if isinstance(kb.folder, RemotePath):
+        raise StoreError(
+            f"{kb.folder} has no candidates of the retriever {name!r} for its version {kb.version} and this model, and "
+            "none can be written there. Link once with this retriever in the local folder that it was copied from, and "
+            f"copy its folder {FOLDER!r} there again."
+        )
     folder = kb.folder / FOLDER
     lock = lock_folder(folder, _WAIT, f".{name}.lock")
     try:

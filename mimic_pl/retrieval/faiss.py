@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from mimic_pl.errors import ConfigError
 from mimic_pl.ranges import COUNT, in_range
+from mimic_pl.remote_path import RemotePath
 from mimic_pl.retrieval.candidate_store import VectorStore
 from mimic_pl.retrieval.catch_up import FOLDER
 from mimic_pl.retrieval.faiss_store import FaissStore
@@ -29,4 +31,9 @@ class FaissRetriever(TwoChannelRetriever):
 
     def _vector_store(self, width: int) -> VectorStore:
         folder = self.knowledge_base.folder / FOLDER / self.store_name
+        if isinstance(folder, RemotePath):
+            raise ConfigError(
+                f"FAISS reads its index from a local folder, not from {folder}. Choose the retriever 'lance', or copy "
+                "the knowledge base to this machine."
+            )
         return FaissStore(folder, width, self.index_from, self.probes)

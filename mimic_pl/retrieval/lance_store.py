@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -13,10 +12,11 @@ import torch
 from bm25s.stopwords import STOPWORDS_EN
 from torch import Tensor
 
-from mimic_pl.ranking.lance_dataset import dataset_exists, lance, reading
+from mimic_pl.ranking.lance_dataset import dataset_at, dataset_exists, lance, reading
 from mimic_pl.ranking.lance_rows import ORDER
 from mimic_pl.ranking.lance_writer import append_table, delete_dataset, remove_unfinished, writing
 from mimic_pl.ranking.text_columns import column_of
+from mimic_pl.remote_path import Folder, local_folder
 from mimic_pl.retrieval.candidate_store import Numbers, Rows, Vectors, VectorStore
 from mimic_pl.retrieval.retriever import Allowed
 
@@ -58,7 +58,7 @@ class LanceStore(VectorStore):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         width: int,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
@@ -67,7 +67,7 @@ class LanceStore(VectorStore):
     ) -> None:
         super().__init__(width)
         self.has_vectors = width > 0
-        self.folder = folder
+        self.folder: Folder = folder
         self.index: VectorIndex = index
         self.index_from = index_from
         self.probes = probes
@@ -85,7 +85,7 @@ class LanceStore(VectorStore):
         self._dataset = None
         if dataset_exists(self.folder):
             with reading(self.folder):
-                self._dataset = lance().dataset(str(self.folder))
+                self._dataset = dataset_at(self.folder)
 
     @property
     def description(self) -> str | None:
@@ -114,7 +114,7 @@ class LanceStore(VectorStore):
     def clear(self, description: str) -> None:
         """Replace the dataset by an empty one; readers of what was there keep it."""
         if self.description is None:  # nothing, or what cannot be read
-            delete_dataset(self.folder)
+            delete_dataset(local_folder(self.folder))
             self._dataset = None
         fields = [
             pa.field(ORDER, pa.int64()),
@@ -125,7 +125,7 @@ class LanceStore(VectorStore):
             *([pa.field(VECTOR, pa.list_(pa.float16(), self.width))] if self.has_vectors else []),
         ]
         schema = pa.schema(fields, {_DESCRIPTION: description.encode()})
-        with writing(self.folder):
+        with writing(local_folder(self.folder)):
             mode = "create" if self._dataset is None else "overwrite"
             dataset = lance().write_dataset(schema.empty_table(), str(self.folder), mode=mode)
             if _VERSION in dataset.config():
@@ -135,7 +135,7 @@ class LanceStore(VectorStore):
     def delete(self, order: Numbers) -> None:
         """One commit for some thousands."""
         for start in range(0, len(order), _DELETED_AT_ONCE):
-            with writing(self.folder):
+            with writing(local_folder(self.folder)):
                 self._dataset.delete(_among(order[start : start + _DELETED_AT_ONCE]))
         self.reopen()
 
@@ -144,7 +144,7 @@ class LanceStore(VectorStore):
         fields = sorted({field for entity in rows.entities for field in entity.fields})
         new = [column for field in fields if (column := column_of(field)) not in self._dataset.schema.names]
         if new:
-            with writing(self.folder):
+            with writing(local_folder(self.folder)):
                 self._dataset.add_columns([pa.field(column, pa.string()) for column in new])
             self.reopen()
         columns: dict[str, Any] = {
@@ -166,13 +166,13 @@ class LanceStore(VectorStore):
             ],
             schema=schema,
         )
-        append_table(self.folder, table)
+        append_table(local_folder(self.folder), table)
         self.reopen()
 
     def commit(self, version: int) -> None:
         """Index what is not indexed, unless that is little."""
-        remove_unfinished(self.folder)
-        with writing(self.folder):
+        remove_unfinished(local_folder(self.folder))
+        with writing(local_folder(self.folder)):
             if len(self._dataset.get_fragments()) > _MOST_FRAGMENTS:
                 self._dataset.optimize.compact_files(num_threads=1)
                 self.reopen()

@@ -6,7 +6,6 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from mimic_pl.errors import ConfigError, StoreError
 from mimic_pl.formats.optional_package import optional_package
+from mimic_pl.remote_path import Folder
 from mimic_pl.retrieval.candidate_store import Numbers, Rows, Vectors, VectorStore
 from mimic_pl.retrieval.retriever import Allowed
 
@@ -55,7 +55,7 @@ class MilvusStore(VectorStore):
 
     def __init__(
         self,
-        folder: Path,
+        folder: Folder,
         width: int,
         uri: str,
         collection: str | None = None,

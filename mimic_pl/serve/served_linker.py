@@ -16,9 +16,13 @@ from mimic_pl.linking.explanation import LinkExplanation
 from mimic_pl.links import Links
 from mimic_pl.ranking.lance_dataset import sql_text
 from mimic_pl.records import Entity
+from mimic_pl.remote_path import RemotePath, local_folder
 
 UPLOADS = "uploaded_images"
 """Folder inside that of the knowledge base for the images of entities that were added by requests."""
+
+
+_REFRESH, _REMOTE_REFRESH = 1.0, 60.0
 
 
 class ServedLinker:
@@ -26,24 +30,26 @@ class ServedLinker:
 
     Args:
         linker: The linker, with a knowledge base.
-        refresh: Seconds after which it looks for a newer version of the knowledge base.
+        refresh: Seconds after which it looks for a newer version of the knowledge base; by default one, and a minute
+            for one in object storage, where looking takes requests.
     """
 
-    def __init__(self, linker: Linker, refresh: float = 1.0) -> None:
+    def __init__(self, linker: Linker, refresh: float | None = None) -> None:
         self._linker = linker
-        self._refresh = refresh
+        remote = isinstance(linker.knowledge_base.folder, RemotePath)
+        self._refresh = refresh if refresh is not None else _REMOTE_REFRESH if remote else _REFRESH
         self._looked = time.monotonic()
         self._lock = threading.RLock()
         self._values: tuple[int, str, list[str]] | None = None
 
     @property
     def knowledge_base(self) -> KnowledgeBase:
-        """The newest version, as of :attr:`refresh` seconds ago."""
+        """The newest version, as of the last look."""
         return self.linker.knowledge_base
 
     @property
     def linker(self) -> Linker:
-        """The linker with the newest version, as of :attr:`refresh` seconds ago."""
+        """The linker with the newest version, as of the last look."""
         with self._lock:
             if time.monotonic() - self._looked >= self._refresh:
                 newest = KnowledgeBase(self._linker.knowledge_base.folder)
@@ -119,12 +125,12 @@ class ServedLinker:
     def _newest(self) -> Iterator[Linker]:
         """A linker with the newest version to change, which takes the place of this one if that succeeds."""
         with self._lock:
-            changed = self._linker.with_knowledge_base(self._linker.knowledge_base.folder)
+            changed = self._linker.with_knowledge_base(local_folder(self._linker.knowledge_base.folder))
             yield changed
             self._linker = changed
 
     def _keep(self, content: bytes) -> str:
-        folder = self._linker.knowledge_base.folder / UPLOADS
+        folder = local_folder(self._linker.knowledge_base.folder) / UPLOADS
         folder.mkdir(exist_ok=True)
         path = folder / hashlib.sha256(content).hexdigest()
         if not path.exists():

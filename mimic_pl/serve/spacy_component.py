@@ -68,7 +68,7 @@ class MimicLinker(Pipe):
     Args:
         nlp: The pipeline.
         name: Name of the component in the pipeline.
-        kb: Folder of the knowledge base (see ``mimic-pl index``).
+        kb: Folder of the knowledge base (see ``mimic-pl index``), or its address ``s3://BUCKET/FOLDER``.
         model: Model that it was built with; by default where that was then.
         top_k: Candidates per mention.
         filter: Condition over the columns of the knowledge base that entities must meet.
@@ -191,6 +191,8 @@ class MimicLinker(Pipe):
     def to_disk(self, path: str | Path, *, exclude: Iterable[str] = ()) -> None:
         """Save the component with its model and a copy of its knowledge base, so that the folder can be moved.
 
+        A knowledge base in object storage is not copied: the component opens it there again.
+
         Args:
             path: The folder.
             exclude: ``model`` and ``knowledge_base`` to save only where these are.
@@ -205,7 +207,7 @@ class MimicLinker(Pipe):
             if linker.calibration is not None:
                 linker.calibration.save(folder)
             settings["model"] = None
-        if KNOWLEDGE_BASE not in exclude:
+        if KNOWLEDGE_BASE not in exclude and isinstance(kb, Path):
             shutil.rmtree(path / KNOWLEDGE_BASE, ignore_errors=True)
             shutil.copytree(kb, path / KNOWLEDGE_BASE)
             settings["kb"] = None
