@@ -204,7 +204,7 @@ def test_statistics_follow_the_knowledge_base(tmp_path):
 
 
 def test_statistics_follow_an_indexing_into_a_knowledge_base_that_was_interrupted(tmp_path, monkeypatch):
-    monkeypatch.setattr(knowledge_base_changes, "_AT_ONCE", 2)
+    monkeypatch.setattr(knowledge_base_changes, "AT_ONCE", 2)
     linker = lexical_linker()
     linker.index(ENTITIES[:3], tmp_path / "kb", show_progress_bar=False)
     encoded = KnowledgeBaseWriter._encoded
