@@ -9,7 +9,7 @@ from datetime import timedelta
 
 import pyarrow as pa
 
-from mimic_pl.ranking.lance_dataset import damaged_index, dataset_at, dataset_exists, has_id, lance, reading
+from mimic_pl.ranking.lance_dataset import address_of, damaged_index, dataset_at, dataset_exists, has_id, lance, reading
 from mimic_pl.ranking.lance_writer import append_table, writing
 from mimic_pl.remote_path import Folder, local_folder
 
@@ -82,7 +82,7 @@ class DeletedEntities:
             append_table(folder, table)
         else:
             with writing(folder):
-                lance().write_dataset(table, str(folder), mode="create")
+                lance().write_dataset(table, address_of(folder), mode="create")
 
     def compact(self, keep: timedelta) -> None:
         """Merge its files, and remove those that only versions older than ``keep`` need."""

@@ -20,6 +20,7 @@ from mimic_pl.quoting import listed, quoted
 from mimic_pl.ranking.columns import FINITE
 from mimic_pl.ranking.lance_dataset import (
     OpenDataset,
+    address_of,
     lance,
     open_dataset,
     storable,
@@ -279,7 +280,7 @@ class Writer:
 
     def _write_empty(self, row_format: RowFormat, mode: str) -> None:
         with writing(self.folder):
-            lance().write_dataset(row_format.schema.empty_table(), str(self.folder), mode=mode)
+            lance().write_dataset(row_format.schema.empty_table(), address_of(self.folder), mode=mode)
 
     def _commit(self, commit: Callable[[], None], statistics: Mapping[str, Statistics]) -> None:
         expected = self.version + 1

@@ -97,7 +97,12 @@ def dataset_at(folder: Folder, version: int | None = None) -> LanceDataset:
         version: Version to open; the newest by default.
     """
     options = LANCE_OPTIONS if isinstance(folder, RemotePath) else None
-    return lance().dataset(str(folder), version=version, storage_options=options)
+    return lance().dataset(address_of(folder), version=version, storage_options=options)
+
+
+def address_of(folder: Folder) -> str:
+    """A folder as Lance opens it: a relative path with a colon in it would be the address of a remote one."""
+    return str(folder if isinstance(folder, RemotePath) else folder.absolute())
 
 
 def dataset_exists(folder: Folder) -> bool:

@@ -24,6 +24,7 @@ from mimic_pl.ranking.lance_dataset import (
     COMPLETE,
     VERSIONS,
     OpenDataset,
+    address_of,
     dataset_exists,
     lance,
     open_dataset,
@@ -154,7 +155,7 @@ class IndexWriter:
         # Appends of several processes do not conflict, but creating the dataset does.
         with writing(self.folder), FileLock(self.folder / ".create.lock"):
             if not dataset_exists(self.folder):
-                lance().write_dataset(row_format.schema.empty_table(), str(self.folder), mode="create")
+                lance().write_dataset(row_format.schema.empty_table(), address_of(self.folder), mode="create")
 
     def _missing(self, order: Tensor) -> Tensor:
         opened = open_dataset(self.folder)
@@ -184,7 +185,7 @@ def append_table(folder: Path, table: pa.Table) -> None:
         StoreError: The disk is full, or the folder is not writable.
     """
     with writing(folder, table.nbytes):
-        lance().write_dataset(table, str(folder), mode="append", max_rows_per_file=max(1, len(table)))
+        lance().write_dataset(table, address_of(folder), mode="append", max_rows_per_file=max(1, len(table)))
 
 
 def write_fragments(opened: OpenDataset, folder: Path, table: pa.Table) -> list[str]:
@@ -224,7 +225,7 @@ def append_fragments(folder: Path, fragments: Sequence[str], version: int) -> No
     library = lance()
     with writing(folder):
         read = [library.fragment.FragmentMetadata.from_json(fragment) for fragment in fragments]
-        library.LanceDataset.commit(str(folder), library.LanceOperation.Append(read), read_version=version)
+        library.LanceDataset.commit(address_of(folder), library.LanceOperation.Append(read), read_version=version)
 
 
 def mark_complete(folder: Path) -> None:
@@ -234,7 +235,7 @@ def mark_complete(folder: Path) -> None:
         StoreError: The disk is full, or the folder is not writable.
     """
     with writing(folder):
-        dataset = lance().dataset(str(folder))
+        dataset = lance().dataset(address_of(folder))
         dataset.update_config({COMPLETE: "true"})
         # Also removes files of killed writes: no other process writes now.
         dataset.cleanup_old_versions(timedelta(0), delete_unverified=True)

@@ -12,7 +12,7 @@ import torch
 from bm25s.stopwords import STOPWORDS_EN
 from torch import Tensor
 
-from mimic_pl.ranking.lance_dataset import dataset_at, dataset_exists, lance, reading
+from mimic_pl.ranking.lance_dataset import address_of, dataset_at, dataset_exists, lance, reading
 from mimic_pl.ranking.lance_rows import ORDER
 from mimic_pl.ranking.lance_writer import append_table, delete_dataset, remove_unfinished, writing
 from mimic_pl.ranking.text_columns import column_of
@@ -127,7 +127,7 @@ class LanceStore(VectorStore):
         schema = pa.schema(fields, {_DESCRIPTION: description.encode()})
         with writing(local_folder(self.folder)):
             mode = "create" if self._dataset is None else "overwrite"
-            dataset = lance().write_dataset(schema.empty_table(), str(self.folder), mode=mode)
+            dataset = lance().write_dataset(schema.empty_table(), address_of(self.folder), mode=mode)
             if _VERSION in dataset.config():
                 dataset.delete_config_keys([_VERSION])
         self.reopen()
