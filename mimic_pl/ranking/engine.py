@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import DeviceMemoryError
 from mimic_pl.ranges import COUNT, in_range, one_of
+from mimic_pl.ranking.exact import with_own_tensors
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.rerank import rerank
 from mimic_pl.ranking.scan import Golds, Scan
@@ -209,7 +209,7 @@ def in_float32(matcher: Matcher) -> Matcher:
     """The matcher itself, or a float32 copy if its weights have another dtype, since states are float32."""
     if all(weight.dtype == torch.float32 for weight in matcher.parameters()):
         return matcher
-    return copy.deepcopy(matcher).float()
+    return with_own_tensors(matcher).float()
 
 
 @contextmanager

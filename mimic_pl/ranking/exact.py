@@ -36,7 +36,7 @@ class ExactScores:
         device = next(iter(state.values())).device
         # Apple's GPUs have no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
-        self.matcher = _with_own_tensors(matcher).to(self.device).double()
+        self.matcher = with_own_tensors(matcher).to(self.device).double()
         self.mentions = mentions
 
     def __call__(self, rows: Tensor, entities: States, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:
@@ -65,16 +65,16 @@ class ExactScores:
         return torch.cat(scores)
 
 
-def _with_own_tensors(module: M) -> M:
+def with_own_tensors(module: M) -> M:
     """A copy that can be converted without changing the original; everything but tensors and submodules is shared.
 
-    ``copy.deepcopy`` takes longer than ranking some hundred candidates of a mention.
+    ``copy.deepcopy`` takes several times as long, which a mention with few candidates would notice.
     """
     made = module.__new__(type(module))
     made.__dict__ = module.__dict__.copy()
     made._parameters = {name: _own(parameter) for name, parameter in module._parameters.items()}
     made._buffers = dict(module._buffers)
-    made._modules = {name: None if part is None else _with_own_tensors(part) for name, part in module._modules.items()}
+    made._modules = {name: None if part is None else with_own_tensors(part) for name, part in module._modules.items()}
     return made
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -88,6 +89,10 @@ class LanceStore(VectorStore):
                 self._dataset = dataset_at(self.folder)
 
     @property
+    def _writable(self) -> Path:
+        return local_folder(self.folder)
+
+    @property
     def description(self) -> str | None:
         """In the metadata of the schema."""
         if self._dataset is None:
@@ -114,7 +119,7 @@ class LanceStore(VectorStore):
     def clear(self, description: str) -> None:
         """Replace the dataset by an empty one; readers of what was there keep it."""
         if self.description is None:  # nothing, or what cannot be read
-            delete_dataset(local_folder(self.folder))
+            delete_dataset(self._writable)
             self._dataset = None
         fields = [
             pa.field(ORDER, pa.int64()),
@@ -125,9 +130,9 @@ class LanceStore(VectorStore):
             *([pa.field(VECTOR, pa.list_(pa.float16(), self.width))] if self.has_vectors else []),
         ]
         schema = pa.schema(fields, {_DESCRIPTION: description.encode()})
-        with writing(local_folder(self.folder)):
+        with writing(self._writable):
             mode = "create" if self._dataset is None else "overwrite"
-            dataset = lance().write_dataset(schema.empty_table(), address_of(self.folder), mode=mode)
+            dataset = lance().write_dataset(schema.empty_table(), address_of(self._writable), mode=mode)
             if _VERSION in dataset.config():
                 dataset.delete_config_keys([_VERSION])
         self.reopen()
@@ -135,7 +140,7 @@ class LanceStore(VectorStore):
     def delete(self, order: Numbers) -> None:
         """One commit for some thousands."""
         for start in range(0, len(order), _DELETED_AT_ONCE):
-            with writing(local_folder(self.folder)):
+            with writing(self._writable):
                 self._dataset.delete(_among(order[start : start + _DELETED_AT_ONCE]))
         self.reopen()
 
@@ -144,7 +149,7 @@ class LanceStore(VectorStore):
         fields = sorted({field for entity in rows.entities for field in entity.fields})
         new = [column for field in fields if (column := column_of(field)) not in self._dataset.schema.names]
         if new:
-            with writing(local_folder(self.folder)):
+            with writing(self._writable):
                 self._dataset.add_columns([pa.field(column, pa.string()) for column in new])
             self.reopen()
         columns: dict[str, Any] = {
@@ -166,13 +171,13 @@ class LanceStore(VectorStore):
             ],
             schema=schema,
         )
-        append_table(local_folder(self.folder), table)
+        append_table(self._writable, table)
         self.reopen()
 
     def commit(self, version: int) -> None:
         """Index what is not indexed, unless that is little."""
-        remove_unfinished(local_folder(self.folder))
-        with writing(local_folder(self.folder)):
+        remove_unfinished(self._writable)
+        with writing(self._writable):
             if len(self._dataset.get_fragments()) > _MOST_FRAGMENTS:
                 self._dataset.optimize.compact_files(num_threads=1)
                 self.reopen()
