@@ -8,14 +8,13 @@ os.environ.setdefault("MKL_CBWR", "AVX2,STRICT")
 
 import subprocess
 import tempfile
-import traceback
 
 import pytest
 import torch
 from hypothesis import settings
 
 from tests import tiny
-from tests.launch import FORK
+from tests.launch import FORK, in_own_process
 
 # No test is timed: machines may be busy.
 settings.register_profile("untimed", settings.default, deadline=None)
@@ -40,36 +39,10 @@ def pytest_addoption(parser):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem):
-    """Run a test marked ``own_process`` in a forked process.
-
-    Once a process has used Lance, its forks cannot use it, and other tests fork whole commands.
-    """
+    """Run a test marked ``own_process`` in a forked process."""
     if FORK is None or pyfuncitem.get_closest_marker("own_process") is None:
         return None
-    arguments = {name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames}
-    receiver, sender = FORK.Pipe(duplex=False)
-
-    def work():
-        torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
-        try:
-            pyfuncitem.obj(**arguments)
-            sender.send((None, None))
-        except pytest.skip.Exception as skipped:
-            sender.send((None, skipped.msg))
-        except BaseException:
-            sender.send((traceback.format_exc(), None))
-
-    process = FORK.Process(target=work)
-    process.start()
-    sender.close()
-    try:
-        failure, skip_reason = receiver.recv()
-    except EOFError:
-        failure, skip_reason = "the process exited without a result", None
-    process.join()
-    assert failure is None, failure
-    if skip_reason is not None:
-        pytest.skip(skip_reason)
+    in_own_process(pyfuncitem.obj, **{name: pyfuncitem.funcargs[name] for name in pyfuncitem._fixtureinfo.argnames})
     return True
 
 

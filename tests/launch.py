@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import logging
 import multiprocessing
 import os
@@ -10,10 +11,14 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -93,6 +98,43 @@ def run(arguments: Sequence[str], folder: Path, processes: int = 1) -> None:
     """Run a command, which has to succeed."""
     command = RunningCommand(arguments, folder, processes)
     assert command.exit_codes() == [0] * processes, command.output()
+
+
+def in_own_process(work: Callable[..., Any], *arguments: Any, timeout: float = 4 * TIMEOUT, **named: Any) -> Any:
+    """Call something in a forked process, and return its picklable result, or fail with its traceback.
+
+    Once a process has used Lance, its forks cannot use it, and other tests fork whole commands. A process that hangs,
+    as a fork may when another thread held a lock, ends after the timeout in seconds, and the failure says where it was.
+    """
+    assert FORK is not None
+    receiver, sender = FORK.Pipe(duplex=False)
+    with tempfile.TemporaryFile("w+") as stacks:
+
+        def call() -> None:
+            torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
+            faulthandler.dump_traceback_later(timeout, file=stacks, exit=True)
+            try:
+                outcome = (work(*arguments, **named), None, None)
+            except pytest.skip.Exception as skipped:
+                outcome = (None, None, skipped.msg)
+            except BaseException:
+                outcome = (None, traceback.format_exc(), None)
+            sender.send(outcome)
+
+        process = FORK.Process(target=call)
+        process.start()
+        sender.close()
+        result, failure, skip_reason = None, None, None
+        with suppress(EOFError):
+            result, failure, skip_reason = receiver.recv()
+        process.join()  # with a hanging thread, too, it ends after the timeout
+        if process.exitcode and failure is None:
+            stacks.seek(0)
+            failure = f"the process ended with exit code {process.exitcode}\n{stacks.read()}"
+    assert failure is None, failure
+    if skip_reason is not None:
+        pytest.skip(skip_reason)
+    return result
 
 
 def environment() -> dict[str, str]:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 
 import pytest
@@ -19,7 +18,7 @@ from mimic_pl.knowledge_base.distributed_indexing import DistributedIndexing
 from mimic_pl.linking import distributed_indexing, knowledge_base_changes
 from mimic_pl.ranking.lance_dataset import open_dataset
 from tests import tiny
-from tests.launch import FORK, RunningCommand, environment, free_port, needs_fork, run
+from tests.launch import RunningCommand, environment, free_port, in_own_process, needs_fork, run
 
 pytestmark = needs_fork
 
@@ -91,12 +90,6 @@ def finish(arguments, folder, processes):
     assert command.exit_codes() == [0] * processes, command.output()
 
 
-def elsewhere(work, *arguments):
-    """Do something in another process: one that has used Lance cannot be forked any more."""
-    with ProcessPoolExecutor(1, mp_context=FORK) as pool:
-        return pool.submit(work, *arguments).result()
-
-
 def read(folder):
     """All rows of a knowledge base, in their order on disk, its statistics, and what is wrong with it."""
     kb = KnowledgeBase(folder)
@@ -125,7 +118,7 @@ def written(folder):
 def expected(model, shared):
     """What one process builds."""
     finish(index(model, "one"), shared, 1)
-    found, statistics, problems = elsewhere(read, shared / "one")
+    found, statistics, problems = in_own_process(read, shared / "one")
     assert [row["id"] for row in found] == [f"E{n}" for n in range(ENTITIES)] and problems == []
     assert {*statistics} == {"processor", "units"}
     return found, statistics, problems
@@ -136,7 +129,7 @@ def test_the_knowledge_base_is_that_of_one_process(model, shared, expected, proc
     """Rows, order numbers, states, checksums and statistics, bit by bit; and each process has written its share."""
     out = f"of-{processes}"
     finish(index(model, out, processes), shared, processes)
-    assert elsewhere(read, shared / out) == expected
+    assert in_own_process(read, shared / out) == expected
     assert len(list((shared / out / "_versions").glob("*.manifest"))) <= 2, "old versions are removed"
 
 
@@ -187,7 +180,7 @@ def test_a_process_is_killed_and_any_number_goes_on(model, rows, expected, tmp_p
     codes = killed.exit_codes()
     assert codes[rank] == -signal.SIGKILL and codes[1 - rank] == MachineError.exit_code, killed.output()
     assert "Another process of this run died" in killed.logs[1 - rank].read_text()
-    before = elsewhere(written, tmp_path / "kb")
+    before = in_own_process(written, tmp_path / "kb")
     rounds = 3 if (rank, when) == (1, "after") else 2  # the first process commits what the other one has written
     assert before == [f"E{n}" for n in range(rounds * 2 * 16)]
 
@@ -195,7 +188,7 @@ def test_a_process_is_killed_and_any_number_goes_on(model, rows, expected, tmp_p
     again = start(index(model, "kb", then), tmp_path, then, note, "again")
     assert again.exit_codes() == [0] * then, again.output()
     assert sorted((tmp_path / "encoded").read_text().split()) == sorted({row[0] for row in rows} - {*before})
-    assert elsewhere(read, tmp_path / "kb") == expected
+    assert in_own_process(read, tmp_path / "kb") == expected
 
 
 @pytest.mark.slow
@@ -208,7 +201,7 @@ def test_the_file_changes_after_a_kill(model, rows, tmp_path):
     again = start(index(model, "kb", 2), tmp_path, 2, note, "again")
     assert again.exit_codes() == [0, 0], again.output()
     assert sorted((tmp_path / "encoded").read_text().split()) == sorted(row[0] for row in rows[64:])
-    found, _, problems = elsewhere(read, tmp_path / "kb")
+    found, _, problems = in_own_process(read, tmp_path / "kb")
     expected = [*rows[:64], *reversed(rows[64:])]
     assert [(row["#order"], row["id"]) for row in found] == [(n, row[0]) for n, row in enumerate(expected)]
     assert problems == []
@@ -231,7 +224,7 @@ def test_all_processes_are_killed_at_random_moments(model, rows, expected, tmp_p
         kills += 1
         seconds *= 1.2
     assert kills
-    assert elsewhere(read, tmp_path / "kb") == expected
+    assert in_own_process(read, tmp_path / "kb") == expected
 
 
 def failing(model, rows, folder, error, *said):
@@ -259,10 +252,10 @@ def test_an_id_is_given_twice_in_shares_of_two_processes(model, rows, tmp_path, 
     twice = [*rows]
     twice[other] = [f"E{one}", *rows[other][1:]]
     failing(model, twice, tmp_path, DataError, f"E{one}")
-    assert not elsewhere(opened, tmp_path / "kb")
+    assert not in_own_process(opened, tmp_path / "kb")
     command = start(index(model, "kb", 2), tmp_path, 2)
     assert command.exit_codes() == [DataError.exit_code] * 2, "nor the second time"
-    assert not elsewhere(opened, tmp_path / "kb")
+    assert not in_own_process(opened, tmp_path / "kb")
 
 
 @pytest.mark.slow
@@ -272,7 +265,7 @@ def test_the_same_record_is_given_twice(model, rows, tmp_path):
     twice[100] = rows[3]
     failing(model, twice, tmp_path, DataError, "E3")
     failing(model, twice, tmp_path, DataError, "E3")
-    assert not elsewhere(opened, tmp_path / "kb")
+    assert not in_own_process(opened, tmp_path / "kb")
 
 
 def test_an_image_of_the_second_process_is_missing(model, rows, tmp_path):
@@ -280,13 +273,13 @@ def test_an_image_of_the_second_process_is_missing(model, rows, tmp_path):
     missing = [*rows]
     missing[70] = [*rows[70][:3], tmp_path / "none.png", *rows[70][4:]]
     failing(model, missing, tmp_path, DataError, "none.png")
-    assert len(elsewhere(written, tmp_path / "kb")) == 2 * 2 * 16
+    assert len(in_own_process(written, tmp_path / "kb")) == 2 * 2 * 16
 
 
 @pytest.mark.slow
 def test_a_record_is_malformed(model, rows, tmp_path):
     failing(model, [*rows, ["", "no id", "", "", ""]], tmp_path, DataError, "line")
-    assert not elsewhere(opened, tmp_path / "kb")
+    assert not in_own_process(opened, tmp_path / "kb")
 
 
 @pytest.mark.slow
@@ -297,7 +290,7 @@ def test_entities_are_added(model, shared, rows, tmp_path):
     for processes in (1, 2):
         finish(index(model, f"kb{processes}", kb="some.csv"), tmp_path, 1)
         finish(index(model, f"kb{processes}", processes), tmp_path, processes)
-    of_one, of_two = (elsewhere(read, tmp_path / f"kb{processes}") for processes in (1, 2))
+    of_one, of_two = (in_own_process(read, tmp_path / f"kb{processes}") for processes in (1, 2))
     assert of_two == of_one and len(of_one[0]) == ENTITIES
 
 
@@ -308,7 +301,7 @@ def test_entities_are_added_after_all_others_were_deleted(model, rows, tmp_path)
         finish(index(model, f"kb{processes}"), tmp_path, 1)
         finish(["kb", "delete", f"kb{processes}", *(row[0] for row in rows[:40])], tmp_path, 1)
         finish(index(model, f"kb{processes}", processes), tmp_path, processes)
-    of_one, of_two = (elsewhere(read, tmp_path / f"kb{processes}") for processes in (1, 2))
+    of_one, of_two = (in_own_process(read, tmp_path / f"kb{processes}") for processes in (1, 2))
     assert of_two == of_one and len(of_one[0]) == 40
 
 
@@ -330,7 +323,7 @@ def codes_of(processes, folder):
 def test_lightning_launches_the_processes(model, shared, expected):
     command = launch(["-m", "mimic_pl", *index(model, "launched", 2)], shared, "launched.log")
     assert codes_of([command], shared) == [0], (shared / "launched.log").read_text()
-    assert elsewhere(read, shared / "launched") == expected
+    assert in_own_process(read, shared / "launched") == expected
 
 
 @pytest.mark.slow
@@ -348,7 +341,7 @@ def test_torchrun(model, shared, expected):
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "mimic_pl"]
     command = launch([*torchrun, *index(model, "torchrun", 2)], shared, "torchrun.log")
     assert codes_of([command], shared) == [0], (shared / "torchrun.log").read_text()
-    assert elsewhere(read, shared / "torchrun") == expected
+    assert in_own_process(read, shared / "torchrun") == expected
 
 
 @pytest.mark.slow
@@ -373,4 +366,4 @@ def test_two_machines(model, shared, expected):
     machines = [start(arguments, shared, 1, partial(machine, n), f"machine{n}-") for n in range(2)]
     codes = [command.exit_codes() for command in machines]
     assert codes == [[0], [0]], "".join(command.output() for command in machines)
-    assert elsewhere(read, shared / "machines") == expected
+    assert in_own_process(read, shared / "machines") == expected

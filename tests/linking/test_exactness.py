@@ -10,7 +10,7 @@ from mimic_pl import Linker, Ranker, load_run
 from mimic_pl.cli import main
 from mimic_pl.errors import ConfigError
 from mimic_pl.linking import candidates
-from tests.launch import FORK, needs_fork
+from tests.launch import in_own_process, needs_fork
 
 pytestmark = [pytest.mark.own_process, needs_fork]
 
@@ -52,13 +52,9 @@ def folder(linker, records, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exactness") / "kb"
 
     def write():
-        torch.set_num_threads(1)
         linker.index(records[0], folder, batch_size=7, show_progress_bar=False)
 
-    writer = FORK.Process(target=write)
-    writer.start()
-    writer.join()
-    assert writer.exitcode == 0
+    in_own_process(write)
     return folder
 
 

@@ -1,9 +1,8 @@
 """A knowledge base that the tests of retrieval share."""
 
 import pytest
-import torch
 
-from tests.launch import FORK
+from tests.launch import in_own_process
 from tests.retrieval.engines import ENTITIES, indexed
 
 
@@ -13,10 +12,7 @@ def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
 
     def write():
-        torch.set_num_threads(1)
         indexed(folder, ENTITIES)
 
-    writer = FORK.Process(target=write)
-    writer.start()
-    writer.join()
+    in_own_process(write)
     return folder / "kb"
