@@ -17,6 +17,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +113,8 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, timeout: float = 4
     with tempfile.TemporaryFile("w+") as stacks:
 
         def call() -> None:
+            faulthandler.enable(stacks)
             torch.set_num_threads(1)  # a fork has no copies of the threads of its parent
-            faulthandler.dump_traceback_later(timeout, file=stacks, exit=True)
             try:
                 outcome = (work(*arguments, **named), None, None)
             except pytest.skip.Exception as skipped:
@@ -124,10 +126,9 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, timeout: float = 4
         process = FORK.Process(target=call)
         process.start()
         sender.close()
-        result, failure, skip_reason = None, None, None
-        with suppress(EOFError):
-            result, failure, skip_reason = receiver.recv()
-        process.join()  # with a hanging thread, too, it ends after the timeout
+        result, failure, skip_reason = received(receiver, process, timeout) or (None, None, None)
+        process.join(timeout)
+        abort(process)
         if process.exitcode and failure is None:
             stacks.seek(0)
             failure = f"the process ended with exit code {process.exitcode}\n{stacks.read()}"
@@ -135,6 +136,22 @@ def in_own_process(work: Callable[..., Any], *arguments: Any, timeout: float = 4
     if skip_reason is not None:
         pytest.skip(skip_reason)
     return result
+
+
+def received(receiver: Connection, process: BaseProcess, timeout: float = TIMEOUT) -> Any:
+    """What a process sends; None if it ends before, or is aborted after a timeout in seconds."""
+    if not receiver.poll(timeout):
+        abort(process)
+    with suppress(EOFError):
+        return receiver.recv()
+
+
+def abort(process: BaseProcess) -> None:
+    """Have a process that hangs write the stacks of its threads, and end."""
+    if process.is_alive():
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGABRT)
+        process.join()
 
 
 def environment() -> dict[str, str]:

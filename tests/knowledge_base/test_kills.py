@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import random
 import time
 import traceback
@@ -10,7 +11,7 @@ import pytest
 
 from tests.knowledge_base.journal import Journal, work
 from tests.knowledge_base.parts import import_lance
-from tests.launch import FORK, needs_fork
+from tests.launch import FORK, TIMEOUT, needs_fork, received
 
 KILLS_OF_A_FOLDER = 15
 
@@ -21,6 +22,7 @@ def start(folder, seed):
     receiver, sender = FORK.Pipe(duplex=False)
 
     def target():
+        faulthandler.enable(stacks_of(folder).open("w"))
         try:
             work(folder, seed, lambda: sender.send("ready"))
         except BaseException:
@@ -30,6 +32,15 @@ def start(folder, seed):
     process.start()
     sender.close()
     return process, receiver
+
+
+def stacks_of(folder):
+    return folder.with_suffix(".stacks")
+
+
+def require_ready(receiver, process, folder):
+    report = received(receiver, process)
+    assert report == "ready", report or f"hanging or dead:\n{stacks_of(folder).read_text()}"
 
 
 def acknowledged(journal):
@@ -47,11 +58,12 @@ def kill_at_random(parent, kills, seed):
         if rng.random() < 0.1 and kill % 3 and kill < kills:  # while it opens and verifies
             time.sleep(rng.uniform(0, 0.5))
         else:
-            report = receiver.recv()
-            assert report == "ready", report
+            require_ready(receiver, process, folder)
             journal = Journal(folder.with_suffix(".journal"))
-            before = acknowledged(journal)
-            while kill % 3 == 0 and process.is_alive() and acknowledged(journal) == before:  # on a slow machine
+            before, deadline = acknowledged(journal), time.monotonic() + TIMEOUT
+            while kill % 3 == 0 and acknowledged(journal) == before:  # on a slow machine
+                if time.monotonic() > deadline or not process.is_alive():
+                    require_ready(receiver, process, folder)
                 time.sleep(0.002)
             time.sleep(rng.uniform(0, 0.4))
         process.kill()
