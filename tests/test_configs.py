@@ -66,7 +66,7 @@ def test_a_step_of_the_demo(tmp_path, monkeypatch):
     assert (tmp_path / "data" / "Demo" / "kb_entity.json").is_file()
 
 
-@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("trained", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_linking_without_training_and_training_from_there(trained, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny.write_set(tmp_path / "set", FILE_STEMS["emojimel"])
@@ -126,9 +126,10 @@ OVERLAYS = sorted(
 ALIKE = {
     *("lr_1e-5", "lr_2e-5", "small_lr_1e-3", "small_lr_2.5e-4", "small_lr_5e-4", "no_text_loss", "no_vision_loss"),
     *("text_unit_only", "vision_unit_only", "cross_to_wikimel", "cross_to_wikidiverse"),
+    *("assignment", "ema", "learned_temperature", "overall_loss_only", "sentence_encoder"),
     "from_scratch",  # tested with its run below
 }
-"""Overlays that others differ from in a number or a name only: training with them is a slow test."""
+"""Overlays that differ from others in a number or a name, or whose parts have tests of their own: a slow test trains."""
 
 
 def one_of_each(names):

@@ -82,6 +82,7 @@ def test_a_class_of_another_package_needs_trust_remote_code(data_root, tmp_path)
     assert type(MIMIC.load_from_checkpoint(path, trust_remote_code=True).matcher.units["cosine"]) is Theirs
 
 
+@pytest.mark.slow
 def test_nothing_is_imported_without_trust_remote_code(data_root, tmp_path):
     path = saved(make_model(), data_root, tmp_path)
     (tmp_path / "evil_module.py").write_text("print('executed')\nclass Unit: pass\n")

@@ -92,6 +92,7 @@ def test_test_ranks_over_the_whole_knowledge_base(tiny_set, tmp_path, pairs_per_
     assert model.index is None, "the index is released"
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_weights_of_an_uninterrupted_one(tiny_set, tmp_path):
     """Shuffling, random images, dropout and optimizer state resume, with any number of loader workers."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from mimic_pl.benchmark.counting import counting
@@ -34,6 +35,7 @@ def prepare(before, during):
     return run
 
 
+@pytest.mark.slow
 def test_peak_memory_excludes_the_preparation():
     megabyte = 1 << 20
     peak = peak_memory(prepare, "cpu", 1, 300 * megabyte, 100 * megabyte)

@@ -105,6 +105,7 @@ def test_the_loss_counts_hard_negatives_unless_they_are_golds():
     torch.testing.assert_close(masked, torch.nn.functional.cross_entropy(left, torch.tensor([0, 1])))
 
 
+@pytest.mark.slow
 def test_a_resumed_run_continues_with_the_mined_negatives(tmp_path):
     whole = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 4)[1]
     trainer, _, _ = trained(tmp_path, [HardNegatives(every_n_epochs=2)], 2)

@@ -73,6 +73,7 @@ def expected_results(scores, golds, temperature, nil_score, k, held_out, relativ
     return {"mentions": len(cases), "nil_mentions": true, "accuracy": right.mean(), "ece": ece, "nil_f1": f1}
 
 
+@pytest.mark.slow
 def test_the_fit_and_the_results_are_those_of_all_pairs(command, home, data):
     run = home / "lightning_logs" / "version_0"
     options = ("--data.root", str(data), "--data.eval_batch_size", "4")

@@ -68,6 +68,7 @@ def test_a_checkpoint_of_another_run_is_used_in_a_new_folder(command, home, tmp_
     assert all("version_3" in path for path in kept), kept
 
 
+@pytest.mark.slow
 def test_a_copied_run_leaves_the_original_alone(command, home, tmp_path):
     original = home / "lightning_logs" / "version_0"
     before = {path: path.read_bytes() for path in original.rglob("*") if path.is_file()}
@@ -102,6 +103,7 @@ def test_training_without_validation(command, trained, tmp_path, options):
     assert code == 0 and "checkpoint last.ckpt: no best one was saved" in out, err
 
 
+@pytest.mark.slow
 def test_a_part_of_the_mentions_is_counted_and_kept_apart(command, home, monkeypatch):
     monkeypatch.setenv("COLUMNS", "120")
     run = home / "lightning_logs" / "version_0"
@@ -143,6 +145,7 @@ def test_a_named_version_is_never_overwritten(command, trained, tmp_path):
     assert sorted(path.name for path in (tmp_path / "logs" / "lightning_logs").iterdir()) == ["a", "a-0", "a-1"]
 
 
+@pytest.mark.slow
 def test_checkpoints_of_two_trainings_are_not_mixed(command, trained, tmp_path):
     options = ["--checkpoint.dirpath", "all", "--trainer.max_epochs", "1"]
     fit = ["fit", "--config", str(trained.config), *options]

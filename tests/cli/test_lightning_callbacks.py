@@ -33,6 +33,8 @@ CALLBACKS = {
     "RichProgressBar": {"refresh_rate": 1},
 }
 
+QUICK = ("StochasticWeightAveraging", "BackboneFinetuning", "LambdaCallback", "WeightAveraging")
+
 USER_MODULE = """
 def on_train_start(trainer, model):
     print("training starts")
@@ -49,7 +51,7 @@ def model_and_data(trained):
     return load_run(trained.run)
 
 
-@pytest.mark.parametrize("name", CALLBACKS)
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CALLBACKS])
 def test_a_run_with_the_callback_trains_and_tests(command, trained, tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "watch.py").write_text(USER_MODULE)

@@ -24,7 +24,7 @@ def files(trained, tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize("prefix", ["~/", "../"])
+@pytest.mark.parametrize("prefix", ["~/", pytest.param("../", marks=pytest.mark.slow)])
 def test_every_path_of_a_configuration(command, trained, files, prefix):
     config = yaml.safe_load(trained.config.read_text())
     config["data"]["init_args"] |= {"root": f"{prefix}sets/Tiny", "image_cache": f"{prefix}cache"}

@@ -6,6 +6,8 @@ import hashlib
 import json
 import shutil
 
+import pytest
+
 from mimic_pl.files import acquire_lock
 
 
@@ -13,6 +15,7 @@ def contents(folder):
     return {path: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_metrics_equal_those_of_test(command, home):
     run = home / "lightning_logs" / "version_0"
     assert command("test", folder=home)[0] == 0

@@ -50,6 +50,7 @@ def evil(tmp_path_factory, tiny_set) -> Path:
     return home
 
 
+@pytest.mark.slow
 def test_no_output_of_a_command_has_control_characters(evil, command):
     shown = {}
     for arguments in (["doctor", "--config", "tiny.yaml"], ["fit", "--config", "tiny.yaml"], ["test"]):

@@ -91,8 +91,7 @@ def test_one_process_reports_the_failed_images_of_all(results, tmp_path):
     ("case", "count"),
     [
         ("in_order", 2),
-        ("on_disk", 3),
-        *(pytest.param("in_order", 3, marks=pytest.mark.slow), pytest.param("on_disk", 2, marks=pytest.mark.slow)),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in (("in_order", 3), ("on_disk", 2), ("on_disk", 3))),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
             for case in product(("by_length", "eight_bits", "reranked"), (2, 3))

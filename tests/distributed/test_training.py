@@ -127,7 +127,7 @@ def assert_same(steps, alone):
                 torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-QUICK = ("faithful", "readme_hard_negatives", "from_scratch")
+QUICK = ("faithful", "from_scratch")
 
 
 @pytest.mark.parametrize(

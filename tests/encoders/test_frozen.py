@@ -64,7 +64,7 @@ def root(tmp_path_factory):
     return tiny.write_set(tmp_path_factory.mktemp("frozen") / "set")
 
 
-@pytest.mark.parametrize("kind", ["clip", "text_vision"])
+@pytest.mark.parametrize("kind", ["clip", pytest.param("text_vision", marks=pytest.mark.slow)])
 def test_a_run_of_several_epochs_encodes_each_record_once(root, tmp_path, kind):
     """Training gives the weights of a run that encodes in every epoch, and a second run encodes nothing."""
     plain = make_model(kind, None)

@@ -88,6 +88,7 @@ def uninterrupted(config, tmp_path_factory):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_training_killed_at_random_moments(config, uninterrupted, tmp_path, trial):
     rng = random.Random(trial)

@@ -114,6 +114,7 @@ def test_a_checkpoint_on_another_machine(command, run, tmp_path, url):
         MIMIC.load_from_checkpoint(url)
 
 
+@pytest.mark.slow
 @needs_fork
 def test_a_kill_between_predictions_and_metrics(command, trained, tmp_path):
     run = shutil.copytree(trained.run, tmp_path / "lightning_logs" / "version_0")

@@ -174,6 +174,7 @@ def test_texts_are_encoded_by_length_where_padding_is_masked(tiny_set, tmp_path,
     assert of_entities[-1] < tiny.ENCODER["text_length"]
 
 
+@pytest.mark.slow
 @needs_fork
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler here")
 def test_a_compiled_encoder_keeps_its_parameter_names_and_outputs():

@@ -147,8 +147,8 @@ def rank_in_batches(ranker, matcher, mentions, entities, golds, batch=4, dtype="
     return ranks, torch.cat([part.top_entities for part in parts])
 
 
-@pytest.mark.parametrize("mask_padding", [False, True])
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("mask_padding", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_blocks_batches_pruning_and_order_change_no_rank_of_a_real_matcher(seed, mask_padding):
     matcher, mentions, entities, golds = trained_like(seed, mask_padding)
     scores = reference_scores(matcher, mentions, entities)

@@ -389,6 +389,7 @@ def resident_memory() -> float:
     return int(line.split()[1]) / 1000
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
 def test_memory_stays_flat(tmp_path):
     """390 MB of states, streamed in blocks and selected at random."""

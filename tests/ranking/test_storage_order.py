@@ -36,6 +36,7 @@ def indexed(draw, tables, numbers):
     return index
 
 
+@pytest.mark.slow
 @settings(max_examples=150)
 @given(st.data())
 def test_ranking_does_not_depend_on_how_the_index_was_built(data):

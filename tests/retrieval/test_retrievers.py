@@ -34,6 +34,12 @@ from tests.retrieval.engines import (
 
 pytestmark = [pytest.mark.own_process, needs_fork]
 
+SLOW = {"lance, graph", "milvus lite"}
+
+
+def parameters(engines):
+    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in engines]
+
 
 def scores(links):
     return [(link.entity.id, link.score, link.units) for link in links]
@@ -48,7 +54,7 @@ def ids(links):
     return [link.entity.id for link in links]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", parameters(ENGINES))
 def test_with_k_of_all_links_are_those_of_the_exact_ranking(tmp_path, whole, engine):
     exact = copied(whole, tmp_path)
     linker = exact.with_retriever(ENGINES[engine](k=ENTITIES))
@@ -57,7 +63,7 @@ def test_with_k_of_all_links_are_those_of_the_exact_ranking(tmp_path, whole, eng
         assert scores(one) == scores(other) and len(other) == ENTITIES
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", parameters(ENGINES))
 def test_scores_are_exact_and_the_first_is_found(tmp_path, whole, engine):
     exact = copied(whole, tmp_path)
     linker = exact.with_retriever(ENGINES[engine](k=60))
@@ -72,7 +78,7 @@ def test_scores_are_exact_and_the_first_is_found(tmp_path, whole, engine):
     assert firsts >= 10
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", parameters(ENGINES))
 def test_links_depend_neither_on_the_batch_nor_on_its_order(tmp_path, whole, engine):
     linker = copied(whole, tmp_path).with_retriever(ENGINES[engine](k=20))
     records = [*mentions(), {**mentions()[0], "entity_type": "rare"}]
@@ -82,7 +88,7 @@ def test_links_depend_neither_on_the_batch_nor_on_its_order(tmp_path, whole, eng
     assert [overall(links) for links in turned] == expected[::-1]
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", parameters(ENGINES))
 def test_conditions_hold_before_the_search(tmp_path, whole, engine):
     exact = copied(whole, tmp_path)
     linker = exact.with_retriever(ENGINES[engine](k=5))
@@ -111,7 +117,7 @@ def test_conditions_hold_before_the_search(tmp_path, whole, engine):
             assert 10 <= len(found) <= RARE and bool(torch.isin(found, allowed.order).all())
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", parameters(ENGINES))
 def test_changes_are_seen_at_once(tmp_path, whole, engine):
     linker = copied(whole, tmp_path).with_retriever(ENGINES[engine](k=3))
     before = linker.with_retriever(linker.retriever)
@@ -162,7 +168,7 @@ def assert_equals_knowledge_base(retriever):
         np.testing.assert_array_equal(stored_checksums[ascending], checksums)
 
 
-@pytest.mark.parametrize("engine", DERIVED)
+@pytest.mark.parametrize("engine", parameters(DERIVED))
 def test_what_is_derived_follows_the_knowledge_base(tmp_path, whole, engine):
     linker = copied(whole, tmp_path)
     retriever, kb = DERIVED[engine](), linker.knowledge_base
@@ -182,7 +188,7 @@ def test_what_is_derived_follows_the_knowledge_base(tmp_path, whole, engine):
     assert retriever.at(linker.knowledge_base, linker.model)._vectors.version == linker.knowledge_base.version
 
 
-@pytest.mark.parametrize("engine", DERIVED)
+@pytest.mark.parametrize("engine", parameters(DERIVED))
 def test_with_other_weights_it_is_built_again(tmp_path, whole, engine):
     linker = copied(whole, tmp_path)
     kb, retriever = linker.knowledge_base, DERIVED[engine]()
@@ -200,7 +206,7 @@ def test_with_other_weights_it_is_built_again(tmp_path, whole, engine):
         assert len(best & {kb.index.order.tolist().index(n) for n in order.tolist()}) >= 25
 
 
-@pytest.mark.parametrize("engine", DERIVED)
+@pytest.mark.parametrize("engine", parameters(DERIVED))
 def test_vectors_whose_mean_has_moved_are_computed_again(tmp_path, whole, engine):
     linker = indexed(tmp_path, count=40)
     retriever = DERIVED[engine]()
@@ -303,7 +309,7 @@ def indexed_before(folder):
     return Linker(model_of()).with_knowledge_base(folder / "kb")
 
 
-@pytest.mark.parametrize("engine", ["lance, indexed", "faiss, indexed"])
+@pytest.mark.parametrize("engine", [pytest.param("lance, indexed", marks=pytest.mark.slow), "faiss, indexed"])
 def test_killed_while_it_builds_or_catches_up_it_goes_on(tmp_path, whole, engine):
     DERIVED[engine]()  # skips here, and not in a process, if the engine is not installed
 

@@ -51,6 +51,7 @@ def new() -> CrossEncoder:
     return CrossEncoder(config=config, vocabulary=WORDS, mention_tokens=10, max_tokens=24)
 
 
+@pytest.mark.slow
 def test_training_learns_to_reorder(tmp_path):
     cross_encoder = new()
     module = CrossEncoderModule(cross_encoder, lambda parameters: torch.optim.AdamW(parameters, lr=1e-3))
