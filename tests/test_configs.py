@@ -129,7 +129,7 @@ ALIKE = {
     *("assignment", "ema", "learned_temperature", "overall_loss_only", "sentence_encoder"),
     "from_scratch",  # tested with its run below
 }
-"""Overlays that differ from others in a number or a name, or whose parts have tests of their own: a slow test trains."""
+"""Overlays that differ from others in a number or a name, or whose parts have tests of their own: training is slow."""
 
 
 def one_of_each(names):
