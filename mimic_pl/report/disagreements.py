@@ -28,6 +28,9 @@ _SENTENCE = 180
 _NAME = 38
 """Maximum number of characters of a sentence and of an entity's name."""
 
+_CAPTION = 24
+"""Characters of a line above or below an image."""
+
 _RIGHT, _WRONG = "#009e73", "#d55e00"
 
 
@@ -149,9 +152,9 @@ def _show_entity(axis: Axes, data: MELDataModule, qid: str, title: str, colour: 
 
 
 def _show(axis: Axes, image: Image.Image | None, title: str, below: str = "", colour: str = "black") -> None:
-    axis.set_title(printable(title), fontsize=7, color=colour)
+    axis.set_title(textwrap.fill(printable(title), _CAPTION), fontsize=7, color=colour)
     axis.set(xticks=[], yticks=[])
-    axis.set_xlabel(shortened(printable(below), _NAME), fontsize=7, color=colour)
+    axis.set_xlabel(textwrap.fill(shortened(printable(below), _NAME), _CAPTION), fontsize=7, color=colour)
     for spine in axis.spines.values():
         spine.set_color(colour)
     if image is None:
