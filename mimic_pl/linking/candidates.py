@@ -291,12 +291,15 @@ def _rows(states: States, rows: Tensor) -> States:
     }
 
 
-def _shapes(states: States) -> dict[str, tuple[torch.dtype, torch.Size]]:
+Shapes = dict[tuple[str, str], tuple[torch.dtype, torch.Size]]
+
+
+def _shapes(states: States) -> Shapes:
     """Dtype of each tensor and shape of its rows."""
     return {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in flat(states).items()}
 
 
-def _empty(shapes: Mapping[str, tuple[torch.dtype, torch.Size]], device: torch.device) -> States:
+def _empty(shapes: Shapes, device: torch.device) -> States:
     """States of no mention, tensors ``[0, ...]``."""
     return nested(
         {name: torch.empty((0, *shape), dtype=dtype, device=device) for name, (dtype, shape) in shapes.items()}
