@@ -40,6 +40,15 @@ Ids, order numbers, states and statistics are those of one process, on a CPU bit
 a process, the first one commits them. Nobody can open the knowledge base before it is complete, and after a kill the
 same command, with any number of processes, goes on at that round.
 
+**Linking** shards the knowledge base in the same way (the same options of ``mimic-pl link``)::
+
+    mimic-pl link mentions.jsonl --kb my_kb --out links.jsonl --devices 8
+
+Each process keeps and ranks its shard of the entities, and opens images and encodes a batch of the mentions at a time;
+the first one reads the mentions and writes the links. Their file is that of one process, and after a kill the same
+command, with any number of processes, goes on at the last batches. Rerankers work as with one process; retrievers
+search in one process only.
+
 **SIGTERM or Ctrl-C**, to one process or to all, ends training after the batch with a checkpoint, with exit code 143 or
 130; a second Ctrl-C ends it at once. ``--ckpt_path last`` resumes from there, or from the last checkpoint of a run that
 was killed, at the very batch: on a CPU with the same number of processes the final weights are equal bit for bit.

@@ -27,7 +27,9 @@ code  meaning
 ====  ==================================================================================
 """
 
+import copyreg
 import re
+from typing import Any
 
 from mimic_pl.escaping import printable, shortened
 
@@ -49,6 +51,10 @@ class MimicError(Exception):
         if text.startswith("Caught "):  # by torch in a loader process, with its traceback and this message
             return text
         return re.sub(r"\s*\n\s*", " ", printable(shortened(text.strip(), LONGEST)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled without its constructor, whose arguments may be others than the message."""
+        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class ConfigError(MimicError):

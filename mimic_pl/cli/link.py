@@ -5,21 +5,28 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, Namespace
 
 from mimic_pl.cli.linking_options import (
     add_file_arguments,
     add_model_arguments,
+    add_process_arguments,
     add_retriever_arguments,
     linker_for,
 )
-from mimic_pl.errors import DataError
+from mimic_pl.errors import DataError, UsageError
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from mimic_pl.formats.link_writer import LinkWriter
+    from mimic_pl.linking import Linker
+    from mimic_pl.links import Links
 
 _BINS = 10
 """Bars of the histogram of probabilities."""
@@ -44,8 +51,9 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     parser.add_argument("--filter", type=str | None, default=None, help=text)
     add_file_arguments(parser)
     parser.add_argument("--out_format", type=str | None, default=None, help="Format of the links.")
-    parser.add_argument("--batch_size", type=int, default=64, help="Mentions that are linked at once.")
+    parser.add_argument("--batch_size", type=int, default=64, help="Mentions that a process links at once.")
     parser.add_argument("--strict", action="store_true", help="Exit with 4 if any record fails.")
+    add_process_arguments(parser)
 
 
 def run(parser: ArgumentParser, args: list[str]) -> int:
@@ -54,25 +62,27 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     from tqdm.auto import tqdm
 
     from mimic_pl.cli.choice import short_path
+    from mimic_pl.cli.processes import launched
     from mimic_pl.formats import open_writer, read_mentions
     from mimic_pl.home import expanded
-    from mimic_pl.knowledge_base import KnowledgeBase
 
     config = parser.parse_args(args)
     mentions, out = expanded(config.mentions), expanded(config.out)
-    kb = KnowledgeBase(config.kb)
-    reranker = None
-    if config.reranker is not None:
-        from mimic_pl.linking.pretrained import default_device
-        from mimic_pl.retrieval import CrossEncoder
+    with launched(config) as (processes, config.device), ExitStack() as stack:  # of the first process's file
+        linker = processes.run_together(lambda: _linker(config, processes.world_size))
 
-        reranker = CrossEncoder.from_pretrained(config.reranker, config.device or default_device())
-    linker = linker_for(kb, config, reranker)
-    total = None
-    if mentions.is_file():  # a pipe is read once
-        total = sum(1 for _ in read_mentions(mentions, config.format, image_folder=config.image_folder))
-    with open_writer(out, config.out_format, resume=True, job=_job(config, mentions, linker)) as writer:
-        before = writer.written
+        def counted() -> int | None:
+            if not mentions.is_file():  # a pipe is read once
+                return None
+            return sum(1 for _ in read_mentions(mentions, config.format, image_folder=config.image_folder))
+
+        def opened() -> LinkWriter:
+            job = _job(config, mentions, linker)
+            return stack.enter_context(open_writer(out, config.out_format, resume=True, job=job))
+
+        total = processes.run_on_first(counted)
+        writer = cast("LinkWriter", processes.run_together(lambda: None if processes.rank else opened()))
+        before = processes.run_on_first(lambda: writer.written)
         stream = linker.link_stream(
             mentions,
             config.top_k,
@@ -82,17 +92,41 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
             config.format,
             before,
             config.certify,
+            processes,
         )
-        bar = tqdm(stream, "Linking", total, unit=" mentions", initial=before, mininterval=0.5)
-        for number, links in enumerate(bar, 1):
-            writer.write(links)
-            if number % config.batch_size == 0:
-                writer.flush()
-        found, bins, certified = _counted(writer.records())
+
+        def write(batch: Iterable[Links]) -> None:
+            for links in batch:
+                writer.write(links)
+                bar.update()
+            writer.flush()
+
+        others = processes.rank > 0
+        with tqdm(None, "Linking", total, unit=" mentions", initial=before, mininterval=0.5, disable=others) as bar:
+            for batch in stream.batches():
+                processes.run_on_first(partial(write, batch))
+        found, bins, certified = processes.run_on_first(lambda: _counted(writer.records()))
+        processes.run_together(stack.close)
+    if processes.rank:
+        return 0
     Console().print(_table(found, bins, stream.counts.images, before, certified if config.certify else None))
     print(f"Written to {short_path(out)}.")
     failed = found["failed"]
     return DataError.exit_code if failed and (config.strict or failed == found.total()) else 0
+
+
+def _linker(config: Namespace, processes: int) -> Linker:
+    from mimic_pl.knowledge_base import KnowledgeBase
+    from mimic_pl.linking.pretrained import default_device
+    from mimic_pl.retrieval import CrossEncoder
+
+    if processes > 1 and config.retriever is not None:
+        raise UsageError("A --retriever searches in one process: leave it out, or --devices and --num_nodes.")
+    kb = KnowledgeBase(config.kb)
+    reranker = None
+    if config.reranker is not None:
+        reranker = CrossEncoder.from_pretrained(config.reranker, config.device or default_device())
+    return linker_for(kb, config, reranker)
 
 
 def _counted(records: Iterable[Mapping[str, Any]]) -> tuple[Counter[str], list[int], int]:

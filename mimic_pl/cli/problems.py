@@ -132,8 +132,8 @@ def _machine_error(error: Exception) -> MimicError | None:
     ):
         return MachineError(
             "Another process of this run died, or cannot be reached. Its output, or its machine's log, shows why. Run "
-            "the command again: indexing goes on where it was, and training resumes from its last checkpoint with "
-            f"--ckpt_path last. Error in this process: {text}."
+            "the command again: indexing and linking go on where they were, and training resumes from its last "
+            f"checkpoint with --ckpt_path last. Error in this process: {text}."
         )
     if isinstance(error, UnicodeError) and sys.getfilesystemencoding() != "utf-8":
         return UsageError(

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor
 
 from mimic_pl.batch import Batch, Inputs
+from mimic_pl.distributed import ProcessGroup
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.links import Link
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import EntityIndex, PartialIndex, Ranker, Ranking, ResidentIndex, challengers
+from mimic_pl.ranking import EntityIndex, LanceIndex, PartialIndex, Ranker, Ranking, ResidentIndex, Shard, challengers
 from mimic_pl.records import Entity, Mention
 from mimic_pl.retrieval import Allowed, Queries, Retriever
-from mimic_pl.units import States, flat
+from mimic_pl.units import States, flat, nested
 
 _KEPT = 16
 """Restrictions whose entities are remembered."""
@@ -55,27 +56,46 @@ class CandidateSearch:
     States of up to half a gigabyte, on a GPU of up to a quarter of its free memory, are kept there from the first
     search on; others are read from the folder in blocks, for each batch.
 
+    Several processes each have a shard of the entities, rank the mentions of all of them among it, and get the
+    candidates of their own mentions.
+
     Args:
         model: Encodes the mentions; its processor is fitted to the knowledge base.
         knowledge_base: The entities.
-        retriever: Opened for this version and model; by default all entities are ranked.
+        retriever: Opened for this version and model; by default all entities are ranked. It searches in one process.
+        processes: The processes that search together, with the same model and version; this one alone by default.
     """
 
-    def __init__(self, model: MIMIC, knowledge_base: KnowledgeBase, retriever: Retriever | None = None) -> None:
+    def __init__(
+        self,
+        model: MIMIC,
+        knowledge_base: KnowledgeBase,
+        retriever: Retriever | None = None,
+        processes: ProcessGroup | None = None,
+    ) -> None:
         self.model = model
         self.knowledge_base = knowledge_base
         self.retriever = retriever
+        self.processes = processes or ProcessGroup(alone=True)
         self._index: EntityIndex | None = None
         self._allowed: OrderedDict[Restriction, Allowed] = OrderedDict()
 
     @property
     def index(self) -> EntityIndex:
-        """All entities."""
+        """All entities, or this process's shard of them."""
         if self._index is None:
-            on_disk = self.knowledge_base.index
-            size = on_disk.bytes_per_entity * len(on_disk)
+            on_disk = self._on_disk()
+            size = on_disk.bytes_per_entity * len(on_disk.order)
             self._index = ResidentIndex(on_disk) if size <= _resident(on_disk.device) else on_disk
         return self._index
+
+    def _on_disk(self) -> LanceIndex:
+        kb, processes = self.knowledge_base, self.processes
+        if processes.world_size == 1:
+            return kb.index
+        order = kb.index.order
+        shard = Shard(order.tensor_split(processes.world_size)[processes.rank], len(order), processes)
+        return LanceIndex(kb.folder, device=kb.device, shard=shard, version=kb.version)
 
     def part(self, restriction: Restriction) -> EntityIndex | None:
         """The entities that a restriction allows; ``None`` if there are none.
@@ -103,40 +123,45 @@ class CandidateSearch:
         self._allowed.move_to_end(restriction)
         return self._allowed[restriction]
 
-    def inputs(self, queries: Sequence[Query]) -> Inputs:
-        """Inputs of the mentions.
+    @torch.no_grad()
+    def encoded(self, queries: Sequence[Query]) -> States:
+        """States of mentions that can be ranked.
 
         Raises:
-            DataError: A record is malformed, or an image cannot be used and the image policy is ``error``.
+            DataError: A record is malformed, a restriction cannot be evaluated, or an image cannot be used and the
+                image policy is ``error``.
             ConfigError: A record lacks a field of the text template.
         """
-        return self.model.processor.mentions([query.mention for query in queries])
+        inputs = self._inputs(queries)
+        for restriction in dict.fromkeys(query.restriction for query in queries):
+            self.allowed(restriction)
+        return self._states(inputs)
 
     @torch.no_grad()
     def __call__(
-        self, queries: Sequence[Query], inputs: Inputs, top_k: int | None, certify: bool = False
+        self, queries: Sequence[Query], states: States, top_k: int | None, certify: bool = False
     ) -> list[Found]:
-        """The candidates of each mention, best first.
+        """The candidates of each mention, best first; collective.
 
         Args:
-            queries: The mentions.
-            inputs: Their inputs.
+            queries: The mentions of this process, maybe none.
+            states: Their states; without mentions, they may be empty.
             top_k: Candidates per mention; all entities by default.
             certify: Try to prove that the first is the first of all entities.
 
         Raises:
-            DataError: A restriction cannot be evaluated.
-            NonFiniteScoreError: A score is NaN or infinite.
+            NonFiniteScoreError: A score is NaN or infinite; all processes raise it.
         """
         groups: dict[Restriction, list[int]] = {}
         for row, query in enumerate(queries):
             groups.setdefault(query.restriction, []).append(row)
-        for restriction in groups:
-            self.allowed(restriction)  # raises before anything is encoded
-        states = self._states(inputs)
+        everyone = self.processes.gather_objects((list(groups), _shapes(states)))
+        if not states:  # a process without mentions does not know the shapes
+            states = _empty(next((shapes for _, shapes in everyone if shapes), {}), self.model.device)
         found = [Found()] * len(queries)
-        for restriction, rows in groups.items():
-            own = _rows(states, torch.tensor(rows))
+        for restriction in dict.fromkeys(restriction for some, _ in everyone for restriction in some):
+            rows = groups.get(restriction, [])
+            own = _rows(states, torch.tensor(rows, dtype=torch.int64))
             mentions = [queries[row].mention for row in rows]
             for place, of_mention in enumerate(self.ranked(mentions, own, restriction, top_k, certify)):
                 found[rows[place]] = of_mention
@@ -149,7 +174,7 @@ class CandidateSearch:
         Raises:
             DataError: A record is malformed, or an image cannot be used and the image policy is ``error``.
         """
-        states = self._states(self.inputs(queries))
+        states = self._states(self._inputs(queries))
         return Queries.of(self.model, [query.mention for query in queries], states)
 
     def ranked(
@@ -160,7 +185,7 @@ class CandidateSearch:
         top_k: int | None,
         certify: bool = False,
     ) -> list[Found]:
-        """The candidates of encoded mentions with the same restriction.
+        """The candidates of encoded mentions with the same restriction; collective.
 
         Args:
             mentions: The mentions.
@@ -170,11 +195,13 @@ class CandidateSearch:
             certify: Try to prove that the first is the first of all entities.
         """
         if self.retriever is None or top_k is None:
-            part = self.part(restriction)
+            part = self.processes.run_together(lambda: self.part(restriction))
             certified = True if certify else None  # all are ranked
             if part is None:
                 return [Found((), certified)] * len(mentions)
-            return [Found(links, certified) for links in self._links([self._ranking(states, part, top_k)])]
+            ranking = self._ranking(states, part, top_k)
+            found_links = self.processes.run_together(lambda: self._links([ranking]))
+            return [Found(links, certified) for links in found_links]
         found = self.candidates(mentions, states, restriction, top_k)
         # One by one: a mention's links do not depend on the others of its batch.
         rankings = {
@@ -211,7 +238,9 @@ class CandidateSearch:
         return self.retriever.retrieve(queries, max(self.retriever.k, top_k), self.allowed(restriction))
 
     def _ranking(self, states: States, part: EntityIndex, top_k: int | None) -> Ranking:
-        pairs = len(part) * len(next(iter(flat(states).values())))
+        own = len(next(iter(flat(states).values())))
+        mentions = sum(size for (size,) in part.processes.gather_integers(own, device=part.device))
+        pairs = len(part) * mentions
         ranker = Ranker(top_k or len(part), unit_ranks="cheap", prune=pairs > _WORTH_BOUNDS)
         return ranker(self.model.matcher, states, part)
 
@@ -221,6 +250,9 @@ class CandidateSearch:
             return []
         entities = self._entities(torch.cat([ranking.top_entities.flatten() for ranking in rankings]))
         return [links for ranking in rankings for links in _links_of(ranking, entities)]
+
+    def _inputs(self, queries: Sequence[Query]) -> Inputs:
+        return self.model.processor.mentions([query.mention for query in queries])
 
     def _states(self, inputs: Inputs) -> States:
         model = self.model
@@ -257,6 +289,21 @@ def _rows(states: States, rows: Tensor) -> States:
     return {
         unit: {name: tensor[rows.to(tensor.device)] for name, tensor in state.items()} for unit, state in states.items()
     }
+
+
+Shapes = dict[tuple[str, str], tuple[torch.dtype, torch.Size]]
+
+
+def _shapes(states: States) -> Shapes:
+    """Dtype of each tensor and shape of its rows."""
+    return {name: (tensor.dtype, tensor.shape[1:]) for name, tensor in flat(states).items()}
+
+
+def _empty(shapes: Shapes, device: torch.device) -> States:
+    """States of no mention, tensors ``[0, ...]``."""
+    return nested(
+        {name: torch.empty((0, *shape), dtype=dtype, device=device) for name, (dtype, shape) in shapes.items()}
+    )
 
 
 def _resident(device: torch.device) -> int:

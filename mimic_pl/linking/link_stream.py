@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from mimic_pl.batch import Inputs
+import torch
+
 from mimic_pl.errors import ConfigError, DataError, MimicError, NonFiniteScoreError
 from mimic_pl.linking.candidates import CandidateSearch, Found, Query
 from mimic_pl.linking.mention_records import Restriction, mentions_of
 from mimic_pl.links import Links
-from mimic_pl.processor.images import ImageReport
+from mimic_pl.ranking.stored_states import joined
+from mimic_pl.units import States
 
 _log = logging.getLogger(__name__)
 
@@ -61,12 +63,11 @@ class LinkCounts:
         else:
             self.linked += 1
 
-    def add_images(self, report: ImageReport) -> None:
-        """Count failed images, and forget the names of all but the first, since a stream may have millions."""
-        for name, kind in report.failures.items():
+    def add_images(self, failures: Mapping[str, str]) -> None:
+        """Count failed images, given as kinds by name."""
+        for name, kind in failures.items():
             self.images[kind] += 1
             self.image_examples.setdefault(kind, name)
-        report.failures.clear()
 
 
 @dataclass
@@ -88,8 +89,11 @@ class _Item:
 class LinkStream(Iterator[Links]):
     """The links of mentions, in their order, computed batch by batch while it is iterated over.
 
+    Several processes link a batch each at a time, which the first one reads, and get the links of all of them: all have
+    to iterate over their streams. An error that ends one of them ends all.
+
     Attributes:
-        counts: What became of the mentions so far.
+        counts: What became of the mentions so far, on all processes.
     """
 
     def __init__(
@@ -113,21 +117,32 @@ class LinkStream(Iterator[Links]):
         self._finish = finish
         self._certify = certify
         self._unusable_images = unusable_images
-        self._links = self._all(iter(records), batch_size)
+        self._batches = self._all(iter(records), batch_size)
+        self._links = chain.from_iterable(self._batches)
 
     def __next__(self) -> Links:
         """The links of the next mention."""
         return next(self._links)
 
-    def _all(self, records: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[Links]:
+    def batches(self) -> Iterator[list[Links]]:
+        """The links that are left, as they are computed: of a batch of each process."""
+        return self._batches
+
+    def _all(self, records: Iterator[tuple[int, Any]], batch_size: int) -> Iterator[list[Links]]:
+        processes, report = self._search.processes, self._search.model.processor.report
         items = self._items(records)
-        while batch := list(islice(items, batch_size)):
-            self._link([item for item in batch if item.query is not None])
-            self.counts.add_images(self._search.model.processor.report)
-            for item in batch:
-                assert item.links is not None, "every item gets links or an error"
-                self.counts.add(item.links)
-                yield item.links
+        # Each process has a batch that one process alone would have, so that it is encoded to the same bits.
+        while everyone := processes.run_on_first(lambda: list(islice(items, batch_size * processes.world_size))):
+            own = everyone[processes.rank * batch_size :][:batch_size]
+            self._link([item for item in own if item.query is not None])
+            batch = []
+            for found, failures in processes.gather_objects((list(map(_links_of, own)), dict(report.failures))):
+                self.counts.add_images(failures)
+                batch += found
+            report.failures.clear()  # a stream may have millions
+            for links in batch:
+                self.counts.add(links)
+            yield batch
         self._log_images()
 
     def _items(self, records: Iterator[tuple[int, Any]]) -> Iterator[_Item]:
@@ -146,38 +161,69 @@ class LinkStream(Iterator[Links]):
                     yield _Item(number, None, Links(mention, error=error, number=number))
 
     def _link(self, items: Sequence[_Item]) -> None:
-        """Link a batch; if that fails, its halves, so that only the records at fault fail."""
+        """Link this process's batch; collective."""
+        processes = self._search.processes
+        parts = processes.run_together(lambda: list(self._encoded(items)))
+        encoded = [item for part, _ in parts for item in part]
+        states = joined([states for _, states in parts]) if parts else {}
+        sizes = [size for (size,) in processes.gather_integers(len(encoded), device=torch.device("cpu"))]
+        self._rank(encoded, states, sum(sizes[: processes.rank]), 0, sum(sizes))
+
+    def _encoded(self, items: Sequence[_Item]) -> Iterator[tuple[Sequence[_Item], States]]:
+        """Encode mentions; if that fails, their halves, so that only the records at fault fail."""
         if not items:
             return
-        queries = [item.query for item in items if item.query is not None]
         try:
-            inputs: Inputs = self._search.inputs(queries)
-            found = self._search(queries, inputs, self._depth, self._certify)
+            yield items, self._search.encoded(_queries(items))
         except _OF_A_RECORD as error:
             if len(items) == 1:
                 items[0].fail(error)
-            else:
-                self._link(items[: len(items) // 2])
-                self._link(items[len(items) // 2 :])
-            return
-        for item, of_mention in zip(items, found, strict=True):
-            self._complete(item, of_mention)
+                return
+            yield from self._encoded(items[: len(items) // 2])
+            yield from self._encoded(items[len(items) // 2 :])
 
-    def _complete(self, item: _Item, found: Found) -> None:
-        assert item.query is not None
-        try:
-            links = self._finish(Links(item.query.mention, found.links, number=item.number, certified=found.certified))
-        except _OF_A_RECORD as error:
-            item.fail(error)
+    def _rank(self, items: Sequence[_Item], states: States, first: int, start: int, stop: int) -> None:
+        """Rank some of the mentions of all processes; if that fails, their halves; collective.
+
+        Args:
+            items: Encoded mentions of this process.
+            states: Their states.
+            first: Number of the first of them among those of all processes.
+            start: Number of the first mention to be ranked.
+            stop: Number after the last one.
+        """
+        if start == stop:
             return
-        item.links = replace(links, candidates=links.candidates[: self._top_k])
+        rows = slice(max(start - first, 0), max(stop - first, 0))
+        own = items[rows]
+        try:
+            found = self._search(_queries(own), _sliced(states, rows), self._depth, self._certify)
+        except _OF_A_RECORD as error:  # which all processes have
+            if stop - start == 1:
+                for item in own:
+                    item.fail(error)
+                return
+            middle = (start + stop) // 2
+            self._rank(items, states, first, start, middle)
+            self._rank(items, states, first, middle, stop)
+            return
+        self._search.processes.run_together(lambda: self._complete(own, found))
+
+    def _complete(self, items: Sequence[_Item], found: Sequence[Found]) -> None:
+        for item, query, (links, certified) in zip(items, _queries(items), found, strict=True):
+            try:
+                finished = self._finish(Links(query.mention, links, number=item.number, certified=certified))
+            except _OF_A_RECORD as error:
+                item.fail(error)
+                continue
+            item.links = replace(finished, candidates=finished.candidates[: self._top_k])
 
     def _log_images(self) -> None:
         """Log kinds of failed images that the linker has not met before, and count all."""
         counts = self.counts
         new = sorted(kind for kind in counts.images if not self._unusable_images[kind])
         self._unusable_images.update(counts.images)
-        if new:
+        if new and self._search.processes.rank == 0:
             kinds = "; ".join(
                 f"{counts.images[kind]} {kind}, for example {counts.image_examples[kind]}" for kind in new
             )
@@ -185,3 +231,16 @@ class LinkStream(Iterator[Links]):
                 f"Images of mentions that could not be used: {kinds}. Such a mention is linked as one without an "
                 "image; with the image policy 'error' it fails. Further ones are counted in linker.unusable_images."
             )
+
+
+def _queries(items: Sequence[_Item]) -> list[Query]:
+    return [item.query for item in items if item.query is not None]
+
+
+def _sliced(states: States, rows: slice) -> States:
+    return {unit: {name: tensor[rows] for name, tensor in state.items()} for unit, state in states.items()}
+
+
+def _links_of(item: _Item) -> Links:
+    assert item.links is not None, "every item gets links or an error"
+    return item.links

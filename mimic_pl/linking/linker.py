@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 
 from mimic_pl.calibration import Calibration
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError, DataError
+from mimic_pl.errors import ConfigError, DataError, StoreError
 from mimic_pl.formats import read_mentions
 from mimic_pl.home import expanded
 from mimic_pl.knowledge_base import KnowledgeBase
@@ -472,8 +472,13 @@ class Linker:
         format: str | None = None,
         skip: int = 0,
         certify: bool = False,
+        processes: ProcessGroup | None = None,
     ) -> LinkStream:
         """Link a stream of mentions of any length, in bounded memory; see :meth:`link` for the arguments.
+
+        Several processes find the links that one finds: each calls this with the same arguments, on a device of its
+        own, and iterates over the links, which are those of all mentions. It holds and ranks a share of the entities,
+        and encodes a share of the mentions, which the first one reads.
 
         Args:
             records: Mentions, an iterator of them, or a file in any of the :mod:`~mimic_pl.formats`.
@@ -484,6 +489,7 @@ class Linker:
             format: Layout of the file; recognised by default.
             skip: Number of records at the beginning to skip, which were linked before; numbers count them.
             certify: Try to prove that first candidates are the first of all entities.
+            processes: The processes that link together; this one alone by default.
 
         Returns:
             An iterator over the links in the order of the mentions. A record that cannot be linked has an
@@ -491,15 +497,23 @@ class Linker:
 
         Raises:
             DataError: The filter cannot be evaluated.
+            ConfigError: ``certify`` with a reranker, or several processes with a retriever.
+            StoreError: The processes have different models or versions of the knowledge base.
         """
-        require_ranges({"top_k": COUNT, "batch_size": COUNT}, {"top_k": top_k, "batch_size": batch_size}, "")
-        search = self._candidates
-        if certify and self.reranker is not None:
-            raise ConfigError(
-                "certify proves the first of the model's own ranking, which a reranker orders anew. Link without one."
-            )
-        if filter is not None:
-            search.knowledge_base.where(filter)  # raises here, and not once for each mention
+        processes = processes or ProcessGroup(alone=True)
+        search = self._shared_search(processes)
+
+        def require() -> None:
+            require_ranges({"top_k": COUNT, "batch_size": COUNT}, {"top_k": top_k, "batch_size": batch_size}, "")
+            if certify and self.reranker is not None:
+                raise ConfigError(
+                    "certify proves the first of the model's own ranking, which a reranker orders anew. Link without "
+                    "one."
+                )
+            if filter is not None:
+                search.knowledge_base.where(filter)  # raises here, and not once for each mention
+
+        processes.run_together(require)
         folder = None if image_folder is None else expanded(image_folder)
         if isinstance(records, (str, Path)):
             records, folder = read_mentions(expanded(records), format, image_folder=folder), None
@@ -509,6 +523,26 @@ class Linker:
         return LinkStream(
             search, numbered, top_k, depth, filter, batch_size, folder, self._finished, self.unusable_images, certify
         )
+
+    def _shared_search(self, processes: ProcessGroup) -> CandidateSearch:
+        """The search of this process, or its part in that of several ones; collective."""
+        own = self._candidates
+        if processes.world_size == 1:
+            return own
+        kb = own.knowledge_base
+        parts = processes.gather_objects(processes.run_together(lambda: (self.weights, kb.version, len(kb))))
+
+        def require() -> None:
+            if own.retriever is not None:
+                raise ConfigError("A retriever searches in one process. Link without one, or with one process.")
+            if len({*parts}) > 1:
+                raise StoreError(
+                    "The processes have different models, or different versions of the knowledge base. Start all of "
+                    "them with the same command line, and on all machines with the same files."
+                )
+
+        processes.run_together(require)
+        return CandidateSearch(own.model, kb, processes=processes)
 
     def _finished(self, links: Links) -> Links:
         """Rerank the candidates of a mention, and give them probabilities."""

@@ -17,31 +17,33 @@ class PartialIndex(EntityIndex):
     """Some entities of an index, with their order numbers: ranking it equals ranking an index of only these.
 
     Args:
-        index: The index, held by this process.
-        order: Order numbers of the entities, int64 ``[n]``; repeated ones count once.
+        index: The index, held by this process; or its shard of it.
+        order: Order numbers of the entities, int64 ``[n]``, the same on all processes; repeated ones count once.
 
     Raises:
-        DataError: The index has no such order number.
+        DataError: The index, if it is held by this process alone, has no such order number.
     """
 
     def __init__(self, index: EntityIndex, order: Tensor) -> None:
         super().__init__(index.processes, index.device)
         self._index = index
-        self._rows = torch.unique(index._rows_of(order))  # sorted, as rows are stored
+        self._len = len(torch.unique(order))
+        local = order if index.processes.world_size == 1 else order[index.holds(order)]
+        self._rows = torch.unique(index._rows_of(local))  # sorted, as rows are stored
         self._order = index.order[self._rows.to(index.order.device)]
 
     def __len__(self) -> int:
-        """Number of these entities."""
-        return len(self._rows)
+        """Number of these entities, on all processes."""
+        return self._len
 
     @property
     def order(self) -> Tensor:
-        """Their order numbers, in storage order, int64 ``[n]``."""
+        """Order numbers of the local ones, in storage order, int64 ``[local]``."""
         return self._order
 
     @property
     def ids(self) -> Sequence[str]:
-        """Their ids, in storage order."""
+        """Ids of the local ones, in storage order."""
         return self._index.ids_of(self._order)
 
     @property
