@@ -67,6 +67,8 @@ def train_cross_encoder(
 ) -> dict[str, dict[str, float]]:
     """Train a cross-encoder, save it with the weights of its best validation, and evaluate it.
 
+    Without training (``max_epochs`` 0), a trained one gets the weight of another first stage.
+
     Args:
         trainer: Trains it.
         module: The cross-encoder.
@@ -84,9 +86,10 @@ def train_cross_encoder(
     if not savers:
         raise ConfigError("Training needs a ModelCheckpoint with a monitor, such as 'val/mrr', to choose the weights.")
     trainer.fit(module, data)
-    best = read_checkpoint(savers[0].best_model_path)
-    if best["global_step"] < trainer.global_step:  # not the weights that were validated last
+    best = read_checkpoint(savers[0].best_model_path) if savers[0].best_model_path else None
+    if best is not None and best["global_step"] < trainer.global_step:  # not the weights that were validated last
         module.load_state_dict(best["state_dict"])
+    if best is None or best["global_step"] < trainer.global_step:
         trainer.validate(module, data, verbose=False)
     module.trained().save_pretrained(folder)
     results = {"val": _metrics(trainer, "val")}

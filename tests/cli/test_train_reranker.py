@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import BertConfig, BertModel
 
 from mimic_pl import Ranker, load_run
@@ -83,6 +85,17 @@ def test_the_same_command_gives_the_same_weights(command, home, options):
         assert command("train-reranker", *options, "--output", name, folder=home)[0] == 0
     weights = [(home / name / "model.safetensors").read_bytes() for name in ("a", "b")]
     assert weights[0] == weights[1]
+
+
+def test_without_training_the_weights_stay_and_are_evaluated(command, home, options):
+    assert command("train-reranker", *options, "--output", "trained", folder=home)[0] == 0
+    again = ["--model.cross_encoder.pretrained", "trained", "--trainer.max_epochs", "0", "--output", "again"]
+    code, _, err = command("train-reranker", *options, *again, folder=home)
+    assert code == 0, err
+    before, after = (json.loads((home / name / "results.json").read_text()) for name in ("trained", "again"))
+    assert after == {split: pytest.approx(metrics) for split, metrics in before.items()}
+    weights = [load_file(home / name / "model.safetensors") for name in ("trained", "again")]
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
 
 
 def test_errors(command, home, options, tmp_path):
