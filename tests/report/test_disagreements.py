@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from mimic_pl.cli import main
@@ -130,6 +131,17 @@ def test_a_changed_split_is_refused(pair):
     moved = Disagreement(chosen.index + 1, chosen.records)
     with pytest.raises(DataError, match="Test the runs again"):
         disagreements_figure(experiments, data, [moved])
+
+
+def test_data_that_is_not_there_is_named(pair, tmp_path):
+    moved = [tmp_path / "moved" / str(number) for number in range(2)]
+    for run, folder in zip(pair, moved, strict=True):
+        shutil.copytree(run, folder)
+        config = yaml.safe_load((folder / "config.yaml").read_text())
+        config["data"]["init_args"]["root"] = "sets/gone"
+        (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    with pytest.raises(ConfigError, match="sets/gone, does not exist .*run the command where training ran"):
+        write_report([open_finished(run) for run in moved], tmp_path / "out", disagreements=1)
 
 
 def test_a_single_experiment_or_no_mention_is_refused(malicious_run, pair, tmp_path):
