@@ -87,9 +87,9 @@ def train_cross_encoder(
         raise ConfigError("Training needs a ModelCheckpoint with a monitor, such as 'val/mrr', to choose the weights.")
     trainer.fit(module, data)
     best = read_checkpoint(savers[0].best_model_path) if savers[0].best_model_path else None
-    if best is not None and best["global_step"] < trainer.global_step:  # not the weights that were validated last
-        module.load_state_dict(best["state_dict"])
-    if best is None or best["global_step"] < trainer.global_step:
+    if best is None or best["global_step"] < trainer.global_step:  # not the weights that were validated last
+        if best is not None:
+            module.load_state_dict(best["state_dict"])
         trainer.validate(module, data, verbose=False)
     module.trained().save_pretrained(folder)
     results = {"val": _metrics(trainer, "val")}

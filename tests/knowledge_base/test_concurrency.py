@@ -14,7 +14,7 @@ from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.ranking import Ranker
 from mimic_pl.ranking.lance_dataset import lance
 from tests.knowledge_base.parts import MENTIONS, add, content, created, import_lance, record, states_of, update
-from tests.launch import FORK, needs_fork
+from tests.launch import FORK, in_own_process, needs_fork
 from tests.ranking.tables import table_matcher
 
 TEAM = 6
@@ -80,10 +80,10 @@ def require_whole(kb, found):
 
 
 def create_in_a_process(folder):
-    assert FORK is not None
-    process = FORK.Process(target=lambda: created(folder, record("always")))
-    process.start()
-    process.join()
+    def create():
+        created(folder, record("always"))
+
+    in_own_process(create)
 
 
 def run_together(folder, changes):

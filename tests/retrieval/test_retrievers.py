@@ -18,7 +18,7 @@ from mimic_pl.retrieval.catch_up import FOLDER, catch_up, key_vectors
 from mimic_pl.retrieval.lance_store import LanceStore
 from mimic_pl.retrieval.two_channels import TwoChannelRetriever
 from mimic_pl.serve.served_linker import ServedLinker
-from tests.launch import FORK, needs_fork
+from tests.launch import FORK, in_own_process, needs_fork, received
 from tests.retrieval.engines import (
     DERIVED,
     ENGINES,
@@ -313,19 +313,13 @@ def indexed_before(folder):
 def test_killed_while_it_builds_or_catches_up_it_goes_on(tmp_path, whole, engine):
     DERIVED[engine]()  # skips here, and not in a process, if the engine is not installed
 
-    def in_process(work):
-        process = FORK.Process(target=work)
-        process.start()
-        process.join()
-        assert process.exitcode == 0
-
     shutil.copytree(whole, tmp_path / "kb")
     killed = 0
     for round in range(6):
         receiver, sender = FORK.Pipe(duplex=False)
         process = FORK.Process(target=build, args=(tmp_path, engine, sender, True))
         process.start()
-        assert receiver.recv() == "ready"
+        assert received(receiver, process) == "ready"
         time.sleep(0.02 + 0.08 * round)
         process.kill()
         process.join()
@@ -339,7 +333,7 @@ def test_killed_while_it_builds_or_catches_up_it_goes_on(tmp_path, whole, engine
                 linker.update_entities([{**entity, "attr": "other"} for entity in entities()[:200]])
                 linker.delete_entities([f"Q{n}" for n in range(250, 300)])
 
-            in_process(change)
+            in_own_process(change)
     assert killed >= 3
 
     def check():
@@ -348,7 +342,7 @@ def test_killed_while_it_builds_or_catches_up_it_goes_on(tmp_path, whole, engine
         assert_equals_knowledge_base(DERIVED[engine]().at(linker.knowledge_base, linker.model))
         assert len(linker.with_retriever(DERIVED[engine](k=10)).link(mentions()[0], top_k=4)) == 4
 
-    in_process(check)
+    in_own_process(check)
 
 
 def test_missing_packages_and_wrong_settings_are_named(tmp_path, monkeypatch):
