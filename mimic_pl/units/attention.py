@@ -262,7 +262,8 @@ def _attention(query: Tensor, key: Tensor, key_mask: Tensor | None) -> Tensor:
     unused = query.new_empty(())  # beta = 0: it is not read
     logits = torch.addmm(unused, queries, keys.T, beta=0, alpha=scale).view(*query.shape[:2], *key.shape[:2])
     bound = math.inf
-    if _on_cpu(logits):  # unused on other devices, where fetching it would synchronize
+    # Elsewhere fetching it would synchronize; for few mentions, the logits themselves are fewer numbers.
+    if _on_cpu(logits) and logits.numel() > queries.numel():
         norms = (torch.linalg.vector_norm(tokens, dim=-1, dtype=_wide_dtype(query)).max() for tokens in (queries, keys))
         bound = scale * math.prod(norm.item() for norm in norms)
     return _softmax(logits.to(_wide_dtype(query)), key_mask, bound)

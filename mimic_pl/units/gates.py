@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -11,6 +11,10 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
+
+
+Product = Callable[[Tensor, Tensor], Tensor]
+"""Products of vectors of the query side with vectors of the key side."""
 
 
 class QuerySide(NamedTuple):
@@ -27,6 +31,10 @@ class QuerySide(NamedTuple):
     target_bias: Tensor  # y~ . b~
     offset: Tensor  # beta2 . LN2(q)
 
+    def rows(self, part: slice) -> QuerySide:
+        """Some of the queries."""
+        return QuerySide(*(tensor[part] for tensor in self))
+
 
 class KeySide(NamedTuple):
     """Key side of a direction: vectors ``[keys, d]`` and scalars ``[keys]``."""
@@ -42,6 +50,10 @@ class KeySide(NamedTuple):
     key_square: Tensor  # |k~|^2
     key_bias: Tensor  # k~ . b~
 
+    def rows(self, part: slice) -> KeySide:
+        """Some of the keys."""
+        return KeySide(*(tensor[part] for tensor in self))
+
 
 def dual_gate(
     query_side: QuerySide,
@@ -51,6 +63,7 @@ def dual_gate(
     norm_sum_eps: float,
     norm_eps: float,
     kernel: Kernel = "auto",
+    by_key: bool = False,
 ) -> Tensor:
     """f of one direction for every pair; :class:`mimic_pl.units.vdlu.DualGate` has the derivation.
 
@@ -63,6 +76,7 @@ def dual_gate(
         norm_eps: Epsilon of the second norm.
         kernel: Implementation of the forward pass. The fused one stores no ``[queries, keys]`` tensor but the result;
             its backward pass recomputes the others in torch.
+        by_key: Return ``[keys, queries]``.
 
     Returns:
         ``[queries, keys]``, differentiable in every tensor.
@@ -70,12 +84,14 @@ def dual_gate(
     Raises:
         ConfigError: The Triton kernel is requested where it cannot run.
     """
-    # Scalars of the query side become columns, to broadcast against the keys.
-    columns = (tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in query_side)
-    sides = (*columns, *key_side, gate_bias, bias_square)
-    if uses_triton(kernel, query_side.query):
+    fused = uses_triton(kernel, query_side.query)
+    if by_key and not fused:
+        sides = (*query_side, *_columns(key_side), gate_bias, bias_square)
+        return _dual_gate(_all_products_by_right, norm_sum_eps, norm_eps, *sides)
+    sides = (*_columns(query_side), *key_side, gate_bias, bias_square)
+    if fused:
         scores: Tensor = _FusedDualGate.apply(norm_sum_eps, norm_eps, *sides)
-        return scores
+        return scores.T if by_key else scores
     return _dual_gate(_all_products, norm_sum_eps, norm_eps, *sides)
 
 
@@ -98,8 +114,17 @@ def gate_values(query_side: QuerySide, key_side: KeySide, gate_bias: Tensor, nor
     return torch.tanh((gate + key_side.gate) * _inverse_deviation(_all_products, *sides, norm_sum_eps) + gate_bias)
 
 
+def _columns(side: QuerySide | KeySide) -> Iterator[Tensor]:
+    """Scalars of a side as columns, to broadcast against those of the other."""
+    return (tensor if tensor.ndim == 2 else tensor.unsqueeze(-1) for tensor in side)
+
+
 def _all_products(left: Tensor, right: Tensor) -> Tensor:
     return left @ right.T
+
+
+def _all_products_by_right(left: Tensor, right: Tensor) -> Tensor:
+    return right @ left.T
 
 
 def _aligned_products(left: Tensor, right: Tensor) -> Tensor:
@@ -107,7 +132,7 @@ def _aligned_products(left: Tensor, right: Tensor) -> Tensor:
 
 
 def _inverse_deviation(
-    product: Callable[[Tensor, Tensor], Tensor],
+    product: Product,
     query: Tensor,
     query_square: Tensor,
     pooled: Tensor,
@@ -117,45 +142,55 @@ def _inverse_deviation(
     """1 / s of p + q over the width."""
     width = query.shape[-1]
     variance = _sum_product(product, query / width, query_square / width + eps, pooled, pooled_square / width)
-    return variance.clamp_min(eps).rsqrt()
+    into = None if torch.is_grad_enabled() else variance
+    return torch.rsqrt(torch.clamp_min(variance, eps, out=into), out=into)
 
 
-def _sum_product(
-    product: Callable[[Tensor, Tensor], Tensor], left: Tensor, of_left: Tensor, right: Tensor, of_right: Tensor
-) -> Tensor:
+def _sum_product(product: Product, left: Tensor, of_left: Tensor, right: Tensor, of_right: Tensor) -> Tensor:
     """2 left.right + of_left + of_right, as one product: sums over all pairs cost as much as products."""
     of_left, of_right = of_left.view(-1, 1), of_right.view(-1, 1)
     one = torch.ones_like(of_left), torch.ones_like(of_right)
     return product(torch.cat((2 * left, of_left, one[0]), dim=1), torch.cat((right, one[1], of_right), dim=1))
 
 
-def _dual_gate(
-    product: Callable[[Tensor, Tensor], Tensor], norm_sum_eps: float, norm_eps: float, *sides: Tensor
-) -> Tensor:
-    """The dual gate in torch operations."""
+def _dual_gate(product: Product, norm_sum_eps: float, norm_eps: float, *sides: Tensor) -> Tensor:
+    """The dual gate in torch operations; without gradients, results take the place of what is no longer needed."""
     query, q_gated, target, query_square, q_gate, q_gated_square, q_gated_bias, target_gated, target_bias, offset = (
         sides[:10]
     )
     pooled, gated, key, pooled_square, gate, gated_square, gated_bias, gated_key, key_square, key_bias = sides[10:20]
     gate_bias, bias_square = sides[20:]
+    needed = torch.is_grad_enabled()
+
+    def into(tensor: Tensor) -> Tensor | None:
+        return None if needed else tensor
 
     width, least = query.shape[-1], query.shape[-1] * norm_eps
     r = _inverse_deviation(product, query, query_square, pooled, pooled_square, norm_sum_eps)
-    gate_value = torch.tanh(torch.addcmul(gate_bias, q_gate + gate, r))
-    share = gate_value * r
+    logit = q_gate + gate
+    logit = torch.addcmul(gate_bias, logit, r, out=into(logit))
+    gate_value = torch.tanh(logit, out=into(logit))
+    share = torch.mul(gate_value, r, out=into(r))
 
     # |gate c + k|^2 and its product with y, for the centred c = (a_p + a_q) / s + b.
     square = _sum_product(product, q_gated, q_gated_square, gated, gated_square)
-    with_key = product(2 * q_gated, key) + 2 * gated_key
-    inner = torch.addcmul(torch.addcmul(with_key, share, square), gate_value, 2 * (q_gated_bias + gated_bias))
-    of_bias = torch.addcmul(2 * key_bias, gate_value, bias_square)
-    norm = torch.addcmul(torch.addcmul(key_square + least, gate_value, of_bias), share, inner).clamp_min(least)
+    with_key = product(2 * q_gated, key)
+    with_key = torch.add(with_key, 2 * gated_key, out=into(with_key))
+    inner = torch.addcmul(with_key, share, square, out=into(with_key))
+    inner = torch.addcmul(inner, gate_value, 2 * q_gated_bias + 2 * gated_bias, out=into(inner))
+    norm = torch.addcmul(2 * key_bias, gate_value, bias_square, out=into(square))
+    norm = torch.addcmul(key_square + least, gate_value, norm, out=into(norm))
+    norm = torch.addcmul(norm, share, inner, out=into(norm))
+    norm = torch.clamp_min(norm, least, out=into(norm))
     target, target_gated, target_bias = (
         math.sqrt(width) * of_target for of_target in (target, target_gated, target_bias)
     )
-    with_target = product(target, gated) + target_gated
-    numerator = torch.addcmul(torch.addcmul(product(target, key), gate_value, target_bias), share, with_target)
-    return torch.addcmul(offset, numerator, norm.rsqrt())
+    with_target = product(target, gated)
+    with_target = torch.add(with_target, target_gated, out=into(with_target))
+    numerator = product(target, key)
+    numerator = torch.addcmul(numerator, gate_value, target_bias, out=into(numerator))
+    numerator = torch.addcmul(numerator, share, with_target, out=into(numerator))
+    return torch.addcmul(offset, numerator, torch.rsqrt(norm, out=into(norm)), out=into(numerator))
 
 
 class _FusedDualGate(torch.autograd.Function):

@@ -12,8 +12,8 @@ from mimic_pl.units.cone import centre
 from mimic_pl.units.gates import KeySide, QuerySide, dual_gate, dual_gate_pairs, gate_values
 from mimic_pl.units.kernel_choice import Kernel
 
-_PAIRS_IN_CACHE = 1 << 16
-"""Pairs of a tile: each of the dozens of values per pair takes 256 kB."""
+_PAIRS_IN_CACHE = 1 << 17
+"""Pairs of a tile: each of the few values per pair takes 512 kB."""
 
 
 class VDLU(Unit):
@@ -47,18 +47,15 @@ class VDLU(Unit):
 
     def score(self, mentions: State, entities: State) -> Tensor:
         """S_V, ``[mentions, entities]``."""
-        own = self.mention_to_entity.query_side(mentions), self.entity_to_mention.key_side(mentions)
+        queries, to_queries = self.mention_to_entity, self.entity_to_mention
+        own = queries.query_side(mentions), to_queries.key_side(mentions)
+        others = queries.key_side(entities), to_queries.query_side(entities)
         size = _tile(entities["query"], len(mentions["query"]))
-        parts = [
-            self._score(*own, {name: entities[name][start : start + size] for name in ("query", "key", "pooled")})
-            for start in range(0, max(1, len(entities["query"])), size)
-        ]
+        parts = []
+        for start in range(0, max(1, len(entities["query"])), size):
+            keys, from_queries = (side.rows(slice(start, start + size)) for side in others)
+            parts.append((queries(own[0], keys) + to_queries(from_queries, own[1], by_key=True)) / 2)
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-
-    def _score(self, query_side: QuerySide, key_side: KeySide, entities: State) -> Tensor:
-        """S_V from the sides of the mentions in either direction, ``[mentions, entities]``."""
-        to_mention = self.entity_to_mention(self.entity_to_mention.query_side(entities), key_side)
-        return (to_mention.T + self.mention_to_entity(query_side, self.mention_to_entity.key_side(entities))) / 2
 
     def pairs(self, mentions: State, entities: State) -> Tensor:
         """S_V of aligned pairs, ``[pairs]``."""
@@ -124,10 +121,10 @@ class DualGate(nn.Module):
             nn.init.constant_(self.gate.bias, 20.0)
             self.gate.requires_grad_(False)
 
-    def forward(self, queries: QuerySide, keys: KeySide) -> Tensor:
-        """f for every pair, ``[queries, keys]``."""
+    def forward(self, queries: QuerySide, keys: KeySide, by_key: bool = False) -> Tensor:
+        """f for every pair, ``[queries, keys]``, or ``[keys, queries]`` if ``by_key``."""
         eps = self.norm_sum.eps, self.norm.eps
-        return dual_gate(queries, keys, *self._scalars(), *eps, kernel=self.kernel)
+        return dual_gate(queries, keys, *self._scalars(), *eps, kernel=self.kernel, by_key=by_key)
 
     def pairs(self, queries: State, keys: State) -> Tensor:
         """f for aligned pairs, ``[pairs]``."""
