@@ -20,15 +20,12 @@ from mimic_pl.errors import DataError, StoreError
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.knowledge_base.distributed_indexing import DistributedIndexing
 from mimic_pl.linking import unit_totals
+from mimic_pl.linking.compatibility import SOURCE, STATISTICS, describe, require_same
 from mimic_pl.linking.entity_records import EntityRecords
 from mimic_pl.linking.knowledge_base_changes import (
     AT_ONCE,
-    SOURCE,
-    STATISTICS,
     WAIT,
     KnowledgeBaseWriter,
-    describe,
-    require_same,
     require_some,
     stored,
 )
