@@ -16,11 +16,11 @@ from tqdm.auto import tqdm
 
 from mimic_pl.calibration import Calibration
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError, DataError, StoreError
+from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.formats import read_mentions
 from mimic_pl.home import expanded
 from mimic_pl.knowledge_base import KnowledgeBase
-from mimic_pl.linking.candidates import CandidateSearch
+from mimic_pl.linking.candidates import CandidateSearch, require_one_process
 from mimic_pl.linking.compatibility import source_of
 from mimic_pl.linking.entity_records import EntityRecords
 from mimic_pl.linking.explanation import LinkExplanation, explain_link
@@ -363,18 +363,10 @@ class Linker(ModelWithKnowledgeBase):
         if processes.world_size == 1:
             return own
         kb = own.knowledge_base
-        parts = processes.gather_objects(processes.run_together(lambda: (self.weights, kb.version, len(kb))))
-
-        def require() -> None:
-            if own.retriever is not None:
-                raise ConfigError("A retriever searches in one process. Link without one, or with one process.")
-            if len({*parts}) > 1:
-                raise StoreError(
-                    "The processes have different models, or different versions of the knowledge base. Start all of "
-                    "them with the same command line, and on all machines with the same files."
-                )
-
-        processes.run_together(require)
+        what = "models, or different versions of the knowledge base"
+        processes.require_same(lambda: (self.weights, kb.version, len(kb)), what)
+        if own.retriever is not None:
+            processes.run_together(lambda: require_one_process(processes))
         return CandidateSearch(own.model, kb, processes=processes)
 
     def _finished(self, links: Links) -> Links:
