@@ -67,7 +67,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from mimic_pl.errors import MachineError, MimicError
+from mimic_pl.errors import MachineError, MimicError, StoreError
 
 T = TypeVar("T")
 
@@ -85,7 +85,7 @@ class ProcessGroup:
     Attributes:
         world_size: Number of processes.
         rank: Rank of this process, from 0.
-        failure: The error that :meth:`run_together` has raised on all processes, if it has.
+        failure: The error that was raised on all processes, if one was.
     """
 
     def __init__(self, alone: bool = False) -> None:
@@ -170,6 +170,24 @@ class ProcessGroup:
                 self.failure = error if error is not None and rank == self.rank else found
                 raise self.failure
         return cast(T, result)
+
+    def require_same(self, work: Callable[[], object], what: str) -> None:
+        """Check that something that each process computes is the same on all of them.
+
+        Args:
+            work: Computes it, small and hashable.
+            what: What differs otherwise, in the plural, for the message.
+
+        Raises:
+            StoreError: It is not the same.
+        """
+        if len({*self.gather_objects(self.run_together(work))}) == 1:
+            return
+        self.failure = StoreError(
+            f"The processes have different {what}. Start all of them with the same command line, and on all machines "
+            "with the same files."
+        )
+        raise self.failure
 
     def run_on_first(self, work: Callable[[], T], device: torch.device = _CPU) -> T:
         """Run some work on the first process alone; all get its picklable result, or raise its error."""

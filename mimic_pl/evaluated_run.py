@@ -311,7 +311,7 @@ def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int,
     They are in TensorBoard's events, or else in the ``metrics.csv`` of a CSVLogger.
     """
     if not any(folder.glob("events.out.tfevents.*")):
-        return {name: _curve_in_csv(folder / "metrics.csv", tag) for name, tag in tags.items()}
+        return _curves_in_csv(folder / "metrics.csv", tags)
     # A lazy import, since tensorboard is slow to import.
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
@@ -334,12 +334,15 @@ def read_curves(folder: Path, tags: dict[str, str]) -> dict[str, list[tuple[int,
     return curves
 
 
-def _curve_in_csv(path: Path, tag: str) -> list[tuple[int, float]]:
-    if not path.is_file():
-        return []
+def _curves_in_csv(path: Path, tags: dict[str, str]) -> dict[str, list[tuple[int, float]]]:
+    curves: dict[str, dict[int, float]] = {name: {} for name in tags}
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if row.get(tag) and row.get("epoch")]
-        return sorted({int(row["epoch"]) + 1: float(row[tag]) for row in rows}.items())
+        if path.is_file():
+            with path.open(encoding="utf-8", newline="") as file:
+                for row in csv.DictReader(file):
+                    for name, tag in tags.items():
+                        if row.get(tag) and row.get("epoch"):
+                            curves[name][int(row["epoch"]) + 1] = float(row[tag])
+        return {name: sorted(curve.items()) for name, curve in curves.items()}
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"{path} cannot be read ({error!r:.200}). Delete it to omit the curves.") from error

@@ -273,7 +273,7 @@ def _built(run: Run, classes: Mapping[str, type], trust_remote_code: bool) -> An
     for key, of_class in classes.items():
         parser.add_lightning_class_args(of_class, key, subclass_mode=True)
     try:
-        return parser.instantiate_classes(parser.parse_object({key: config[key] for key in classes}))
+        return parser.instantiate(parser.parse_object({key: config[key] for key in classes}))
     except (ArgumentError, KeyError, TypeError) as error:
         what = " and its ".join(classes)
         raise ConfigError(f"The configuration {run.config} does not describe a {what}: {error}") from error

@@ -15,6 +15,7 @@ from mimic_pl.encoders.clip import PUBLISHED_LENGTH
 from mimic_pl.encoders.wordpiece import build_tokenizer
 from tests import tiny
 from tests.encoders.checkpoints import save
+from tests.slow import some_slow
 
 CONFIGS = Path(__file__).parents[1] / "cli_configs"
 FILE_STEMS = {"wikimel": "WIKIMEL", "richpedia": "RichpediaMEL", "wikidiverse": "wiki_diverse", "emojimel": "EmojiMEL"}
@@ -132,11 +133,6 @@ ALIKE = {
 """Overlays that differ from others in a number or a name, or whose parts have tests of their own: training is slow."""
 
 
-def one_of_each(names):
-    """Parameters, some of which are slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] if name in ALIKE else []) for name in names]
-
-
 def small_weights(overlay, clip_checkpoint):
     """Options that replace the pretrained weights of an overlay by small ones."""
     if overlay.stem == "siglip2":
@@ -158,7 +154,7 @@ def small_bert(clip_checkpoint):
     return str(folder)
 
 
-@pytest.mark.parametrize("name", one_of_each(path.stem for path in OVERLAYS))
+@pytest.mark.parametrize("name", some_slow((path.stem for path in OVERLAYS), ALIKE))
 def test_a_step_with_every_overlay(name, clip_checkpoint, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (overlay,) = (path for path in OVERLAYS if path.stem == name)
@@ -185,7 +181,7 @@ def test_every_overlay_starts_with_what_it_changes(overlay):
     assert set(yaml.safe_load("\n".join(rest))) <= {"trainer", "model", "data"}
 
 
-@pytest.mark.parametrize("overlay", one_of_each(f"cross_to_{name}" for name in PUBLISHED))
+@pytest.mark.parametrize("overlay", some_slow((f"cross_to_{name}" for name in PUBLISHED), ALIKE))
 def test_a_step_across_data_sets(overlay, clip_checkpoint, tmp_path, monkeypatch):
     """Training on the other two sets, with the model of any published configuration."""
     monkeypatch.chdir(tmp_path)

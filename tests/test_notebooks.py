@@ -10,11 +10,19 @@ import pytest
 from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[1]
-IMAGES = {"ablations": 2, "error_analysis": 5, "quickstart": 2, "robustness": 2, "spacy": 1, "subclassing": 1}
+IMAGES = {
+    "ablations": 2,
+    "error_analysis": 5,
+    "quickstart": 2,
+    "retrieval": 1,
+    "robustness": 2,
+    "spacy": 1,
+    "subclassing": 1,
+}
 """Number of images in the outputs of each notebook."""
 
 QUICKSTART = "quickstart"
-SHARE_QUICKSTART_RUN = ("error_analysis", "robustness", "spacy")
+SHARE_QUICKSTART_RUN = ("error_analysis", "retrieval", "robustness", "spacy")
 """Notebooks that train the model of the quickstart."""
 TRAINS = re.compile(
     r'terminal\("mimic-pl fit (?P<configuration>(?:--config \S+ ?)+?)'

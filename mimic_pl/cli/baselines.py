@@ -60,7 +60,7 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise ConfigError(f"--device is {device}, but no CUDA device is available. Use --device cpu.")
     seed_everything(43, verbose=False)  # for an encoder configured with random weights
-    built: Any = parser.instantiate_classes(config)
+    built: Any = parser.instantiate(config)
     name = built.data.name or built.data.folder.resolve().name
     folder = Path(config.output or Path("baselines") / (name if config.split == "test" else f"{name}-{config.split}"))
     encoder = None if built.model is None else built.model.encoder

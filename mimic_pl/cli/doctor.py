@@ -28,6 +28,6 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
 
     config = parser.parse_args(list(with_sections(args, ("data", "processor"))))
     check_config(config)
-    built = parser.instantiate_classes(config)
+    built = parser.instantiate(config)
     built.data.processor = built.processor or Processor()
     return int(run_doctor(built.data, config.json))

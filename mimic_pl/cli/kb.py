@@ -84,7 +84,8 @@ def _opened(given: Namespace) -> KnowledgeBase:
 
 def _info(kb: KnowledgeBase) -> None:
     from mimic_pl.escaping import printable, shortened
-    from mimic_pl.linking.knowledge_base_changes import DRIFT, advice, source_of
+    from mimic_pl.linking.compatibility import source_of
+    from mimic_pl.linking.knowledge_base_changes import DRIFT, advice
 
     versions = kb.versions()
     description = {str(key): str(value) for key, value in kb.description.items() if key != "dtype"}

@@ -19,11 +19,12 @@ from mimic_pl.cli.linking_options import (
     add_retriever_arguments,
     linker_for,
 )
-from mimic_pl.errors import DataError, UsageError
+from mimic_pl.errors import DataError
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from mimic_pl.distributed import ProcessGroup
     from mimic_pl.formats.link_writer import LinkWriter
     from mimic_pl.linking import Linker
     from mimic_pl.links import Links
@@ -69,7 +70,7 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     config = parser.parse_args(args)
     mentions, out = expanded(config.mentions), expanded(config.out)
     with launched(config) as (processes, config.device), ExitStack() as stack:  # of the first process's file
-        linker = processes.run_together(lambda: _linker(config, processes.world_size))
+        linker = processes.run_together(lambda: _linker(config, processes))
 
         def counted() -> int | None:
             if not mentions.is_file():  # a pipe is read once
@@ -115,13 +116,14 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     return DataError.exit_code if failed and (config.strict or failed == found.total()) else 0
 
 
-def _linker(config: Namespace, processes: int) -> Linker:
+def _linker(config: Namespace, processes: ProcessGroup) -> Linker:
     from mimic_pl.knowledge_base import KnowledgeBase
+    from mimic_pl.linking.candidates import require_one_process
     from mimic_pl.linking.pretrained import default_device
     from mimic_pl.retrieval import CrossEncoder
 
-    if processes > 1 and config.retriever is not None:
-        raise UsageError("A --retriever searches in one process: leave it out, or --devices and --num_nodes.")
+    if config.retriever is not None:
+        require_one_process(processes)  # before a model is loaded
     kb = KnowledgeBase(config.kb)
     reranker = None
     if config.reranker is not None:

@@ -38,7 +38,7 @@ class RunConfig(SaveConfigCallback):
         self._path = folder / self.config_filename
         if trainer.is_global_zero and not self.already_saved:
             folder.mkdir(parents=True, exist_ok=True)
-            content = _TEXT.sub(r"\1", self.parser.dump(self.config, skip_none=False))
+            content = _TEXT.sub(r"\1", self.parser.dump(self.config, skip_unset=False))
             write_run_file(self._path, (head_of_config(folder) + content).encode())
         self.already_saved = True
 

@@ -82,7 +82,7 @@ def build_evaluation(
         config.trainer[option] = value
     if callbacks is not None:
         config.trainer.callbacks = None
-    built = parser.instantiate_classes(config)
+    built = parser.instantiate(config)
     return built.model, built.data, build_trainer(built.trainer, callbacks)
 
 

@@ -77,7 +77,7 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
     config.checkpoint.dirpath = config.checkpoint.dirpath or str(folder / "checkpoints")
     config.trainer.logger = False if config.trainer.logger is None else config.trainer.logger
     seed_everything(config.seed_everything, verbose=False)
-    built = parser.instantiate_classes(config)
+    built = parser.instantiate(config)
     trainer = build_trainer(built.trainer, [built.checkpoint, *(built.trainer.callbacks or [])])
     if trainer.world_size > 1:
         raise ConfigError("train-reranker runs on one device: --trainer.devices 1.")

@@ -36,6 +36,7 @@ _NOISE = re.compile(
 _KEY = re.compile(r"^Parser key \"(?P<key>[^\"]+)\"(?P<more>.*?):?$")
 _CLASS = re.compile(r"^Problem with given class_path '(?P<path>[^']+)':$")
 _OPTION = re.compile(r"Option '(?P<option>[^']+)' is not accepted")
+_CALLABLE = re.compile(r"expects a function or a callable class: .* Got value: Namespace\(class_path='(?P<path>[^']+)'")
 _NO_CLASS = re.compile(r"Expected a dot import path string: (?P<name>\S+)")
 _NOT_ACCEPTED = re.compile(r"Subcommand '(?P<command>[^']+)' does not accept option '(?P<option>[^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (?P<names>.*)")
@@ -117,7 +118,10 @@ def _contains(file: Path, keys: Sequence[str]) -> bool:
 def _explain(problem: str, owner: str | None, key: str) -> str | None:
     """Rephrase jsonargparse's messages about options, classes and required arguments."""
     if found := _OPTION.search(problem):
-        options = list(_options(owner))
+        # The class of a unit, an optimizer, ... is called with one argument, which no configuration gives.
+        called = _CALLABLE.search(problem)
+        owner = called.group("path") if called else owner
+        options = list(_options(owner))[1 if called else 0 :]
         name = owner.rpartition(".")[2] if owner else "it"
         return f"{name} has no option {found.group('option')!r}. " + _suggest(found.group("option"), options)
     if found := _NO_CLASS.search(problem):

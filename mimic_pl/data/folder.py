@@ -30,6 +30,15 @@ class MissingSplitError(DataError):
     """A data set has no file for a split."""
 
 
+def _require_folder(root: str) -> None:
+    if not root or not os.path.isdir(expanded(root)):
+        looked = f" (looked in {expanded(root).absolute()})" if root else ""
+        raise ConfigError(
+            f"The data folder {root!r} does not exist{looked}. Unpack the data set there, set its path with "
+            "--data.root PATH, or run the command in the folder from which a relative path is right."
+        )
+
+
 class MIMICFolder(BaseDataModule):
     """File access of :class:`~mimic_pl.data.MELDataModule`, for subclasses to override.
 
@@ -58,12 +67,7 @@ class MIMICFolder(BaseDataModule):
         Raises:
             ConfigError: It does not exist.
         """
-        if not root or not os.path.isdir(expanded(root)):
-            looked = f" (looked in {expanded(root).absolute()})" if root else ""
-            raise ConfigError(
-                f"The data folder {root!r} does not exist{looked}. "
-                "Unpack the data set there, or set its path with --data.root PATH."
-            )
+        _require_folder(root)
 
     def read_entities(self) -> Sequence[Entity]:
         """Read the knowledge base, in the order of positions.
@@ -126,6 +130,7 @@ class MIMICFolder(BaseDataModule):
 
     def _record_file(self, stem: str) -> Path | None:
         """The file with records that has this name, in any case: ``.json``, or the only other format."""
+        _require_folder(self.root)
         present = {path.name.lower(): path for path in sorted(self.folder.iterdir())}
         files = [present[name] for suffix in SUFFIXES if (name := f"{stem}{suffix}".lower()) in present]
         if len(files) > 1 and files[0].suffix.lower() != ".json":

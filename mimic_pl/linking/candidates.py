@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mimic_pl.batch import Batch, Inputs
 from mimic_pl.distributed import ProcessGroup
+from mimic_pl.errors import ConfigError
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.links import Link
@@ -48,6 +49,18 @@ class Found(NamedTuple):
 
     links: tuple[Link, ...] = ()
     certified: bool | None = None
+
+
+def require_one_process(processes: ProcessGroup) -> None:
+    """Check that this process is the only one, as it must be for a retriever.
+
+    Raises:
+        ConfigError: It is not.
+    """
+    if processes.world_size > 1:
+        raise ConfigError(
+            "A retriever searches in one process. Link without one, or with one process (no --devices and --num_nodes)."
+        )
 
 
 class CandidateSearch:
@@ -93,8 +106,7 @@ class CandidateSearch:
         kb, processes = self.knowledge_base, self.processes
         if processes.world_size == 1:
             return kb.index
-        order = kb.index.order
-        shard = Shard(order.tensor_split(processes.world_size)[processes.rank], len(order), processes)
+        shard = Shard.of(kb.index.order, processes)
         return LanceIndex(kb.folder, device=kb.device, shard=shard, version=kb.version)
 
     def part(self, restriction: Restriction) -> EntityIndex | None:

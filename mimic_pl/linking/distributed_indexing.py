@@ -16,19 +16,16 @@ from numpy.typing import NDArray
 from tqdm.auto import tqdm
 
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import DataError, StoreError
+from mimic_pl.errors import DataError
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.knowledge_base.distributed_indexing import DistributedIndexing
 from mimic_pl.linking import unit_totals
+from mimic_pl.linking.compatibility import SOURCE, STATISTICS, describe, require_same
 from mimic_pl.linking.entity_records import EntityRecords
 from mimic_pl.linking.knowledge_base_changes import (
     AT_ONCE,
-    SOURCE,
-    STATISTICS,
     WAIT,
     KnowledgeBaseWriter,
-    describe,
-    require_same,
     require_some,
     stored,
 )
@@ -118,11 +115,7 @@ class DistributedKnowledgeBaseWriter(KnowledgeBaseWriter):
             size = None if records.path is None else records.path.stat().st_size
             return repr((describe(self.model, processor, self.weights), size))
 
-        if len({*self.processes.gather_objects(self.processes.run_together(own))}) > 1:
-            raise StoreError(
-                "The processes have different models, or different files of entities. Start all of them with the same "
-                "command line, and on all machines with the same files."
-            )
+        self.processes.require_same(own, "models, or different files of entities")
 
     def _add(
         self,
@@ -167,9 +160,7 @@ class DistributedKnowledgeBaseWriter(KnowledgeBaseWriter):
 
         def read() -> unit_totals.Totals:
             order = KnowledgeBase(folder).index.order
-            shard = Shard(
-                order.tensor_split(processes.world_size)[processes.rank], len(order), ProcessGroup(alone=True)
-            )
+            shard = Shard.of(order, processes)._replace(processes=ProcessGroup(alone=True))  # summed below
             return index_totals(self.model.matcher, LanceIndex(folder, device=self.model.device, shard=shard))
 
         own = {name: total.cpu() for name, total in processes.run_together(read).items()}

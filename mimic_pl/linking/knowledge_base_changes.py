@@ -17,26 +17,19 @@ from mimic_pl.files import lock_folder
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.knowledge_base.indexing import lacking
 from mimic_pl.linking import unit_totals
+from mimic_pl.linking.compatibility import SOURCE, STATISTICS, describe, fitted, require_same
 from mimic_pl.linking.entity_records import EntityRecords, chunks
 from mimic_pl.linking.intact_entities import IntactEntities
 from mimic_pl.model import MIMIC
 from mimic_pl.processor import Processor
-from mimic_pl.processor.decoding import fingerprint as preprocessing
 from mimic_pl.quoting import listed
-from mimic_pl.ranking import IndexDtype, fingerprint
-from mimic_pl.ranking.lance_rows import differences
+from mimic_pl.ranking import IndexDtype
 from mimic_pl.ranking.stored_states import joined
 from mimic_pl.records import Entity
 from mimic_pl.remote_path import Folder, local_folder
 from mimic_pl.units import States
 
 _log = logging.getLogger(__name__)
-
-STATISTICS = "processor"
-"""Name under which a knowledge base keeps the statistics of the processor's features."""
-
-SOURCE = "source"
-"""Name under which it keeps where the model was loaded from, for information."""
 
 DRIFT = "drift"
 """Name under which it keeps which features have drifted so far that indexing again is advised, and how far."""
@@ -48,27 +41,6 @@ WAIT = 600.0
 """Seconds that a change waits for another one, which encodes its entities meanwhile."""
 
 
-def describe(model: MIMIC, processor: Processor, weights: str) -> dict[str, str]:
-    """What the states of a knowledge base depend on, and what mentions must have in common with it."""
-    return {
-        "model": weights,
-        "precision": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "mention template": processor.mention_template.template,
-        **processor.describe(),
-        "image preprocessing": preprocessing(processor.image_processor, processor.reduced_decoding),
-    }
-
-
-def weights_of(model: MIMIC) -> str:
-    """Fingerprint of the weights on which the states of entities depend."""
-    return fingerprint(model.encoder, model.matcher, of_entities=True)
-
-
-def source_of(knowledge_base: KnowledgeBase) -> str | None:
-    """Where the model of a knowledge base was loaded from when it was built, if known."""
-    return (knowledge_base.statistics(SOURCE) or {}).get("model")
-
-
 def advice(folder: Folder, drifted: Mapping[str, float]) -> str:
     """What to do about a knowledge base that has drifted; see :attr:`Processor.drifted`."""
     how = ", ".join(f"{name} by {drift:.0%}" for name, drift in drifted.items())
@@ -76,27 +48,6 @@ def advice(folder: Folder, drifted: Mapping[str, float]) -> str:
         f"Indexing the entities of {folder} again, in another folder, is advised: they have changed so much that what "
         f"their encoding assumes of all of them is off ({how})."
     )
-
-
-def fitted(processor: Processor, knowledge_base: KnowledgeBase) -> Processor:
-    """The processor with the statistics of a knowledge base; the processor itself if they are of other features."""
-    try:
-        return processor.with_statistics(knowledge_base.statistics(STATISTICS) or {})
-    except DataError:
-        return processor  # and so the descriptions differ
-
-
-def require_same(knowledge_base: KnowledgeBase, description: Mapping[str, str]) -> None:
-    """Check that a knowledge base was built with the same weights, templates and settings of the processor.
-
-    Raises:
-        StoreError: It was not; the message says what differs.
-    """
-    if other := differences(knowledge_base.description, description):
-        raise StoreError(
-            f"The knowledge base in {knowledge_base.folder} was built for {other}. Link with the model that it was "
-            "built with, or index its entities again in another folder."
-        )
 
 
 class KnowledgeBaseWriter:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -17,48 +16,34 @@ from tqdm.auto import tqdm
 
 from mimic_pl.calibration import Calibration
 from mimic_pl.distributed import ProcessGroup
-from mimic_pl.errors import ConfigError, DataError, StoreError
+from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.formats import read_mentions
 from mimic_pl.home import expanded
 from mimic_pl.knowledge_base import KnowledgeBase
-from mimic_pl.linking.candidates import CandidateSearch
-from mimic_pl.linking.distributed_indexing import DistributedKnowledgeBaseWriter
+from mimic_pl.linking.candidates import CandidateSearch, require_one_process
+from mimic_pl.linking.compatibility import source_of
 from mimic_pl.linking.entity_records import EntityRecords
 from mimic_pl.linking.explanation import LinkExplanation, explain_link
-from mimic_pl.linking.knowledge_base_changes import (
-    KnowledgeBaseWriter,
-    advice,
-    describe,
-    fitted,
-    require_same,
-    source_of,
-    weights_of,
-)
 from mimic_pl.linking.link_stream import LinkStream
 from mimic_pl.linking.mention_records import Restriction, mentions_of
+from mimic_pl.linking.model_with_knowledge_base import EntityRecord, ModelWithKnowledgeBase
 from mimic_pl.linking.pretrained import default_device, load_linking_model
-from mimic_pl.linking.unit_totals import centered_model
 from mimic_pl.linking.zero_shot import whiten, zero_shot_model
 from mimic_pl.links import Links
 from mimic_pl.model import MIMIC
-from mimic_pl.processor.images import ImageReport
 from mimic_pl.quoting import quoted
 from mimic_pl.ranges import COUNT, require_ranges
-from mimic_pl.ranking import IndexDtype, fingerprint
-from mimic_pl.records import Entity, Mention, as_sequence
-from mimic_pl.remote_path import Folder, folder_at, local_folder
+from mimic_pl.ranking import fingerprint
+from mimic_pl.records import Mention, as_sequence
 from mimic_pl.retrieval import ExactRetriever, Reranker, Retriever, rerank, retriever_of
-
-_log = logging.getLogger(__name__)
 
 _WHITENED = 512
 """Numbers that image features are whitened to, as in cli_configs/zero_shot.yaml."""
 
 MentionRecord = Mention | Mapping[str, Any]
-EntityRecord = Entity | Mapping[str, Any]
 
 
-class Linker:
+class Linker(ModelWithKnowledgeBase):
     """Links mentions, words in sentences with images, to the entities of a knowledge base.
 
     A mention's record has these keys; every other text is a field for the text template:
@@ -113,16 +98,12 @@ class Linker:
         reranker: Reranker | None = None,
         retriever: Retriever | str | None = None,
     ) -> None:
-        self.model = copy.copy(model)
-        self.model.processor = copy.copy(model.processor)
-        self.model.processor.report = ImageReport()
+        super().__init__(model)
         self.calibration = calibration
         self.reranker = reranker
         self.retriever = _retriever_of(retriever)
-        self.source: str | None = None
         self.unusable_images: Counter[str] = Counter()
         self._search: CandidateSearch | None = None
-        self._drifted: Folder | None = None
         if calibration is not None:
             calibration.require_weights(self.weights)
         if knowledge_base is not None:
@@ -222,90 +203,10 @@ class Linker:
             whiten(model, EntityRecords(entities), mentions)
         return cls(model)
 
-    @property
-    def device(self) -> torch.device:
-        """Device of the model."""
-        return self.model.device
-
     @cached_property
     def weights(self) -> str:
         """Fingerprint of the model's weights, computed once."""
         return fingerprint(self.model.encoder, self.model.matcher)
-
-    @cached_property
-    def _entity_weights(self) -> str:
-        return weights_of(self.model)
-
-    @property
-    def knowledge_base(self) -> KnowledgeBase:
-        """The version of the knowledge base that mentions are linked to.
-
-        Raises:
-            ConfigError: The linker has none.
-        """
-        return self._candidates.knowledge_base
-
-    @property
-    def _candidates(self) -> CandidateSearch:
-        if self._search is None:
-            raise ConfigError(
-                "The linker has no knowledge base. Build one with linker.index(records_or_file, folder), and open it "
-                "with linker = linker.with_knowledge_base(folder)."
-            )
-        return self._search
-
-    # ---- knowledge base -----------------------------------------------------------------------------------------
-
-    def index(
-        self,
-        records: Iterable[EntityRecord] | str | Path,
-        folder: str | Path,
-        batch_size: int = 64,
-        show_progress_bar: bool = True,
-        dtype: IndexDtype = "float32",
-        format: str | None = None,
-        image_folder: str | Path | None = None,
-        processes: ProcessGroup | None = None,
-    ) -> KnowledgeBase:
-        """Encode entities into a folder. Killed, the same call goes on where it was.
-
-        In a folder with a knowledge base of the same model, entities that it lacks are added.
-
-        Several processes build the knowledge base of one: each calls this with the same arguments, on a device of its
-        own, and encodes its share of the entities. (With a ``batch_size`` that does not divide 4,096, some are encoded
-        in other batches, and their states may differ in the last bits.)
-
-        Args:
-            records: Entities, dictionaries with ``id``, ``name``, ``image`` or ``images`` and the fields of the text
-                template, or a file in any of the :mod:`~mimic_pl.formats`.
-            folder: Folder of the knowledge base.
-            batch_size: Entities that are encoded at once.
-            show_progress_bar: Show a progress bar with rate and time left.
-            dtype: Dtype of stored states; see :data:`~mimic_pl.ranking.quantization.IndexDtype`.
-            format: Layout of the file; recognised by default.
-            image_folder: Folder that relative paths of images begin in: by default the file's own, and the working
-                directory for records.
-            processes: The processes that index together, with a folder that all of them see; this one alone by default.
-
-        Raises:
-            DataError: A record is malformed, two entities share an id, or there are no entities.
-            StoreError: The folder has a knowledge base of another model, or the disk is full.
-        """
-        entities = EntityRecords(records, format, image_folder)
-        writer = self._writer(batch_size, show_progress_bar, processes)
-        return writer.index(entities, local_folder(folder_at(folder)), dtype)
-
-    def with_knowledge_base(self, knowledge_base: KnowledgeBase | str | Path) -> Linker:
-        """A linker with the same model and this knowledge base, given as a folder or an address, or opened.
-
-        Raises:
-            StoreError: It is missing, unfinished or damaged, or was built by another model; the message says what
-                differs.
-        """
-        linker = copy.copy(self)
-        linker.model = copy.copy(self.model)
-        linker._open(knowledge_base)
-        return linker
 
     def with_retriever(self, retriever: Retriever | str | Path | None, k: int | None = None) -> Linker:
         """A linker that ranks only the entities that a retriever finds, for large knowledge bases.
@@ -328,87 +229,19 @@ class Linker:
         linker = copy.copy(self)
         linker.retriever = _retriever_of(retriever, k)
         if self._search is not None:
-            linker.model = copy.copy(self.model)
             linker._open(self.knowledge_base)
         return linker
 
-    def add_entities(
-        self,
-        records: Iterable[EntityRecord] | str | Path,
-        batch_size: int = 64,
-        show_progress_bar: bool = False,
-        format: str | None = None,
-        image_folder: str | Path | None = None,
-    ) -> KnowledgeBase:
-        """Add entities to the knowledge base; only these are encoded. The linker then uses the new version.
+    def _use(self, model: MIMIC, knowledge_base: KnowledgeBase) -> None:
+        retriever = self.retriever and self.retriever.at(knowledge_base, model)
+        self._search = CandidateSearch(model, knowledge_base, retriever)
+        super()._use(model, knowledge_base)
 
-        Args:
-            records: Entities with new ids, or a file; for all arguments see :meth:`index`.
-            batch_size: Entities that are encoded at once.
-            show_progress_bar: Show a progress bar.
-            format: Layout of the file.
-            image_folder: Folder of images.
-
-        Returns:
-            The new version.
-
-        Raises:
-            DataError: A record is malformed, or an id is known or given twice.
-        """
-        writer = self._writer(batch_size, show_progress_bar)
-        return self._moved(writer.add(self.knowledge_base, EntityRecords(records, format, image_folder)))
-
-    def update_entities(
-        self,
-        records: Iterable[EntityRecord] | str | Path,
-        batch_size: int = 64,
-        show_progress_bar: bool = False,
-        format: str | None = None,
-        image_folder: str | Path | None = None,
-    ) -> KnowledgeBase:
-        """Replace entities of the knowledge base by id; see :meth:`add_entities`.
-
-        Raises:
-            DataError: A record is malformed, or an id is unknown or given twice.
-        """
-        writer = self._writer(batch_size, show_progress_bar)
-        return self._moved(writer.update(self.knowledge_base, EntityRecords(records, format, image_folder)))
-
-    def delete_entities(self, ids: Sequence[str]) -> KnowledgeBase:
-        """Delete entities of the knowledge base; see :meth:`add_entities`.
-
-        Raises:
-            DataError: An id is unknown or given twice.
-        """
-        return self._moved(self._writer(1, False).delete(self.knowledge_base, as_sequence(ids)))
-
-    def _writer(
-        self, batch_size: int, show_progress_bar: bool, processes: ProcessGroup | None = None
-    ) -> KnowledgeBaseWriter:
-        require_ranges({"batch_size": COUNT}, {"batch_size": batch_size}, "")
-        arguments = (self.model, self._entity_weights, batch_size, show_progress_bar, self.source)
-        if processes is None or processes.world_size == 1:
-            return KnowledgeBaseWriter(*arguments)
-        return DistributedKnowledgeBaseWriter(processes, *arguments)
-
-    def _moved(self, newest: KnowledgeBase) -> KnowledgeBase:
-        self._open(newest)
-        return newest
-
-    def _open(self, given: KnowledgeBase | str | Path) -> None:
-        kb = given if isinstance(given, KnowledgeBase) else KnowledgeBase(given)
-        if kb.device != self.device:
-            kb = KnowledgeBase(kb.folder, kb.version, self.device)
-        processor = fitted(self.model.processor, kb)
-        require_same(kb, describe(self.model, processor, self._entity_weights))
-        self.model = centered_model(self.model, kb)
-        self.model.processor = processor
-        self._search = CandidateSearch(self.model, kb, self.retriever and self.retriever.at(kb, self.model))
-        if processor.drifted and self._drifted != kb.folder:  # once, and not with every change
-            self._drifted = kb.folder
-            _log.warning(advice(kb.folder, processor.drifted))
-
-    # ---- links --------------------------------------------------------------------------------------------------
+    @property
+    def _candidates(self) -> CandidateSearch:
+        kb = self.knowledge_base  # raises if there is none
+        assert self._search is not None and self._search.knowledge_base is kb
+        return self._search
 
     @overload
     def link(self, records: MentionRecord, *args: Any, **kwargs: Any) -> Links: ...
@@ -530,18 +363,10 @@ class Linker:
         if processes.world_size == 1:
             return own
         kb = own.knowledge_base
-        parts = processes.gather_objects(processes.run_together(lambda: (self.weights, kb.version, len(kb))))
-
-        def require() -> None:
-            if own.retriever is not None:
-                raise ConfigError("A retriever searches in one process. Link without one, or with one process.")
-            if len({*parts}) > 1:
-                raise StoreError(
-                    "The processes have different models, or different versions of the knowledge base. Start all of "
-                    "them with the same command line, and on all machines with the same files."
-                )
-
-        processes.run_together(require)
+        what = "models, or different versions of the knowledge base"
+        processes.require_same(lambda: (self.weights, kb.version, len(kb)), what)
+        if own.retriever is not None:
+            processes.run_together(lambda: require_one_process(processes))
         return CandidateSearch(own.model, kb, processes=processes)
 
     def _finished(self, links: Links) -> Links:

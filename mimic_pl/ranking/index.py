@@ -45,6 +45,16 @@ class Shard(NamedTuple):
     processes: ProcessGroup
 
     @staticmethod
+    def of(order: Tensor, processes: ProcessGroup) -> Shard:
+        """This process's part of all entities, which are divided evenly.
+
+        Args:
+            order: The order numbers of all entities, int64 ``[entities]``, the same on all processes.
+            processes: The processes.
+        """
+        return Shard(order.tensor_split(processes.world_size)[processes.rank], len(order), processes)
+
+    @staticmethod
     def whole(total: int) -> Shard:
         """A single shard with all entities, whose order numbers count from 0."""
         return Shard(torch.arange(total), total, ProcessGroup(alone=True))

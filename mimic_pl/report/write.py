@@ -14,7 +14,6 @@ from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.escaping import markdown_text as cell
 from mimic_pl.evaluated_run import EvaluatedRun
 from mimic_pl.figures import save
-from mimic_pl.home import expanded
 from mimic_pl.report.disagreements import disagreements_figure, find_disagreements
 from mimic_pl.report.experiments import Experiment, differences, group_runs
 from mimic_pl.report.gates import gates_figure
@@ -136,14 +135,7 @@ def _disagreements(experiments: Sequence[Experiment], count: int) -> Iterator[tu
                 "Test mentions, their gold, and the first candidate of the first run of each experiment. Mentions are "
                 "grouped by which experiments are right, the largest group first."
             )
-            run = own[0].runs[0].folder
-            data = load_data(run).ranked
-            if not expanded(data.root).is_dir():
-                raise ConfigError(
-                    f"The data folder of {run}, {data.root}, does not exist (looked in "
-                    f"{expanded(data.root).absolute()}). A relative one is looked for from here: run the command where "
-                    "training ran, or omit --disagreements."
-                )
+            data = load_data(own[0].runs[0].folder).ranked
             figure = disagreements_figure(own, data, chosen)
             name = own[0].dataset
             yield f"Disagreements on {name}", note, f"disagreements_{_file_name(name)}", figure

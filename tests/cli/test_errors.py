@@ -21,6 +21,21 @@ WRONG = {
         2,
         "model.encoder: no class 'CLIPEncodr' is known. Did you mean",
     ),
+    "misspelt option of a unit": (
+        ["--model.units.text.hiden_dim", "3"],
+        2,
+        "model.units: TGLU has no option 'hiden_dim'. Did you mean 'hidden_dim'?",
+    ),
+    "unknown option of a unit": (
+        ["--model.units.vision", '{"class_path": "VDLU", "init_args": {"colour": 3}}'],
+        2,
+        "model.units: VDLU has no option 'colour'. Choose one of: gated, hidden_dim, kernel.",
+    ),
+    "unknown option of an optimizer": (
+        ["--model.optimizer", '{"class_path": "torch.optim.AdamW", "init_args": {"colour": 3}}'],
+        2,
+        "model.optimizer: AdamW has no option 'colour'. Choose one of: amsgrad, betas",
+    ),
     "misspelt unit": (
         ["--model.units.text", "TGLUU"],
         2,

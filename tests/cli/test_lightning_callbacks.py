@@ -11,6 +11,7 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import BackboneFinetuning, BatchSizeFinder, LearningRateFinder
 
 from mimic_pl.runs import load_run, open_run
+from tests.slow import some_slow
 from tests.training import make_trainer
 
 CALLBACKS = {
@@ -33,7 +34,7 @@ CALLBACKS = {
     "RichProgressBar": {"refresh_rate": 1},
 }
 
-QUICK = ("StochasticWeightAveraging", "BackboneFinetuning", "LambdaCallback", "WeightAveraging")
+QUICK = {"StochasticWeightAveraging", "BackboneFinetuning", "LambdaCallback", "WeightAveraging"}
 
 USER_MODULE = """
 def on_train_start(trainer, model):
@@ -51,7 +52,7 @@ def model_and_data(trained):
     return load_run(trained.run)
 
 
-@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in CALLBACKS])
+@pytest.mark.parametrize("name", some_slow(CALLBACKS, CALLBACKS.keys() - QUICK))
 def test_a_run_with_the_callback_trains_and_tests(command, trained, tmp_path, monkeypatch, name):
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "watch.py").write_text(USER_MODULE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from functools import partial
 
 import pytest
 import torch
@@ -166,6 +167,9 @@ def test_missing_files_and_empty_splits(folder, tmp_path):
         MELDataModule.check_root(str(tmp_path / "nowhere"))
     with pytest.raises(ConfigError, match="The data folder '' does not exist. "):
         MELDataModule.check_root("")
+    for read in (MELDataModule.read_entities, partial(MELDataModule.read_mentions, split="test")):
+        with pytest.raises(ConfigError, match="nowhere' does not exist .*--data.root"):
+            read(MELDataModule(str(tmp_path / "nowhere")))
     module = folder.module()
     (folder.root / "Set_dev.json").rename(folder.root / "other_dev.json")
     with pytest.raises(DataError, match="looked for Set_dev.json.*other_dev.json"):

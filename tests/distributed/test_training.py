@@ -12,6 +12,7 @@ import yaml
 from tests import tiny
 from tests.launch import needs_fork, run
 from tests.readme import readme_block
+from tests.slow import some_slow
 
 pytestmark = needs_fork
 
@@ -127,20 +128,11 @@ def assert_same(steps, alone):
                 torch.testing.assert_close(value, one[name], rtol=1e-6, atol=1e-6, msg=lambda text: f"{name}: {text}")  # noqa: B023
 
 
-QUICK = ("faithful", "from_scratch")
+EXACT = {*CASES, "other_encoder"} - {"bf16", "static_graph"}
+QUICK = {"faithful", "from_scratch"}
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        *QUICK,
-        *(
-            pytest.param(case, marks=pytest.mark.slow)
-            for case in (*CASES, "other_encoder")
-            if case not in (*QUICK, "bf16", "static_graph")
-        ),
-    ],
-)
+@pytest.mark.parametrize("case", some_slow(sorted(EXACT), EXACT - QUICK))
 def test_two_processes_compute_what_one_computes(steps, case):
     alone = steps[case, 1]
     assert any(name == "val/mrr" for step in alone for name in step), "validation ran"

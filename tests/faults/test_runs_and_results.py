@@ -22,6 +22,7 @@ from tests.faults.test_machine import fill
 from tests.launch import RunningCommand, needs_fork
 from tests.report.conftest import write_run
 from tests.results import read_jsonl
+from tests.slow import some_slow
 from tests.training import make_trainer
 
 
@@ -56,10 +57,7 @@ STAGES_QUICK = dict(zip(COMMANDS, cycle(["test", "fit"]), strict=False)) | {"las
 
 @pytest.mark.parametrize(
     ("way", "stage"),
-    [
-        pytest.param(way, stage, marks=[] if STAGES_QUICK[way] == stage else [pytest.mark.slow])
-        for way, stage in product(COMMANDS, ("test", "fit"))
-    ],
+    some_slow(product(COMMANDS, ("test", "fit")), {*product(COMMANDS, ("test", "fit"))} - STAGES_QUICK.items()),
 )
 def test_a_damaged_checkpoint_however_it_is_given(command, run, tmp_path, monkeypatch, way, stage):
     monkeypatch.setenv("HOME", str(tmp_path))

@@ -10,8 +10,9 @@ from functools import partial
 import pytest
 
 from mimic_pl.calibration import Calibration
-from mimic_pl.errors import DataError, MachineError, StoreError, UsageError
+from mimic_pl.errors import ConfigError, DataError, MachineError, StoreError
 from mimic_pl.formats.link_writer import LinkWriter
+from mimic_pl.linking import Linker
 from mimic_pl.linking.candidates import CandidateSearch
 from tests import tiny
 from tests.launch import RunningCommand, free_port, needs_fork, run
@@ -218,6 +219,12 @@ def fail_to_write(rank):
     LinkWriter.append = append_or_fail
 
 
+def have_another_model():
+    """Have the second process another model."""
+    if os.environ["LOCAL_RANK"] == "1":
+        Linker.weights = "other"
+
+
 def failing(home, name, error, said, *more, before=None):
     """A command of two processes that fails with one message."""
     command = start(link(f"{name}.jsonl", 2, *more), home, 2, before, name)
@@ -235,7 +242,8 @@ def test_an_error_of_the_second_process(home):
 def test_errors(home):
     failing(home, "writing", MachineError, "of the file", before=partial(fail_to_write, 0))
     failing(home, "filter", DataError, "colour", "--filter", "colour = 1")
-    failing(home, "retriever", UsageError, "searches in one process", "--retriever", "lance")
+    failing(home, "retriever", ConfigError, "searches in one process", "--retriever", "lance")
+    failing(home, "model", StoreError, "different models, or different versions", before=have_another_model)
     (home / "nowhere").mkdir()
     failing(home, "nowhere/out", StoreError, "nowhere", "--kb", "nowhere")
 

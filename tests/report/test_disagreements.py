@@ -140,7 +140,7 @@ def test_data_that_is_not_there_is_named(pair, tmp_path):
         config = yaml.safe_load((folder / "config.yaml").read_text())
         config["data"]["init_args"]["root"] = "sets/gone"
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
-    with pytest.raises(ConfigError, match="sets/gone, does not exist .*run the command where training ran"):
+    with pytest.raises(ConfigError, match="'sets/gone' does not exist .looked in /.*run the command in the folder"):
         write_report([open_finished(run) for run in moved], tmp_path / "out", disagreements=1)
 
 

@@ -31,14 +31,11 @@ from tests.retrieval.engines import (
     model_of,
     queries_of,
 )
+from tests.slow import some_slow
 
 pytestmark = [pytest.mark.own_process, needs_fork]
 
 SLOW = {"lance, graph", "milvus lite"}
-
-
-def parameters(engines):
-    return [pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in engines]
 
 
 def scores(links):
@@ -54,7 +51,7 @@ def ids(links):
     return [link.entity.id for link in links]
 
 
-@pytest.mark.parametrize("engine", parameters(ENGINES))
+@pytest.mark.parametrize("engine", some_slow(ENGINES, SLOW))
 def test_with_k_of_all_links_are_those_of_the_exact_ranking(tmp_path, whole, engine):
     exact = copied(whole, tmp_path)
     linker = exact.with_retriever(ENGINES[engine](k=ENTITIES))
@@ -63,7 +60,7 @@ def test_with_k_of_all_links_are_those_of_the_exact_ranking(tmp_path, whole, eng
         assert scores(one) == scores(other) and len(other) == ENTITIES
 
 
-@pytest.mark.parametrize("engine", parameters(ENGINES))
+@pytest.mark.parametrize("engine", some_slow(ENGINES, SLOW))
 def test_scores_are_exact_and_the_first_is_found(tmp_path, whole, engine):
     exact = copied(whole, tmp_path)
     linker = exact.with_retriever(ENGINES[engine](k=60))
@@ -78,7 +75,7 @@ def test_scores_are_exact_and_the_first_is_found(tmp_path, whole, engine):
     assert firsts >= 10
 
 
-@pytest.mark.parametrize("engine", parameters(ENGINES))
+@pytest.mark.parametrize("engine", some_slow(ENGINES, SLOW))
 def test_links_depend_neither_on_the_batch_nor_on_its_order(tmp_path, whole, engine):
     linker = copied(whole, tmp_path).with_retriever(ENGINES[engine](k=20))
     records = [*mentions(), {**mentions()[0], "entity_type": "rare"}]
@@ -88,7 +85,7 @@ def test_links_depend_neither_on_the_batch_nor_on_its_order(tmp_path, whole, eng
     assert [overall(links) for links in turned] == expected[::-1]
 
 
-@pytest.mark.parametrize("engine", parameters(ENGINES))
+@pytest.mark.parametrize("engine", some_slow(ENGINES, SLOW))
 def test_conditions_hold_before_the_search(tmp_path, whole, engine):
     exact = copied(whole, tmp_path)
     linker = exact.with_retriever(ENGINES[engine](k=5))
@@ -117,7 +114,7 @@ def test_conditions_hold_before_the_search(tmp_path, whole, engine):
             assert 10 <= len(found) <= RARE and bool(torch.isin(found, allowed.order).all())
 
 
-@pytest.mark.parametrize("engine", parameters(ENGINES))
+@pytest.mark.parametrize("engine", some_slow(ENGINES, SLOW))
 def test_changes_are_seen_at_once(tmp_path, whole, engine):
     linker = copied(whole, tmp_path).with_retriever(ENGINES[engine](k=3))
     before = linker.with_retriever(linker.retriever)
@@ -168,7 +165,7 @@ def assert_equals_knowledge_base(retriever):
         np.testing.assert_array_equal(stored_checksums[ascending], checksums)
 
 
-@pytest.mark.parametrize("engine", parameters(DERIVED))
+@pytest.mark.parametrize("engine", some_slow(DERIVED, SLOW))
 def test_what_is_derived_follows_the_knowledge_base(tmp_path, whole, engine):
     linker = copied(whole, tmp_path)
     retriever, kb = DERIVED[engine](), linker.knowledge_base
@@ -188,7 +185,7 @@ def test_what_is_derived_follows_the_knowledge_base(tmp_path, whole, engine):
     assert retriever.at(linker.knowledge_base, linker.model)._vectors.version == linker.knowledge_base.version
 
 
-@pytest.mark.parametrize("engine", parameters(DERIVED))
+@pytest.mark.parametrize("engine", some_slow(DERIVED, SLOW))
 def test_with_other_weights_it_is_built_again(tmp_path, whole, engine):
     linker = copied(whole, tmp_path)
     kb, retriever = linker.knowledge_base, DERIVED[engine]()
@@ -206,7 +203,7 @@ def test_with_other_weights_it_is_built_again(tmp_path, whole, engine):
         assert len(best & {kb.index.order.tolist().index(n) for n in order.tolist()}) >= 25
 
 
-@pytest.mark.parametrize("engine", parameters(DERIVED))
+@pytest.mark.parametrize("engine", some_slow(DERIVED, SLOW))
 def test_vectors_whose_mean_has_moved_are_computed_again(tmp_path, whole, engine):
     linker = indexed(tmp_path, count=40)
     retriever = DERIVED[engine]()
