@@ -28,6 +28,11 @@ def add_arguments(parser: ArgumentParser, complete: bool) -> None:
     parser.add_argument("--run", type=str | None, default=None, help=text)
     text = "Its checkpoint: best, last, or a file."
     parser.add_argument("--ckpt_path", type=str, default="best", help=text)
+    text = (
+        "Folders of runs with data.left_out_fold, one for each fold: the training mentions are listed by the run that "
+        "left them out, so that their lists have the errors of new mentions."
+    )
+    parser.add_argument("--fold_runs", type=list[str], default=[], help=text)
     text = "Folder for the cross-encoder, its lists and results (default: cross_encoder in the run's folder)."
     parser.add_argument("--output", type=str | None, default=None, help=text)
     parser.add_argument("--seed_everything", type=int, default=43, help="Seed of the head's initial weights.")
@@ -86,12 +91,15 @@ def run(parser: ArgumentParser, args: list[str]) -> int:
         model, data = load_run(first_stage, config.ckpt_path)
         model.to(trainer.strategy.root_device)
         splits, top_k = ["train", "val", "test"], built.model.cross_encoder.top_k
+        folds = [load_run(Path(run).expanduser().resolve(), config.ckpt_path) for run in config.fold_runs]
+        for of_fold, _ in folds:
+            of_fold.to(trainer.strategy.root_device)
         with trainer.precision_plugin.forward_context():
             try:
-                lists = lists_of_run(model, data, splits, top_k, folder / "lists")
+                lists = lists_of_run(model, data, splits, top_k, folder / "lists", folds)
             except MissingSplitError:
-                lists = lists_of_run(model, data, splits[:2], top_k, folder / "lists")
-        del model
+                lists = lists_of_run(model, data, splits[:2], top_k, folder / "lists", folds)
+        del model, folds
         write_file(folder / "config.yaml", parser.dump(config).encode())
         own = CandidateListData(lists, built.model.cross_encoder, **vars(config.data))
         results = train_cross_encoder(trainer, built.model, own, folder)

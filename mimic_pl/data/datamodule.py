@@ -34,9 +34,9 @@ from mimic_pl.data.pixels import PixelSource
 from mimic_pl.data.sampler import EntitySampler, EvalSampler, TrainSampler, resume_point
 from mimic_pl.data.similar_names import shared_words
 from mimic_pl.data.table import EntityTable, as_table
-from mimic_pl.data.training_split import golds_of, seeded_fraction
+from mimic_pl.data.training_split import golds_of, seeded_fold, seeded_fraction
 from mimic_pl.data.transforms import Augment, DropModality
-from mimic_pl.errors import DataError
+from mimic_pl.errors import ConfigError, DataError
 from mimic_pl.files import cache_folder
 from mimic_pl.processor.images import ImageFolder
 from mimic_pl.ranges import COUNT, FRACTION, NATURAL, SEED, Range, in_range, one_of
@@ -99,6 +99,12 @@ class MELDataModule(MIMICFolder):
         entity_image_folder: Folder that the names of the entities' images are relative to; absolute paths inside it are
             accepted, too. By default ``auto``: ``kb_image`` in ``root``; ``None`` uses no images of entities.
         mention_image_folder: The same for mentions, by default ``mention_images`` or ``mention_image`` in ``root``.
+        left_out_fold: Leave out a fold of the training mentions, given by its number from 0 and the number of folds:
+            ``[0, 2]`` for the first of two halves, drawn by ``seed``. Runs that leave out each fold in turn list
+            candidates for mentions that they were not trained on (``mimic-pl train-reranker --fold_runs``).
+
+    Raises:
+        ConfigError: An argument is out of range.
     """
 
     mentions: dict[str, list[Mention]]
@@ -134,8 +140,14 @@ class MELDataModule(MIMICFolder):
         mention_image_folder: str | None = "auto",
         augmentation_versions: int | None = None,
         batching: Batching = "random",
+        left_out_fold: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
+        if left_out_fold is not None and not 0 <= left_out_fold[0] < left_out_fold[1] > 1:
+            raise ConfigError(
+                f"left_out_fold is {list(left_out_fold)}, but must be the number of a fold from 0 and the number of "
+                "folds, at least 2, such as [0, 2] or [1, 2]."
+            )
         self.root = root
         self.name = name
         self.batch_size = batch_size
@@ -149,6 +161,7 @@ class MELDataModule(MIMICFolder):
         self.modality_dropout = modality_dropout
         self.degradation = degradation
         self.train_fraction = train_fraction
+        self.left_out_fold = left_out_fold
         self.entity_image_folder = entity_image_folder
         self.mention_image_folder = mention_image_folder
         self.augmentation_versions = augmentation_versions
@@ -230,11 +243,22 @@ class MELDataModule(MIMICFolder):
                 for image in self.entities[gold].image_files:
                     yield self.entity_images, (image,)
 
-    def _read_split(self, split: str) -> list[Mention]:
+    def _read_all(self, split: str) -> list[Mention]:
         mentions = self.split_mentions(split)
-        if self.mention_image_folder is None:
-            mentions = [replace(mention, image=None) for mention in mentions]
-        return seeded_fraction(mentions, self.train_fraction, self.seed) if split == "train" else mentions
+        return [replace(mention, image=None) for mention in mentions] if self.mention_image_folder is None else mentions
+
+    def _read_split(self, split: str) -> list[Mention]:
+        mentions = self._read_all(split)
+        return self._folds(mentions)[0] if split == "train" else mentions
+
+    def _folds(self, mentions: list[Mention]) -> tuple[list[Mention], list[Mention]]:
+        """The mentions to train on, and those of :attr:`left_out_fold`."""
+        mentions = seeded_fraction(mentions, self.train_fraction, self.seed)
+        return (mentions, []) if self.left_out_fold is None else seeded_fold(mentions, *self.left_out_fold, self.seed)
+
+    def left_out_mentions(self) -> list[Mention]:
+        """The training mentions of :attr:`left_out_fold`; none without one."""
+        return self._folds(self._read_all("train"))[1]
 
     @cached_property
     def seen_golds(self) -> frozenset[str] | None:

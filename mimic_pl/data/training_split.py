@@ -1,4 +1,4 @@
-"""Fractions of the training split, and the golds seen in training."""
+"""Fractions and folds of the training split, and the golds seen in training."""
 
 from __future__ import annotations
 
@@ -28,6 +28,27 @@ def seeded_fraction(mentions: Sequence[Mention], fraction: float, seed: int) -> 
     order = list(range(len(mentions)))
     random.Random(seed).shuffle(order)
     return [mentions[index] for index in sorted(order[:count])]
+
+
+def seeded_fold(mentions: Sequence[Mention], fold: int, folds: int, seed: int) -> tuple[list[Mention], list[Mention]]:
+    """Divide training mentions at random into folds of equal size, for cross-fitting.
+
+    The folds depend only on the arguments, and keep the order of the file.
+
+    Args:
+        mentions: All training mentions.
+        fold: Number of the fold, from 0.
+        folds: Number of folds.
+        seed: Random seed.
+
+    Returns:
+        The mentions of the other folds, and those of this one.
+    """
+    order = list(range(len(mentions)))
+    random.Random(seed).shuffle(order)
+    own = {*order[fold * len(order) // folds : (fold + 1) * len(order) // folds]}
+    others = [mention for index, mention in enumerate(mentions) if index not in own]
+    return others, [mention for index, mention in enumerate(mentions) if index in own]
 
 
 def golds_of(mentions: Iterable[Mention]) -> frozenset[str]:

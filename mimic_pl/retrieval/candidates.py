@@ -59,6 +59,14 @@ class CandidateLists:
         """The candidates of a mention."""
         return [self.entities[position] for position in self.order[row].tolist()]
 
+    @classmethod
+    def joined(cls, parts: Sequence[CandidateLists], mentions: Sequence[Mention]) -> CandidateLists:
+        """Lists of these mentions, in their order, from parts that have one of each."""
+        rows = {mention.id: row for row, mention in enumerate(own for part in parts for own in part.mentions)}
+        chosen = torch.tensor([rows[mention.id] for mention in mentions])
+        order, scores = torch.cat([part.order for part in parts]), torch.cat([part.scores for part in parts])
+        return cls(mentions, parts[0].entities, order[chosen], scores[chosen])
+
     def write(self, path: Path, origin: str) -> None:
         """Write the lists as Parquet: per mention its id, and ids and scores of its candidates.
 

@@ -12,10 +12,12 @@ from rich.table import Table
 
 from mimic_pl.checkpoints.reader import read_checkpoint
 from mimic_pl.data.base import BaseDataModule
+from mimic_pl.data.datamodule import MELDataModule
 from mimic_pl.errors import ConfigError
 from mimic_pl.files import write_file
 from mimic_pl.model import MIMIC
-from mimic_pl.ranking import fingerprint
+from mimic_pl.ranking import EntityIndex, fingerprint
+from mimic_pl.records import Mention
 from mimic_pl.retrieval.candidates import CandidateLists, first_stage_lists
 from mimic_pl.retrieval.cross_encoder_module import CrossEncoderModule
 from mimic_pl.retrieval.list_data import CandidateListData
@@ -24,10 +26,22 @@ RESULTS = "results.json"
 """File in the cross-encoder's folder with its results on the development and the test split."""
 
 
+FoldRun = tuple[MIMIC, BaseDataModule]
+"""Model and data of a run with :attr:`~mimic_pl.data.MELDataModule.left_out_fold`, from :func:`~mimic_pl.load_run`."""
+
+
 def lists_of_run(
-    model: MIMIC, data: BaseDataModule, splits: Sequence[str], top_k: int, folder: Path
+    model: MIMIC,
+    data: BaseDataModule,
+    splits: Sequence[str],
+    top_k: int,
+    folder: Path,
+    fold_runs: Sequence[FoldRun] = (),
 ) -> dict[str, CandidateLists]:
     """The first stage's candidate lists of some splits; those that are in the folder already are read.
+
+    A first stage knows the mentions that it was trained on, and its lists of them have few of the errors that it makes
+    on others. With ``fold_runs``, training mentions are listed by models that were not trained on them (cross-fitting).
 
     Args:
         model: The first stage, on its device, from :func:`~mimic_pl.load_run`.
@@ -35,9 +49,10 @@ def lists_of_run(
         splits: ``train``, ``val``, ``test``.
         top_k: Number of candidates.
         folder: Folder of the lists, ``train.parquet`` and so on.
+        fold_runs: Runs that list the training mentions, of one first stage: each those of the fold that it left out.
 
     Raises:
-        ConfigError: The data module has no such split.
+        ConfigError: The data module has no such split, or the folds are not those of its training mentions.
         DataError: Lists in the folder cannot be used.
     """
     for stage in dict.fromkeys("test" if split == "test" else "fit" for split in splits):
@@ -47,19 +62,45 @@ def lists_of_run(
     absent = [split for split in splits if split not in ranked.mentions]
     if absent:
         raise ConfigError(f"The data {data.title} has no {' and no '.join(absent)} split for its knowledge base.")
-    origin = f"{fingerprint(model.encoder, model.matcher)}, top {top_k}"
-    paths = {split: folder / f"{split}.parquet" for split in splits}
-    missing = [split for split in splits if not paths[split].exists()]
-    if missing:
-        index = model.build_index(ranked.entities, show_progress_bar=True)
-        for split in missing:
-            lists = first_stage_lists(
-                model, ranked.mentions[split], ranked.entities, index, top_k, f"Listing candidates ({split})"
-            )
-            lists.write(paths[split], origin)
-    return {
-        split: CandidateLists.read(paths[split], origin, ranked.mentions[split], ranked.entities) for split in splits
+    stages = {split: [(model, ranked.mentions[split])] for split in splits}
+    if fold_runs and "train" in stages:
+        stages["train"] = _left_out(ranked, fold_runs)
+    origins = {
+        split: f"{' '.join(fingerprint(own.encoder, own.matcher) for own, _ in parts)}, top {top_k}"
+        for split, parts in stages.items()
     }
+    indices: dict[MIMIC, EntityIndex] = {}
+    for split, parts in stages.items():
+        path = folder / f"{split}.parquet"
+        if path.exists():
+            continue
+        made = []
+        for own, mentions in parts:
+            if own not in indices:
+                indices = {own: own.build_index(ranked.entities, show_progress_bar=True)}
+            description = f"Listing candidates ({split})"
+            made.append(first_stage_lists(own, mentions, ranked.entities, indices[own], top_k, description))
+        CandidateLists.joined(made, ranked.mentions[split]).write(path, origins[split])
+    return {
+        split: CandidateLists.read(folder / f"{split}.parquet", origin, ranked.mentions[split], ranked.entities)
+        for split, origin in origins.items()
+    }
+
+
+def _left_out(ranked: MELDataModule, fold_runs: Sequence[FoldRun]) -> list[tuple[MIMIC, list[Mention]]]:
+    """Models with the training mentions that they leave out."""
+    stages = []
+    for model, data in fold_runs:
+        model.processor = ranked.processor
+        stages.append((model, data.ranked.left_out_mentions()))
+    left_out = [mention.id for _, mentions in stages for mention in mentions]
+    if sorted(left_out) != sorted(mention.id for mention in ranked.mentions["train"]):
+        raise ConfigError(
+            f"The fold runs leave out {len(left_out)} training mentions ({len(set(left_out))} different ones), but "
+            f"each of the first stage's {len(ranked.mentions['train'])} must be left out by one of them. Train a run "
+            "for each fold with the first stage's data and data.seed: --data.left_out_fold [0,2], and [1,2]."
+        )
+    return stages
 
 
 def train_cross_encoder(

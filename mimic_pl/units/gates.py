@@ -12,7 +12,6 @@ from torch.autograd.function import once_differentiable
 
 from mimic_pl.units.kernel_choice import Kernel, uses_triton
 
-
 Product = Callable[[Tensor, Tensor], Tensor]
 """Products of vectors of the query side with vectors of the key side."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 import yaml
@@ -96,6 +97,39 @@ def test_without_training_the_weights_stay_and_are_evaluated(command, home, opti
     assert after == {split: pytest.approx(metrics) for split, metrics in before.items()}
     weights = [load_file(home / name / "model.safetensors") for name in ("trained", "again")]
     assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
+
+
+def test_training_mentions_are_listed_by_runs_that_left_them_out(command, home, options):
+    for fold in ("0", "1"):
+        own = ["--config", "tiny.yaml", "--trainer.max_epochs", "1", "--data.left_out_fold", f"[{fold},2]"]
+        code, _, err = command("fit", *own, folder=home)
+        assert code == 0, err
+    folds = [f"lightning_logs/version_{number}" for number in (1, 2)]
+    first = ["--run", "lightning_logs/version_0", *options]
+    code, _, err = command("train-reranker", *first, "--output", "own", "--fold_runs", f"[{folds[0]}]", folder=home)
+    assert code == 3 and "must be left out by one of them" in err
+    for name, more in {"own": [], "crossed": ["--fold_runs", f"[{','.join(folds)}]"]}.items():
+        code, _, err = command("train-reranker", *first, "--output", name, *more, folder=home)
+        assert code == 0, err
+    for split in ("val", "test"):
+        lists = [(home / name / "lists" / f"{split}.parquet").read_bytes() for name in ("own", "crossed")]
+        assert lists[0] == lists[1]
+
+    crossed = pq.read_table(home / "crossed" / "lists" / "train.parquet").to_pydict()
+    listed = dict(zip(crossed["mention"], zip(crossed["candidates"], crossed["scores"], strict=True), strict=True))
+    seen = 0
+    for fold in folds:
+        model, data = load_run(home / fold)
+        data.setup("fit")
+        index = model.build_index(data.entities)
+        trained = {mention.id for mention in data.mentions["train"]}
+        for mention in (own for own in data.read_mentions("train") if own.id not in trained):
+            ranking = Ranker(5)(model.matcher, model.encode_mentions([mention]), index)
+            candidates, scores = listed[mention.id]
+            assert candidates == index.ids_of(ranking.top_entities[0])
+            assert scores == pytest.approx(ranking.top_scores["overall"][0].tolist(), rel=1e-5)
+            seen += 1
+    assert seen == len(listed)
 
 
 def test_errors(command, home, options, tmp_path):

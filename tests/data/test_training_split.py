@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mimic_pl.data import Mention
-from mimic_pl.data.training_split import seeded_fraction
+from mimic_pl.data.training_split import seeded_fold, seeded_fraction
 from mimic_pl.errors import ConfigError
 
 MENTIONS = [Mention(str(i), "m", "s", (f"Q{i % 9}",)) for i in range(200)]
@@ -40,6 +40,39 @@ def test_training_uses_only_the_share(folder):
     ]
     assert sorted(i for batch in module.train_dataloader() for i in batch["index"].tolist()) == [0, 1, 2, 3]
     assert len(module.mentions["val"]) == 5  # the other splits are complete
+
+
+@given(st.integers(0, 2**31), st.integers(2, 7), st.integers(0, 200))
+def test_folds_are_parts_of_equal_size(seed, folds, count):
+    mentions = MENTIONS[:count]
+    parts = [seeded_fold(mentions, fold, folds, seed) for fold in range(folds)]
+    assert sorted((m for _, own in parts for m in own), key=lambda m: int(m.id)) == mentions
+    assert max(len(own) for _, own in parts) - min(len(own) for _, own in parts) <= 1
+    for others, own in parts:
+        assert sorted(others + own, key=lambda m: int(m.id)) == mentions
+        assert own == [mention for mention in mentions if mention in own]
+
+
+def test_training_leaves_out_a_fold(folder):
+    modules = [folder.module(left_out_fold=(fold, 2)) for fold in range(2)]
+    for module in modules:
+        module.setup("fit")
+    trained, left_out = (
+        [{m.id for m in own} for own in sides]
+        for sides in (
+            [module.mentions["train"] for module in modules],
+            [module.left_out_mentions() for module in modules],
+        )
+    )
+    assert trained == left_out[::-1] and not trained[0] & trained[1]
+    assert trained[0] | trained[1] == {mention.id for mention in folder.module().read_mentions("train")}
+    assert folder.module().left_out_mentions() == []
+
+
+@pytest.mark.parametrize("fold", [(2, 2), (-1, 2), (0, 1)])
+def test_invalid_folds_are_rejected(folder, fold):
+    with pytest.raises(ConfigError, match="left_out_fold"):
+        folder.module(left_out_fold=fold)
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.5])
