@@ -44,6 +44,7 @@ if TYPE_CHECKING:
         CMFU,
         TGLU,
         VDLU,
+        CompactVector,
         GlobalCosine,
         Lexical,
         Matcher,
@@ -70,7 +71,8 @@ _MODULES = {
     "records": ("Entity", "Mention"),
     "runs": ("load_run",),
     "units": (
-        *("CMFU", "TGLU", "VDLU", "GlobalCosine", "Lexical", "Matcher", "Unit", "WeightedMatcher", "check_unit"),
+        *("CMFU", "TGLU", "VDLU", "CompactVector", "GlobalCosine", "Lexical", "Matcher", "Unit"),
+        *("WeightedMatcher", "check_unit"),
     ),
 }
 """Where each name comes from: its module is loaded when the name is first asked for (PEP 562)."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from typing import NamedTuple
 
@@ -56,6 +57,20 @@ class LossInputs:
         self.local = Rows(scores, same_gold)
         self.local_weight = local_weight
         self._gather = gather or (lambda: (scores, mentions, entities, same_gold))
+
+    def only(self, names: Iterable[str]) -> LossInputs:
+        """The same batch with the scores of these names alone."""
+        kept = tuple(names)
+        some = copy.copy(self)
+        some.__dict__.pop("_all", None)
+        some.local = self.local._replace(scores={name: self.local.scores[name] for name in kept})
+
+        def gather() -> tuple[Mapping[str, Tensor], Features, Features, Tensor]:
+            scores, mentions, entities, same_gold = self._all
+            return {name: scores[name] for name in kept}, mentions, entities, same_gold
+
+        some._gather = gather
+        return some
 
     @cached_property
     def _all(self) -> tuple[Mapping[str, Tensor], Features, Features, Tensor]:

@@ -330,6 +330,8 @@ class MIMIC(Recorded, ModelFiles, RankingEvaluation):  # type: ignore[misc]  # o
     def compute_loss(self, inputs: LossInputs) -> tuple[Tensor, dict[str, Tensor]]:
         """Compute the loss of a training batch, :attr:`losses` plus the units' losses, and its terms for logging.
 
+        Units that have no part in the overall score are seen by their own loss only.
+
         A loss may also return its terms by name, next to their sum; if two losses have terms of the same name, the
         second is logged as ``{loss}_{term}``.
 
@@ -339,8 +341,9 @@ class MIMIC(Recorded, ModelFiles, RankingEvaluation):  # type: ignore[misc]  # o
         """
         total = torch.zeros((), device=self.device)
         terms: dict[str, Tensor] = {}
+        combined = inputs.only(("overall", *self.matcher.combined))
         for name, loss in self.losses.items():
-            value = loss(inputs)
+            value = loss(combined)
             value, parts = value if isinstance(value, tuple) else (value, {name: value})
             for part, term in parts.items():
                 terms[f"{name}_{part}" if part in terms else part] = term

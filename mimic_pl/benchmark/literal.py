@@ -53,7 +53,7 @@ def pair_scores(matcher: Matcher, mentions: Features, entities: Features) -> dic
     """Differentiable scores of all pairs of one batch by name, ``[mentions, entities]``."""
     mentions, entities = normed(matcher, mentions), normed(matcher, entities)
     units = {name: _unit(unit)(mentions, entities) for name, unit in matcher.units.items()}
-    return {"overall": matcher.combine(units), **units}
+    return {"overall": matcher.overall(units), **units}
 
 
 def normed(matcher: Matcher, features: Features) -> Features:

@@ -227,7 +227,9 @@ class FailureMonitor(Callback):
     def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         """Count where the overall rank equals a unit's."""
         if self._watches(trainer) and isinstance(outputs, Mapping) and "ranking" in outputs:
-            self._agreement.add(outputs["ranking"].ranks)
+            ranks: Mapping[str, Tensor] = outputs["ranking"].ranks
+            apart = {*pl_module.matcher.units} - {*pl_module.matcher.combined} if isinstance(pl_module, MIMIC) else ()
+            self._agreement.add({name: rank for name, rank in ranks.items() if name not in apart})
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Check ranks and metrics; before the first step, keep them if all mentions were ranked."""

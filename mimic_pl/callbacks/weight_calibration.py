@@ -29,7 +29,8 @@ class WeightCalibration(Callback):
 
         -log softmax_e(sum over units u of w_u S_u(m, e)), w_u >= 0,
 
-    at the golds of validation mentions, among their golds and a sample of the knowledge base. Training continues
+    at the golds of validation mentions, among their golds and a sample of the knowledge base. Units that have no
+    part in the overall score (:class:`~mimic_pl.units.CompactVector`) have no weight, and get none. Training continues
     with them, and checkpoints contain them; ``validate`` fits them, too, and leaves them in the model. Units that are
     centred on mentions are centred on the same mentions, without looking at their golds. Note that
     validation metrics are then measured on the split that the weights were fitted on, with one parameter per unit;
@@ -131,7 +132,7 @@ def sampled_scores(
     parts = []
     for states in mentions:
         scores = in_full.score(states, of_entities)
-        parts.append(torch.stack([scores[name] for name in matcher.units]))
+        parts.append(torch.stack([scores[name] for name in matcher.combined]))
     return torch.cat(parts, dim=1), torch.searchsorted(columns, gold)
 
 

@@ -38,7 +38,7 @@ def shares_of(matcher: Matcher, scores: Mapping[str, float]) -> dict[str, float]
 
     def combined(only: str | None) -> float:
         own = {name: torch.full((1,), scores[name] if name == only else 0.0, device=device) for name in names}
-        return float(matcher.combine(own))
+        return float(matcher.overall(own))
 
     constant = combined(None)
     shares = {name: combined(name) - constant for name in names}

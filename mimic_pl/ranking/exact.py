@@ -49,7 +49,7 @@ class ExactScores:
         """
         scores = {name: self._score(name, rows, entities) for name in names or tuple(self.matcher.units)}
         if names is None:
-            scores = {"overall": self.matcher.combine(scores), **scores}
+            scores = {"overall": self.matcher.overall(scores), **scores}
         return {name: score.float().to(rows.device) for name, score in scores.items()}
 
     def _score(self, name: str, rows: Tensor, entities: States) -> Tensor:

@@ -197,7 +197,7 @@ class Scan:
         if expensive:
             parts = [self._expensive(expensive, rows[part], columns[part], block) for part in _parts(rows)]
             scores |= {name: torch.cat([part[name] for part in parts]) for name in expensive}
-        return {OVERALL: self.query.matcher.combine(scores), **scores}
+        return {OVERALL: self.query.matcher.overall(scores), **scores}
 
     def _expensive(self, names: tuple[str, ...], rows: Tensor, columns: Tensor, block: Block) -> dict[str, Tensor]:
         """Float32 scores of pairs by these units, ``[pairs]``: of one mention at once if they have the same."""

@@ -69,7 +69,7 @@ class LoadedRun:
             {name: unit.entity(entities) for name, unit in matcher.named_units()},
         )
         scores = matcher.pairs(*sides)
-        return {"overall": matcher.combine(scores), **scores}
+        return {"overall": matcher.overall(scores), **scores}
 
     def _encode(self, dataset: BatchDataset, side: Side, indices: Sequence[int]) -> Encoded:
         chunks = [list(indices[start : start + _AT_ONCE]) for start in range(0, len(indices), _AT_ONCE)]

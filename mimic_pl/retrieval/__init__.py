@@ -16,6 +16,13 @@ folder ``candidates``, follows every change by comparing checksums, and may be d
                                      by Lance
 ===================================  =================================================================================
 
+The vectors are those of all units, side by side. A model with a :class:`~mimic_pl.units.CompactVector`
+(``cli_configs/recipes/compact.yaml``) has one of 128 numbers that stands for the overall score, and ``unit`` says so:
+
+    >>> linker = linker.with_retriever(LanceRetriever(k=200, unit="compact"))  # doctest: +SKIP
+
+or, in a file for ``--retriever``, ``engine: lance`` and ``unit: compact``.
+
 ``mimic-pl recall`` measures how often the first entity of the exact ranking is found, and chooses k. ``link --certify``
 proves for single links that nothing better was missed (:func:`mimic_pl.ranking.challengers`), by a pass of bounds over
 all entities.
@@ -29,6 +36,7 @@ part                                            an entity     10^6        10^7  
 states in 8 bits, on disk                       5.0 kB        5.0 GB      50 GB       500 GB
 states in 4 bits, on disk                       3.3 kB        3.3 GB      33 GB       330 GB
 vectors, on disk, or Milvus's object storage    3.6 kB        3.6 GB      36 GB       360 GB
+the same of a compact vector                    0.5 kB        0.5 GB      5 GB        51 GB
 Milvus in memory, HNSW, float32                 3.9 kB        3.9 GB      39 GB       390 GB
 Milvus in memory, IVF_SQ8; FAISS in memory      0.9 kB        0.9 GB      9 GB        90 GB
 encoding at 1,000 entities a second             1 ms          17 min      2.8 h       28 h

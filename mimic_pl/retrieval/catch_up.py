@@ -36,7 +36,7 @@ _DRIFT = 0.05
 """Relative change of sampled vectors from which on all are computed again."""
 
 
-def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) -> None:
+def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, unit: str | None = None) -> None:
     """Bring a store to a version of a knowledge base: rows that differ are deleted and added.
 
     A kill at any moment costs what was not committed by the engine; the next call goes on. A store of another model,
@@ -50,6 +50,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
         kb: The knowledge base.
         model: The model of its states.
         name: Name of the store, for its sample of vectors.
+        unit: Unit whose vectors are stored; all units' by default.
 
     Raises:
         StoreError: The folder of the knowledge base is not writable, or in object storage, or the disk is full.
@@ -61,6 +62,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
             "model": [kb.description.get("model"), fingerprint(model.matcher)],
             "text": model.processor.entity_template.template,
             "width": store.width,
+            **({} if unit is None else {"unit": unit}),
             **store.settings,
         },
         sort_keys=True,
@@ -83,7 +85,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
         store.reopen()
         if current():  # another process has done it meanwhile
             return
-        sample = _Sample(folder / f"{name}.sample.safetensors", model)
+        sample = _Sample(folder / f"{name}.sample.safetensors", model, unit)
         if store.description == description and (store.version or 0) > kb.version and _newest(kb) > kb.version:
             return
         order, checksums = (part.numpy() for part in kb.checksums())
@@ -98,14 +100,20 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str) 
             sample.path.unlink(missing_ok=True)
         store.delete(stored[0][~_same(*stored, order, checksums)])
         missing = ~_same(order, checksums, *stored)
-        _add(store, kb, model, order[missing], checksums[missing], sample)
+        _add(store, kb, model, order[missing], checksums[missing], sample, unit)
         store.commit(kb.version)
     finally:
         lock.release()
 
 
 def _add(
-    store: CandidateStore, kb: KnowledgeBase, model: MIMIC, order: Numbers, checksums: Numbers, sample: _Sample
+    store: CandidateStore,
+    kb: KnowledgeBase,
+    model: MIMIC,
+    order: Numbers,
+    checksums: Numbers,
+    sample: _Sample,
+    unit: str | None,
 ) -> None:
     shown = len(order) >= _SHOWN_FROM
     with tqdm(total=len(order), desc="Indexing candidates", unit=" entities", disable=not shown) as bar:
@@ -116,7 +124,7 @@ def _add(
             texts = [model.processor.entity_text(entity) for entity in entities]
             vectors = np.empty((len(entities), 0), np.float32)
             if store.has_vectors:
-                keys = key_vectors(model, kb, numbers)
+                keys = key_vectors(model, kb, numbers, unit)
                 sample.keep(numbers, keys)
                 vectors = keys.numpy()
             store.add(Rows(order[part], checksums[part], entities, texts, vectors))
@@ -124,9 +132,9 @@ def _add(
 
 
 @torch.no_grad()
-def key_vectors(model: MIMIC, kb: KnowledgeBase, order: Tensor) -> Tensor:
-    """Key vectors of entities of a knowledge base, float32 ``[n, width]`` on the CPU."""
-    return in_float32(model.matcher).key_vectors(kb.index.select(order).states).float().cpu()
+def key_vectors(model: MIMIC, kb: KnowledgeBase, order: Tensor, unit: str | None = None) -> Tensor:
+    """Key vectors of entities of a knowledge base, of one unit or all, float32 ``[n, width]`` on the CPU."""
+    return in_float32(model.matcher).key_vectors(kb.index.select(order).states, unit).float().cpu()
 
 
 def _same(order: Numbers, checksums: Numbers, other: Numbers, other_checksums: Numbers) -> np.ndarray:
@@ -146,9 +154,10 @@ def _newest(kb: KnowledgeBase) -> int:
 class _Sample:
     """Key vectors of some entities as they were when a store was built."""
 
-    def __init__(self, path: Path, model: MIMIC) -> None:
+    def __init__(self, path: Path, model: MIMIC, unit: str | None) -> None:
         self.path = path
         self.model = model
+        self.unit = unit
 
     def keep(self, order: Tensor, keys: Tensor) -> None:
         """Keep the first vectors of a new store."""
@@ -165,5 +174,5 @@ class _Sample:
         rows = torch.from_numpy(np.isin(kept["order"].numpy(), unchanged))
         if not rows.any():
             return True
-        keys, before = key_vectors(self.model, kb, kept["order"][rows]), kept["keys"][rows]
+        keys, before = key_vectors(self.model, kb, kept["order"][rows], self.unit), kept["keys"][rows]
         return bool((keys - before).norm() > _DRIFT * before.norm())

@@ -19,13 +19,14 @@ class FaissRetriever(TwoChannelRetriever):
 
     Args:
         k: Candidates per mention and channel.
+        unit: Unit whose vectors are searched; all units' by default.
         index_from: Entities from which on vectors are in lists of similar ones; fewer are compared one by one.
         probes: Lists that a search looks into.
     """
 
     @in_range(index_from=COUNT, probes=COUNT)
-    def __init__(self, k: int = DEFAULT_K, index_from: int = 20_000, probes: int = 32) -> None:
-        super().__init__(k)
+    def __init__(self, k: int = DEFAULT_K, unit: str | None = None, index_from: int = 20_000, probes: int = 32) -> None:
+        super().__init__(k, unit)
         self.index_from = index_from
         self.probes = probes
 

@@ -15,6 +15,7 @@ class LanceRetriever(TwoChannelRetriever):
 
     Args:
         k: Candidates per mention and channel.
+        unit: Unit whose vectors are searched; all units' by default.
         index: Lance's kind of index. ``IVF_RQ``, lists of vectors with some bits a number, finds as much as
             ``IVF_HNSW_SQ``, a graph, and is built in half of the time.
         index_from: Entities from which on vectors are indexed; fewer are compared one by one.
@@ -26,12 +27,13 @@ class LanceRetriever(TwoChannelRetriever):
     def __init__(
         self,
         k: int = DEFAULT_K,
+        unit: str | None = None,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
         probes: int = 64,
         effort: int = 200,
     ) -> None:
-        super().__init__(k)
+        super().__init__(k, unit)
         self.index: VectorIndex = index
         self.index_from = index_from
         self.probes = probes

@@ -19,6 +19,7 @@ class MilvusRetriever(TwoChannelRetriever):
 
     Args:
         k: Candidates per mention and channel.
+        unit: Unit whose vectors are searched; all units' by default.
         uri: ``http://HOST:19530`` of a server or cluster, or a file, for Milvus Lite in one process.
         collection: Name of the collection; by default made from the folder of the knowledge base.
         index: Milvus's kind of index; ``AUTOINDEX`` leaves the choice to the server.
@@ -32,6 +33,7 @@ class MilvusRetriever(TwoChannelRetriever):
     def __init__(
         self,
         k: int = DEFAULT_K,
+        unit: str | None = None,
         uri: str = DEFAULT_URI,
         collection: str | None = None,
         index: str = "AUTOINDEX",
@@ -39,7 +41,7 @@ class MilvusRetriever(TwoChannelRetriever):
         consistency: Consistency = "Strong",
         timeout: float = 60.0,
     ) -> None:
-        super().__init__(k)
+        super().__init__(k, unit)
         self.uri = uri
         self.collection = collection
         self.index = index

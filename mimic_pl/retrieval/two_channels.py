@@ -11,21 +11,30 @@ from mimic_pl.ranking.engine import in_float32
 from mimic_pl.retrieval.candidate_store import VectorStore
 from mimic_pl.retrieval.catch_up import FOLDER, catch_up, key_vectors
 from mimic_pl.retrieval.lance_store import TEXT, LanceStore
-from mimic_pl.retrieval.retriever import Allowed, Queries, Retriever
+from mimic_pl.retrieval.retriever import DEFAULT_K, Allowed, Queries, Retriever
 
 
 class TwoChannelRetriever(Retriever):
     """The nearest k entities by the inner product of vectors, and as many by words.
 
-    - **Vectors**: what of the overall score is an inner product (:meth:`~mimic_pl.units.Matcher.query_vectors`).
+    - **Vectors**: what of the overall score is an inner product (:meth:`~mimic_pl.units.Matcher.query_vectors`), or one
+      unit's vectors.
     - **Words**: half of k by BM25 of the mentioned words over the entities' names, and half by BM25 of the mention's
       text over the entities' texts, both by Lance's full-text index.
 
     A subclass has the vectors in an engine of its choice.
+
+    Args:
+        k: Candidates per mention and channel.
+        unit: Unit whose vectors are searched, such as a :class:`~mimic_pl.units.CompactVector`; all units' by default.
     """
 
     _vectors: VectorStore
     _texts: LanceStore
+
+    def __init__(self, k: int = DEFAULT_K, unit: str | None = None) -> None:
+        super().__init__(k)
+        self.unit = unit
 
     @abstractmethod
     def _vector_store(self, width: int) -> VectorStore:
@@ -38,10 +47,10 @@ class TwoChannelRetriever(Retriever):
 
     def _open(self) -> None:
         kb, model = self.knowledge_base, self.model
-        width = key_vectors(model, kb, kb.index.order[:1]).shape[1] if len(kb) else 0
+        width = key_vectors(model, kb, kb.index.order[:1], self.unit).shape[1] if len(kb) else 0
         self._vectors = self._vector_store(width)
         if width or isinstance(self._vectors, LanceStore):
-            catch_up(self._vectors, kb, model, self.store_name)
+            catch_up(self._vectors, kb, model, self.store_name, self.unit)
         if isinstance(self._vectors, LanceStore):
             self._texts = self._vectors
         else:
@@ -56,7 +65,7 @@ class TwoChannelRetriever(Retriever):
             self._texts.matching(TEXT, mentions.texts, half, allowed),
         ]
         if self._vectors.width:
-            vectors = in_float32(self.model.matcher).query_vectors(mentions.states).float().cpu().numpy()
+            vectors = in_float32(self.model.matcher).query_vectors(mentions.states, self.unit).float().cpu().numpy()
             channels.append(self._vectors.nearest(vectors, k, allowed))
         index = self.knowledge_base.index
         union = [torch.unique(torch.cat(found)) for found in zip(*channels, strict=True)]

@@ -3,6 +3,7 @@
 from mimic_pl.units.base import Bounds, State, Unit, UnitFactory
 from mimic_pl.units.check import check_unit
 from mimic_pl.units.cmfu import CMFU
+from mimic_pl.units.compact import CompactVector
 from mimic_pl.units.cosine import GlobalCosine
 from mimic_pl.units.lexical import Lexical
 from mimic_pl.units.matcher import Matcher, MatcherFactory, published_units
@@ -16,6 +17,7 @@ __all__ = [
     "TGLU",
     "VDLU",
     "Bounds",
+    "CompactVector",
     "GlobalCosine",
     "Lexical",
     "Matcher",

@@ -78,6 +78,12 @@ class Unit(Recorded, nn.Module, ABC):
     expensive: bool = False
     """Whether a score costs far more than its bounds, so that ranking by this unit alone may be skipped."""
 
+    in_overall: bool = True
+    """Whether the score has a part in the overall score; a unit without one is trained by its own :meth:`loss` only."""
+
+    name: str = ""
+    """Name in the matcher, which sets it: that of the unit's scores."""
+
     scoring_only: tuple[str, ...] = ()
     """Own parameters and buffers on which no entity's state depends: an index stays valid when they change."""
 

@@ -66,7 +66,17 @@ class Matcher(Recorded, nn.Module):
                 )
             if hasattr(nn.ModuleDict, name) or "." in name:
                 raise ConfigError(f"A unit cannot be called {name!r}: the name is reserved by torch. Rename the unit.")
+            unit.name = name
         self.units = nn.ModuleDict(built)
+        if not self.combined:
+            raise ConfigError(
+                f"None of the units {list(units)} has a part in the overall score. Add one, such as the published ones."
+            )
+
+    @property
+    def combined(self) -> tuple[str, ...]:
+        """Names of the units that have a part in the overall score (:attr:`Unit.in_overall`)."""
+        return tuple(name for name, unit in self.named_units() if unit.in_overall)
 
     @property
     def score_names(self) -> tuple[str, ...]:
@@ -91,10 +101,14 @@ class Matcher(Recorded, nn.Module):
     def score(self, mentions: States, entities: States) -> dict[str, Tensor]:
         """Scores by name, ``overall`` and each unit's, each ``[mentions, entities]``."""
         scores = {name: unit.score(mentions[name], entities[name]) for name, unit in self.named_units()}
-        return {OVERALL: self.combine(scores), **scores}
+        return {OVERALL: self.overall(scores), **scores}
+
+    def overall(self, scores: Mapping[str, Tensor]) -> Tensor:
+        """Overall score of pairs from the scores of all units: what :meth:`combine` makes of :attr:`combined`."""
+        return self.combine({name: scores[name] for name in self.combined})
 
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
-        """Overall score of pairs from the units' scores: S = (S_T + S_V + S_C) / 3, of the same shape.
+        """Overall score of pairs from the :attr:`combined` units' scores: S = (S_T + S_V + S_C) / 3, of the same shape.
 
         Each pair is combined independently. A subclass that overrides it declares in :attr:`monotone` whether the
         overall score never decreases when a unit's score increases.
@@ -155,9 +169,9 @@ class Matcher(Recorded, nn.Module):
         return self._with_overall(tighter)
 
     def _with_overall(self, bounds: dict[str, Bounds]) -> dict[str, Bounds]:
-        lower = self.combine({name: bound.lower for name, bound in bounds.items()})
-        exact = all(bound.exact for bound in bounds.values())
-        upper = lower if exact else self.combine({name: bound.upper for name, bound in bounds.items()})
+        lower = self.overall({name: bound.lower for name, bound in bounds.items()})
+        exact = all(bounds[name].exact for name in self.combined)
+        upper = lower if exact else self.overall({name: bound.upper for name, bound in bounds.items()})
         return {OVERALL: Bounds(lower, upper), **bounds}
 
     def pairs(self, mentions: States, entities: States, names: Iterable[str] | None = None) -> dict[str, Tensor]:
@@ -171,32 +185,44 @@ class Matcher(Recorded, nn.Module):
         wanted = set(self.units if names is None else names)
         return {name: unit.pairs(mentions[name], entities[name]) for name, unit in self.named_units() if name in wanted}
 
-    def query_vectors(self, mentions: States) -> Tensor:
+    def query_vectors(self, mentions: States, unit: str | None = None) -> Tensor:
         """Vectors whose products with :meth:`key_vectors` stand for overall scores, ``[mentions, width]``.
 
-        They are the units' vectors (:meth:`Unit.query_vector`) side by side, each with the square root of what a score
-        of 1 of the unit contributes to the overall score. The width is 0 if no unit has vectors.
-        """
-        scales = {name: share.sign() * share.abs().sqrt() for name, share in self._contributions().items()}
-        return _side_by_side(
-            {name: unit.query_vector(mentions[name]) for name, unit in self.named_units()}, scales, mentions
-        )
+        They are the combined units' vectors (:meth:`Unit.query_vector`) side by side, each with the square root of what
+        a score of 1 of the unit contributes to the overall score. The width is 0 if no unit has vectors.
 
-    def key_vectors(self, entities: States) -> Tensor:
+        Args:
+            mentions: States of mentions.
+            unit: A unit whose vectors stand for overall scores by themselves, instead of all.
+
+        Raises:
+            ConfigError: There is no such unit, or it has no vectors.
+        """
+        if unit is not None:
+            return _vectors_of(unit, self._unit(unit).query_vector(mentions[unit]))
+        scales = {name: share.sign() * share.abs().sqrt() for name, share in self._contributions().items()}
+        return _side_by_side({name: self._unit(name).query_vector(mentions[name]) for name in scales}, scales, mentions)
+
+    def key_vectors(self, entities: States, unit: str | None = None) -> Tensor:
         """Vectors of entities for :meth:`query_vectors`, ``[entities, width]``."""
+        if unit is not None:
+            return _vectors_of(unit, self._unit(unit).key_vector(entities[unit]))
         scales = {name: share.abs().sqrt() for name, share in self._contributions().items()}
-        return _side_by_side(
-            {name: unit.key_vector(entities[name]) for name, unit in self.named_units()}, scales, entities
-        )
+        return _side_by_side({name: self._unit(name).key_vector(entities[name]) for name in scales}, scales, entities)
+
+    def _unit(self, name: str) -> Unit:
+        if name not in self.units:
+            raise ConfigError(f"There is no unit {name!r}: the model has {list(self.units)}.")
+        return cast(Unit, self.units[name])
 
     @torch.no_grad()
     def _contributions(self) -> dict[str, Tensor]:
-        """What a score of 1 of each unit adds to the overall score, scalars."""
-        ones = torch.eye(len(self.units), device=self.text_global_norm.weight.device)
-        combined = self.combine(
-            {name: torch.cat([row, row.new_zeros(1)]) for name, row in zip(self.units, ones, strict=True)}
+        """What a score of 1 of each combined unit adds to the overall score, scalars."""
+        ones = torch.eye(len(self.combined), device=self.text_global_norm.weight.device)
+        overall = self.combine(
+            {name: torch.cat([row, row.new_zeros(1)]) for name, row in zip(self.combined, ones, strict=True)}
         )
-        return dict(zip(self.units, combined[:-1] - combined[-1], strict=True))
+        return dict(zip(self.combined, overall[:-1] - overall[-1], strict=True))
 
     def row(self, mention: States, entities: States, names: Iterable[str]) -> dict[str, Tensor]:
         """Scores of one mention by these units, each ``[entities]``: for many pairs faster than :meth:`pairs`.
@@ -299,6 +325,14 @@ class Matcher(Recorded, nn.Module):
             image_global=self.image_global_norm(features.image_global),
             image_local=self.image_local_norm(features.image_local),
         )
+
+
+def _vectors_of(unit: str, vectors: Tensor | None) -> Tensor:
+    if vectors is None:
+        raise ConfigError(
+            f"The unit {unit!r} has no vectors to search by (Unit.query_vector). Name another, such as a CompactVector."
+        )
+    return vectors
 
 
 def _side_by_side(vectors: Mapping[str, Tensor | None], scales: Mapping[str, Tensor], states: States) -> Tensor:

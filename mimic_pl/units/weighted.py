@@ -50,10 +50,10 @@ class WeightedMatcher(Matcher):
     ) -> None:
         super().__init__(dims, units)
         given = dict(initial or {})
-        if unknown := [name for name in given if name not in self.units]:
-            raise ConfigError(f"There are initial weights of {unknown}, but the units are {list(self.units)}.")
-        mean = 1 / max(1, sum(given.get(name, 1.0) > 0 for name in self.units))
-        weights = [given.get(name, mean) for name in self.units]
+        if unknown := [name for name in given if name not in self.combined]:
+            raise ConfigError(f"There are initial weights of {unknown}, but the units are {list(self.combined)}.")
+        mean = 1 / max(1, sum(given.get(name, 1.0) > 0 for name in self.combined))
+        weights = [given.get(name, mean) for name in self.combined]
         self.raw_weights = nn.Parameter(
             torch.tensor([math.log(math.expm1(weight)) if weight else _OF_ZERO for weight in weights])
         )
@@ -61,7 +61,7 @@ class WeightedMatcher(Matcher):
     @property
     def weights(self) -> dict[str, float]:
         """Current weight of each unit."""
-        return dict(zip(self.units, nn.functional.softplus(self.raw_weights).tolist(), strict=True))
+        return dict(zip(self.combined, nn.functional.softplus(self.raw_weights).tolist(), strict=True))
 
     def set_weights(self, weights: Tensor) -> None:
         """Set the weight of each unit, ``[units]``, none negative."""
@@ -73,4 +73,6 @@ class WeightedMatcher(Matcher):
     def combine(self, scores: dict[str, Tensor]) -> Tensor:
         """S of pairs from the units' scores, of the same shape."""
         weights = nn.functional.softplus(self.raw_weights)
-        return torch.stack([weight * scores[name] for weight, name in zip(weights, self.units, strict=True)]).sum(dim=0)
+        return torch.stack([weight * scores[name] for weight, name in zip(weights, self.combined, strict=True)]).sum(
+            dim=0
+        )

@@ -51,7 +51,13 @@ CASES: dict[str, list[str]] = {
             *("experiments/concatenation", "experiments/text_unit_only", "experiments/vision_unit_only"),
             *("experiments/global_similarity", "experiments/padding_mask", "experiments/text_only"),
             "experiments/frozen_encoder",
-            *("recipes/intra_modal", "recipes/assignment", "recipes/symmetric", "recipes/from_scratch"),
+            *(
+                "recipes/intra_modal",
+                "recipes/assignment",
+                "recipes/symmetric",
+                "recipes/from_scratch",
+                "recipes/compact",
+            ),
         )
     },
 }

@@ -5,7 +5,7 @@ import torch
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims
-from mimic_pl.units import CMFU, TGLU, VDLU, Bounds, GlobalCosine, Lexical, Unit, check_unit
+from mimic_pl.units import CMFU, TGLU, VDLU, Bounds, CompactVector, GlobalCosine, Lexical, Unit, check_unit
 
 DIMS = FeatureDims(text=12, image=10)
 
@@ -35,6 +35,7 @@ class Product(Unit):
         CMFU(DIMS, 8),
         GlobalCosine(DIMS),
         GlobalCosine(DIMS, modality="image"),
+        CompactVector(DIMS, width=5),
         Product(DIMS),
     ],
     ids=lambda unit: type(unit).__name__,

@@ -5,7 +5,7 @@ import torch
 
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims
-from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Matcher, Unit, published_units
+from mimic_pl.units import CMFU, TGLU, VDLU, CompactVector, GlobalCosine, Matcher, Unit, published_units
 from tests import reference
 
 DIMS = FeatureDims(text=12, image=10)
@@ -79,8 +79,11 @@ def test_vdlu_in_float32_is_as_accurate_as_the_literal_order():
 
 @pytest.mark.parametrize(
     "unit",
-    [TGLU(DIMS, 8), TGLU(DIMS, 8, mask_padding=True), VDLU(DIMS, 6), CMFU(DIMS, 8), GlobalCosine(DIMS), Product(DIMS)],
-    ids=["tglu", "tglu-masked", "vdlu", "cmfu", "cosine", "default"],
+    [
+        *(TGLU(DIMS, 8), TGLU(DIMS, 8, mask_padding=True), VDLU(DIMS, 6), CMFU(DIMS, 8)),
+        *(GlobalCosine(DIMS), CompactVector(DIMS, 5), Product(DIMS)),
+    ],
+    ids=["tglu", "tglu-masked", "vdlu", "cmfu", "cosine", "compact", "default"],
 )
 @pytest.mark.parametrize("count", [1, 5, 70])
 def test_scores_of_aligned_pairs_are_the_diagonal(unit, count):

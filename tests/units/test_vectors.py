@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mimic_pl.features import FeatureDims
-from mimic_pl.units import CMFU, TGLU, VDLU, GlobalCosine, Lexical, Matcher, WeightedMatcher
+from mimic_pl.units import CMFU, TGLU, VDLU, CompactVector, GlobalCosine, Lexical, Matcher, WeightedMatcher
 from mimic_pl.units.check import random_features
 
 DIMS = FeatureDims(text=24, image=12)
@@ -25,6 +25,7 @@ def product(unit, mentions, entities):
 
 UNITS = {
     "CMFU": CMFU,
+    "compact": CompactVector,
     "cosine": GlobalCosine,
     "projected cosine": lambda dims: GlobalCosine(dims, projection=5, scale=3.0),
     "cosine of images": lambda dims: GlobalCosine(dims, modality="image"),
