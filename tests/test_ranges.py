@@ -29,6 +29,7 @@ FREE = {
     "Mention.span": "compared with the sentence",
     "Interrupted": "an exception",
     "Calibration.source": "what it was fitted on, in words and figures",
+    "MELDataModule.left_out_fold": "a pair, compared with each other: tests/data/test_training_split.py",
     "Calibration.relative": "a pair, each checked like temperature and nil_score",
 }
 """Numeric parameters without a range, and why."""

@@ -135,7 +135,7 @@ def assert_same(steps, alone):
 
 
 EXACT = {*CASES, "other_encoder"} - {"bf16", "static_graph"}
-QUICK = {"faithful", "from_scratch"}
+QUICK = {"faithful"}
 
 
 @pytest.mark.parametrize("case", some_slow(sorted(EXACT), EXACT - QUICK))

@@ -127,6 +127,7 @@ def terminate_twice(config, uninterrupted, folder, trial, ends):
     assert_same_state(whole, final_state(folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_termination_signals(config, uninterrupted, tmp_path, trial):
     terminate_twice(config, uninterrupted, tmp_path / "run", trial, [(True,), (True,)])
@@ -171,7 +172,8 @@ def test_a_slurm_job_is_requeued(config, tmp_path, monkeypatch):
     assert read_checkpoint(run / "checkpoints" / "last.ckpt")["global_step"] == steps + 1
 
 
-@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [0, 1])
 @pytest.mark.parametrize("trial", range(TRIALS))
 def test_a_killed_process_of_an_index_build(trained, tmp_path, monkeypatch, trial, victim):
     """The same command resumes from what was written, with two processes or with one."""
