@@ -18,7 +18,7 @@ _ROUNDING = 1e-6
 """Error of a cosine in float32, by which cones are wider: a narrow one must not become a ray by it."""
 
 _PAIRS = 1 << 15
-"""Pairs per tile on a CPU: each of the few values per pair takes 128 kB and stays in the cache."""
+"""Pairs per tile and thread on a CPU: each of the few values per pair takes 128 kB and stays in the cache."""
 
 
 class Cone(NamedTuple):
@@ -93,7 +93,8 @@ class Cone(NamedTuple):
         sine = (1 - cosine.square()).sqrt()
         lower = direction.new_empty(len(self.axis), len(direction))
         upper = torch.empty_like(lower)
-        size = max(1, _PAIRS // max(1, len(lower))) if direction.device.type == "cpu" else len(direction)
+        pairs = _PAIRS * torch.get_num_threads()
+        size = max(1, pairs // max(1, len(lower))) if direction.device.type == "cpu" else len(direction)
         for start in range(0, len(direction), size):
             part = slice(start, start + size)
             length = direction[part].norm(dim=-1)

@@ -13,7 +13,7 @@ from mimic_pl.units.gates import KeySide, QuerySide, dual_gate, dual_gate_pairs,
 from mimic_pl.units.kernel_choice import Kernel
 
 _PAIRS_IN_CACHE = 1 << 17
-"""Pairs of a tile: each of the few values per pair takes 512 kB."""
+"""Pairs of a tile and thread: each of the few values per pair takes 512 kB."""
 
 
 class VDLU(Unit):
@@ -195,7 +195,7 @@ def _tile(entities: Tensor, mentions: int) -> int:
     """Entities to score at once: on a CPU so few that the dozens of values per pair stay in the cache."""
     if torch.is_grad_enabled() or entities.device.type != "cpu":
         return max(1, len(entities))
-    return max(1, _PAIRS_IN_CACHE // max(1, mentions))
+    return max(1, _PAIRS_IN_CACHE * torch.get_num_threads() // max(1, mentions))
 
 
 def _square(vectors: Tensor) -> Tensor:
