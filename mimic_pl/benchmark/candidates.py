@@ -140,6 +140,7 @@ def _of_run(folder: str, mentions: int, seed: int) -> tuple[MIMIC, list[Mention]
     """A run's model, some of its test mentions, and some of its entities."""
     model, data = load_run(folder)
     data.setup("test")
+    model.processor = data.ranked.processor  # fitted to the knowledge base
     generator = torch.Generator().manual_seed(seed)
     table, own = data.ranked.entities, data.ranked.mentions["test"]
     chosen = torch.randperm(len(own), generator=generator)[:mentions].tolist()
