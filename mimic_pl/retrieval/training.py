@@ -69,7 +69,7 @@ def lists_of_run(
         split: f"{' '.join(fingerprint(own.encoder, own.matcher) for own, _ in parts)}, top {top_k}"
         for split, parts in stages.items()
     }
-    indices: dict[MIMIC, EntityIndex] = {}
+    indices: dict[MIMIC, EntityIndex] = {}  # one at a time, since each may take gigabytes
     for split, parts in stages.items():
         path = folder / f"{split}.parquet"
         if path.exists():
@@ -91,7 +91,7 @@ def _left_out(ranked: MELDataModule, fold_runs: Sequence[FoldRun]) -> list[tuple
     """Models with the training mentions that they leave out."""
     stages = []
     for model, data in fold_runs:
-        model.processor = ranked.processor
+        model.processor = model.processor.fit(ranked.entities)  # its own, which may be another one
         stages.append((model, data.ranked.left_out_mentions()))
     left_out = [mention.id for _, mentions in stages for mention in mentions]
     if sorted(left_out) != sorted(mention.id for mention in ranked.mentions["train"]):
