@@ -29,12 +29,13 @@ class Server:
     def __init__(self, folder: Path, *options: str) -> None:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (folder / "server.log").open("w+")
+        self._log = folder / "server.log"
         command = [sys.executable, "-m", "mimic_pl", "serve", "--kb", str(folder / "kb"), "--device", "cpu"]
-        self.process = subprocess.Popen(
-            [*command, "--port", str(self.port), *options], stderr=self.log, stdout=self.log,
-            env={**environment(), "MIMIC_TOKEN": TOKEN},
-        )  # fmt: skip
+        with self._log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*command, "--port", str(self.port), *options], stderr=log, stdout=log,
+                env={**environment(), "MIMIC_TOKEN": TOKEN},
+            )  # fmt: skip
 
     def __enter__(self) -> Server:
         deadline = time.monotonic() + 120
@@ -51,9 +52,8 @@ class Server:
         self.process.wait(60)
 
     def output(self) -> str:
-        """What it has printed."""
-        self.log.seek(0)
-        return self.log.read()
+        """What it has printed; the line of a request may follow its answer."""
+        return self._log.read_text()
 
     def resident(self) -> int:
         """Bytes of memory that the process has."""

@@ -38,13 +38,14 @@ class OpenRefine:
     def __init__(self, folder):
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        self.log = (folder / "openrefine.log").open("w+")
-        self.process = subprocess.Popen(
-            ["openrefine", "-p", str(self.port), "-d", str(folder / "openrefine"), "-m", "512M",
-             "-x", "refine.headless=true"],
-            stdout=self.log, stderr=self.log, start_new_session=True,
-            env={**os.environ, "HOME": str(folder), "REFINE_MIN_MEMORY": "256M"},
-        )  # fmt: skip
+        self.log = folder / "openrefine.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                ["openrefine", "-p", str(self.port), "-d", str(folder / "openrefine"), "-m", "512M",
+                 "-x", "refine.headless=true"],
+                stdout=log, stderr=log, start_new_session=True,
+                env={**os.environ, "HOME": str(folder), "REFINE_MIN_MEMORY": "256M"},
+            )  # fmt: skip
         self.opener = urllib.request.build_opener(urllib.request.HTTPCookieProcessor(http.cookiejar.CookieJar()))
 
     def __enter__(self):
@@ -62,8 +63,7 @@ class OpenRefine:
         self.process.wait(60)
 
     def output(self):
-        self.log.seek(0)
-        return self.log.read()
+        return self.log.read_text()
 
     def get(self, command, **parameters):
         address = f"{self.url}/command/core/{command}?{urllib.parse.urlencode(parameters)}"

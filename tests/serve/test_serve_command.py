@@ -41,9 +41,9 @@ def test_the_lines_of_the_readme(tmp_path):
             shown = subprocess.run(request, shell=True, cwd=tmp_path, capture_output=True, text=True, check=True)
             (mention,) = json.loads(shown.stdout)["mentions"]
             assert mention["mention"] == "Dunford" and len(mention["candidates"]) == 9 and not mention["error"]
-        lines = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
-        assert [line["route"] for line in lines if line["status"] == 200][-2:] == ["/link", "/link/upload"]
-        assert "Dunford" not in server.output()
+    lines = [json.loads(line) for line in server.output().splitlines() if line.startswith("{")]
+    assert [line["route"] for line in lines if line["status"] == 200][-2:] == ["/link", "/link/upload"]
+    assert "Dunford" not in server.output()
 
 
 def test_requests_in_flight_are_answered_at_the_end(tmp_path):
