@@ -141,6 +141,8 @@ def open_dataset(folder: Folder, version: int | None = None) -> OpenDataset | No
                 ) from error
     with reading(folder):
         text = (dataset.schema.metadata or {}).get(METADATA.encode())
+    if text is None and ORDER in dataset.schema.names:
+        raise damaged_index(folder, "it has lost its description")
     if text is None:
         raise StoreError(f"{folder} contains a Lance dataset of another program. Choose another folder.")
     with reading(folder):

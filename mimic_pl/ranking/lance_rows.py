@@ -33,42 +33,38 @@ IMAGES = "#images"
 RECORD_CHECKSUM = "#record_crc32"
 """Column with the checksum of an entity's record."""
 
+STATES = "#states"
+"""Column with the bytes of an entity's states: Lance reads each column of each row by a request of its own."""
+
 STATE_CHECKSUM = "#state_crc32"
-"""Column with the checksum of an entity's order number and state columns."""
+"""Column with the checksum of an entity's order number and states."""
 
 METADATA = "mimic_pl"
 """Key of the index's description in the schema metadata of the dataset."""
 
-_VERSION = 2
+_VERSION = 3
 _FORMAT = "mimic_pl entity index"
 
 _DIGEST = re.compile("[0-9a-f]{32,}")
 """A value of a description that tells a reader nothing."""
 
-_ROWS_AT_ONCE = 512
-"""Rows whose bytes are concatenated for checksums: at published sizes some megabytes, which stay in the cache."""
+_ALIGNMENT = 8
+"""An entity's states take a multiple of so many bytes, the size of the largest dtype: all values are aligned."""
 
-# Arrow has no bfloat16, and Lance's type for it is not a plain number, so the bits are stored.
-_BITS: dict[torch.dtype, tuple[torch.dtype, pa.DataType]] = {
-    torch.bool: (torch.uint8, pa.uint8()),
-    torch.uint8: (torch.uint8, pa.uint8()),
-    torch.int8: (torch.int8, pa.int8()),
-    torch.int16: (torch.int16, pa.int16()),
-    torch.int32: (torch.int32, pa.int32()),
-    torch.int64: (torch.int64, pa.int64()),
-    torch.float16: (torch.uint16, pa.uint16()),
-    torch.bfloat16: (torch.uint16, pa.uint16()),
-    torch.float32: (torch.float32, pa.float32()),
-    torch.float64: (torch.float64, pa.float64()),
-}
 Decode = Callable[[pa.Table], tuple[Any, list[int]]]
 """Decodes rows, and says which of them have another checksum."""
 
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _BITS}
+_DTYPES = {
+    str(dtype).removeprefix("torch."): dtype
+    for dtype in (
+        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+        *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    )
+}
 
 
 class StateColumn(NamedTuple):
-    """A column of states.
+    """A column of states as an index has it in memory; on disk, an entity's columns are one after the other.
 
     Attributes:
         dtype: Dtype of its values.
@@ -78,13 +74,18 @@ class StateColumn(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def bytes(self) -> int:
+        """Bytes of one entity's value."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
 
 @dataclass(frozen=True)
 class RowFormat:
     """The columns of an index on disk, and what the index was built from.
 
     A row has two checksums, one for the record and one for the states, which are read separately. Both cover the order
-    number; that of the states also covers the names and dtypes of their columns.
+    number; that of the states also covers the names, dtypes and shapes of their columns.
 
     Attributes:
         columns: The state columns by name.
@@ -136,7 +137,7 @@ class RowFormat:
     @property
     def bytes_per_entity(self) -> int:
         """Bytes of an entity's states."""
-        return sum(math.prod(column.shape) * column.dtype.itemsize for column in self.columns.values())
+        return sum(column.bytes for column in self.columns.values())
 
     @property
     def record_columns(self) -> list[str]:
@@ -146,7 +147,7 @@ class RowFormat:
     @property
     def state_columns(self) -> list[str]:
         """Columns of an entity's states and their checksum."""
-        return [ORDER, *self.columns, STATE_CHECKSUM]
+        return [ORDER, *([STATES] if self.columns else []), STATE_CHECKSUM]
 
     @property
     def schema(self) -> pa.Schema:
@@ -157,7 +158,7 @@ class RowFormat:
             pa.field("name", pa.string()),
             pa.field(IMAGES, pa.list_(pa.string())),
             pa.field(RECORD_CHECKSUM, pa.uint32()),
-            *(pa.field(name, _arrow_type(column)) for name, column in self.columns.items()),
+            *([pa.field(STATES, pa.list_(pa.uint8(), self._width))] if self.columns else []),
             pa.field(STATE_CHECKSUM, pa.uint32()),
             *(pa.field(column_of(field), pa.string()) for field in self.fields),
         ]
@@ -177,8 +178,7 @@ class RowFormat:
         """
         if missing := {field for entity in entities for field in entity.fields} - {*self.fields}:
             raise ValueError(f"no columns for the text fields {listed(sorted(missing))}")
-        columns = {name: columns[name].detach().cpu().contiguous() for name in self.columns}
-        order = order.cpu()
+        order, states = order.cpu(), self._packed(columns, len(entities))
         images = [_files(entity) for entity in entities]
         records = zip(entities, order.tolist(), images, strict=True)
         try:
@@ -188,8 +188,8 @@ class RowFormat:
                 pa.array([entity.name for entity in entities], pa.string()),
                 pa.array(images, pa.list_(pa.string())),
                 pa.array([_record_checksum(e.id, n, e.name, e.fields, i) for e, n, i in records], pa.uint32()),
-                *(_to_arrow(columns[name], column) for name, column in self.columns.items()),
-                pa.array(self._state_checksums(order, columns), pa.uint32()),
+                *([_to_arrow(states)] if self.columns else []),
+                pa.array(self._state_checksums(order, states), pa.uint32()),
                 *(pa.array([entity.fields.get(field) for entity in entities], pa.string()) for field in self.fields),
             ]
         except UnicodeEncodeError as error:
@@ -200,10 +200,15 @@ class RowFormat:
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
     def states(self, table: pa.Table) -> tuple[dict[str, Tensor], list[int]]:
-        """Decode the state columns of rows, each ``[n, ...]``; also returns the damaged rows."""
-        columns = {name: _to_torch(table.column(name), column) for name, column in self.columns.items()}
-        order = _to_torch(table.column(ORDER), StateColumn(torch.int64, ()))
-        return columns, _differences(self._state_checksums(order, columns), table.column(STATE_CHECKSUM))
+        """Columns of the states of rows, each ``[n, ...]``, which share memory; also returns the damaged rows."""
+        states = _to_torch(table.column(STATES)) if self.columns else torch.empty((len(table), 0), dtype=torch.uint8)
+        order = torch.from_numpy(table.column(ORDER).to_numpy().copy())
+        places = self._places()
+        columns = {
+            name: states[:, places[name]].view(column.dtype).reshape(len(table), *column.shape)
+            for name, column in self.columns.items()
+        }
+        return columns, _differences(self._state_checksums(order, states), table.column(STATE_CHECKSUM))
 
     def entities(self, table: pa.Table) -> tuple[list[Entity], list[int]]:
         """Decode the records of rows; also returns the damaged rows, whose records are not to be trusted."""
@@ -217,17 +222,35 @@ class RowFormat:
         damaged = _differences([_record_checksum(*record) for record in records], table.column(RECORD_CHECKSUM))
         return [Entity(id, name, fields, tuple(files)) for id, _, name, fields, files in records], damaged
 
-    def _state_checksums(self, order: Tensor, columns: Mapping[str, Tensor]) -> list[int]:
+    @property
+    def _width(self) -> int:
+        return -(-self.bytes_per_entity // _ALIGNMENT) * _ALIGNMENT
+
+    def _places(self) -> dict[str, slice]:
+        """Each column's part of an entity's bytes: wide dtypes come first, so that all are aligned."""
+        places, start = {}, 0
+        for name, column in sorted(self.columns.items(), key=lambda item: -item[1].dtype.itemsize):
+            places[name] = slice(start, start + column.bytes)
+            start += column.bytes
+        return places
+
+    def _packed(self, columns: Mapping[str, Tensor], rows: int) -> Tensor:
+        """The bytes of each row's states, uint8 ``[rows, bytes]``."""
+        packed = torch.zeros((rows, self._width), dtype=torch.uint8)
+        for name, place in self._places().items():
+            values = columns[name].detach().cpu().reshape(rows, -1).contiguous()
+            packed[:, place] = values.view(torch.uint8)
+        return packed
+
+    def _state_checksums(self, order: Tensor, states: Tensor) -> list[int]:
         # Seeded with names and dtypes, so that equal bytes in other columns are detected.
         seed = zlib.crc32(json.dumps(self._columns_as_json()).encode())
-        parts = [_rows_of_bytes(order), *(_rows_of_bytes(columns[name]) for name in self.columns)]
-        width = sum(part.shape[1] for part in parts)
-        checksums: list[int] = []
-        for start in range(0, len(order), _ROWS_AT_ONCE):
-            rows = torch.cat([part[start : start + _ROWS_AT_ONCE] for part in parts], dim=1)
-            content = memoryview(rows.numpy().reshape(-1).data)
-            checksums += [zlib.crc32(content[at : at + width], seed) for at in range(0, rows.numel(), width)]
-        return checksums
+        numbers, content = (_bytes(tensor) for tensor in (order, states))
+        width = states.shape[1]
+        return [
+            zlib.crc32(content[row * width : (row + 1) * width], zlib.crc32(numbers[row * 8 : row * 8 + 8], seed))
+            for row in range(len(order))
+        ]
 
     def _columns_as_json(self) -> dict[str, Any]:
         return {
@@ -261,25 +284,17 @@ def _differences(checksums: Sequence[int], stored: pa.ChunkedArray) -> list[int]
     return [row for row, (computed, written) in pairs if computed != written]
 
 
-def _arrow_type(column: StateColumn) -> pa.DataType:
-    number = _BITS[column.dtype][1]
-    return pa.list_(number, math.prod(column.shape)) if column.shape else number
+def _to_arrow(states: Tensor) -> pa.Array:
+    return pa.FixedSizeListArray.from_arrays(pa.array(states.reshape(-1).numpy()), states.shape[1])
 
 
-def _to_arrow(tensor: Tensor, column: StateColumn) -> pa.Array:
-    bits, number = _BITS[column.dtype]
-    flat = pa.array(tensor.reshape(-1).view(bits).numpy(), number)
-    return pa.FixedSizeListArray.from_arrays(flat, type=_arrow_type(column)) if column.shape else flat
+def _bytes(tensor: Tensor) -> memoryview:
+    return memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data)
 
 
-def _to_torch(array: pa.ChunkedArray, column: StateColumn) -> Tensor:
-    """Rows as a tensor ``[n, *shape]`` that shares the array's memory."""
+def _to_torch(array: pa.ChunkedArray) -> Tensor:
+    """Rows of bytes, uint8 ``[n, bytes]``, that share the array's memory unless values would not be aligned in it."""
     whole = array.chunk(0) if array.num_chunks == 1 else pa.concat_arrays(array.chunks)
-    flat = torch.utils.dlpack.from_dlpack(whole.flatten() if column.shape else whole)
-    return flat.view(column.dtype).reshape(len(whole), *column.shape)
-
-
-def _rows_of_bytes(tensor: Tensor) -> Tensor:
-    """Bytes of each row, uint8 ``[n, bytes]``."""
-    width = tensor[:0].numel() if not len(tensor) else tensor[0].numel()
-    return tensor.contiguous().reshape(-1).view(torch.uint8).reshape(len(tensor), width * tensor.element_size())
+    flat = torch.utils.dlpack.from_dlpack(whole.flatten())
+    aligned = flat if flat.data_ptr() % _ALIGNMENT == 0 else flat.clone()
+    return aligned.reshape(len(whole), array.type.list_size)

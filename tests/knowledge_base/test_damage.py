@@ -38,8 +38,8 @@ def test_damaged_rows_are_named(tmp_path):
     assert ".rs" not in problem
     path.write_bytes(whole)
     assert KnowledgeBase(tmp_path).verify() == []
-    states = next(block for _, block in kb.index.blocks(20)).states["text"]["column"].numpy().tobytes()
-    flip_bit(path, whole.index(states) + 4 * MENTIONS * 3 + 2)
+    state = kb.index.select(torch.tensor([3])).states["text"]["column"].numpy().tobytes()
+    flip_bit(path, whole.index(state) + 2)
     (problem,) = KnowledgeBase(tmp_path).verify()
     assert problem == "The entity 'Q3' with the order number 3 is damaged: its states fail the checksum."
     with pytest.raises(StoreError, match="the entity 'Q3' with the order number 3 fails its checksum"):
