@@ -61,6 +61,8 @@ def test_a_retriever_that_may_find_everything_finds_the_exact_first(measured):
     # 100 candidates per channel of 500 and 1,000 entities, of which the copies are close to their sources.
     assert [lines[f"{count} entities, lance: exact first found"] > 80 for count in ("500", "1,000")] == [True, True]
     assert lines["500 entities, lance: candidates scored"] >= 100
+    assert lines["1,000 entities, lance, one of 20 types: exact first found"] == 100  # 50 entities are all scored
+    assert 0 <= lines["1,000 entities, lance: links that are certified"] <= 100
 
 
 @pytest.mark.slow
