@@ -92,6 +92,14 @@ def test_proven_links_are_counted(folder):
     assert code == 0 and "100.0%" in next(line for line in output.splitlines() if "proven first of all" in line)
 
 
+def test_a_retriever_is_suggested_for_many_entities(folder, monkeypatch):
+    name = mentions(folder, "m3.jsonl", [{"mention": "jaguar", "sentence": "the jaguar runs"}])
+    for limit, options, suggested in ((12, [], False), (11, [], True), (11, ["--retriever", "lance"], False)):
+        monkeypatch.setattr("mimic_pl.cli.linking_options.EXACT_UP_TO", limit)
+        code, output = command([name, "--kb", "kb", "--out", f"{limit}{len(options)}.jsonl", *options], folder)
+        assert code == 0 and ("All 12 entities are ranked for each mention. --retriever lance" in output) is suggested
+
+
 def test_index_refuses_what_it_cannot_use(folder, trained):
     (folder / "twice.csv").write_text("id,name,attr\nQ1,a,b\nQ1,c,d\n")
     (folder / "empty.csv").write_text("id,name,attr\n")
