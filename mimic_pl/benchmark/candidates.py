@@ -194,13 +194,13 @@ def _of_run(folder: str, mentions: int, seed: int) -> tuple[MIMIC, list[Mention]
 
 
 def _build(folder: Path, sources: States, entities: Sequence[Entity], count: int, seed: int) -> KnowledgeBase:
-    """Write a knowledge base of entities and of disturbed copies of them, in states and words."""
+    """Write a knowledge base of entities and of disturbed copies of them, in states and words, and compact it."""
     kb = KnowledgeBase.create(folder, {"model": "disturbed states of a run"}, _DTYPE)
     with kb.indexing() as indexing:
         for numbers, states in _disturbed(sources, len(entities), count, seed):
             rng = random.Random(int(numbers[0]))
             indexing.add([_renamed(entities[n % len(entities)], n, rng) for n in numbers.tolist()], states)
-    return KnowledgeBase(folder)
+    return KnowledgeBase(folder).compact(keep_hours=0)
 
 
 def _disturbed(sources: States, size: int, count: int, seed: int) -> Iterator[tuple[Tensor, States]]:
