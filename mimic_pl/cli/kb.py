@@ -93,7 +93,7 @@ def _info(kb: KnowledgeBase) -> None:
         description = {"model": f"{source_of(kb) or 'unknown path'} (weights {weights[:12]})", **description}
     time = next((version.time for version in versions if version.number == kb.version), None)
     committed = f" of {time:%Y-%m-%d %H:%M} UTC" if time else ""
-    parts = f"{kb.parts:,} parts" + ("; merge them with mimic-pl kb compact" if kb.parts > 1000 else "")
+    parts = f"{kb.parts:,} parts" + ("; merge them with mimic-pl kb compact" if kb.parts > 100 else "")
     lines = {
         "entities": f"{len(kb):,}",
         "version": f"{kb.version}{committed}; {len(versions):,} can be opened",

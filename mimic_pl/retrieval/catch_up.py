@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,7 +37,25 @@ _DRIFT = 0.05
 """Relative change of sampled vectors from which on all are computed again."""
 
 
-def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, unit: str | None = None) -> None:
+class KeyVectors(NamedTuple):
+    """The vectors by which entities of a knowledge base are found.
+
+    Attributes:
+        model: The model of their states.
+        unit: Unit whose vectors they are; all units' if None.
+    """
+
+    model: MIMIC
+    unit: str | None = None
+
+    @torch.no_grad()
+    def __call__(self, kb: KnowledgeBase, order: Tensor) -> Tensor:
+        """Vectors of some entities, float32 ``[n, width]`` on the CPU."""
+        matcher = in_float32(self.model.matcher)
+        return matcher.key_vectors(kb.index.select(order).states, self.unit).float().cpu()
+
+
+def catch_up(store: CandidateStore, kb: KnowledgeBase, vectors: KeyVectors, name: str) -> None:
     """Bring a store to a version of a knowledge base: rows that differ are deleted and added.
 
     A kill at any moment costs what was not committed by the engine; the next call goes on. A store of another model,
@@ -48,13 +67,13 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, 
     Args:
         store: The store.
         kb: The knowledge base.
-        model: The model of its states.
+        vectors: The vectors of its entities.
         name: Name of the store, for its sample of vectors.
-        unit: Unit whose vectors are stored; all units' by default.
 
     Raises:
         StoreError: The folder of the knowledge base is not writable, or in object storage, or the disk is full.
     """
+    model = vectors.model
     description = json.dumps(
         {
             "format": _FORMAT,
@@ -62,7 +81,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, 
             "model": [kb.description.get("model"), fingerprint(model.matcher)],
             "text": model.processor.entity_template.template,
             "width": store.width,
-            **({} if unit is None else {"unit": unit}),
+            **({} if vectors.unit is None else {"unit": vectors.unit}),
             **store.settings,
         },
         sort_keys=True,
@@ -85,7 +104,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, 
         store.reopen()
         if current():  # another process has done it meanwhile
             return
-        sample = _Sample(folder / f"{name}.sample.safetensors", model, unit)
+        sample = _Sample(folder / f"{name}.sample.safetensors", vectors)
         if store.description == description and (store.version or 0) > kb.version and _newest(kb) > kb.version:
             return
         order, checksums = (part.numpy() for part in kb.checksums())
@@ -100,7 +119,7 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, 
             sample.path.unlink(missing_ok=True)
         store.delete(stored[0][~_same(*stored, order, checksums)])
         missing = ~_same(order, checksums, *stored)
-        _add(store, kb, model, order[missing], checksums[missing], sample, unit)
+        _add(store, kb, vectors, order[missing], checksums[missing], sample)
         store.commit(kb.version)
     finally:
         lock.release()
@@ -109,32 +128,24 @@ def catch_up(store: CandidateStore, kb: KnowledgeBase, model: MIMIC, name: str, 
 def _add(
     store: CandidateStore,
     kb: KnowledgeBase,
-    model: MIMIC,
+    vectors: KeyVectors,
     order: Numbers,
     checksums: Numbers,
     sample: _Sample,
-    unit: str | None,
 ) -> None:
+    processor = vectors.model.processor
     shown = len(order) >= _SHOWN_FROM
     with tqdm(total=len(order), desc="Indexing candidates", unit=" entities", disable=not shown) as bar:
         for start in range(0, len(order), _AT_ONCE):
             part = slice(start, start + _AT_ONCE)
             numbers = torch.from_numpy(order[part])
             entities = kb.entities(numbers)
-            texts = [model.processor.entity_text(entity) for entity in entities]
-            vectors = np.empty((len(entities), 0), np.float32)
+            texts = [processor.entity_text(entity) for entity in entities]
+            keys = vectors(kb, numbers) if store.has_vectors else torch.empty((len(entities), 0))
             if store.has_vectors:
-                keys = key_vectors(model, kb, numbers, unit)
                 sample.keep(numbers, keys)
-                vectors = keys.numpy()
-            store.add(Rows(order[part], checksums[part], entities, texts, vectors))
+            store.add(Rows(order[part], checksums[part], entities, texts, keys.numpy()))
             bar.update(len(entities))
-
-
-@torch.no_grad()
-def key_vectors(model: MIMIC, kb: KnowledgeBase, order: Tensor, unit: str | None = None) -> Tensor:
-    """Key vectors of entities of a knowledge base, of one unit or all, float32 ``[n, width]`` on the CPU."""
-    return in_float32(model.matcher).key_vectors(kb.index.select(order).states, unit).float().cpu()
 
 
 def _same(order: Numbers, checksums: Numbers, other: Numbers, other_checksums: Numbers) -> np.ndarray:
@@ -154,19 +165,19 @@ def _newest(kb: KnowledgeBase) -> int:
 class _Sample:
     """Key vectors of some entities as they were when a store was built."""
 
-    def __init__(self, path: Path, model: MIMIC, unit: str | None) -> None:
+    def __init__(self, path: Path, vectors: KeyVectors) -> None:
         self.path = path
-        self.model = model
-        self.unit = unit
+        self.vectors = vectors
+        self.has_totals = vectors.model.matcher.has_totals
 
     def keep(self, order: Tensor, keys: Tensor) -> None:
         """Keep the first vectors of a new store."""
-        if self.model.matcher.has_totals and not self.path.exists():
+        if self.has_totals and not self.path.exists():
             write_file(self.path, save({"order": order[:_SAMPLE], "keys": keys[:_SAMPLE].contiguous()}))
 
     def drifted(self, kb: KnowledgeBase, unchanged: Numbers) -> bool:
         """Whether the vectors of unchanged entities have moved since then, or cannot be compared."""
-        if not self.model.matcher.has_totals:
+        if not self.has_totals:
             return False
         if not self.path.exists():
             return True
@@ -174,5 +185,5 @@ class _Sample:
         rows = torch.from_numpy(np.isin(kept["order"].numpy(), unchanged))
         if not rows.any():
             return True
-        keys, before = key_vectors(self.model, kb, kept["order"][rows], self.unit), kept["keys"][rows]
+        keys, before = self.vectors(kb, kept["order"][rows]), kept["keys"][rows]
         return bool((keys - before).norm() > _DRIFT * before.norm())

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mimic_pl.ranking.engine import in_float32
 from mimic_pl.retrieval.candidate_store import VectorStore
-from mimic_pl.retrieval.catch_up import FOLDER, catch_up, key_vectors
+from mimic_pl.retrieval.catch_up import FOLDER, KeyVectors, catch_up
 from mimic_pl.retrieval.lance_store import TEXT, LanceStore
 from mimic_pl.retrieval.retriever import DEFAULT_K, Allowed, Queries, Retriever
 
@@ -46,16 +46,16 @@ class TwoChannelRetriever(Retriever):
         return type(self).__name__.removesuffix("Retriever").lower()
 
     def _open(self) -> None:
-        kb, model = self.knowledge_base, self.model
-        width = key_vectors(model, kb, kb.index.order[:1], self.unit).shape[1] if len(kb) else 0
+        kb, vectors = self.knowledge_base, KeyVectors(self.model, self.unit)
+        width = vectors(kb, kb.index.order[:1]).shape[1] if len(kb) else 0
         self._vectors = self._vector_store(width)
         if width or isinstance(self._vectors, LanceStore):
-            catch_up(self._vectors, kb, model, self.store_name, self.unit)
+            catch_up(self._vectors, kb, vectors, self.store_name)
         if isinstance(self._vectors, LanceStore):
             self._texts = self._vectors
         else:
             self._texts = LanceStore(kb.folder / FOLDER / "texts", 0)
-            catch_up(self._texts, kb, model, "texts")
+            catch_up(self._texts, kb, KeyVectors(self.model), "texts")
 
     @torch.no_grad()
     def _search(self, mentions: Queries, k: int, allowed: Allowed | None) -> list[Tensor]:

@@ -13,7 +13,7 @@ from mimic_pl import MIMIC, CompactVector, Linker, MELDataModule, Unit
 from mimic_pl.encoders import CLIPEncoder
 from mimic_pl.errors import ConfigError
 from mimic_pl.retrieval import LanceRetriever, retriever_of
-from mimic_pl.retrieval.catch_up import FOLDER, key_vectors
+from mimic_pl.retrieval.catch_up import FOLDER, KeyVectors
 from mimic_pl.retrieval.engines import settings_of
 from tests import tiny
 from tests.launch import needs_fork
@@ -69,7 +69,7 @@ def test_its_vectors_are_searched_and_built_again_when_the_unit_changes(tmp_path
     widths = {}
     for unit in ("one", "other", None, "one"):
         opened = DERIVED[engine](unit=unit).at(kb, model)
-        keys = key_vectors(model, kb, kb.index.order, unit).half().double()
+        keys = KeyVectors(model, unit)(kb, kb.index.order).half().double()
         query = model.matcher.query_vectors(queries.states, unit).detach()
         best = kb.index.order[(query.double() @ keys.T).topk(7).indices]
         found = opened._vectors.nearest(query.numpy(), 7, None)
@@ -77,7 +77,7 @@ def test_its_vectors_are_searched_and_built_again_when_the_unit_changes(tmp_path
             sum(len({*own.tolist()} & {*row.tolist()}) for own, row in zip(found, best, strict=True)) >= 0.97 * 7 * 12
         )
         widths[unit] = opened._vectors.width
-    assert widths == {"one": 8, "other": 8, None: key_vectors(model, kb, kb.index.order).shape[1]}
+    assert widths == {"one": 8, "other": 8, None: KeyVectors(model)(kb, kb.index.order).shape[1]}
 
 
 def test_words_in_a_store_of_their_own_are_not_built_again(tmp_path):

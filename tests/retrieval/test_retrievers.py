@@ -14,9 +14,8 @@ from mimic_pl import KnowledgeBase
 from mimic_pl.cli.link import _job
 from mimic_pl.errors import ConfigError
 from mimic_pl.retrieval import Allowed, ExactRetriever, FaissRetriever, LanceRetriever, retriever_of
-from mimic_pl.retrieval.catch_up import FOLDER, catch_up, key_vectors
+from mimic_pl.retrieval.catch_up import FOLDER, KeyVectors
 from mimic_pl.retrieval.lance_store import LanceStore
-from mimic_pl.retrieval.two_channels import TwoChannelRetriever
 from mimic_pl.serve.served_linker import ServedLinker
 from tests.launch import FORK, in_own_process, needs_fork, received
 from tests.retrieval.engines import (
@@ -197,7 +196,7 @@ def test_with_other_weights_it_is_built_again(tmp_path, whole, engine):
     assert_equals_knowledge_base(opened)
     query = np.random.default_rng(0).normal(size=(4, opened._vectors.width)).astype(np.float32)
     found = opened._vectors.nearest(query, 30, None)
-    products = query @ key_vectors(linker.model, kb, kb.index.order).numpy().T
+    products = query @ KeyVectors(linker.model)(kb, kb.index.order).numpy().T
     for row, order in enumerate(found):
         best = set(np.argsort(-products[row])[:30].tolist())
         assert len(best & {kb.index.order.tolist().index(n) for n in order.tolist()}) >= 25
@@ -215,13 +214,13 @@ def test_vectors_whose_mean_has_moved_are_computed_again(tmp_path, whole, engine
     ]
     linker.add_entities(far)
     kb = linker.knowledge_base
-    before = key_vectors(opened.model, kb, kb.index.order[:40])
-    after = key_vectors(linker.model, kb, kb.index.order[:40])
+    before = KeyVectors(opened.model)(kb, kb.index.order[:40])
+    after = KeyVectors(linker.model)(kb, kb.index.order[:40])
     assert (before - after).norm() > 0.05 * before.norm()
     opened = retriever.at(kb, linker.model)
     # The products of stored vectors with unit vectors of the largest dimensions tell what is stored.
     query = (after[:1] / after[:1].norm()).numpy()
-    products = query @ key_vectors(linker.model, kb, kb.index.order).numpy().T
+    products = query @ KeyVectors(linker.model)(kb, kb.index.order).numpy().T
     found = opened._vectors.nearest(query, 10, None)[0].numpy()
     threshold = np.sort(products[0])[-10]
     places = np.searchsorted(kb.index.order.numpy(), found)
@@ -233,7 +232,7 @@ def test_the_nearest_are_those_of_brute_force(tmp_path, whole, engine):
     linker = copied(whole, tmp_path)
     kb = linker.knowledge_base
     opened = DERIVED[engine]().at(kb, linker.model)
-    keys = key_vectors(linker.model, kb, kb.index.order).half().float()
+    keys = KeyVectors(linker.model)(kb, kb.index.order).half().float()
     query = linker.model.matcher.query_vectors(queries_of(linker, mentions()).states).detach()
     found = opened._vectors.nearest(query.numpy(), 7, None)
     expected = kb.index.order[(query.double() @ keys.double().T).topk(7).indices]
@@ -374,7 +373,7 @@ def test_an_empty_knowledge_base_has_no_links(tmp_path):
 
 def test_names_of_engines():
     assert isinstance(retriever_of("exact"), ExactRetriever) and isinstance(retriever_of("faiss"), FaissRetriever)
-    assert issubclass(LanceRetriever, TwoChannelRetriever) and catch_up.__doc__
+    assert isinstance(retriever_of("lance"), LanceRetriever)
 
 
 def test_an_interrupted_command_does_not_go_on_with_another_retriever(tmp_path, whole):
