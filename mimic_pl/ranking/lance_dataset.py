@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from mimic_pl.errors import MachineError, StoreError
 from mimic_pl.escaping import shortened
-from mimic_pl.ranking.lance_rows import METADATA, ORDER, RowFormat
+from mimic_pl.ranking.lance_rows import METADATA, ORDER, VERSION, OtherVersion, RowFormat
 from mimic_pl.ranking.own_files import as_found
 from mimic_pl.records import Entity
 from mimic_pl.remote_path import LANCE_OPTIONS, Folder, RemotePath, file_sizes
@@ -145,8 +145,14 @@ def open_dataset(folder: Folder, version: int | None = None) -> OpenDataset | No
         raise damaged_index(folder, "it has lost its description")
     if text is None:
         raise StoreError(f"{folder} contains a Lance dataset of another program. Choose another folder.")
-    with reading(folder):
-        return OpenDataset(dataset, RowFormat.loads(text, dataset.schema.names), COMPLETE in dataset.config())
+    try:
+        with reading(folder):
+            return OpenDataset(dataset, RowFormat.loads(text, dataset.schema.names), COMPLETE in dataset.config())
+    except OtherVersion as version_error:
+        raise StoreError(
+            f"{folder} was written by another version of mimic-pl (format {version_error}; this one reads {VERSION}). "
+            "Build it again in another folder, or delete it first."
+        ) from version_error
 
 
 def require_complete(folder: Folder, opened: OpenDataset | None, what: str) -> OpenDataset:

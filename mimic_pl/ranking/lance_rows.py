@@ -42,7 +42,9 @@ STATE_CHECKSUM = "#state_crc32"
 METADATA = "mimic_pl"
 """Key of the index's description in the schema metadata of the dataset."""
 
-_VERSION = 3
+VERSION = 3
+"""Version of the row format."""
+
 _FORMAT = "mimic_pl entity index"
 
 _DIGEST = re.compile("[0-9a-f]{32,}")
@@ -61,6 +63,10 @@ _DTYPES = {
         *(torch.float16, torch.bfloat16, torch.float32, torch.float64),
     )
 }
+
+
+class OtherVersion(Exception):
+    """An index has rows of another version of the format."""
 
 
 class StateColumn(NamedTuple):
@@ -113,12 +119,15 @@ class RowFormat:
 
         Raises:
             ValueError: The text is damaged or of another format.
+            OtherVersion: The rows are of another version of the format.
         """
         content = json.loads(text)
-        if not isinstance(content, dict) or (content.get("format"), content.get("version")) != (_FORMAT, _VERSION):
-            raise ValueError("it has another format or version")
+        if not isinstance(content, dict) or content.get("format") != _FORMAT:
+            raise ValueError("it has another format")
         if content.pop("crc32", None) != checksum_of(json.dumps(content, sort_keys=True).encode()):
             raise ValueError("its description fails its checksum")
+        if content.get("version") != VERSION:
+            raise OtherVersion(content.get("version"))
         columns = {
             name: StateColumn(_DTYPES[dtype], tuple(shape)) for name, (dtype, shape) in content["columns"].items()
         }
@@ -128,7 +137,7 @@ class RowFormat:
         """The format as JSON."""
         content = {
             "format": _FORMAT,
-            "version": _VERSION,
+            "version": VERSION,
             "description": dict(self.description),
             "columns": self._columns_as_json(),
         }

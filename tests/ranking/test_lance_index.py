@@ -283,6 +283,14 @@ def read_everything(folder):
     return content(index)
 
 
+def test_an_index_of_another_version_of_the_format(tmp_path, monkeypatch):
+    with monkeypatch.context() as earlier:
+        earlier.setattr("mimic_pl.ranking.lance_rows.VERSION", 2)
+        build(tmp_path)
+    with pytest.raises(StoreError, match=r"another version of mimic-pl \(format 2; this one reads 3\). Build it again"):
+        LanceIndex(tmp_path)
+
+
 def test_one_flipped_byte_of_an_index(tmp_path, monkeypatch):
     """In data, in metadata or in unused space: either an error or the same content."""
     monkeypatch.setattr(ROWS_PER_FRAGMENT, 50)
