@@ -77,14 +77,16 @@ class Scan:
     Args:
         query: Mentions to rank entities for, and how.
         golds: Each row's gold by score name.
+        floor: Overall scores that the last entities of the lists will reach, ``[rows]``; None if unknown.
 
     Attributes:
         ahead: Number of entities ranked ahead of each row's gold, by score name, int64 ``[rows]``.
         top: Each row's top entities.
     """
 
-    def __init__(self, query: Query, golds: dict[str, Golds]) -> None:
+    def __init__(self, query: Query, golds: dict[str, Golds], floor: Tensor | None = None) -> None:
         self.query = query
+        self.floor = floor
         self.golds = golds
         self._any_gold = bool(golds[OVERALL].order.ge(0).any())
         self.ahead = {name: torch.zeros_like(query.rows) for name in golds}
@@ -153,7 +155,7 @@ class Scan:
 
     def _top_candidates(self, overall: Bounds, margin: Tensor) -> tuple[Tensor, Tensor]:
         """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
-        threshold = self.top.last
+        threshold = self.top.last if self.floor is None else torch.maximum(self.top.last, self.floor)
         reaches = overall.upper >= (threshold - margin)[:, None]
         if overall.lower.shape[1] >= self.top.k and reaches.count_nonzero() > _MANY * self.top.order.numel():
             # The k-th largest lower bound excludes every entity below it.
