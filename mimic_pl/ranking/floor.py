@@ -25,12 +25,12 @@ _FEW = 16
 """Entities per promising one below which bounds alone are as fast."""
 
 
-def floor(matcher: Matcher, mentions: States, index: EntityIndex, k: int, size: int) -> Tensor:
-    """Scores that at least ``k`` of the local entities reach, by mention, ``[mentions]``; -inf where none is known.
+def floor(matcher: Matcher, mentions: States, index: EntityIndex, k: int, size: int) -> Tensor | None:
+    """Scores that at least ``k`` of the local entities reach, by mention, ``[mentions]``; None if unknown.
 
-    The entities whose vectors have the largest products with a mention's (see :meth:`Matcher.query_vectors`) are nearly
-    always those with the highest scores. They are scored, and the k-th best score is the floor. A scan that knows it
-    leaves far fewer pairs undecided than one that starts from empty lists.
+    The entities whose vectors have the largest products with a mention's are nearly always those with the highest
+    scores (see :meth:`Matcher.vector_products`). They are scored, and the k-th best score is the floor. A scan that
+    knows it leaves far fewer pairs undecided than one that starts from empty lists.
 
     Args:
         matcher: Scores mentions against entities.
@@ -39,23 +39,25 @@ def floor(matcher: Matcher, mentions: States, index: EntityIndex, k: int, size: 
         k: Length of the lists.
         size: Entities per block.
     """
-    queries = matcher.query_vectors(mentions)
+    mention_count = len(next(iter(next(iter(mentions.values())).values())))
     promising = math.ceil(_PROMISING * k)
     local = min(len(index.order), _ENTITIES)
-    none = queries.new_full((len(queries),), -torch.inf)
-    if not k or not queries.shape[1] or local < _FEW * promising or len(queries) < _MENTIONS:
-        return none
-    products, numbers = queries.new_empty(len(queries), 0), index.order.new_empty(len(queries), 0)
+    if not k or local < _FEW * promising or mention_count < _MENTIONS:
+        return None
+    best: list[Tensor] = []
+    numbers: list[Tensor] = []
     seen = 0
     for order, block in index.blocks(size):
-        new = queries @ matcher.key_vectors(block.states).T
-        best = new.topk(min(promising, len(order)), dim=1)
-        products = torch.cat([products, best.values], dim=1)
-        numbers = torch.cat([numbers, order[best.indices]], dim=1)
+        products = matcher.vector_products(mentions, block.states)
+        if products is None:
+            return None
+        largest = products.topk(min(promising, len(order)), dim=1)
+        best.append(largest.values)
+        numbers.append(order[largest.indices])
         seen += len(order)
         if seen >= local:
             break
-    found = numbers.gather(1, products.topk(promising, dim=1).indices)
+    found = torch.cat(numbers, dim=1).gather(1, torch.cat(best, dim=1).topk(promising, dim=1).indices)
     every = torch.arange(len(found), device=found.device)
     scores = [_scores(matcher, mentions, index, rows, found) for rows in torch.split(every, 8)]
     return torch.cat(scores).topk(k, dim=1).values[:, -1]

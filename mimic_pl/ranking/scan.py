@@ -10,7 +10,7 @@ from torch import Tensor
 from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import Block
-from mimic_pl.ranking.selection import kth_largest, true_pairs
+from mimic_pl.ranking.selection import above, at_least, kth_largest, true_pairs
 from mimic_pl.ranking.stored_states import pick
 from mimic_pl.ranking.top import TopEntities, first_of_each_hash
 from mimic_pl.units import Bounds, Matcher, States
@@ -106,11 +106,10 @@ class Scan:
 
         undecided: dict[str, Tensor] = {}
         for name in self.counted:
-            score = self.golds[name].score[:, None]
-            lower, upper = bounds[name].lower, bounds[name].upper
-            ahead = lower > score + margins[name]
-            self.ahead[name] += ahead.sum(dim=1)
-            undecided[name] = (upper >= score - margins[name]).logical_and_(ahead.logical_not_())
+            score = self.golds[name].score
+            ahead = above(bounds[name].lower, score + margins[name])
+            self.ahead[name] += ahead.view(torch.uint8).sum(dim=1, dtype=torch.int32)  # bool is summed as int64
+            undecided[name] = at_least(bounds[name].upper, score - margins[name]).logical_and_(ahead.logical_not_())
         for name in self.counted:
             if bounds[name].exact:
                 pairs = _Pairs(*true_pairs(undecided[name]))
@@ -156,11 +155,12 @@ class Scan:
     def _top_candidates(self, overall: Bounds, margin: Tensor) -> tuple[Tensor, Tensor]:
         """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
         threshold = self.top.last if self.floor is None else torch.maximum(self.top.last, self.floor)
-        reaches = overall.upper >= (threshold - margin)[:, None]
-        if overall.lower.shape[1] >= self.top.k and reaches.count_nonzero() > _MANY * self.top.order.numel():
+        reaches = at_least(overall.upper, threshold - margin)
+        known = self.floor is not None or overall.lower.shape[1] < self.top.k
+        if not known and reaches.count_nonzero() > _MANY * self.top.order.numel():
             # The k-th largest lower bound excludes every entity below it.
             threshold = torch.maximum(threshold, overall.lower.topk(self.top.k, dim=1).values[:, -1])
-            reaches = overall.upper >= (threshold - margin)[:, None]
+            reaches = at_least(overall.upper, threshold - margin)
         return reaches, threshold
 
     def _after_last(self, pairs: _Pairs, state_hashes: Tensor, order: Tensor) -> Tensor:
