@@ -13,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import Bounds, Side, Unit, UnitFactory
+from mimic_pl.units.base import Bounds, Side, Unit, UnitFactory, at_pairs
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.states import States
 from mimic_pl.units.tglu import TGLU
@@ -158,11 +158,11 @@ class Matcher(Recorded, nn.Module):
         """
         tighter = {}
         for name, unit in self.named_units():
-            lower = bounds[name].lower[rows, columns]
+            lower = at_pairs(bounds[name].lower, rows, columns)
             if bounds[name].exact:
                 tighter[name] = Bounds(lower, lower)
                 continue
-            upper = bounds[name].upper[rows, columns]
+            upper = at_pairs(bounds[name].upper, rows, columns)
             own = unit.tighten(mentions[name], entities[name], bounds[name], rows, columns)
             if own is not None:
                 lower, upper = torch.maximum(lower, own.lower), torch.minimum(upper, own.upper)
