@@ -30,7 +30,8 @@ def floor(matcher: Matcher, mentions: States, index: EntityIndex, k: int, size: 
 
     The entities whose vectors have the largest products with a mention's are nearly always those with the highest
     scores (see :meth:`Matcher.vector_products`). They are scored, and the k-th best score is the floor. A scan that
-    knows it leaves far fewer pairs undecided than one that starts from empty lists.
+    knows it leaves far fewer pairs undecided than one that starts from empty lists. From a disk, the entities would be
+    read twice, which takes longer than it saves.
 
     Args:
         matcher: Scores mentions against entities.
@@ -42,7 +43,7 @@ def floor(matcher: Matcher, mentions: States, index: EntityIndex, k: int, size: 
     mention_count = len(next(iter(next(iter(mentions.values())).values())))
     promising = math.ceil(_PROMISING * k)
     local = min(len(index.order), _ENTITIES)
-    if not k or local < _FEW * promising or mention_count < _MENTIONS:
+    if not (k and index.on_device) or local < _FEW * promising or mention_count < _MENTIONS:
         return None
     best: list[Tensor] = []
     numbers: list[Tensor] = []

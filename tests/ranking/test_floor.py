@@ -78,7 +78,7 @@ def test_a_floor_saves_attention(monkeypatch):
 
 
 @torch.no_grad()
-def test_there_is_no_floor_without_vectors_or_where_it_would_cost_more_than_it_saves():
+def test_there_is_no_floor_without_vectors_or_where_it_would_cost_more_than_it_saves(monkeypatch):
     index, mentions = table_states({"text": torch.randn(40, 300)})
     assert floor(table_matcher({"text": 0.3}), mentions, index, K, 70) is None
     matcher, mentions, index, _ = problem(TGLU)
@@ -86,3 +86,5 @@ def test_there_is_no_floor_without_vectors_or_where_it_would_cost_more_than_it_s
     assert floor(matcher, mentions, index, 100, 70) is None, "a list of a third of the entities"
     few = {unit: {name: tensor[:3] for name, tensor in state.items()} for unit, state in mentions.items()}
     assert floor(matcher, few, index, K, 70) is None, "three mentions"
+    monkeypatch.setattr(MemoryIndex, "on_device", False)
+    assert floor(matcher, mentions, index, K, 70) is None, "reading the entities costs more"
