@@ -94,6 +94,11 @@ class EntityIndex(ABC):
         """Ids of the local entities, in storage order."""
 
     @property
+    def on_device(self) -> bool:
+        """Whether states are kept on the device, so that a block costs nothing until it is used."""
+        return False
+
+    @property
     @abstractmethod
     def bytes_per_entity(self) -> int:
         """Bytes of one entity's states, including state hashes."""

@@ -92,6 +92,11 @@ class MemoryIndex(EntityIndex):
         return self._ids
 
     @property
+    def on_device(self) -> bool:
+        """Whether states are kept on the device, and not in host memory."""
+        return self._storage == self.device
+
+    @property
     def bytes_per_entity(self) -> int:
         """Bytes of one entity's states, including state hashes."""
         return sum(tensor[0].numel() * tensor.element_size() for tensor in self._columns.values())

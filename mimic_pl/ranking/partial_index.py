@@ -92,6 +92,11 @@ class ResidentIndex(EntityIndex):
         return self._index.ids
 
     @property
+    def on_device(self) -> bool:
+        """Whether states are kept on the device, which they are."""
+        return True
+
+    @property
     def bytes_per_entity(self) -> int:
         """Bytes of one entity's states, including state hashes."""
         return self._index.bytes_per_entity

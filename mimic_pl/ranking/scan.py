@@ -10,10 +10,11 @@ from torch import Tensor
 from mimic_pl.errors import NonFiniteScoreError
 from mimic_pl.ranking.exact import ExactScores
 from mimic_pl.ranking.index import Block
-from mimic_pl.ranking.selection import kth_largest, true_pairs
+from mimic_pl.ranking.selection import above, at_least, kth_largest, true_pairs
 from mimic_pl.ranking.stored_states import pick
 from mimic_pl.ranking.top import TopEntities, first_of_each_hash
 from mimic_pl.units import Bounds, Matcher, States
+from mimic_pl.units.base import at_pairs
 
 OVERALL = "overall"
 
@@ -36,9 +37,11 @@ _SELECTED_ON_CPU = 128
 _SELECTED_ON_DEVICE = 1 << 14
 """Selected pairs scored at once on other devices: enough for full utilization, below a gigabyte."""
 
-
 _OF_ONE_MENTION = 48
 """Selected pairs of a mention above which they are scored as a block, whose products are larger."""
+
+_MULTIPLE = 4
+"""How many times as many pairs of one mention are scored at once: its states are not copied for each."""
 
 
 class Query(NamedTuple):
@@ -77,14 +80,16 @@ class Scan:
     Args:
         query: Mentions to rank entities for, and how.
         golds: Each row's gold by score name.
+        floor: Overall scores that the last entities of the lists will reach, ``[rows]``; None if unknown.
 
     Attributes:
         ahead: Number of entities ranked ahead of each row's gold, by score name, int64 ``[rows]``.
         top: Each row's top entities.
     """
 
-    def __init__(self, query: Query, golds: dict[str, Golds]) -> None:
+    def __init__(self, query: Query, golds: dict[str, Golds], floor: Tensor | None = None) -> None:
         self.query = query
+        self.floor = floor
         self.golds = golds
         self._any_gold = bool(golds[OVERALL].order.ge(0).any())
         self.ahead = {name: torch.zeros_like(query.rows) for name in golds}
@@ -104,11 +109,10 @@ class Scan:
 
         undecided: dict[str, Tensor] = {}
         for name in self.counted:
-            score = self.golds[name].score[:, None]
-            lower, upper = bounds[name].lower, bounds[name].upper
-            ahead = lower > score + margins[name]
-            self.ahead[name] += ahead.sum(dim=1)
-            undecided[name] = (upper >= score - margins[name]).logical_and_(ahead.logical_not_())
+            score = self.golds[name].score
+            ahead = above(bounds[name].lower, score + margins[name])
+            self.ahead[name] += ahead.view(torch.uint8).sum(dim=1, dtype=torch.int32)  # bool is summed as int64
+            undecided[name] = at_least(bounds[name].upper, score - margins[name]).logical_and_(ahead.logical_not_())
         for name in self.counted:
             if bounds[name].exact:
                 pairs = _Pairs(*true_pairs(undecided[name]))
@@ -120,8 +124,8 @@ class Scan:
         for name in inexact:
             selected = selected | undecided[name]
         pairs = _Pairs(*true_pairs(selected))
-        top = maybe_top[pairs] & ~self._after_last(pairs, state_hashes[OVERALL], order)
-        of_name = {name: undecided[name][pairs] for name in inexact}
+        top = pairs.of(maybe_top) & ~self._after_last(pairs, state_hashes[OVERALL], order)
+        of_name = {name: pairs.of(undecided[name]) for name in inexact}
 
         # From bounds to tighter bounds to scores, each of the pairs that are left.
         steps = [self._tightened, self._scored] if self.query.prune else [self._scored]
@@ -129,22 +133,24 @@ class Scan:
             left = top.clone()
             for name in inexact:
                 left |= of_name[name]
-            if left.logical_not().any():
-                pairs, top = pairs.at(left), top[left]
-                of_name = {name: chosen[left] for name, chosen in of_name.items()}
+            kept = left.nonzero()[:, 0]
+            # Scores of decided pairs are never worth it; bounds of a few are, since the others need not be copied.
+            if step == self._scored or 2 * len(kept) < len(left):
+                pairs, top = pairs.at(kept), top.index_select(0, kept)
+                of_name = {name: chosen.index_select(0, kept) for name, chosen in of_name.items()}
             found = step(pairs, bounds, block)
             for name in inexact:
-                gold = self.golds[name].score[pairs.rows]
+                gold = self.golds[name].score.index_select(0, pairs.rows)
                 ahead = of_name[name] & (found[name].lower > gold + margins[name])
                 self.ahead[name].index_add_(0, pairs.rows, ahead.long())
                 of_name[name] = of_name[name] & ~ahead & (found[name].upper >= gold - margins[name])
             lower, upper = found[OVERALL].lower, found[OVERALL].upper
             threshold = torch.maximum(threshold, kth_largest(pairs.rows[top], lower[top], self.top.k, len(threshold)))
-            top = top & (upper >= (threshold - margins[OVERALL])[pairs.rows])
+            top = top & (upper >= (threshold - margins[OVERALL]).index_select(0, pairs.rows))
 
         for name in inexact:
-            self._count_exactly(name, pairs.at(of_name[name]), block, state_hashes, order)
-        self._merge(pairs.at(top), block, state_hashes[OVERALL], order)
+            self._count_exactly(name, pairs.at(of_name[name].nonzero()[:, 0]), block, state_hashes, order)
+        self._merge(pairs.at(top.nonzero()[:, 0]), block, state_hashes[OVERALL], order)
 
     @property
     def counted(self) -> tuple[str, ...]:
@@ -153,20 +159,22 @@ class Scan:
 
     def _top_candidates(self, overall: Bounds, margin: Tensor) -> tuple[Tensor, Tensor]:
         """Which entities may belong to the top, bool ``[rows, entities]``, and their minimum scores, ``[rows]``."""
-        threshold = self.top.last
-        reaches = overall.upper >= (threshold - margin)[:, None]
-        if overall.lower.shape[1] >= self.top.k and reaches.count_nonzero() > _MANY * self.top.order.numel():
+        threshold = self.top.last if self.floor is None else torch.maximum(self.top.last, self.floor)
+        reaches = at_least(overall.upper, threshold - margin)
+        known = self.floor is not None or overall.lower.shape[1] < self.top.k
+        if not known and reaches.count_nonzero() > _MANY * self.top.order.numel():
             # The k-th largest lower bound excludes every entity below it.
             threshold = torch.maximum(threshold, overall.lower.topk(self.top.k, dim=1).values[:, -1])
-            reaches = overall.upper >= (threshold - margin)[:, None]
+            reaches = at_least(overall.upper, threshold - margin)
         return reaches, threshold
 
     def _after_last(self, pairs: _Pairs, state_hashes: Tensor, order: Tensor) -> Tensor:
         """Whether an entity comes after the last of a list that has the same state, and so the same score."""
         last_hash, last_order = self.top.state_hashes[:, -1], self.top.order[:, -1]
         rows, columns = pairs
-        last = last_order[rows]
-        return (state_hashes[columns] == last_hash[rows]) & (order[columns] > last) & last.ge(0)
+        last = last_order.index_select(0, rows)
+        same = state_hashes.index_select(0, columns) == last_hash.index_select(0, rows)
+        return same & (order.index_select(0, columns) > last) & last.ge(0)
 
     def _tightened(self, pairs: _Pairs, bounds: dict[str, Bounds], block: Block) -> dict[str, Bounds]:
         return self.query.matcher.tighten(bounds, self.query.mentions, block.states, *pairs)
@@ -181,7 +189,8 @@ class Scan:
         if len(pairs.rows) > _TIES * self.top.order.numel():
             # Many ties: of entities with equal states, only the first k can be in a list.
             columns = pairs.columns
-            pairs = pairs.at(first_of_each_hash(pairs.rows, state_hashes[columns], order[columns], self.top.k))
+            first = first_of_each_hash(pairs.rows, state_hashes[columns], order[columns], self.top.k)
+            pairs = pairs.at(first.nonzero()[:, 0])
         rows, columns = pairs
         exact = self.query.exact(rows, pick(block.states, columns))
         self.top.merge(rows, order[columns], state_hashes[columns], exact)
@@ -189,7 +198,7 @@ class Scan:
     def _scores(self, pairs: _Pairs, bounds: dict[str, Bounds], block: Block) -> dict[str, Tensor]:
         """Float32 scores of selected pairs by name, ``[pairs]``."""
         rows, columns = pairs
-        scores = {name: bounds[name].lower[rows, columns] for name in self.query.matcher.units}
+        scores = {name: pairs.of(bounds[name].lower) for name in self.query.matcher.units}
         expensive = tuple(name for name in scores if not bounds[name].exact)
         if expensive and len(rows) > _SCORE_ALL * bounds[OVERALL].lower.numel():
             scored = self.query.matcher.score(self.query.mentions, block.states)
@@ -237,7 +246,8 @@ def _parts(rows: Tensor) -> list[slice]:
         if end - begin >= _OF_ONE_MENTION:
             if begin > start:
                 parts.append(slice(start, begin))
-            parts += [slice(first, min(first + at_once, end)) for first in range(begin, end, at_once)]
+            most = _MULTIPLE * at_once
+            parts += [slice(first, min(first + most, end)) for first in range(begin, end, most)]
             start = end
         elif end - start >= at_once:
             parts.append(slice(start, end))
@@ -252,9 +262,13 @@ class _Pairs(NamedTuple):
     rows: Tensor
     columns: Tensor
 
-    def at(self, chosen: Tensor) -> _Pairs:
-        """Some of the pairs, bool ``[pairs]``."""
-        return _Pairs(self.rows[chosen], self.columns[chosen])
+    def at(self, kept: Tensor) -> _Pairs:
+        """Some of the pairs, by their numbers in ascending order, int64 ``[n]``."""
+        return _Pairs(self.rows.index_select(0, kept), self.columns.index_select(0, kept))
+
+    def of(self, matrix: Tensor) -> Tensor:
+        """The pairs' values, ``[pairs]`` of ``[rows, entities]``."""
+        return at_pairs(matrix, *self)
 
 
 def with_overall(state_hashes: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from mimic_pl.ranking.exact import ExactScores
+from mimic_pl.ranking.floor import floor
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.scan import Golds, Query, Scan, require_finite_states, with_overall
 from mimic_pl.ranking.stored_states import pick
@@ -110,8 +111,10 @@ class Search:
 
     def scan(self, golds: dict[str, Golds], pairs: int) -> Scan:
         """Go through the entities that this process holds, so many pairs at a time."""
-        scan = Scan(self._query, golds)
-        for order, block in self.index.blocks(block_size(self.index, pairs, len(self._query.rows))):
+        query, size = self._query, block_size(self.index, pairs, len(self._query.rows))
+        found = floor(query.matcher, query.mentions, self.index, query.top_k, size) if query.prune else None
+        scan = Scan(query, golds, found)
+        for order, block in self.index.blocks(size):
             scan.add(block, order)
         return scan
 

@@ -1,4 +1,4 @@
-"""Selected pairs of a block: where a mask is true, and the k-th best of each row."""
+"""Selected pairs of a block: where scores reach a row's value or a mask is true, and the k-th best of each row."""
 
 from __future__ import annotations
 
@@ -20,6 +20,25 @@ def true_pairs(mask: Tensor) -> tuple[Tensor, Tensor]:
     flat = torch.from_numpy(np.flatnonzero(mask.numpy()))
     rows = flat.div(mask.shape[1], rounding_mode="floor") if mask.shape[1] else flat
     return rows, flat - rows * mask.shape[1]
+
+
+def above(values: Tensor, least: Tensor) -> Tensor:
+    """Where values are greater than their row's ``least``, bool ``[rows, columns]``.
+
+    Args:
+        values: ``[rows, columns]``.
+        least: ``[rows]``.
+    """
+    if values.device.type != "cpu":
+        return values > least[:, None]
+    return torch.from_numpy(np.greater(values.numpy(), least[:, None].numpy()))  # in a third of torch's time
+
+
+def at_least(values: Tensor, least: Tensor) -> Tensor:
+    """Where values are greater than their row's ``least``, or equal, like :func:`above`."""
+    if values.device.type != "cpu":
+        return values >= least[:, None]
+    return torch.from_numpy(np.greater_equal(values.numpy(), least[:, None].numpy()))
 
 
 def kth_largest(rows: Tensor, values: Tensor, k: int, num_rows: int) -> Tensor:

@@ -127,12 +127,17 @@ class Cone(NamedTuple):
         start = 0
         for rays, count in zip(self.rays, counts, strict=True):
             part = slice(start, start + count)
-            if count:
+            if 2 * count > len(direction):  # copying most of the directions takes as long as the products
+                products = rays @ direction.T
+                lower[part], upper[part] = (
+                    extreme.index_select(0, columns[part]) for extreme in (products.amin(dim=0), products.amax(dim=0))
+                )
+            elif count:
                 products = rays @ direction.index_select(0, columns[part]).T
                 lower[part], upper[part] = products.amin(dim=0), products.amax(dim=0)
             start += count
-        length = direction.norm(dim=-1)[columns]
-        cosine, slack = self.cosine[rows], self._slack[rows] * length
+        length = direction.norm(dim=-1).index_select(0, columns)
+        cosine, slack = self.cosine.index_select(0, rows), self._slack.index_select(0, rows) * length
         wide = cosine < 0
         upper = torch.where(wide, length, torch.maximum(upper, upper * cosine).add_(slack)).minimum(length)
         lower = torch.where(wide, -length, torch.minimum(lower, lower * cosine).sub_(slack)).maximum(-length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from functools import reduce
 from typing import cast
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.utils.prune import BasePruningMethod
 from mimic_pl.construction import Recorded
 from mimic_pl.errors import ConfigError
 from mimic_pl.features import FeatureDims, Features
-from mimic_pl.units.base import Bounds, Side, Unit, UnitFactory
+from mimic_pl.units.base import Bounds, Side, Unit, UnitFactory, at_pairs
 from mimic_pl.units.cmfu import CMFU
 from mimic_pl.units.states import States
 from mimic_pl.units.tglu import TGLU
@@ -113,7 +114,7 @@ class Matcher(Recorded, nn.Module):
         Each pair is combined independently. A subclass that overrides it declares in :attr:`monotone` whether the
         overall score never decreases when a unit's score increases.
         """
-        return torch.stack(list(scores.values())).mean(dim=0)
+        return reduce(torch.add, scores.values()) / len(scores)
 
     @property
     def monotone(self) -> bool:
@@ -157,11 +158,11 @@ class Matcher(Recorded, nn.Module):
         """
         tighter = {}
         for name, unit in self.named_units():
-            lower = bounds[name].lower[rows, columns]
+            lower = at_pairs(bounds[name].lower, rows, columns)
             if bounds[name].exact:
                 tighter[name] = Bounds(lower, lower)
                 continue
-            upper = bounds[name].upper[rows, columns]
+            upper = at_pairs(bounds[name].upper, rows, columns)
             own = unit.tighten(mentions[name], entities[name], bounds[name], rows, columns)
             if own is not None:
                 lower, upper = torch.maximum(lower, own.lower), torch.minimum(upper, own.upper)
@@ -209,6 +210,20 @@ class Matcher(Recorded, nn.Module):
             return _vectors_of(unit, self._unit(unit).key_vector(entities[unit]))
         scales = {name: share.abs().sqrt() for name, share in self._contributions().items()}
         return _side_by_side({name: self._unit(name).key_vector(entities[name]) for name in scales}, scales, entities)
+
+    def vector_products(self, mentions: States, entities: States) -> Tensor | None:
+        """Products of :meth:`query_vectors` with :meth:`key_vectors`, ``[mentions, entities]``; None without vectors.
+
+        Units' vectors are multiplied one by one: for large blocks, joining them takes longer than multiplying them.
+        """
+        total: Tensor | None = None
+        for name, share in self._contributions().items():
+            query = self._unit(name).query_vector(mentions[name])
+            key = None if query is None else self._unit(name).key_vector(entities[name])
+            if query is not None and key is not None:
+                query = share * query
+                total = query @ key.T if total is None else total.addmm_(query, key.T)
+        return total
 
     def _unit(self, name: str) -> Unit:
         if name not in self.units:

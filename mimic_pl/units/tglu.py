@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from mimic_pl.features import FeatureDims, Features
 from mimic_pl.ranges import COUNT, in_range, one_of
 from mimic_pl.units.attention import global_to_local, global_to_local_pairs, mean_attention_pairs
-from mimic_pl.units.base import Bounds, State, Unit
+from mimic_pl.units.base import Bounds, State, Unit, at_pairs
 from mimic_pl.units.cone import Cone, centre
 from mimic_pl.units.kernel_choice import Kernel
 
@@ -91,7 +91,7 @@ class TGLU(Unit):
         """Bounds of S_T by all rays of the mentions' cones, ``[pairs]``."""
         assert bounds.known is not None
         lower, upper = self._cone(mentions).tighten(self._directions(entities), rows, columns)
-        known = bounds.known[rows, columns]
+        known = at_pairs(bounds.known, rows, columns)
         return Bounds(lower.add_(known), upper.add_(known))
 
     @staticmethod

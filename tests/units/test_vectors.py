@@ -106,6 +106,7 @@ def test_the_product_of_the_matcher_is_the_sum_that_the_units_contribute():
         found = matcher.query_vectors(of_mentions) @ matcher.key_vectors(of_entities).T
         expected = sum(weights[name] * scores[name] for name in units)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(matcher.vector_products(of_mentions, of_entities), found, rtol=1e-5, atol=1e-5)
         assert matcher.key_vectors(of_entities).shape == (9, 96 + 36 + 16)
 
 
@@ -117,8 +118,11 @@ def test_a_negative_contribution_turns_the_product_around():
     torch.manual_seed(5)
     matcher, mentions, entities = Difference(DIMS, {"one": CMFU, "other": CMFU}), drawn(5), drawn(9)
     states = matcher.mention(mentions), matcher.entity(entities)
-    found = matcher.query_vectors(states[0]) @ matcher.key_vectors(states[1]).T
-    torch.testing.assert_close(found, matcher.score(*states)["overall"] - 7, rtol=1e-5, atol=1e-5)
+    for found in (
+        matcher.query_vectors(states[0]) @ matcher.key_vectors(states[1]).T,
+        matcher.vector_products(*states),
+    ):
+        torch.testing.assert_close(found, matcher.score(*states)["overall"] - 7, rtol=1e-5, atol=1e-5)
 
 
 def test_without_vectors_the_width_is_zero():
@@ -126,3 +130,4 @@ def test_without_vectors_the_width_is_zero():
     matcher, features = Matcher(DIMS, {"words": Lexical, "others": Lexical}), drawn(4)._replace(extra=terms)
     assert matcher.query_vectors(matcher.mention(features)).shape == (4, 0)
     assert matcher.key_vectors(matcher.entity(features)).shape == (4, 0)
+    assert matcher.vector_products(matcher.mention(features), matcher.entity(features)) is None
