@@ -114,7 +114,9 @@ class Matcher(Recorded, nn.Module):
         Each pair is combined independently. A subclass that overrides it declares in :attr:`monotone` whether the
         overall score never decreases when a unit's score increases.
         """
-        return reduce(torch.add, scores.values()) / len(scores)
+        dtype = next(iter(scores.values())).dtype
+        wide = torch.promote_types(dtype, torch.float32)  # sums of half precision would be rounded at each step
+        return (reduce(torch.add, (score.to(wide) for score in scores.values())) / len(scores)).to(dtype)
 
     @property
     def monotone(self) -> bool:
