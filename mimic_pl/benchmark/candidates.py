@@ -22,9 +22,10 @@ from mimic_pl.benchmark.report import Line, Row, fact
 from mimic_pl.benchmark.settings import Settings
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.linking.candidates import CandidateSearch
-from mimic_pl.linking.mention_records import TYPE, Restriction
+from mimic_pl.linking.mention_records import Restriction
 from mimic_pl.model import MIMIC
 from mimic_pl.ranking import EntityIndex, IndexDtype, PartialIndex, Ranker
+from mimic_pl.ranking.text_columns import TYPE
 from mimic_pl.records import Entity, Mention
 from mimic_pl.remote_path import local_folder
 from mimic_pl.retrieval import retriever_of

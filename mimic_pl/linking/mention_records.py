@@ -13,11 +13,9 @@ from mimic_pl.errors import DataError
 from mimic_pl.knowledge_base import KnowledgeBase
 from mimic_pl.quoting import quoted
 from mimic_pl.ranking.lance_dataset import sql_text, storable
+from mimic_pl.ranking.text_columns import TYPE
 from mimic_pl.records import Mention
 from mimic_pl.retrieval import Allowed
-
-TYPE = "type"
-"""Field of an entity that a mention's ``entity_type`` is compared with."""
 
 _RESTRICTING = ("entity_type", "candidates", "filter")
 

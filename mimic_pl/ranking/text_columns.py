@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from urllib.parse import unquote
 
+TYPE = "type"
+"""Text field, and column, of an entity's type, with which a mention's ``entity_type`` is compared."""
+
 # A dot would be a part of a struct, a backtick ends a quoted name, a slash marks columns of states.
 _NOT_IN_A_COLUMN = re.compile(r"[%./`\x00-\x1f\x7f]")
 

@@ -151,9 +151,8 @@ class FaissStore(VectorStore):
         if allowed is not None:
             order = np.ascontiguousarray(allowed.order.cpu().numpy())
             options["sel"] = self._faiss.IDSelectorBatch(order)
-            # More lists the fewer are allowed, and so many that they have some times as many as there are to be found.
-            wider = round(probes * (len(self) / len(order)) ** 0.5)
-            probes = min(lists, max(wider, -(-_ENOUGH * k * lists // len(order))))
+            # So many lists that they have some times as many allowed entities as there are to be found.
+            probes = min(lists, max(self._widened(probes, allowed), -(-_ENOUGH * k * lists // len(order))))
         parameters = (
             self._faiss.SearchParameters(**options)
             if self._flat

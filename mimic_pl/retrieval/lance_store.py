@@ -16,7 +16,7 @@ from torch import Tensor
 from mimic_pl.ranking.lance_dataset import address_of, dataset_at, dataset_exists, lance, reading
 from mimic_pl.ranking.lance_rows import ORDER
 from mimic_pl.ranking.lance_writer import append_table, delete_dataset, remove_unfinished, writing
-from mimic_pl.ranking.text_columns import column_of
+from mimic_pl.ranking.text_columns import TYPE, column_of
 from mimic_pl.remote_path import Folder, local_folder
 from mimic_pl.retrieval.candidate_store import Numbers, Rows, Vectors, VectorStore
 from mimic_pl.retrieval.retriever import Allowed
@@ -52,8 +52,8 @@ class LanceStore(VectorStore):
         folder: Folder of the dataset.
         width: Width of the vectors; 0 for texts alone.
         index: Kind of vector index.
-        index_from: Entities from which on vectors are indexed; fewer are compared one by one.
-        probes: Partitions that a search looks into, of an index of lists.
+        index_from: Entities from which on vectors and types are indexed; fewer are compared one by one.
+        probes: Partitions that a search looks into, of an index of lists; more if few entities are allowed.
         effort: Entities that a search of a graph keeps in view, at least k.
     """
 
@@ -194,7 +194,7 @@ class LanceStore(VectorStore):
         nearest = {
             **{"column": VECTOR, "q": np.ascontiguousarray(vectors, np.float32), "k": k, "metric": "dot"},
             **({"ef": max(k, self.effort)} if "HNSW" in self.index else {}),
-            "nprobes": self.probes,
+            "nprobes": self._widened(self.probes, allowed),
         }
         with reading(self.folder):
             table = self._dataset.to_table(
@@ -241,6 +241,8 @@ class LanceStore(VectorStore):
         for column, options in texts.items():
             if rows and column.strip("#") not in known:
                 self._dataset.create_scalar_index(column, "INVERTED", column.strip("#"), stem=False, **options)
+        if rows >= self.index_from and TYPE not in known and TYPE in self._dataset.schema.names:
+            self._dataset.create_scalar_index(TYPE, "BITMAP", TYPE)
         if self.has_vectors and rows >= self.index_from and _VECTOR_INDEX not in known:
             graph = "HNSW" in self.index
             partitions = max(1, round(rows / _GRAPH) if graph else round(rows**0.5))

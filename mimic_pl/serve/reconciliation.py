@@ -20,12 +20,10 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 import mimic_pl
 from mimic_pl.links import Link, Links
 from mimic_pl.ranking.lance_dataset import sql_text
+from mimic_pl.ranking.text_columns import TYPE
 from mimic_pl.records import Entity
 from mimic_pl.serve.problems import documented, named
 from mimic_pl.serve.service import Service
-
-TYPE = "type"
-"""Text field of an entity that names its type."""
 
 DESCRIPTIONS = ("description", "desc", "attr")
 """Text fields of an entity that describe it, in the order in which they are looked for."""
