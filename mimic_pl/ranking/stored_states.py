@@ -33,7 +33,8 @@ class StoredState(Mapping[str, Tensor]):
             scale = self._columns.get(name + SCALE)
             # Moved before decoding: half or a quarter of the bytes.
             stored = self._columns[name].to(self._device, non_blocking=True)
-            self._decoded[name] = decode(stored, None if scale is None else scale.to(self._device))
+            decoded = decode(stored, None if scale is None else scale.to(self._device))
+            self._decoded[name] = decoded.contiguous()  # columns on disk are parts of rows
         return self._decoded[name]
 
     def __iter__(self) -> Iterator[str]:

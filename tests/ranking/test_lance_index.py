@@ -41,6 +41,7 @@ def test_the_index_on_disk_equals_the_one_in_memory(tmp_path, monkeypatch, dtype
             assert torch.equal(a.finite, b.finite)
             for name in ("query", "mask"):
                 assert torch.equal(a.states["text"][name], b.states["text"][name])
+                assert b.states["text"][name].is_contiguous()
     for name in ("query", "mask"):
         assert torch.equal(in_memory.select(chosen).states["text"][name], on_disk.select(chosen).states["text"][name])
     assert on_disk.ids == in_memory.ids and on_disk.entities(torch.arange(95)) == records(95)
