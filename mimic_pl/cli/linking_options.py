@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from jsonargparse import ArgumentParser, Namespace
-from lightning.pytorch.utilities import rank_zero_info
 
 from mimic_pl.errors import UsageError
 
@@ -80,6 +79,8 @@ def linker_for(knowledge_base: KnowledgeBase, given: Namespace, reranker: Rerank
     Raises:
         ConfigError: No model is given, and it is not known which one the knowledge base was built with.
     """
+    from lightning.pytorch.utilities import rank_zero_info
+
     from mimic_pl.linking import Linker
 
     linker = Linker.from_knowledge_base(knowledge_base, given.model, given.device, given.revision, reranker)
