@@ -63,7 +63,7 @@ class LanceStore(VectorStore):
         width: int,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
-        probes: int = 256,
+        probes: int = 192,
         effort: int = 200,
     ) -> None:
         super().__init__(width)
