@@ -11,7 +11,7 @@ from mimic_pl.ranking.engine import full_precision, in_float32, pairs_that_fit
 from mimic_pl.ranking.index import EntityIndex
 from mimic_pl.ranking.scan import OVERALL, block_bounds, margins_of, require_finite_states
 from mimic_pl.ranking.search import block_size
-from mimic_pl.ranking.selection import true_pairs
+from mimic_pl.ranking.selection import at_least, true_pairs
 from mimic_pl.units import Matcher, States
 
 
@@ -56,7 +56,7 @@ def challengers(
             require_finite_states(block, numbers)
             bounds = block_bounds(matcher, prepared, block.states, matcher.monotone)
             least = scores - margins_of(bounds, numbers, mention_rows)[OVERALL]
-            reaching, columns = true_pairs(bounds[OVERALL].upper >= least[:, None])
+            reaching, columns = true_pairs(at_least(bounds[OVERALL].upper, least))
             if matcher.monotone:
                 tighter = matcher.tighten(bounds, prepared, block.states, reaching, columns)
                 kept = tighter[OVERALL].upper >= least[reaching]

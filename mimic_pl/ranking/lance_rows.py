@@ -211,7 +211,7 @@ class RowFormat:
     def states(self, table: pa.Table) -> tuple[dict[str, Tensor], list[int]]:
         """Columns of the states of rows, each ``[n, ...]``, which share memory; also returns the damaged rows."""
         states = _to_torch(table.column(STATES)) if self.columns else torch.empty((len(table), 0), dtype=torch.uint8)
-        order = torch.from_numpy(table.column(ORDER).to_numpy().copy())
+        order = torch.tensor(table.column(ORDER).to_numpy())
         places = self._places()
         columns = {
             name: states[:, places[name]].view(column.dtype).reshape(len(table), *column.shape)
@@ -247,14 +247,13 @@ class RowFormat:
         """The bytes of each row's states, uint8 ``[rows, bytes]``."""
         packed = torch.zeros((rows, self._width), dtype=torch.uint8)
         for name, place in self._places().items():
-            values = columns[name].detach().cpu().reshape(rows, -1).contiguous()
-            packed[:, place] = values.view(torch.uint8)
+            packed[:, place] = _bytes(columns[name].detach().cpu()).view(rows, place.stop - place.start)
         return packed
 
     def _state_checksums(self, order: Tensor, states: Tensor) -> list[int]:
         # Seeded with names and dtypes, so that equal bytes in other columns are detected.
         seed = zlib.crc32(json.dumps(self._columns_as_json()).encode())
-        numbers, content = (_bytes(tensor) for tensor in (order, states))
+        numbers, content = (memoryview(_bytes(tensor).numpy().data) for tensor in (order, states))
         width = states.shape[1]
         return [
             zlib.crc32(content[row * width : (row + 1) * width], zlib.crc32(numbers[row * 8 : row * 8 + 8], seed))
@@ -297,8 +296,9 @@ def _to_arrow(states: Tensor) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(pa.array(states.reshape(-1).numpy()), states.shape[1])
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.contiguous().view(torch.uint8).reshape(-1).numpy().data)
+def _bytes(tensor: Tensor) -> Tensor:
+    """The bytes of a tensor, uint8 ``[bytes]``."""
+    return tensor.contiguous().view(torch.uint8).reshape(-1)
 
 
 def _to_torch(array: pa.ChunkedArray) -> Tensor:

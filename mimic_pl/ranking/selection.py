@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -29,16 +31,12 @@ def above(values: Tensor, least: Tensor) -> Tensor:
         values: ``[rows, columns]``.
         least: ``[rows]``.
     """
-    if values.device.type != "cpu":
-        return values > least[:, None]
-    return torch.from_numpy(np.greater(values.numpy(), least[:, None].numpy()))  # in a third of torch's time
+    return _compared(torch.gt, np.greater, values, least)
 
 
 def at_least(values: Tensor, least: Tensor) -> Tensor:
     """Where values are greater than their row's ``least``, or equal, like :func:`above`."""
-    if values.device.type != "cpu":
-        return values >= least[:, None]
-    return torch.from_numpy(np.greater_equal(values.numpy(), least[:, None].numpy()))
+    return _compared(torch.ge, np.greater_equal, values, least)
 
 
 def kth_largest(rows: Tensor, values: Tensor, k: int, num_rows: int) -> Tensor:
@@ -59,3 +57,10 @@ def kth_largest(rows: Tensor, values: Tensor, k: int, num_rows: int) -> Tensor:
     lists = values.new_full((num_rows, width), -torch.inf)
     lists[rows, places] = values
     return lists.topk(k, dim=1).values[:, -1]
+
+
+def _compared(compare: Callable[..., Tensor], on_cpu: np.ufunc, values: Tensor, least: Tensor) -> Tensor:
+    """Compare values with their row's ``least``, by NumPy on a CPU: in a third of torch's time."""
+    if values.device.type != "cpu" or values.dtype == torch.bfloat16:  # which NumPy does not have
+        return compare(values, least[:, None])
+    return torch.from_numpy(on_cpu(values.numpy(), least[:, None].numpy()))

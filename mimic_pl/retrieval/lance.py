@@ -18,8 +18,8 @@ class LanceRetriever(TwoChannelRetriever):
         unit: Unit whose vectors are searched; all units' by default.
         index: Lance's kind of index. ``IVF_RQ``, lists of vectors with some bits a number, finds as much as
             ``IVF_HNSW_SQ``, a graph, and is built in half of the time.
-        index_from: Entities from which on vectors are indexed; fewer are compared one by one.
-        probes: Partitions that a search looks into.
+        index_from: Entities from which on vectors and types are indexed; fewer are compared one by one.
+        probes: Partitions that a search looks into; more if few entities are allowed.
         effort: Entities that a search of a graph keeps in view, at least k.
     """
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from functools import reduce
 from typing import cast
 
 import torch
@@ -114,9 +113,7 @@ class Matcher(Recorded, nn.Module):
         Each pair is combined independently. A subclass that overrides it declares in :attr:`monotone` whether the
         overall score never decreases when a unit's score increases.
         """
-        dtype = next(iter(scores.values())).dtype
-        wide = torch.promote_types(dtype, torch.float32)  # sums of half precision would be rounded at each step
-        return (reduce(torch.add, (score.to(wide) for score in scores.values())) / len(scores)).to(dtype)
+        return torch.stack(list(scores.values())).mean(dim=0)
 
     @property
     def monotone(self) -> bool:

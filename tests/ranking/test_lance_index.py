@@ -15,6 +15,7 @@ from mimic_pl.errors import DataError, MachineError, StoreError
 from mimic_pl.ranking import IndexBuilder, LanceIndex, Ranker, Shard
 from mimic_pl.ranking.columns import to_columns
 from mimic_pl.ranking.lance_dataset import open_dataset
+from mimic_pl.ranking.lance_rows import RowFormat
 from mimic_pl.ranking.lance_writer import IndexWriter, mark_complete
 from tests.faults.catalogue import expect_fault
 from tests.launch import FORK, needs_fork
@@ -282,6 +283,18 @@ def flip_bit(path, place):
 def read_everything(folder):
     index = LanceIndex(folder)
     return content(index)
+
+
+def test_no_rows_are_a_table_without_rows():
+    columns = {"one": torch.empty(0, 3), "two": torch.empty(0, dtype=torch.int64)}
+    row_format = RowFormat.of(columns, {})
+    table = row_format.table([], torch.empty(0, dtype=torch.int64), columns)
+    found, damaged = row_format.states(table)
+    assert len(table) == 0 and damaged == []
+    assert {name: (t.dtype, tuple(t.shape)) for name, t in found.items()} == {
+        "one": (torch.float32, (0, 3)),
+        "two": (torch.int64, (0,)),
+    }
 
 
 def test_an_index_of_another_version_of_the_format(tmp_path, monkeypatch):
