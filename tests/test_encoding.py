@@ -128,7 +128,7 @@ def test_a_malformed_record_is_an_error(record, message):
 def test_the_image_policy_applies_to_records(tmp_path, caplog):
     record = {**SENTENCES[0], "image": tmp_path / "nowhere.jpg"}
     make_model().encode_mentions([record])
-    assert "1 images could not be used (1 missing)" in caplog.text
+    assert "1 image could not be used (1 missing)" in caplog.text
     with pytest.raises(DataError, match=r"nowhere.jpg is missing"):
         make_model(Processor(image_policy="error")).encode_mentions([record])
 

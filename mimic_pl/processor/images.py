@@ -317,8 +317,9 @@ class ImageReport:
             counts = Counter(self.failures.values())
             kinds = ", ".join(f"{counts[kind]} {kind}" for kind in sorted(counts))
             examples = ", ".join(sorted(self.failures)[:3])
+            images = "1 image" if len(self.failures) == 1 else f"{len(self.failures)} images"
             _log.warning(
-                f"{len(self.failures)} images could not be used ({kinds}), for example {examples}. Policy "
+                f"{images} could not be used ({kinds}), for example {examples}. Policy "
                 f"{policy!r}: {_OUTCOMES[policy]}. `mimic-pl doctor` lists the problems of a folder."
             )
         self.reported.update(self.failures)
