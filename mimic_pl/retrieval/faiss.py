@@ -18,7 +18,7 @@ class FaissRetriever(TwoChannelRetriever):
     It needs the package of ``pip install "mimic-pl[faiss]"``.
 
     Args:
-        k: Candidates per mention and channel.
+        k: Candidates per mention and channel; twice as many if only some entities are allowed.
         unit: Unit whose vectors are searched; all units' by default.
         index_from: Entities from which on vectors are in lists of similar ones; fewer are compared one by one.
         probes: Lists that a search looks into.

@@ -183,8 +183,9 @@ class FaissStore(VectorStore):
             self._index = faiss.IndexIVFScalarQuantizer(
                 quantizer, self.width, lists, faiss.ScalarQuantizer.QT_8bit, inner
             )
-            every = max(1, count // (_TRAINED_ON * lists))
-            self._index.train(np.concatenate([part[::every] for part in pending]).astype(np.float32))
+            rng, share = np.random.default_rng(0), min(1.0, _TRAINED_ON * lists / count)
+            some = [part[rng.random(len(part)) < share] for part in pending]
+            self._index.train(np.concatenate(some).astype(np.float32))
         start = 0
         for part in pending:
             self._index.add_with_ids(part.astype(np.float32), self._order[start : start + len(part)])

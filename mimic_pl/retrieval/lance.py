@@ -14,7 +14,7 @@ class LanceRetriever(TwoChannelRetriever):
     """Vectors and words in a Lance dataset in the folder of the knowledge base, ``candidates/lance``.
 
     Args:
-        k: Candidates per mention and channel.
+        k: Candidates per mention and channel; twice as many if only some entities are allowed.
         unit: Unit whose vectors are searched; all units' by default.
         index: Lance's kind of index. ``IVF_RQ``, lists of vectors with some bits a number, finds as much as
             ``IVF_HNSW_SQ``, a graph, and is built in half of the time.
@@ -30,7 +30,7 @@ class LanceRetriever(TwoChannelRetriever):
         unit: str | None = None,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
-        probes: int = 192,
+        probes: int = 100,
         effort: int = 200,
     ) -> None:
         super().__init__(k, unit)

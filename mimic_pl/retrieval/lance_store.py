@@ -40,6 +40,9 @@ _MOST_FRAGMENTS = 256
 _GRAPH = 250_000
 """Entities of one graph; partitions of a graph index are large, since each is searched separately."""
 
+_LISTS = 0.3
+"""Lists of vectors per square root of the number of entities: each costs as much time as some hundred vectors in it."""
+
 
 class LanceStore(VectorStore):
     """The dataset ``candidates/NAME`` in the folder of a knowledge base.
@@ -63,7 +66,7 @@ class LanceStore(VectorStore):
         width: int,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
-        probes: int = 192,
+        probes: int = 100,
         effort: int = 200,
     ) -> None:
         super().__init__(width)
@@ -245,7 +248,7 @@ class LanceStore(VectorStore):
             self._dataset.create_scalar_index(TYPE, "BITMAP", TYPE)
         if self.has_vectors and rows >= self.index_from and _VECTOR_INDEX not in known:
             graph = "HNSW" in self.index
-            partitions = max(1, round(rows / _GRAPH) if graph else round(rows**0.5))
+            partitions = max(1, round(rows / _GRAPH if graph else _LISTS * rows**0.5))
             self._dataset = self._dataset.create_index(
                 VECTOR, self.index, _VECTOR_INDEX, metric="dot", num_partitions=partitions
             )

@@ -18,7 +18,7 @@ class MilvusRetriever(TwoChannelRetriever):
     for one is read from the environment variable ``MILVUS_TOKEN``.
 
     Args:
-        k: Candidates per mention and channel.
+        k: Candidates per mention and channel; twice as many if only some entities are allowed.
         unit: Unit whose vectors are searched; all units' by default.
         uri: ``http://HOST:19530`` of a server or cluster, or a file, for Milvus Lite in one process.
         collection: Name of the collection; by default made from the folder of the knowledge base.

@@ -112,6 +112,9 @@ def test_conditions_hold_before_the_search(tmp_path, whole, engine):
             else ()
         ):
             assert 10 <= len(found) <= RARE and bool(torch.isin(found, allowed.order).all())
+    if linker.retriever:
+        some = linker.retriever.at(kb, linker.model).retrieve(queries_of(linker, mentions()), 4, allowed)
+        assert all(8 <= len(found) < RARE for found in some), "twice as many by vectors"
 
 
 @pytest.mark.parametrize("engine", some_slow(ENGINES, SLOW))
