@@ -36,7 +36,7 @@ class ExactScores:
         device = next(iter(state.values())).device
         # Apple's GPUs have no float64.
         self.device = torch.device("cpu") if device.type == "mps" else device
-        self.matcher = with_own_tensors(matcher).to(self.device).double()
+        self.matcher = with_own_tensors(matcher).to(self.device, torch.float64)
         self.mentions = mentions
 
     def __call__(self, rows: Tensor, entities: States, names: tuple[str, ...] | None = None) -> dict[str, Tensor]:

@@ -100,10 +100,6 @@ class CandidateStore(ABC):
 class VectorStore(CandidateStore):
     """A store that finds the entities whose vectors have the largest products with a mention's."""
 
-    def _widened(self, probes: int, allowed: Allowed | None) -> int:
-        """Lists to look into: the more, the fewer entities are allowed, as the nearest of these are farther away."""
-        return probes if allowed is None else round(probes * (len(self) / len(allowed.order)) ** 0.5)
-
     @abstractmethod
     def nearest(self, vectors: Vectors, k: int, allowed: Allowed | None) -> list[Tensor]:
         """Order numbers of the k nearest entities of each query, in any order.

@@ -151,8 +151,8 @@ class FaissStore(VectorStore):
         if allowed is not None:
             order = np.ascontiguousarray(allowed.order.cpu().numpy())
             options["sel"] = self._faiss.IDSelectorBatch(order)
-            # So many lists that they have some times as many allowed entities as there are to be found.
-            probes = min(lists, max(self._widened(probes, allowed), -(-_ENOUGH * k * lists // len(order))))
+            # To look at as many entities as without a condition, and at some times as many as are to be found.
+            probes = min(lists, -(-max(probes * len(self), _ENOUGH * k * lists) // len(order)))
         parameters = (
             self._faiss.SearchParameters(**options)
             if self._flat

@@ -30,7 +30,7 @@ class LanceRetriever(TwoChannelRetriever):
         unit: str | None = None,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
-        probes: int = 100,
+        probes: int = 256,
         effort: int = 200,
     ) -> None:
         super().__init__(k, unit)

@@ -40,9 +40,6 @@ _MOST_FRAGMENTS = 256
 _GRAPH = 250_000
 """Entities of one graph; partitions of a graph index are large, since each is searched separately."""
 
-_LISTS = 0.3
-"""Lists of vectors per square root of the number of entities: each costs as much time as some hundred vectors in it."""
-
 
 class LanceStore(VectorStore):
     """The dataset ``candidates/NAME`` in the folder of a knowledge base.
@@ -66,7 +63,7 @@ class LanceStore(VectorStore):
         width: int,
         index: VectorIndex = "IVF_RQ",
         index_from: int = 20_000,
-        probes: int = 100,
+        probes: int = 256,
         effort: int = 200,
     ) -> None:
         super().__init__(width)
@@ -197,7 +194,7 @@ class LanceStore(VectorStore):
         nearest = {
             **{"column": VECTOR, "q": np.ascontiguousarray(vectors, np.float32), "k": k, "metric": "dot"},
             **({"ef": max(k, self.effort)} if "HNSW" in self.index else {}),
-            "nprobes": self._widened(self.probes, allowed),
+            "nprobes": self._probes(allowed),
         }
         with reading(self.folder):
             table = self._dataset.to_table(
@@ -205,6 +202,10 @@ class LanceStore(VectorStore):
             )
             mention, order = (table.column(name).to_numpy() for name in ("query_index", ORDER))
         return [torch.from_numpy(order[mention == row].copy()) for row in range(len(vectors))]
+
+    def _probes(self, allowed: Allowed | None) -> int:
+        """Partitions to look into: the more, the fewer entities are allowed: their nearest are farther away."""
+        return self.probes if allowed is None else round(self.probes * (len(self) / len(allowed.order)) ** 0.25)
 
     def matching(self, column: str, texts: Sequence[str], k: int, allowed: Allowed | None) -> list[Tensor]:
         """Order numbers of the k entities that match each text best, by BM25 over a column.
@@ -248,7 +249,7 @@ class LanceStore(VectorStore):
             self._dataset.create_scalar_index(TYPE, "BITMAP", TYPE)
         if self.has_vectors and rows >= self.index_from and _VECTOR_INDEX not in known:
             graph = "HNSW" in self.index
-            partitions = max(1, round(rows / _GRAPH if graph else _LISTS * rows**0.5))
+            partitions = max(1, round(rows / _GRAPH if graph else rows**0.5))
             self._dataset = self._dataset.create_index(
                 VECTOR, self.index, _VECTOR_INDEX, metric="dot", num_partitions=partitions
             )
