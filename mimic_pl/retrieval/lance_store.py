@@ -203,10 +203,6 @@ class LanceStore(VectorStore):
             mention, order = (table.column(name).to_numpy() for name in ("query_index", ORDER))
         return [torch.from_numpy(order[mention == row].copy()) for row in range(len(vectors))]
 
-    def _probes(self, allowed: Allowed | None) -> int:
-        """Partitions to look into: the more, the fewer entities are allowed: their nearest are farther away."""
-        return self.probes if allowed is None else round(self.probes * (len(self) / len(allowed.order)) ** 0.25)
-
     def matching(self, column: str, texts: Sequence[str], k: int, allowed: Allowed | None) -> list[Tensor]:
         """Order numbers of the k entities that match each text best, by BM25 over a column.
 
@@ -233,6 +229,10 @@ class LanceStore(VectorStore):
                 )
             found.append(torch.from_numpy(table.column(ORDER).to_numpy().copy()))
         return found
+
+    def _probes(self, allowed: Allowed | None) -> int:
+        """Partitions to look into: more if few entities are allowed, whose nearest are farther away."""
+        return self.probes if allowed is None else round(self.probes * (len(self) / len(allowed.order)) ** 0.25)
 
     def _index(self) -> None:
         """Create the indexes that are missing, and update those that lack many rows."""
